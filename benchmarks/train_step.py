@@ -1,0 +1,126 @@
+"""Images a second of a whole training step, ours against torchvision's Faster R-CNN, alternating in one run.
+
+Both have the same backbone, image size, batch, anchors, sampling and optimizer; both are fed from memory, so decoding
+counts for neither. Ours includes its augmentation switched off, as torchvision's has none. Where the product computes
+a network in bf16 with channels last by default (wide networks on a CPU that has it), so does this benchmark.
+
+    python benchmarks/train_step.py --json
+"""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torchvision_twin import twin
+
+from qmimic.config import AugmentConfig, Recipe, ScheduleConfig
+from qmimic.data.targets import Targets
+from qmimic.models.detectors import build
+from qmimic.models.faster_rcnn import DetectorSpec
+from qmimic.precision import bf16_by_default
+from qmimic.train.objectives import Chance, DetectionObjective
+from qmimic.train.optimizer import build_optimizer
+
+NETWORKS = ("resnet18/16", "resnet18/1")
+BOXES = 8
+ANCHORS = tuple((side * ratio, side / ratio) for side in (24.0, 48.0, 96.0) for ratio in (0.71, 1.0, 1.41))
+STILL = AugmentConfig(flip=0, scale=(1, 1), shift=0, colour=0)
+
+
+def ours(spec: DetectorSpec, images: torch.Tensor, targets: Targets) -> Callable[[], None]:
+    """One training step of ours as a function."""
+    device = images.device
+    bf16 = bf16_by_default(spec.backbone, device)
+    objective = DetectionObjective(build(spec), STILL).to(device).train()
+    optimizer = build_optimizer(objective, ScheduleConfig())
+    chance = Chance(torch.Generator(device).manual_seed(0), torch.Generator(device).manual_seed(1))
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            losses = objective(images, targets, chance, 0.0)
+        optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+        losses["det_cls"].item()
+
+    return step
+
+
+def torchvisions(spec: DetectorSpec, images: torch.Tensor, targets: Targets) -> Callable[[], None]:
+    """One training step of torchvision's as a function."""
+    model = twin(build(spec)).to(images.device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, fused=True)
+    labelled = [
+        {"boxes": boxes, "labels": labels + 1} for boxes, labels in zip(targets.boxes, targets.labels, strict=True)
+    ]
+
+    def step() -> None:
+        losses = model(list(images.float() / 255), labelled)
+        optimizer.zero_grad()
+        torch.stack(list(losses.values())).sum().backward()
+        optimizer.step()
+        losses["loss_classifier"].item()
+
+    return step
+
+
+def made_batch(size: int, batch: int, device: torch.device) -> tuple[torch.Tensor, Targets]:
+    """Noise images with boxes of 20 to 100 pixels."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, generator=generator)
+    corner = torch.rand(batch, BOXES, 2, generator=generator) * (size - 100)
+    sides = 20 + 80 * torch.rand(batch, BOXES, 2, generator=generator)
+    labels = torch.randint(0, 3, (batch, BOXES), generator=generator)
+    return images.to(device), Targets(torch.cat([corner, corner + sides], -1), labels).to(device)
+
+
+def alternate(steps: dict[str, Callable[[], None]], repeats: int) -> dict[str, float]:
+    """Median seconds of each step, taken in turns so that a busy moment hits both."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(repeats + 2):
+        for name, step in steps.items():
+            began = time.perf_counter()
+            step()
+            if turn >= 2:
+                times[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def main() -> None:
+    """Print a table, or with --json one object last."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--networks", nargs="+", default=NETWORKS)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    device = torch.device(options.device)
+    images, targets = made_batch(options.size, options.batch, device)
+    settings = Recipe().detector.model_dump(exclude={"anchors"})
+    table = {}
+    for name in options.networks:
+        spec = DetectorSpec(
+            **settings, backbone=name, classes=("a", "b", "c"), size=(options.size, options.size), anchors=ANCHORS
+        )
+        seconds = alternate(
+            {"ours": ours(spec, images, targets), "torchvision": torchvisions(spec, images, targets)}, options.repeats
+        )
+        table[name] = {
+            "images_per_s": round(options.batch / seconds["ours"], 1),
+            "torchvision_images_per_s": round(options.batch / seconds["torchvision"], 1),
+            "ratio": round(seconds["torchvision"] / seconds["ours"], 2),
+        }
+        print(name, *(f"{key} {value}" for key, value in table[name].items()), sep="  ", flush=True)
+    if options.json:
+        print(json.dumps(table))
+
+
+if __name__ == "__main__":
+    main()

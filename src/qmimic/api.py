@@ -1,0 +1,81 @@
+"""The Python face: each line of work in a call or two, on the same functions as the command line."""
+
+from pathlib import Path
+
+from qmimic.config import DetectorConfig, Recipe
+from qmimic.data.loader import Loader
+from qmimic.data.sample import Dataset
+from qmimic.errors import InputError
+from qmimic.evaluate import detect_all
+from qmimic.models.checkpoint import load_detector
+from qmimic.models.detectors import Detector, build
+from qmimic.models.faster_rcnn import DetectorSpec
+from qmimic.pipeline.run import RunResult
+from qmimic.pipeline.run import train as run_recipe
+from qmimic.scores.summary import Scores, score
+from qmimic.train.loop import Watcher
+from qmimic.train.progress import Silent
+
+DEFAULT_ANCHORS = tuple((side * ratio, side / ratio) for side in (24.0, 48.0, 96.0) for ratio in (0.71, 1.0, 1.41))
+
+
+def build_detector(
+    name: str,
+    classes: tuple[str, ...],
+    size: tuple[int, int] = (256, 256),
+    anchors: tuple[tuple[float, float], ...] = DEFAULT_ANCHORS,
+    config: DetectorConfig | None = None,
+    seed: int = 0,
+) -> Detector:
+    """A Faster R-CNN with fresh weights.
+
+    Args:
+        name: backbone and width divisor, such as `resnet18/16`.
+        classes: class names; the index is the label.
+        size: height and width that images are fitted into, pixels, multiples of 16.
+        anchors: widths and heights in pixels; fit them to your boxes with `qmimic.models.anchors.fit_anchors`.
+        config: everything else around the backbone.
+        seed: of the weights.
+
+    Raises:
+        InputError: the backbone's name is unknown.
+    """
+    settings = (config or DetectorConfig()).model_dump(exclude={"anchors"})
+    return build(DetectorSpec(**settings, backbone=name, classes=classes, size=size, anchors=anchors), seed)
+
+
+def train(recipe: Recipe, watcher: Watcher | None = None) -> RunResult:
+    """Run a recipe: teacher, quantized teacher, baselines, student. What is done already is not done again.
+
+    Args:
+        recipe: from `load_recipe`, or `Recipe(...)`.
+        watcher: told of progress; none: silence.
+
+    Raises:
+        InputError: bad data, a weak teacher, a loss that is not finite, a folder that cannot be written.
+    """
+    return run_recipe(recipe, watcher or Silent())
+
+
+def evaluate(detector: Detector | Path | str, dataset: Dataset, split: str = "val", batch_size: int = 32) -> Scores:
+    """Scores of a detector on a split.
+
+    Args:
+        detector: a detector, or its file.
+        dataset: its classes are matched to the detector's by name.
+        split: name of the split.
+        batch_size: images at a time.
+
+    Raises:
+        InputError: the split is missing, or the dataset labels a class that the detector does not know.
+    """
+    if not isinstance(detector, Detector):
+        detector, _ = load_detector(Path(detector))
+    if split not in dataset.splits:
+        raise InputError(f"{dataset.name} has no split {split!r}; its splits: {', '.join(dataset.splits)}.")
+    if dataset.classes != detector.spec.classes:
+        raise InputError(
+            f"The detector knows {', '.join(detector.spec.classes)}, but {dataset.name} has the classes "
+            f"{', '.join(dataset.classes)}; evaluate it on data of its own classes."
+        )
+    return score(dataset, split, detect_all(detector.eval(), Loader(dataset, split, detector.spec.size, batch_size)))

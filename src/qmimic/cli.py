@@ -1,0 +1,181 @@
+"""The commands: they parse, call and print; no logic of their own."""
+
+import argparse
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from qmimic.errors import InputError
+
+EXIT_BAD_INPUT = 2
+OVERRIDES = "key.sub=value"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; the console script of the package.
+
+    Returns:
+        0; 1 if `data check` found something to mend; 2 after bad input or Ctrl-C, with one sentence on stderr.
+    """
+    options = parser().parse_args(arguments)
+    try:
+        code: int = options.run(options)
+        sys.stdout.flush()
+        return code
+    except InputError as error:
+        print(f"qmimic: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("qmimic: interrupted; the last checkpoint is kept, the same command goes on from it.", file=sys.stderr)
+    except BrokenPipeError:  # the reader of our output has gone
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        sys.stderr.close()
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(
+            f"qmimic: {where}{error.strerror or error}; check the path, its permissions and the disk.", file=sys.stderr
+        )
+    return EXIT_BAD_INPUT
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar."""
+    from qmimic.config import settings
+
+    top = argparse.ArgumentParser(prog="qmimic", description="Very tiny object detectors by quantization mimic.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    data = commands.add_parser("data", help="check or convert a labelled folder").add_subparsers(required=True)
+    check = data.add_parser("check", help="what is wrong with my labels, before any training")
+    check.add_argument("path", type=Path, help="folder of a dataset (VOC, COCO or YOLO)")
+    check.add_argument(
+        "--size", type=int, nargs=2, metavar=("H", "W"), default=(256, 256), help="training size, pixels"
+    )
+    check.add_argument("--json", action="store_true", help="print one JSON object")
+    check.set_defaults(run=_check)
+    convert = data.add_parser("convert", help="write a dataset in another format")
+    convert.add_argument("source", type=Path)
+    convert.add_argument("destination", type=Path, help="a new folder")
+    convert.add_argument("--to", required=True, choices=("voc", "coco", "yolo"))
+    convert.set_defaults(run=_convert)
+
+    keys = "\n".join(f"  {key:<34} {text}" for key, text in settings())
+    train = commands.add_parser(
+        "train",
+        help="recipe to run folder: teacher, quantized teacher, student, baselines",
+        epilog=f"keys, with their defaults:\n{keys}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    train.add_argument("recipe", type=Path, help="a YAML file, such as recipes/bccd.yaml")
+    train.add_argument("overrides", nargs="*", metavar=OVERRIDES, help="changes to the recipe, listed below")
+    train.set_defaults(run=_train)
+    schema = commands.add_parser("schema", help="print the recipe's JSON schema, for editors")
+    schema.set_defaults(run=_schema)
+
+    evaluate = commands.add_parser("eval", help="score a trained detector on a split")
+    evaluate.add_argument("detector", type=Path, help="a .safetensors file of a run")
+    evaluate.add_argument("--data", required=True, help="folder of a dataset, or synthetic:digits")
+    evaluate.add_argument("--split", default="val")
+    evaluate.add_argument("--detections", type=Path, help="also write the detections to this JSON file")
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object last")
+    evaluate.set_defaults(run=_evaluate)
+
+    predict = commands.add_parser("predict", help="draw what a detector finds in pictures")
+    predict.add_argument("detector", type=Path, help="a .safetensors file of a run")
+    predict.add_argument("images", type=Path, nargs="+")
+    predict.add_argument("--out", type=Path, required=True, help="folder for the drawn pictures")
+    predict.add_argument("--min-score", type=float, default=0.4)
+    predict.set_defaults(run=_predict)
+
+    score = commands.add_parser("score", help="score anyone's detections on a labelled split")
+    score.add_argument("--data", required=True, help="folder of a dataset")
+    score.add_argument("--split", default="val")
+    score.add_argument("--detections", type=Path, required=True, help="JSON list, as COCO results")
+    score.add_argument("--json", action="store_true", help="print one JSON object last")
+    score.set_defaults(run=_score)
+    return top
+
+
+def _check(options: argparse.Namespace) -> int:
+    from qmimic.data.check import check
+    from qmimic.data.formats import load_dataset
+
+    report = check(load_dataset(options.path), tuple(options.size))
+    print(json.dumps(report.as_json()) if options.json else report.as_text())
+    return report.exit_code
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from qmimic.data.convert import convert
+    from qmimic.data.formats import load_dataset
+
+    convert(load_dataset(options.source), options.destination, options.to)
+    print(f"Wrote {options.destination}.")
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from qmimic.config import load_recipe
+    from qmimic.pipeline.run import COLUMNS, rows, train
+    from qmimic.train.progress import Bar
+
+    recipe = load_recipe(options.recipe, options.overrides)
+    console = Console()
+    with Bar(console) as bar:
+        result = train(recipe, bar)
+    table = Table(*COLUMNS, title=f"{recipe.name}, val split, seed {recipe.seed} (mAP and matching in %)")
+    for row in rows(result.results):
+        table.add_row(*row)
+    console.print(table)
+    for remark in result.remarks:
+        console.print(remark, highlight=False, soft_wrap=True)
+    console.print(f"Table: {result.folder / 'results.md'}   pictures: {result.folder / 'examples.png'}", soft_wrap=True)
+    console.print(f"To ship: {result.student}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _schema(options: argparse.Namespace) -> int:
+    from qmimic.config import Recipe
+
+    print(json.dumps(Recipe.model_json_schema(), indent=1))
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from qmimic.api import evaluate
+    from qmimic.data.formats import load_dataset
+    from qmimic.models.checkpoint import load_detector
+
+    detector, _ = load_detector(options.detector)
+    scores, found = evaluate(detector, load_dataset(options.data), options.split)
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from qmimic.data.images import read_image
+    from qmimic.draw import draw
+    from qmimic.files import replacing
+    from qmimic.models.checkpoint import load_detector
+    from qmimic.predict import predict
+
+    detector, _ = load_detector(options.detector)
+    for path in options.images:
+        image = read_image(path)
+        found = predict(detector, image, options.min_score)
+        target = options.out / f"{path.stem}.png"
+        with replacing(target) as temporary:
+            draw(image, found, detector.spec.classes, options.min_score).save(temporary)
+        print(f"{path}: {len(found.boxes)} objects, drawn in {target}")
+    return 0
+
+
+def _score(options: argparse.Namespace) -> int:
+    from qmimic.data.formats import load_dataset
+    from qmimic.scores.detections_file import read_detections
+    from qmimic.scores.summary import score
+
+    return 0

@@ -1,0 +1,312 @@
+"""The recipe: every setting of a run, typed, checked when it is read, saved resolved in the run folder.
+
+Knows nothing of the code that uses it. A recipe is YAML on disk; `key.sub=value` on the command line changes it.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from qmimic.errors import InputError
+from qmimic.files import write_text
+
+MAX_RECIPE_BYTES = 1 << 20
+
+
+class Section(BaseModel):
+    """A part of a recipe: no unknown keys, no NaN, immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """What is trained on, and at which size."""
+
+    root: str = Field("synthetic:digits", description="folder of a dataset (VOC, COCO or YOLO), or synthetic:digits")
+    train: str = Field("train", description="name of the split to train on")
+    val: str = Field("val", description="name of the split to report on")
+    size: tuple[int, int] = Field((128, 128), description="height and width that images are fitted into, pixels")
+    drop_bad_boxes: bool = Field(False, description="go on without the boxes and images that `data check` refuses")
+    cache_mib: int = Field(2048, ge=0, description="decoded images kept in memory at most, MiB")
+
+    @model_validator(mode="after")
+    def _sizes(self) -> "DataConfig":
+        if any(side % 16 or not 32 <= side <= 4096 for side in self.size):
+            raise ValueError("data.size needs multiples of 16 from 32 to 4096")
+        return self
+
+
+class DetectorConfig(Section):
+    """The detector around the backbone, the same for teacher and student."""
+
+    architecture: Literal["faster_rcnn"] = Field("faster_rcnn", description="kind of detector")
+    output_stride: Literal[16, 8] = Field(16, description="pixels from one entry of the feature map to the next")
+    anchors: tuple[tuple[float, float], ...] | None = Field(
+        None,
+        description="anchor widths and heights in pixels at data.size; none: fitted to the training boxes",
+    )
+    anchor_count: int = Field(9, ge=1, le=64, description="anchors fitted for each place of the map")
+    roi_pooling: Literal["align", "pool"] = Field("align", description="RoIAlign or RoIPool")
+    roi_size: int = Field(5, ge=1, le=14, description="bins of a pooled region on each side")
+    head_width: int | None = Field(None, ge=1, description="units of the two-layer head; none: 1024 / width divisor")
+    rpn_samples: int = Field(128, ge=2, description="anchors sampled for the RPN losses, an image")
+    roi_samples: int = Field(64, ge=4, description="regions sampled for the head's losses, an image")
+    pre_nms: int = Field(256, ge=1, le=4096, description="best anchors that enter the RPN's suppression, an image")
+    post_nms: int = Field(64, ge=1, le=2048, description="proposals that leave it, an image")
+    score_threshold: float = Field(0.02, ge=0, lt=1, description="lowest score of a detection")
+    nms_threshold: float = Field(0.5, gt=0, lt=1, description="largest IoU of two detections of a class")
+    max_detections: int = Field(100, ge=1, le=1000, description="detections kept, an image")
+
+
+class AugmentConfig(Section):
+    """Random views of a training image, drawn for whole batches."""
+
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a left-right flip")
+    flip_vertical: float = Field(0.0, ge=0, le=1, description="probability of an up-down flip")
+    scale: tuple[float, float] = Field((0.8, 1.25), description="smallest and largest zoom")
+    shift: float = Field(0.1, ge=0, le=0.5, description="largest shift, as a share of the image's side (a crop)")
+    colour: float = Field(0.2, ge=0, le=1, description="largest change of brightness, contrast and saturation")
+
+    @model_validator(mode="after")
+    def _scales(self) -> "AugmentConfig":
+        if not 0.1 <= self.scale[0] <= self.scale[1] <= 10:
+            raise ValueError("augment.scale needs 0.1 <= smallest <= largest <= 10")
+        return self
+
+
+class ScheduleConfig(Section):
+    """How long and how fast one network is trained."""
+
+    steps: int = Field(1200, ge=1, description="optimizer steps")
+    batch_size: int = Field(16, ge=1, le=1024, description="images a step, over all processes")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="both fused")
+    learning_rate: float = Field(2e-3, gt=0, description="peak learning rate")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    weight_decay: float = Field(1e-2, ge=0, description="on weights of convolutions and linear layers only")
+    warmup_steps: int = Field(50, ge=0, description="steps of linear warm-up")
+    decay: Literal["cosine", "step", "constant"] = Field("cosine", description="shape of the learning rate")
+    milestones: tuple[float, ...] = Field((0.67, 0.89), description="shares of the steps after which `step` decays")
+    gamma: float = Field(0.1, gt=0, le=1, description="factor of one such decay")
+    clip_norm: float = Field(5.0, ge=0, description="largest gradient norm; 0: no clipping")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0: none")
+    evaluate_every: int = Field(300, ge=1, description="steps from one mAP on val to the next")
+    checkpoint_every: int = Field(100, ge=1, description="steps from one checkpoint to the next")
+
+
+class TeacherConfig(ScheduleConfig):
+    """The large detector."""
+
+    backbone: str = Field("resnet18/4", description="family and width divisor")
+    weights: str | None = Field(
+        None, description="backbone weights to start from: a safetensors file, torchvision's names"
+    )
+    min_map: float = Field(0.3, ge=0, le=1, description="mAP@0.5 on val below which a teacher is refused as too weak")
+
+
+class QuantizedTeacherConfig(ScheduleConfig):
+    """The fine-tuning of the teacher on its own quantized map."""
+
+    steps: int = Field(200, ge=0, description="optimizer steps; 0: quantize without fine-tuning")
+    learning_rate: float = Field(3e-4, gt=0, description="peak learning rate")
+    warmup_steps: int = Field(20, ge=0, description="steps of linear warm-up")
+
+
+class StudentConfig(ScheduleConfig):
+    """The very tiny detector. Every arm (scratch, mimic, quantization mimic) has this same schedule."""
+
+    backbone: str = Field("resnet18/16", description="family and width divisor")
+    weights: str | None = Field(
+        None, description="backbone weights to start from: a safetensors file, torchvision's names"
+    )
+    quantize_map: bool = Field(False, description="every student's own heads see its map quantized by the teacher's s")
+
+
+class QuantizerConfig(Section):
+    """How a feature map is quantized."""
+
+    kind: Literal["uniform", "power_of_two"] = Field("uniform", description="{0, s, 2s, 3s, ..} or {0, s, 2s, 4s, ..}")
+    stride: float = Field(1.0, gt=0, description="s, the step of the dictionary")
+    relative: bool = Field(True, description="s counts in units of the map's rms on training images (portable)")
+    upper: int | None = Field(None, ge=1, le=65535, description="index of the highest level; none: no upper limit")
+    per_channel: bool = Field(False, description="rms, and so s, for every channel instead of for the whole map")
+
+
+MimicMode = Literal["none", "mimic", "quantization", "teacher_only", "student_only"]
+
+
+class MimicConfig(Section):
+    """What the student imitates, and how. What the paper leaves open is a switch here, the same for every arm."""
+
+    mode: MimicMode = Field("quantization", description="which maps are quantized: both, neither, one; none: no mimic")
+    weight: float = Field(1.0, ge=0, description="lambda of METHOD's total loss; its meaning depends on `normalize`")
+    normalize: Literal["paper", "entry"] = Field(
+        "entry",
+        description="paper: 1/(2N) sum of squares; entry: mean of squares over entries, divided by rms^2",
+    )
+    adaptor_relu: bool = Field(True, description="ReLU after the adaptor r, before Q")
+    order: Literal["quantize_pool", "pool_quantize"] = Field("quantize_pool", description="quantize maps or regions")
+    pooling: Literal["align", "pool"] = Field("align", description="how regions are pooled for the mimic loss")
+    regions: Literal["teacher", "student", "ground_truth", "random", "map"] = Field(
+        "teacher", description="whose regions are matched; map: every entry of the whole map"
+    )
+    with_truth: bool = Field(True, description="ground-truth boxes join the regions, ahead of them")
+    region_count: int = Field(32, ge=1, le=1024, description="regions an image")
+    map_steps: float = Field(0.0, ge=0, lt=1, description="share of the steps that match the whole map alone, first")
+    last_step: float = Field(1.0, gt=0, le=1, description="share of the steps after which detection goes on alone")
+
+    @model_validator(mode="after")
+    def _phases(self) -> "MimicConfig":
+        if self.last_step < self.map_steps:
+            raise ValueError("mimic.last_step needs to be at least mimic.map_steps")
+        return self
+
+
+class RunConfig(Section):
+    """Where the run goes and how it computes."""
+
+    dir: str | None = Field(None, description="run folder; none: runs/NAME")
+    threads: int = Field(0, ge=0, description="CPU threads; 0: one for each core")
+    device: Literal["auto", "cpu"] = Field("auto", description="auto: a GPU where there is one")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 for wide networks where it pays")
+
+
+Arm = Literal["scratch", "mimic"]
+
+
+class Recipe(Section):
+    """A whole run: data, teacher, quantized teacher, student and the baselines beside it."""
+
+    name: str = Field("demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run")
+    seed: int = Field(0, ge=0, lt=2**31, description="one seed gives one result")
+    baselines: tuple[Arm, ...] = Field(("scratch",), description="students of equal schedule trained beside it")
+    data: DataConfig = DataConfig()
+    detector: DetectorConfig = DetectorConfig()
+    augment: AugmentConfig = AugmentConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    quantized_teacher: QuantizedTeacherConfig = QuantizedTeacherConfig()
+    student: StudentConfig = StudentConfig()
+    quantizer: QuantizerConfig = QuantizerConfig()
+    mimic: MimicConfig = MimicConfig()
+    run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _pairs(self) -> "Recipe":
+        if self.data.train == self.data.val:
+            raise ValueError("data.train and data.val name the same split; scores on training images say nothing")
+        if self.mimic.regions == "map" and self.mimic.order == "pool_quantize":
+            raise ValueError(
+                "mimic.regions=map pools nothing, so mimic.order=pool_quantize has no meaning; leave it out"
+            )
+        if self.student.quantize_map and self.quantizer.per_channel:
+            raise ValueError("student.quantize_map needs one s for the whole map; set quantizer.per_channel=false")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.run.dir or f"runs/{self.name}")
+
+
+def load_recipe(path: Path | None, overrides: list[str]) -> Recipe:
+    """Read a recipe and apply `key.sub=value` overrides, whose values are YAML.
+
+    Raises:
+        InputError: the file is missing, not YAML, or has an unknown key (the nearest one is named) or a bad value.
+    """
+    tree: Any = {}
+    if path is not None:
+        try:
+            with path.open("rb") as file:
+                raw = file.read(MAX_RECIPE_BYTES + 1)
+        except OSError as error:
+            raise InputError(f"Cannot read the recipe {path}: {error.strerror}.") from error
+        if len(raw) > MAX_RECIPE_BYTES:
+            raise InputError(f"{path} is over 1 MiB, which no recipe is; name a recipe's YAML file.")
+        tree = _parse_yaml(raw.decode("utf-8", "replace"), str(path))
+        if tree is None:
+            tree = {}
+        if not isinstance(tree, dict):
+            raise InputError(f"{path} is not a recipe: it needs `key: value` lines.")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise InputError(f"{override!r} is not an override; write key.sub=value, for example data.root=photos/.")
+        node = tree
+        *parents, leaf = key.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                raise InputError(f"In {override!r}, {parent} is a value, not a section; see `qmimic train --help`.")
+        node[leaf] = _parse_yaml(value, override)
+    return recipe_from(tree, str(path) if path else "the overrides")
+
+
+def recipe_from(tree: dict[str, Any], source: str) -> Recipe:
+    """A checked recipe from plain values.
+
+    Raises:
+        InputError: an unknown key, a value of the wrong type, or settings that exclude each other.
+    """
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(f"In {source}: {explain(error)}") from error
+
+
+def explain(error: ValidationError) -> str:
+    """The first fault of a validation as one sentence that names the key, the fault and the fix."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = [name for name, _ in settings()]
+        near = get_close_matches(key, known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else "`qmimic train --help` lists the keys."
+        return f"unknown key {key!r}; {hint}"
+    message = first["msg"].removeprefix("Value error, ")
+    given = first.get("input")
+    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
+    return f"{key}: {message}{shown}." if key and not message.startswith(key) else f"{message}."
+
+
+def settings(section: type[Section] = Recipe, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every key of a recipe with its default and description, in order."""
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            yield prefix + name, (kind.__doc__ or "").splitlines()[0]
+            yield from settings(kind, f"{prefix}{name}.")
+        else:
+            choices = get_args(kind) if getattr(kind, "__origin__", None) is Literal else ()
+            default = "none" if field.default is None else _plain(field.default)
+            extra = f"; one of {', '.join(map(str, choices))}" if choices else ""
+            yield prefix + name, f"{field.description} [{default}{extra}]"
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the resolved recipe as YAML."""
+    write_text(path, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+
+
+def fingerprint(*parts: object) -> str:
+    """Twelve hexadecimal digits that name a combination of settings; equal settings, equal name."""
+    plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _plain(value: object) -> str:
+    return json.dumps(value) if not isinstance(value, str) else value
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        line = getattr(getattr(error, "problem_mark", None), "line", None)
+        where = f" (line {line + 1})" if line is not None else ""
+        raise InputError(f"{source} is not valid YAML{where}; mend it or start from a file in recipes/.") from error

@@ -1,0 +1,73 @@
+"""Random views of a whole batch: one affine map (flip, scale, crop) and one colour map for each image."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qmimic.boxes import area, clip
+from qmimic.config import AugmentConfig
+from qmimic.data.letterbox import FILL
+from qmimic.data.targets import IGNORED, Targets
+
+MIN_VISIBLE = 0.3  # a box of which less is left is ignored
+LUMA = (0.299, 0.587, 0.114)
+
+
+def augment(
+    images: Tensor, targets: Targets, config: AugmentConfig, generator: torch.Generator
+) -> tuple[Tensor, Targets]:
+    """A random view of every image.
+
+    Args:
+        images: uint8 [B, 3, H, W].
+        targets: boxes in pixels of these images.
+        config: how far views may go.
+        generator: the only source of chance.
+
+    Returns:
+        Images [B, 3, H, W] in 0..255, uint8 if no view needs more, else float32, padded where a view leaves the
+        image; and the targets moved along: boxes that have mostly left the view are ignored.
+    """
+    batch, _, height, width = images.shape
+    drawn = torch.rand(batch, 8, generator=generator, device=images.device)
+    low, high = config.scale
+    scale = low * (high / low) ** drawn[:, 0]
+    mirror_x = 1 - 2 * (drawn[:, 1] < config.flip).float()
+    mirror_y = 1 - 2 * (drawn[:, 2] < config.flip_vertical).float()
+    shift = (2 * drawn[:, 3:5] - 1) * 2 * config.shift  # in the -1..1 coordinates of the view
+    if low == high == 1 and config.shift == 0:
+        # Flips alone stay in uint8: a quarter of the memory traffic.
+        pixels = torch.where((mirror_x < 0).view(-1, 1, 1, 1), images.flip(3), images) if config.flip else images
+        pixels = torch.where((mirror_y < 0).view(-1, 1, 1, 1), pixels.flip(2), pixels) if config.flip_vertical else pixels
+        pixels = _recolour(pixels, drawn[:, 5:8], config.colour)
+    else:
+        # Output position p shows input position (p - shift) / (scale * mirror).
+        inverse = torch.stack([mirror_x / scale, mirror_y / scale], 1)
+        theta = torch.cat([torch.diag_embed(inverse), (-shift * inverse)[..., None]], 2)
+        grid = F.affine_grid(theta, [batch, 3, height, width], align_corners=False)
+        fill = drawn.new_tensor(FILL).view(1, 3, 1, 1)
+        moved = F.grid_sample(images - fill, grid, padding_mode="zeros", align_corners=False).add_(fill)
+        pixels = _recolour(moved, drawn[:, 5:8], config.colour)
+
+    half = drawn.new_tensor([width, height]) / 2
+    gain = torch.stack([scale * mirror_x, scale * mirror_y], 1)[:, None]
+    corners = (targets.boxes.unflatten(2, (2, 2)) - half) * gain[:, None] + (half * (1 + shift))[:, None, None]
+    boxes = torch.cat([corners.amin(2), corners.amax(2)], -1)
+    seen = clip(boxes, (height, width))
+    hidden = (area(seen) < MIN_VISIBLE * area(boxes)) & (targets.labels >= 0)
+    return pixels, Targets(seen, targets.labels.masked_fill(hidden, IGNORED))
+
+
+def _recolour(pixels: Tensor, drawn: Tensor, strength: float) -> Tensor:
+    """Brightness, contrast and saturation as one 3x3 matrix and one offset an image, from chances [B, 3]."""
+    if strength == 0:
+        return pixels
+    pixels = pixels.float()
+    brightness, contrast, saturation = (1 + strength * (2 * drawn - 1)).unbind(1)
+    grey = drawn.new_tensor(LUMA).expand(3, 3)
+    mix = saturation.view(-1, 1, 1) * torch.eye(3, device=drawn.device) + (1 - saturation).view(-1, 1, 1) * grey
+    mix = mix * (brightness * contrast).view(-1, 1, 1)
+    # Contrast stretches about the image's own mean.
+    mean = pixels.mean((1, 2, 3)) * brightness
+    offset = (mean * (1 - contrast)).view(-1, 1, 1)
+    return torch.baddbmm(offset, mix, pixels.flatten(2)).clamp_(0, 255).view_as(pixels)

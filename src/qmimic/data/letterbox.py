@@ -1,0 +1,50 @@
+"""Fitting an image of any size into the network's fixed size, and boxes there and back."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+FILL = (124, 116, 104)  # the mean that the detector subtracts: padding becomes zero
+
+
+@dataclass(frozen=True)
+class Letterbox:
+    """How an image lies in the network's input: scaled, at the top left, the rest padded.
+
+    Attributes:
+        width, height: of the original image, pixels.
+        inner: (width, height) of the scaled image, pixels.
+    """
+
+    width: int
+    height: int
+    inner: tuple[int, int]
+
+    @property
+    def scale(self) -> NDArray[np.float32]:
+        """Factors of x1, y1, x2, y2 from the original to the network's input, [4]."""
+        x, y = self.inner[0] / self.width, self.inner[1] / self.height
+        return np.array([x, y, x, y], np.float32)
+
+    def undo(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Boxes [N, 4] of the network's input as boxes of the original image, clipped to it."""
+        limit = np.array([self.width, self.height, self.width, self.height], np.float32)
+        return np.clip(boxes / self.scale, 0, limit).astype(np.float32)
+
+
+def fit(width: int, height: int, size: tuple[int, int]) -> Letterbox:
+    """The letterbox of an image of width x height in an input of `size` (height, width)."""
+    scale = min(size[1] / width, size[0] / height)
+    inner = (min(size[1], max(1, round(width * scale))), min(size[0], max(1, round(height * scale))))
+    return Letterbox(width, height, inner)
+
+
+def letterbox(image: Image.Image, size: tuple[int, int]) -> tuple[NDArray[np.uint8], Letterbox]:
+    """The network's input uint8 [3, H, W] for an RGB picture, and how the picture lies in it."""
+    placed = fit(image.width, image.height, size)
+    canvas = Image.new("RGB", (size[1], size[0]), FILL)
+    # `reducing_gap` shrinks by whole factors first: far faster, and no visible difference at 3.
+    canvas.paste(image.resize(placed.inner, Image.Resampling.BILINEAR, reducing_gap=3.0))
+    return np.ascontiguousarray(np.asarray(canvas).transpose(2, 0, 1)), placed

@@ -1,0 +1,122 @@
+"""Batches of fixed shape. A batch is a function of the seed and the step alone, so a resumed run needs no state."""
+
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from qmimic.data.letterbox import Letterbox, letterbox
+from qmimic.data.sample import Dataset, Sample
+from qmimic.data.targets import IGNORED, PADDING, Targets
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images and labels as the network takes them.
+
+    Attributes:
+        images: uint8 [B, 3, H, W], RGB, letterboxed.
+        targets: boxes [B, M, 4] and labels [B, M]; M is the split's largest number of boxes.
+        placed: how each image lies in its input.
+        samples: where each image came from.
+    """
+
+    images: Tensor
+    targets: Targets
+    placed: tuple[Letterbox, ...]
+    samples: tuple[Sample, ...]
+
+
+class Loader:
+    """Decodes images once, keeps them as long as memory allows, and makes batches ahead of time.
+
+    Args:
+        dataset: the dataset.
+        split: one of its splits.
+        size: height and width of the network's input, pixels.
+        batch_size: images a batch.
+        cache_mib: decoded images kept at most, MiB.
+    """
+
+    def __init__(
+        self, dataset: Dataset, split: str, size: tuple[int, int], batch_size: int, cache_mib: int = 0
+    ) -> None:
+        self.dataset = dataset
+        self.samples = dataset.splits[split]
+        self.size = size
+        self.batch_size = batch_size
+        self.places = max(1, max((len(sample.boxes) for sample in self.samples), default=1))
+        self._capacity = (cache_mib << 20) // (3 * size[0] * size[1])
+        self._cache: dict[int, tuple[NDArray[np.uint8], Letterbox]] = {}
+
+    def with_batch_size(self, batch_size: int) -> "Loader":
+        """The same images in batches of another size; decoded images are shared."""
+        other = copy.copy(self)
+        other.batch_size = batch_size
+        return other
+
+    def once(self) -> Iterator[Batch]:
+        """Every image once, in order; the last batch may be smaller."""
+        starts = range(0, len(self.samples), self.batch_size)
+        yield from self._ahead(range(at, min(at + self.batch_size, len(self.samples))) for at in starts)
+
+    def steps(self, seed: int, first: int, last: int) -> Iterator[Batch]:
+        """The shuffled training batches of steps first..last-1; all of them are full.
+
+        Every image comes once before any comes twice; the order of an epoch depends on seed and epoch alone.
+        """
+        count = len(self.samples)
+
+        @lru_cache(maxsize=4)
+        def order(epoch: int) -> NDArray[np.int64]:
+            return np.random.default_rng((seed, epoch)).permutation(count)
+
+        def plan(step: int) -> list[int]:
+            positions = range(step * self.batch_size, (step + 1) * self.batch_size)
+            return [int(order(position // count)[position % count]) for position in positions]
+
+        yield from self._ahead(plan(step) for step in range(first, last))
+
+    def _ahead(self, plans: Iterable[Sequence[int]]) -> Iterator[Batch]:
+        """Batches in order, the next two being made while one is used."""
+        with ThreadPoolExecutor(1, thread_name_prefix="loader") as pool:
+            waiting: list[Future[Batch]] = []
+            try:
+                for plan in plans:
+                    waiting.append(pool.submit(self._batch, plan))
+                    if len(waiting) > 2:
+                        yield waiting.pop(0).result()
+                while waiting:
+                    yield waiting.pop(0).result()
+            finally:
+                for future in waiting:
+                    future.cancel()
+
+    def _batch(self, indices: Sequence[int]) -> Batch:
+        images = np.empty((len(indices), 3, *self.size), np.uint8)
+        boxes = np.zeros((len(indices), self.places, 4), np.float32)
+        labels = np.full((len(indices), self.places), PADDING, np.int64)
+        placed: list[Letterbox] = []
+        for row, index in enumerate(indices):
+            images[row], where = self._image(index)
+            placed.append(where)
+            sample = self.samples[index]
+            count = len(sample.boxes)
+            boxes[row, :count] = sample.boxes * where.scale
+            labels[row, :count] = np.where(sample.difficult | sample.crowd, IGNORED, sample.labels)
+        targets = Targets(torch.from_numpy(boxes), torch.from_numpy(labels))
+        return Batch(torch.from_numpy(images), targets, tuple(placed), tuple(self.samples[i] for i in indices))
+
+    def _image(self, index: int) -> tuple[NDArray[np.uint8], Letterbox]:
+        if index in self._cache:
+            return self._cache[index]
+        loaded = letterbox(self.dataset.load(self.samples[index]), self.size)
+        if len(self._cache) < self._capacity:
+            self._cache[index] = loaded
+        return loaded

@@ -1,0 +1,82 @@
+"""What every reader returns: an image's labels, and the dataset that holds them. Plain data."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from qmimic.data.images import read_image
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and its labels.
+
+    Attributes:
+        image_id: name of the image inside its dataset, without a suffix (`2007_000032`); unique in the dataset.
+        image: the file with the pixels; None in embedded data, see `Dataset.render`.
+        boxes: float32 [M, 4], xyxy, 0-based, absolute pixels of the image as a person sees it (EXIF applied);
+            exactly as labelled, not clipped, nor cleaned.
+        labels: int64 [M], indices into `Dataset.classes`.
+        difficult: bool [M], VOC's flag; detections on these boxes count for nothing.
+        crowd: bool [M], COCO's flag; such boxes are never trained on.
+        size: (width, height) in pixels as the label states it, None if it does not.
+    """
+
+    image_id: str
+    image: Path | None
+    boxes: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    difficult: NDArray[np.bool_]
+    crowd: NDArray[np.bool_]
+    size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class LabelDefect:
+    """Something wrong with a label that a reader met and could pass over.
+
+    Attributes:
+        kind: one of the kinds in `qmimic.data.check`.
+        file: the file at fault, relative to the dataset's root.
+        detail: one sentence for a person.
+    """
+
+    kind: str
+    file: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A labelled set of images, read but not decoded.
+
+    Attributes:
+        name: how reports call it.
+        root: its folder, None for embedded data.
+        classes: class names; the index is the label.
+        splits: split name ("train", "val", ...) to its samples.
+        defects: what the reader passed over.
+        render: draws a sample's image, for embedded data; None where the images are files.
+    """
+
+    name: str
+    root: Path | None
+    classes: tuple[str, ...]
+    splits: dict[str, tuple[Sample, ...]]
+    defects: tuple[LabelDefect, ...] = ()
+    render: Callable[[Sample], Image.Image] | None = None
+
+    def load(self, sample: Sample) -> Image.Image:
+        """The sample's pixels as an RGB picture.
+
+        Raises:
+            InputError: the image is missing, truncated, too large or not an image.
+        """
+        if self.render is not None:
+            return self.render(sample)
+        assert sample.image is not None, "a dataset without files draws its images"
+        return read_image(sample.image)

@@ -1,0 +1,67 @@
+"""A detector's detections on a split, and what its map has in common with a teacher's."""
+
+import torch
+from torch import Tensor
+
+from qmimic.data.loader import Loader
+from qmimic.detections import Detections
+from qmimic.mimic import MatchCounts, Mimic, choose_regions
+from qmimic.models.detectors import Detector
+from qmimic.models.heads import BatchDetections
+
+
+def detect_all(detector: Detector, loader: Loader) -> dict[str, Detections]:
+    """Detections in every image of a loader's split, by image id, boxes in pixels of the original images."""
+    found: dict[str, Detections] = {}
+    for batch in loader.once():
+        output = detector.detect(batch.images.to(detector.anchors.device))
+        for row, (sample, placed) in enumerate(zip(batch.samples, batch.placed, strict=True)):
+            one = unpad(output, row)
+            found[sample.image_id] = Detections(placed.undo(one.boxes), one.scores, one.labels)
+    return found
+
+
+def unpad(output: BatchDetections, row: int) -> Detections:
+    """The valid detections of one image of a batch, boxes in pixels of the network's input."""
+    valid = output.valid[row]
+
+    def plain(values: Tensor) -> Tensor:
+        return values[row][valid].cpu()
+
+    return Detections(plain(output.boxes).numpy(), plain(output.scores).numpy(), plain(output.labels).numpy())
+
+
+@torch.no_grad()
+def channel_rms(detector: Detector, loader: Loader, batches: int = 16) -> Tensor:
+    """Root mean square of every channel of a detector's raw map over the first images of a split, float32 [C]."""
+    squares, entries = torch.zeros(1), 0
+    for index, batch in enumerate(loader.once()):
+        if index == batches:
+            break
+        features = detector.raw_features(batch.images.to(detector.anchors.device)).double().cpu()
+        squares = squares + features.square().sum((0, 2, 3))
+        entries += features[:, 0].numel()
+    return (squares / entries).sqrt().float()
+
+
+@torch.no_grad()
+def matching(student: Detector, teacher: Detector, mimic: Mimic, loader: Loader) -> MatchCounts:
+    """Matching ratio of two detectors' quantized maps on the regions of a split, without augmentation.
+
+    Regions are the recipe's; where it has none (the whole map), the teacher's proposals and the ground truth serve.
+    """
+    config = mimic.config
+    if config.regions == "map":
+        config = config.model_copy(update={"regions": "teacher"})
+    device = student.anchors.device
+    counts = MatchCounts()
+    generator = torch.Generator(device).manual_seed(0)
+    for batch in loader.once():
+        images, targets = batch.images.to(device), batch.targets.to(device)
+        student_map, teacher_map = student.raw_features(images), teacher.raw_features(images)
+        source = teacher if config.regions == "teacher" else student
+        own_map = teacher_map if source is teacher else student_map
+        proposals = source.propose(own_map if source.quantizer is None else source.quantizer(own_map))
+        regions = choose_regions(config, proposals, targets, student.spec.size, generator)
+        counts = counts + mimic.matches(student_map, teacher_map, regions)
+    return counts

@@ -1,0 +1,199 @@
+"""Quantization mimic (Wei et al., ECCV 2018): the loss that makes a student's map match a quantized teacher's.
+
+    mimic:               L_m = 1/(2N) sum_i || f_t^i - r(f_s^i) ||^2
+    quantization mimic:  L_m = 1/(2N) sum_i || Q(f_t^i) - Q(r(f_s^i)) ||^2
+
+f_t^i, f_s^i: region i pooled from the teacher's and the student's map; r: the adaptor, a 1x1 convolution from the
+student's channels to the teacher's; Q: the quantizer; N: number of regions. The switches are `MimicConfig`'s.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qmimic.config import MimicConfig
+from qmimic.models.roi_pooling import ROI_POOLINGS
+from qmimic.models.rpn import Proposals, first
+from qmimic.data.targets import Targets
+from qmimic.quantize import Quantizer
+
+QUANTIZED_SIDES = {
+    # mode: (teacher's map, student's map)
+    "mimic": (False, False),
+    "quantization": (True, True),
+    "teacher_only": (True, False),
+    "student_only": (False, True),
+}
+
+
+def mimic_loss(teacher: Tensor, student: Tensor, valid: Tensor) -> Tensor:
+    """L_m as the paper writes it: 1/(2N) times the sum over regions of the squared distance.
+
+    Args:
+        teacher: f_t^i or Q(f_t^i), [B, P, C, ...]; no gradient is wanted.
+        student: r(f_s^i) or Q(r(f_s^i)), the same shape.
+        valid: bool [B, P], which of the regions count.
+
+    Returns:
+        Scalar; 0 if no region counts.
+    """
+    squares = (teacher - student).square().flatten(2).sum(-1)
+    return (squares * valid).sum() / (2 * valid.sum().clamp(min=1))
+
+
+@dataclass(frozen=True)
+class MatchCounts:
+    """Entries on regions, and how many of them agree: Q(f_t) = Q(r(f_s)).
+
+    Attributes:
+        entries, matched: over all entries.
+        nonzero, nonzero_matched: over those where the teacher's is not zero; an all-zero student scores 0 there.
+    """
+
+    entries: int = 0
+    matched: int = 0
+    nonzero: int = 0
+    nonzero_matched: int = 0
+
+    def __add__(self, other: "MatchCounts") -> "MatchCounts":
+        return MatchCounts(
+            self.entries + other.entries,
+            self.matched + other.matched,
+            self.nonzero + other.nonzero,
+            self.nonzero_matched + other.nonzero_matched,
+        )
+
+    @property
+    def ratio(self) -> float:
+        """The paper's matching ratio, 0..1."""
+        return self.matched / max(1, self.entries)
+
+    @property
+    def nonzero_ratio(self) -> float:
+        """The matching ratio over the teacher's non-zero entries, 0..1."""
+        return self.nonzero_matched / max(1, self.nonzero)
+
+
+def count_matches(teacher: Tensor, student: Tensor, valid: Tensor) -> MatchCounts:
+    """Compare quantized regions [B, P, C, ...] entry by entry; `valid` bool [B, P] says which count."""
+    counts = valid.view(*valid.shape, *[1] * (teacher.dim() - 2)).expand_as(teacher)
+    equal, nonzero = (teacher == student) & counts, (teacher != 0) & counts
+    return MatchCounts(int(counts.sum()), int(equal.sum()), int(nonzero.sum()), int((equal & nonzero).sum()))
+
+
+class Mimic(nn.Module):
+    """The adaptor r, and the loss between two maps as the recipe's switches have it.
+
+    Args:
+        config: the switches.
+        student_channels, teacher_channels: of the two maps.
+        quantizer: Q, with the teacher's stride s.
+        rms: root mean square of the teacher's map on training images, scalar.
+        stride: output stride of both maps.
+        seed: of the adaptor's fresh weights.
+    """
+
+    rms: Tensor
+
+    def __init__(
+        self,
+        config: MimicConfig,
+        student_channels: int,
+        teacher_channels: int,
+        quantizer: Quantizer,
+        rms: Tensor,
+        stride: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.stride = stride
+        self.quantizer = quantizer
+        self.adaptor = nn.Conv2d(student_channels, teacher_channels, 1)
+        generator = torch.Generator().manual_seed(seed)
+        nn.init.kaiming_normal_(self.adaptor.weight, nonlinearity="relu", generator=generator)
+        assert self.adaptor.bias is not None
+        nn.init.zeros_(self.adaptor.bias)
+        self.register_buffer("rms", rms.reshape(()).clone())
+
+    def adapt(self, student_map: Tensor) -> Tensor:
+        """r(f_s), with the ReLU if the recipe wants it: [B, C_s, H, W] to [B, C_t, H, W]."""
+        adapted = self.adaptor(student_map)
+        return F.relu(adapted) if self.config.adaptor_relu else adapted
+
+    def loss(self, student_map: Tensor, teacher_map: Tensor, regions: Proposals | None) -> Tensor:
+        """L_m, scalar, not yet weighted by lambda.
+
+        Args:
+            student_map: [B, C_s, H, W].
+            teacher_map: [B, C_t, H, W], not quantized, no gradient.
+            regions: where the maps are compared; None: every entry of the whole map.
+        """
+        teacher_side, student_side = QUANTIZED_SIDES[self.config.mode]
+        teacher, valid = self._pooled(teacher_map.detach().float(), regions, teacher_side)
+        student, _ = self._pooled(self.adapt(student_map).float(), regions, student_side)
+        loss = mimic_loss(teacher, student, valid)
+        if self.config.normalize == "entry":
+            loss = loss * 2 / (teacher[0, 0].numel() * self.rms.square())
+        return loss
+
+    def matches(self, student_map: Tensor, teacher_map: Tensor, regions: Proposals) -> MatchCounts:
+        """Matching of the two quantized maps on regions, whatever the mode trains. Args as `loss`."""
+        teacher, valid = self._pooled(teacher_map.float(), regions, quantize=True)
+        student, _ = self._pooled(self.adapt(student_map).float(), regions, quantize=True)
+        return count_matches(teacher, student, valid)
+
+    def _pooled(self, features: Tensor, regions: Proposals | None, quantize: bool) -> tuple[Tensor, Tensor]:
+        """Regions [B, P, C, k, k] of a map and which of them count; the whole map is one region, [B, 1, C, H, W]."""
+        if regions is None:
+            features = self.quantizer(features) if quantize else features
+            return features[:, None], torch.ones(len(features), 1, dtype=torch.bool, device=features.device)
+        if quantize and self.config.order == "quantize_pool":
+            features = self.quantizer(features)
+        pooled = ROI_POOLINGS[self.config.pooling](features, regions.boxes, REGION_SIZE, self.stride)
+        if quantize and self.config.order == "pool_quantize":
+            flat = pooled.flatten(0, 1)
+            pooled = self.quantizer(flat).view_as(pooled)
+        return pooled, regions.valid
+
+
+REGION_SIZE = 5  # bins of a region on each side
+
+
+def choose_regions(
+    config: MimicConfig,
+    proposals: Proposals | None,
+    targets: Targets,
+    size: tuple[int, int],
+    generator: torch.Generator,
+) -> Proposals:
+    """The regions on which maps are matched, at most `region_count` an image.
+
+    Args:
+        config: whose regions, how many, and whether ground truth joins.
+        proposals: the teacher's or the student's, as `config.regions` says; unused by the other choices.
+        targets: ground truth.
+        size: height and width of the network's input, pixels.
+        generator: source of random regions.
+    """
+    truth = Proposals(targets.boxes, targets.labels >= 0)
+    if config.regions == "ground_truth":
+        return first(truth.boxes, truth.valid, config.region_count)
+    if config.regions == "random":
+        proposals = random_regions(len(targets.boxes), config.region_count, size, generator)
+    assert proposals is not None, f"mimic.regions={config.regions} needs proposals"
+    boxes, valid = proposals.boxes, proposals.valid
+    if config.with_truth:
+        boxes, valid = torch.cat([truth.boxes, boxes], 1), torch.cat([truth.valid, valid], 1)
+    return first(boxes, valid, config.region_count)
+
+
+def random_regions(batch: int, count: int, size: tuple[int, int], generator: torch.Generator) -> Proposals:
+    """Boxes with sides from 1/8 of the image's to the whole, anywhere inside it."""
+    drawn = torch.rand(batch, count, 4, generator=generator, device=generator.device)
+    whole = drawn.new_tensor([size[1], size[0]])
+    sides = (0.125 + 0.875 * drawn[..., :2]) * whole
+    corner = drawn[..., 2:] * (whole - sides)
+    return Proposals(torch.cat([corner, corner + sides], -1), torch.ones_like(drawn[..., 0], dtype=torch.bool))

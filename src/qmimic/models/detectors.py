@@ -1,0 +1,55 @@
+"""The table of detectors, and what every detector can tell of itself."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.flop_counter import FlopCounterMode
+
+from qmimic.models.faster_rcnn import DetectorSpec, FasterRCNN
+
+Detector = FasterRCNN
+
+DETECTORS: dict[str, Callable[[DetectorSpec], Detector]] = {"faster_rcnn": FasterRCNN}
+
+
+def build(spec: DetectorSpec, seed: int = 0) -> Detector:
+    """A detector with fresh weights that depend on the seed alone.
+
+    Raises:
+        InputError: the backbone's name is unknown.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return DETECTORS[spec.architecture](spec)
+
+
+def fold_batch_norm(detector: Detector) -> Detector:
+    """A copy for inference, with every batch norm folded into the convolution before it."""
+    folded = copy.deepcopy(detector).eval()
+    for parent in list(folded.modules()):
+        children = list(parent.named_children())
+        pairs = [(name, name.replace("conv", "bn")) for name, _ in children if name.startswith("conv")]
+        if isinstance(parent, nn.Sequential):
+            pairs = [(a, b) for (a, _), (b, _) in zip(children, children[1:], strict=False)]
+        for conv_name, norm_name in pairs:
+            conv, norm = getattr(parent, conv_name), getattr(parent, norm_name, None)
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(parent, conv_name, fuse_conv_bn_eval(conv, norm))
+                setattr(parent, norm_name, nn.Identity())
+    return folded
+
+
+def parameter_count(detector: Detector) -> int:
+    """Weights that a deployed detector holds: batch norms count as folded."""
+    return sum(parameter.numel() for parameter in fold_batch_norm(detector).parameters())
+
+
+def mac_count(detector: Detector) -> int:
+    """Multiply-accumulates of one image end to end, as torch's flop counter finds them (two flops each)."""
+    image: Tensor = torch.zeros(1, 3, *detector.spec.size, device=detector.anchors.device)
+    with FlopCounterMode(display=False) as counter:
+        fold_batch_norm(detector).detect(image)
+    return int(counter.get_total_flops()) // 2

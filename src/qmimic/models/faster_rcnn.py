@@ -1,0 +1,127 @@
+"""Faster R-CNN (Ren et al., NIPS 2015) on one map, of fixed shape: no loop over images, levels or anchors."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from qmimic.boxes import take
+from qmimic.config import DetectorConfig
+from qmimic.models.anchors import anchor_grid
+from qmimic.models.backbones import build_backbone
+from qmimic.models.heads import BatchDetections, TwoLayerHead, pad_with_truth
+from qmimic.models.roi_pooling import ROI_POOLINGS
+from qmimic.models.rpn import RPN, Proposals
+from qmimic.data.targets import Targets
+from qmimic.models.matching import Matches, match, matched_boxes, sample
+from qmimic.quantize import Quantizer
+
+HEAD_IOU = 0.5
+HEAD_POSITIVE_SHARE = 0.25
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, of RGB in 0..255
+
+
+class DetectorSpec(DetectorConfig):
+    """All that is needed to build a detector before its weights are loaded; kept in every checkpoint."""
+
+    backbone: str = Field(description="family and width divisor")
+    classes: tuple[str, ...] = Field(min_length=1, description="class names; the index is the label")
+    size: tuple[int, int] = Field(description="height and width that images are fitted into, pixels")
+    anchors: tuple[tuple[float, float], ...] = Field(min_length=1, description="anchor widths and heights, pixels")
+
+
+@dataclass(frozen=True)
+class TrainingOutput:
+    """What a training step of the detector gives.
+
+    Attributes:
+        losses: `rpn_cls`, `rpn_reg`, `det_cls`, `det_reg`, scalars.
+        proposals: the regions of this step, for the mimic loss.
+    """
+
+    losses: dict[str, Tensor]
+    proposals: Proposals
+
+
+class FasterRCNN(nn.Module):
+    """Backbone, RPN, RoI pooling and two-layer head.
+
+    Attributes:
+        spec: what it was built from.
+        quantizer: if set, RPN and head see the quantized map.
+        anchors: [N, 4] in pixels, order anchor, row, column.
+    """
+
+    anchors: Tensor
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, spec: DetectorSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.backbone = build_backbone(spec.backbone, spec.output_stride)
+        width = spec.head_width or max(1, math.ceil(1024 / self.backbone.width_divisor))
+        self.rpn = RPN(self.backbone.channels, len(spec.anchors), spec)
+        self.head = TwoLayerHead(self.backbone.channels, len(spec.classes), width, spec)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.quantizer: Quantizer | None = None
+        self.register_buffer("anchors", anchor_grid(spec.anchors, spec.size, spec.output_stride), persistent=False)
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+
+    def raw_features(self, images: Tensor) -> Tensor:
+        """The backbone's map [B, C, H/stride, W/stride] before any quantizer.
+
+        Args:
+            images: RGB [B, 3, H, W], uint8 or float in 0..255.
+        """
+        # The change of layout is cheapest in uint8; uint8 minus float is float in one pass. A pass over the images
+        # costs as much as a narrow layer.
+        images = images.contiguous(memory_format=torch.channels_last)
+        out: Tensor = self.backbone(images.sub(self.mean).mul_(self.std.reciprocal()))
+        return out
+
+    def features(self, images: Tensor) -> Tensor:
+        """The map that RPN and head see: quantized if the detector has a quantizer. Args as `raw_features`."""
+        features = self.raw_features(images)
+        return features if self.quantizer is None else self.quantizer(features)
+
+    def losses(self, features: Tensor, targets: Targets, generator: torch.Generator) -> TrainingOutput:
+        """The four detection losses.
+
+        Args:
+            features: map that RPN and head see, [B, C, H/stride, W/stride].
+            targets: ground truth.
+            generator: source of the samples.
+        """
+        logits, deltas = self.rpn(features)
+        rpn_cls, rpn_reg = self.rpn.losses(logits, deltas, self.anchors, targets, generator)
+        proposals = self.rpn.propose(logits, deltas, self.anchors, self.spec.size)
+        with torch.no_grad():
+            rois, valid = pad_with_truth(proposals.boxes, proposals.valid, targets)
+            matches = match(rois, targets, HEAD_IOU, HEAD_IOU, keep_best=False)
+            usable = Matches(matches.index, matches.positive & valid, matches.negative & valid)
+            sampled = sample(usable, self.spec.roi_samples, HEAD_POSITIVE_SHARE, generator)
+            boxes, labels = matched_boxes(targets, matches, sampled)
+            rois = take(rois, sampled.index)
+        logits, deltas = self.head(self._pool(features, rois))
+        det_cls, det_reg = self.head.losses(logits, deltas, rois, boxes, labels, sampled.positive, sampled.valid)
+        losses = {"rpn_cls": rpn_cls, "rpn_reg": rpn_reg, "det_cls": det_cls, "det_reg": det_reg}
+        return TrainingOutput(losses, proposals)
+
+    def propose(self, features: Tensor) -> Proposals:
+        """Regions for a map [B, C, H/stride, W/stride]."""
+        return self.rpn.propose(*self.rpn(features), self.anchors, self.spec.size)
+
+    @torch.no_grad()
+    def detect(self, images: Tensor) -> BatchDetections:
+        """Detections in images [B, 3, H, W], RGB, uint8 or float in 0..255, of the spec's size."""
+        features = self.features(images)
+        proposals = self.propose(features)
+        logits, deltas = self.head(self._pool(features, proposals.boxes))
+        return self.head.detect(logits, deltas, proposals.boxes, proposals.valid, self.spec.size)
+
+    def _pool(self, features: Tensor, rois: Tensor) -> Tensor:
+        return ROI_POOLINGS[self.spec.roi_pooling](features, rois, self.spec.roi_size, self.spec.output_stride)

@@ -1,0 +1,89 @@
+"""Which boxes anchors and proposals are trained towards, and which of them are sampled; a whole batch at once."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qmimic.boxes import iou, take
+from qmimic.data.targets import IGNORED, Targets
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Assignment of candidate boxes to ground truth.
+
+    Attributes:
+        index: int64 [B, N], the box that overlaps most.
+        positive: bool [B, N].
+        negative: bool [B, N]; neither: left out of the losses.
+    """
+
+    index: Tensor
+    positive: Tensor
+    negative: Tensor
+
+
+def match(candidates: Tensor, targets: Targets, high: float, low: float, keep_best: bool) -> Matches:
+    """Match candidates to the ground truth by IoU.
+
+    Args:
+        candidates: [B or 1, N, 4] boxes.
+        targets: ground truth.
+        high: a candidate with at least this IoU is positive.
+        low: one below this IoU with every box is negative.
+        keep_best: every box's best candidates are positive too, however low their IoU (RPN).
+    """
+    overlap = iou(candidates, targets.boxes)
+    real = (targets.labels >= 0)[:, None]
+    known = overlap * real
+    best, index = known.max(2)
+    positive = best >= high
+    if keep_best:
+        top = known.max(1, keepdim=True).values.clamp(min=1e-6)
+        attained = known >= top
+        positive |= attained.any(2)
+    # A candidate on an ignored box is no evidence against any class.
+    ignored = (overlap * (targets.labels == IGNORED)[:, None]).max(2).values >= low
+    return Matches(index, positive, (best < low) & ~positive & ~ignored)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A sample of candidates.
+
+    Attributes:
+        index: int64 [B, S], which candidates.
+        positive: bool [B, S].
+        valid: bool [B, S], False for places that could not be filled.
+    """
+
+    index: Tensor
+    positive: Tensor
+    valid: Tensor
+
+
+def sample(matches: Matches, count: int, positive_share: float, generator: torch.Generator) -> Sampled:
+    """Draw `count` candidates an image at random, of which at most `positive_share` positive.
+
+    Args:
+        matches: of N candidates an image.
+        count: S; fewer if there are fewer candidates.
+        positive_share: of the sample; negatives fill the rest.
+        generator: source of chance, on the device of the matches.
+    """
+    candidates = matches.positive.shape[1]
+    count = min(count, candidates)
+    most = min(max(1, int(count * positive_share)), candidates)
+    keys = torch.rand(matches.positive.shape, generator=generator, device=matches.positive.device)
+    # The `most` luckiest positives come before all negatives; the others do not take part.
+    lucky = keys.masked_fill(~matches.positive, -1).topk(most, sorted=False)
+    order = keys.masked_fill_(~matches.negative, -1).scatter_(1, lucky.indices, lucky.values + 2 * (lucky.values >= 0))
+    order, index = order.topk(count, sorted=False)
+    return Sampled(index, order >= 2, order >= 0)
+
+
+def matched_boxes(targets: Targets, matches: Matches, sampled: Sampled) -> tuple[Tensor, Tensor]:
+    """Boxes [B, S, 4] and labels [B, S] that the sampled candidates are matched to."""
+    index = matches.index.gather(1, sampled.index)
+    return take(targets.boxes, index), targets.labels.gather(1, index)

@@ -1,0 +1,122 @@
+"""ResNet-18, -34 and -50 (He et al., CVPR 2016) at any width divisor, with the output stride of a detector.
+
+Parameters are named as in torchvision, so its weights at full width load as they stand. As in R-FCN, the last
+stages are dilated instead of strided, so that the map keeps an output stride of 16 or 8.
+"""
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qmimic.models.batch_norm import BatchNorm2d
+
+
+def conv_bn(inputs: int, outputs: int, kernel: int, stride: int, dilation: int) -> tuple[nn.Conv2d, BatchNorm2d]:
+    """A bias-free convolution that keeps the size up to its stride, and its batch norm."""
+    padding = dilation * (kernel // 2)
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=False)
+    return conv, BatchNorm2d(outputs)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int, first_dilation: int, dilation: int) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = conv_bn(inputs, width, 3, stride, first_dilation)
+        self.conv2, self.bn2 = conv_bn(width, width, 3, 1, dilation)
+        self.downsample: nn.Sequential | None = None
+        if stride != 1 or inputs != width:
+            self.downsample = nn.Sequential(*conv_bn(inputs, width, 1, stride, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs, H, W] to [B, width, H/stride, W/stride]."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        return F.relu(self.bn2(self.conv2(x)) + shortcut, inplace=True)
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions and a shortcut; four times as many channels come out."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int, first_dilation: int, dilation: int) -> None:
+        super().__init__()
+        outputs = width * self.expansion
+        self.conv1, self.bn1 = conv_bn(inputs, width, 1, 1, 1)
+        self.conv2, self.bn2 = conv_bn(width, width, 3, stride, first_dilation)
+        self.conv3, self.bn3 = conv_bn(width, outputs, 1, 1, 1)
+        self.downsample: nn.Sequential | None = None
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(*conv_bn(inputs, outputs, 1, stride, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs, H, W] to [B, 4 width, H/stride, W/stride]."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = F.relu(self.bn2(self.conv2(x)), inplace=True)
+        return F.relu(self.bn3(self.conv3(x)) + shortcut, inplace=True)
+
+
+class ResNet(nn.Module):
+    """The four stages of a ResNet without its classifier.
+
+    Attributes:
+        channels: channels of the map.
+        stride: output stride in pixels.
+        width_divisor: n of `resnet18/n`.
+    """
+
+    def __init__(
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        depths: tuple[int, int, int, int],
+        width_divisor: float,
+        output_stride: int,
+    ) -> None:
+        super().__init__()
+        widths = [max(1, math.ceil(channels / width_divisor)) for channels in (64, 128, 256, 512)]
+        self.conv1, self.bn1 = conv_bn(3, widths[0], 7, 2, 1)
+        self.maxpool = nn.MaxPool2d(3, 2, 1)
+        inputs, stride, dilation = widths[0], 4, 1
+        for stage, (width, depth) in enumerate(zip(widths, depths, strict=True), start=1):
+            step, first_dilation = 1, dilation
+            if stage > 1:
+                if stride < output_stride:
+                    step, stride = 2, stride * 2
+                else:
+                    dilation *= 2  # from its second block on, as torchvision's replace_stride_with_dilation
+            blocks = [block(inputs, width, step, first_dilation, dilation)]
+            inputs = width * block.expansion
+            blocks += [block(inputs, width, 1, dilation, dilation) for _ in range(1, depth)]
+            self.add_module(f"layer{stage}", nn.Sequential(*blocks))
+        self.channels, self.stride, self.width_divisor = inputs, stride, width_divisor
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images [B, 3, H, W] to a map [B, channels, H/stride, W/stride], after ReLU."""
+        x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
+        for stage in (1, 2, 3, 4):
+            x = self.get_submodule(f"layer{stage}")(x)
+        return x
+
+
+def resnet18(width_divisor: float, output_stride: int) -> ResNet:
+    """ResNet-18 at 1/width_divisor of its channels."""
+    return ResNet(BasicBlock, (2, 2, 2, 2), width_divisor, output_stride)
+
+
+def resnet34(width_divisor: float, output_stride: int) -> ResNet:
+    """ResNet-34 at 1/width_divisor of its channels."""
+    return ResNet(BasicBlock, (3, 4, 6, 3), width_divisor, output_stride)
+
+
+def resnet50(width_divisor: float, output_stride: int) -> ResNet:
+    """ResNet-50 at 1/width_divisor of its channels."""
+    return ResNet(Bottleneck, (3, 4, 6, 3), width_divisor, output_stride)

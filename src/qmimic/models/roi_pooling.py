@@ -1,0 +1,63 @@
+"""Pooling of regions from a feature map: RoIAlign as matrix products, RoIPool from torchvision."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torchvision.ops import roi_pool as torchvision_roi_pool
+
+SAMPLES = 2  # sampling points of a bin on each side, as torchvision's sampling_ratio
+
+
+def roi_align(features: Tensor, rois: Tensor, size: int, stride: int) -> Tensor:
+    """RoIAlign (He et al., ICCV 2017), equal to torchvision's with `aligned=True, sampling_ratio=2`.
+
+    Bilinear sampling is separable, so the regions of an image are weights_y x weights_x times its map: two batched
+    matrix products, with a gradient to the map that is two more.
+
+    Args:
+        features: map [B, C, H, W].
+        rois: [B, P, 4], xyxy in pixels of the image; no gradient.
+        size: bins on each side.
+        stride: output stride of the map.
+
+    Returns:
+        [B, P, C, size, size], dtype of the map.
+    """
+    batch, channels, height, width = features.shape
+    count = rois.shape[1]
+    scaled = rois.detach().float() / stride - 0.5
+    across = _bilinear_weights(scaled[..., 0], scaled[..., 2], size, width).to(features.dtype)
+    down = _bilinear_weights(scaled[..., 1], scaled[..., 3], size, height).to(features.dtype)
+    pixels = features.permute(0, 2, 3, 1)  # channels last: no copy, and no transposition between the two products
+    rows = down.flatten(1, 2) @ pixels.reshape(batch, height, width * channels)
+    rows = rows.view(batch * count * size, width, channels)
+    across = across[:, :, None].expand(-1, -1, size, -1, -1).reshape(batch * count * size, size, width)
+    pooled = torch.bmm(across, rows)
+    return pooled.view(batch, count, size, size, channels).permute(0, 1, 4, 2, 3)
+
+
+def _bilinear_weights(low: Tensor, high: Tensor, size: int, length: int) -> Tensor:
+    """Weights [B, P, size, length] of a map's rows (or columns) in bins from low to high [B, P], in map units."""
+    steps = (torch.arange(size * SAMPLES, device=low.device) + 0.5) / (size * SAMPLES)
+    at = low[..., None] + (high - low)[..., None] * steps
+    inside = (at >= -1) & (at <= length)
+    at = at.clamp(min=0, max=length - 1)
+    hat = (1 - (at[..., None] - torch.arange(length, device=low.device)).abs_()).clamp_(min=0)
+    hat *= inside[..., None]
+    return hat.unflatten(2, (size, SAMPLES)).mean(3)
+
+
+def roi_pool(features: Tensor, rois: Tensor, size: int, stride: int) -> Tensor:
+    """RoIPool, max over bins (Girshick, ICCV 2015); it commutes with any quantizer.
+
+    Args, returns: as `roi_align`.
+    """
+    batch, count = rois.shape[:2]
+    index = torch.arange(batch, device=rois.device, dtype=torch.float32).repeat_interleave(count)
+    flat = torch.cat([index[:, None], rois.detach().float().reshape(-1, 4)], 1)
+    pooled: Tensor = torchvision_roi_pool(features.float(), flat, size, 1.0 / stride)
+    return pooled.view(batch, count, -1, size, size).to(features.dtype)
+
+
+ROI_POOLINGS: dict[str, Callable[[Tensor, Tensor, int, int], Tensor]] = {"align": roi_align, "pool": roi_pool}

@@ -1,0 +1,150 @@
+"""From a recipe to what its stages share: the checked dataset, the loaders, the detector's description."""
+
+import hashlib
+import os
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+
+from qmimic.config import DetectorConfig, Recipe, fingerprint
+from qmimic.data.formats import load_dataset, usable
+from qmimic.data.letterbox import fit
+from qmimic.data.loader import Loader
+from qmimic.data.sample import Dataset
+from qmimic.errors import InputError
+from qmimic.models.anchors import fit_anchors
+from qmimic.models.backbones import parse_name
+from qmimic.models.faster_rcnn import DetectorSpec
+from qmimic.precision import bf16_by_default
+
+EVALUATION_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the stages of a run share.
+
+    Attributes:
+        recipe: resolved.
+        dataset: checked, without what it cannot use.
+        train, val: loaders; train gives full shuffled batches, val every image once.
+        detector: settings of every detector, with anchors.
+        key: fingerprint of data, size and detector settings.
+        accelerator: device and processes.
+    """
+
+    recipe: Recipe
+    dataset: Dataset
+    train: Loader
+    val: Loader
+    detector: DetectorConfig
+    key: str
+    accelerator: Accelerator
+
+    def spec(self, backbone: str) -> DetectorSpec:
+        """The description of a detector of this run."""
+        return DetectorSpec(
+            **self.detector.model_dump(),
+            backbone=backbone,
+            classes=self.dataset.classes,
+            size=self.recipe.data.size,
+        )
+
+    def bf16(self, backbone: str) -> bool:
+        """Whether a network of this width is computed in bf16."""
+        if self.recipe.run.precision != "auto":
+            return self.recipe.run.precision == "bf16"
+        return bf16_by_default(backbone, self.accelerator.device)
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Read and check everything that can be wrong before any training.
+
+    Raises:
+        InputError: the dataset cannot be read or used, a split is missing, or a backbone's name is unknown.
+    """
+    for backbone in (recipe.teacher.backbone, recipe.student.backbone):
+        parse_name(backbone)
+    torch.set_num_threads(recipe.run.threads or os.cpu_count() or 1)
+    accelerator = Accelerator(cpu=recipe.run.device == "cpu")
+    data = recipe.data
+    dataset = usable(load_dataset(Path(data.root)), drop_bad=data.drop_bad_boxes)
+    for split in (data.train, data.val):
+        if not dataset.splits.get(split):
+            known = ", ".join(dataset.splits) or "none"
+            raise InputError(
+                f"{data.root} has no images in the split {split!r}; its splits: {known}; set data.train and data.val."
+            )
+    _check_classes(dataset, data.train, data.val)
+    train = Loader(dataset, data.train, data.size, recipe.student.batch_size, data.cache_mib)
+    val = Loader(dataset, data.val, data.size, EVALUATION_BATCH, data.cache_mib)
+    sizes = box_sizes(dataset, data.train, data.size)
+    if not len(sizes):
+        raise InputError(
+            f"No image of the split {data.train!r} of {data.root} has a box to learn from; label some objects."
+        )
+    detector = recipe.detector
+    if detector.anchors is None:
+        detector = detector.model_copy(update={"anchors": fit_anchors(sizes, detector.anchor_count)})
+    key = fingerprint(
+        dataset_fingerprint(dataset, (data.train, data.val)),
+        data.model_dump(exclude={"root", "cache_mib"}),
+        detector,
+    )
+    return Prepared(recipe, dataset, train, val, detector, key, accelerator)
+
+
+def box_sizes(dataset: Dataset, split: str, size: tuple[int, int]) -> NDArray[np.float32]:
+    """Widths and heights of a split's boxes in pixels at the training size, [N, 2], those without area left out."""
+    found = [np.zeros((0, 2), np.float32)]
+    for sample in dataset.splits[split]:
+        if len(sample.boxes):
+            width, height = sample.size or dataset.load(sample).size
+            boxes = sample.boxes * fit(width, height, size).scale
+            sides = boxes[:, 2:] - boxes[:, :2]
+            found.append(sides[(sides > 0).all(1) & ~sample.difficult & ~sample.crowd])
+    return np.concatenate(found)
+
+
+def dataset_fingerprint(dataset: Dataset, splits: tuple[str, ...]) -> str:
+    """A name for the labels and the image files of these splits; pixels count by file size."""
+    digest = hashlib.sha256("\n".join(dataset.classes).encode())
+    for split in splits:
+        for sample in dataset.splits[split]:
+            length = sample.image.stat().st_size if sample.image else 0
+            digest.update(f"{split}/{sample.image_id}/{length}".encode())
+            for array in (sample.boxes, sample.labels, sample.difficult, sample.crowd):
+                digest.update(array.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def environment(accelerator: Accelerator) -> dict[str, str | int]:
+    """What the run ran on, for its folder."""
+    packages = ("qmimic", "torch", "torchvision", "accelerate", "numpy", "pillow", "safetensors")
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "device": str(accelerator.device),
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+        **{package: version(package) for package in packages},
+    }
+
+
+def _check_classes(dataset: Dataset, train: str, val: str) -> None:
+    def seen(split: str) -> set[int]:
+        return {int(label) for sample in dataset.splits[split] for label in sample.labels[~sample.crowd]}
+
+    unknown = sorted(seen(val) - seen(train))
+    if unknown:
+        names = ", ".join(dataset.classes[label] for label in unknown)
+        raise InputError(
+            f"The split {val!r} has the class {names}, which no image of {train!r} shows; "
+            "move some of its images to the training split or remove the class."
+        )

@@ -1,0 +1,152 @@
+"""The main job: a recipe becomes a run folder with a teacher, its students, a table and a picture."""
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from qmimic.config import MimicConfig, Recipe, save_recipe
+from qmimic.draw import contact_sheet, draw
+from qmimic.files import replacing, write_text
+from qmimic.models.checkpoint import load_detector
+from qmimic.pipeline.prepare import Prepared, environment, prepare
+from qmimic.pipeline.stages import Stage, StageResult, quantize_teacher, train_student, train_teacher
+from qmimic.predict import predict
+from qmimic.train.log import draw_curves, read_log
+from qmimic.train.loop import Watcher
+
+PICTURES, PICTURE_MIN_SCORE = 12, 0.4
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run.
+
+    Attributes:
+        folder: the run folder.
+        results: of the stages, in the order of the table.
+        student: the file to ship.
+        remarks: sentences that a person has to read, such as a student below its scratch twin.
+    """
+
+    folder: Path
+    results: tuple[StageResult, ...]
+    student: Path
+    remarks: tuple[str, ...]
+
+
+def train(recipe: Recipe, watcher: Watcher) -> RunResult:
+    """Run a recipe: teacher, quantized teacher, baselines and student; what is done already is not done again.
+
+    Args:
+        recipe: resolved.
+        watcher: told of progress.
+
+    Returns:
+        What the run folder holds; see docs/run-folder.md.
+
+    Raises:
+        InputError: bad data, a weak teacher, a loss that is not finite, a folder that cannot be written.
+    """
+    prepared = prepare(recipe)
+    folder = recipe.folder
+    save_recipe(recipe, folder / "recipe.yaml")
+    write_text(folder / "environment.json", json.dumps(environment(prepared.accelerator), indent=1))
+
+    teacher = train_teacher(prepared, watcher)
+    quantized = quantize_teacher(prepared, teacher, watcher)
+    stages = [teacher, quantized]
+    for name, mimic in arms(recipe).items():
+        stages.append(train_student(prepared, name, mimic, teacher, quantized, watcher))
+
+    results = tuple(stage.result for stage in stages)
+    for stage in stages:
+        _publish(stage.file, folder / f"{stage.result.name}.safetensors")
+    draw_curves({s.result.name: read_log(s.folder / "log.jsonl") for s in stages}, folder / "curves.png")
+    _draw_examples(prepared, stages[-1], folder / "examples.png")
+    said = remarks(results)
+    write_text(
+        folder / "results.json",
+        json.dumps({"stages": [asdict(r) for r in results], "remarks": said}, indent=1),
+    )
+    write_text(folder / "results.md", markdown(results) + "\n" + "".join(f"\n{remark}\n" for remark in said))
+    return RunResult(folder, results, folder / "student.safetensors", said)
+
+
+def arms(recipe: Recipe) -> dict[str, MimicConfig]:
+    """The students of a run by name, the one to ship last; they differ in `mimic.mode` alone."""
+    modes = {"scratch": "none", "mimic": "mimic"}
+    baselines = {name: recipe.mimic.model_copy(update={"mode": modes[name]}) for name in recipe.baselines}
+    return {**baselines, "student": recipe.mimic}
+
+
+def remarks(results: tuple[StageResult, ...]) -> tuple[str, ...]:
+    """What must be said in words: a student that is no better than the same network trained alone."""
+    scores = {result.name: result.map50 for result in results}
+    said = []
+    for name in ("student", "mimic"):
+        if name in scores and "scratch" in scores and scores[name] < scores["scratch"]:
+            said.append(
+                f"The {name} ({100 * scores[name]:.1f} mAP@0.5) is below the same network trained from scratch "
+                f"({100 * scores['scratch']:.1f}): here the teacher did not help. One seed proves little; "
+                "try other seeds, or ship scratch.safetensors."
+            )
+    return tuple(said)
+
+
+COLUMNS = (
+    "network",
+    "backbone",
+    "mAP@0.5",
+    "VOC07",
+    "COCO",
+    "matching",
+    "non-zero",
+    "parameters",
+    "MMACs",
+    "kB",
+)
+
+
+def rows(results: tuple[StageResult, ...]) -> list[tuple[str, ...]]:
+    """The table of a run as text, one row a stage, columns as `COLUMNS`."""
+
+    def percent(value: float | None) -> str:
+        return "-" if value is None else f"{100 * value:.1f}"
+
+    return [
+        (
+            result.name.replace("_", " "),
+            result.backbone,
+            percent(result.map50),
+            percent(result.map07),
+            percent(result.coco_map),
+            percent(result.matching),
+            percent(result.matching_nonzero),
+            f"{result.parameters:,}",
+            f"{result.macs / 1e6:.1f}",
+            f"{result.bytes / 1000:.0f}",
+        )
+        for result in results
+    ]
+
+
+def markdown(results: tuple[StageResult, ...]) -> str:
+    """The table of a run as Markdown."""
+    lines = [COLUMNS, ("---",) * 2 + ("---:",) * (len(COLUMNS) - 2), *rows(results)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _publish(source: Path, target: Path) -> None:
+    with replacing(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def _draw_examples(prepared: Prepared, student: Stage, path: Path) -> None:
+    detector, _ = load_detector(student.file)
+    pictures = []
+    for sample in prepared.dataset.splits[prepared.recipe.data.val][:PICTURES]:
+        image = prepared.dataset.load(sample)
+        pictures.append(draw(image, predict(detector, image), prepared.dataset.classes, PICTURE_MIN_SCORE))
+    with replacing(path) as temporary:
+        contact_sheet(pictures, columns=4).save(temporary)

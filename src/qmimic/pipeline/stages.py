@@ -1,0 +1,260 @@
+"""The stages of a run: teacher, quantized teacher, students. Each is done once, and kept under its fingerprint.
+
+A stage's folder is named by all that decides its result, so that equal recipes share it and different ones never
+overwrite each other.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from qmimic.config import MimicConfig, ScheduleConfig, fingerprint
+from qmimic.errors import InputError
+from qmimic.evaluate import channel_rms, detect_all, matching
+from qmimic.files import write_text
+from qmimic.mimic import Mimic
+from qmimic.models.checkpoint import load_backbone, load_detector, save_detector
+from qmimic.models.detectors import Detector, build, mac_count, parameter_count
+from qmimic.pipeline.prepare import Prepared
+from qmimic.quantize import Quantizer, absolute_stride
+from qmimic.scores.summary import score
+from qmimic.train.log import draw_curves, read_log
+from qmimic.train.loop import Job, Objective, Watcher, fit
+from qmimic.train.objectives import DetectionObjective, MimicObjective
+
+VERSION = 1  # raised when the same recipe would give other weights
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a finished stage says of itself; kept as `result.json`.
+
+    Attributes:
+        name: of the stage: teacher, quantized_teacher, scratch, mimic or student.
+        key: its fingerprint.
+        backbone: family and width divisor.
+        map50: VOC mAP@0.5 (area) on val, 0..1.
+        map07: the same by the 11-point rule.
+        coco_map: COCO mAP on val, 0..1.
+        parameters: of the deployed detector, batch norm folded.
+        macs: multiply-accumulates of one image, end to end.
+        bytes: size of its file.
+        matching, matching_nonzero: agreement with the quantized teacher on val regions, 0..1; None without a mimic.
+        map50_before: of a quantized teacher before its fine-tuning.
+    """
+
+    name: str
+    key: str
+    backbone: str
+    map50: float
+    map07: float
+    coco_map: float
+    parameters: int
+    macs: int
+    bytes: int
+    matching: float | None = None
+    matching_nonzero: float | None = None
+    map50_before: float | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A finished stage: its result, and the folder with `detector.safetensors`, log, curves and checkpoints."""
+
+    result: StageResult
+    folder: Path
+
+    @property
+    def file(self) -> Path:
+        """The trained detector."""
+        return self.folder / "detector.safetensors"
+
+
+def train_teacher(prepared: Prepared, watcher: Watcher) -> Stage:
+    """Train the full-precision teacher; refuse it if it is too weak to teach.
+
+    Raises:
+        InputError: its mAP on val is below `teacher.min_map`, or training failed.
+    """
+    recipe = prepared.recipe
+    config = recipe.teacher
+    # The guard decides whether to go on, not what is trained.
+    settings = config.model_dump(exclude={"min_map"})
+    key = fingerprint(VERSION, prepared.key, settings, recipe.augment, recipe.seed, prepared.bf16(config.backbone))
+
+    def objective() -> DetectionObjective:
+        detector = build(prepared.spec(config.backbone), recipe.seed)
+        if config.weights:
+            load_backbone(detector, Path(config.weights))
+        return DetectionObjective(detector, recipe.augment)
+
+    stage = _run(prepared, "teacher", key, config, config.backbone, objective, watcher)
+    map50 = stage.result.map50
+    watcher.say(f"The teacher ({config.backbone}) reaches {100 * map50:.1f} mAP@0.5 on {recipe.data.val}.")
+    if map50 < config.min_map:
+        raise InputError(
+            f"The teacher reaches only {100 * map50:.1f} mAP@0.5 on {recipe.data.val}, below teacher.min_map="
+            f"{config.min_map}, and a weak teacher spoils its students; look at `qmimic data check`, raise "
+            "teacher.steps or data.size, or lower teacher.min_map."
+        )
+    return stage
+
+
+def quantize_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> Stage:
+    """Quantize the teacher's map and go on training it, so that its heads work on quantized maps."""
+    recipe = prepared.recipe
+    config = recipe.quantized_teacher
+    backbone = recipe.teacher.backbone
+    key = fingerprint(VERSION, teacher.result.key, config, recipe.quantizer, recipe.augment, recipe.seed)
+
+    def quantized() -> Detector:
+        detector, _ = load_detector(teacher.file)
+        detector.to(prepared.accelerator.device)
+        rms = channel_rms(detector, prepared.train.with_batch_size(config.batch_size))
+        detector.quantizer = Quantizer(recipe.quantizer, absolute_stride(recipe.quantizer, rms)).to(rms.device)
+        return detector.to(prepared.accelerator.device)
+
+    before: list[float] = []
+
+    def objective() -> DetectionObjective:
+        detector = quantized()
+        before.append(_map50(prepared, detector.eval()))
+        return DetectionObjective(detector, recipe.augment)
+
+    def extra(_: Objective) -> dict[str, Any]:
+        return {"map50_before": before[0]}
+
+    stage = _run(prepared, "quantized_teacher", key, config, backbone, objective, watcher, extra)
+    result = stage.result
+    watcher.say(
+        f"Quantized, the teacher has {100 * (result.map50_before or 0):.1f} mAP@0.5 before fine-tuning "
+        f"and {100 * result.map50:.1f} after it (full precision: {100 * teacher.result.map50:.1f})."
+    )
+    return stage
+
+
+def train_student(
+    prepared: Prepared, name: str, mimic: MimicConfig, teacher: Stage, quantized: Stage, watcher: Watcher
+) -> Stage:
+    """Train one arm. All arms share initial weights, order, views and schedule; they differ in the mimic loss alone.
+
+    Args:
+        prepared: the run.
+        name: of the arm.
+        mimic: its mimic settings; mode none is the scratch student.
+        teacher, quantized: the teachers; `mimic.mode` says which of them is imitated.
+        watcher: told of every step.
+    """
+    recipe = prepared.recipe
+    config = recipe.student
+    quantizes_teacher = mimic.mode in ("quantization", "teacher_only")
+    taught_by = quantized if quantizes_teacher else teacher
+    taught = mimic.mode != "none"
+    uses_stride = taught or config.quantize_map
+    key = fingerprint(
+        VERSION,
+        prepared.key,
+        config,
+        recipe.augment,
+        recipe.seed,
+        mimic if taught else None,
+        taught_by.result.key if taught else None,
+        quantized.result.key if uses_stride else None,
+    )
+
+    def objective() -> Objective:
+        student = build(prepared.spec(config.backbone), recipe.seed)
+        if config.weights:
+            load_backbone(student, Path(config.weights))
+        if config.quantize_map:
+            student.quantizer = _quantizer_of(quantized)
+        if not taught:
+            return DetectionObjective(student, recipe.augment)
+        master, _ = load_detector(taught_by.file)
+        master.to(prepared.accelerator.device)
+        rms: Tensor = channel_rms(master, prepared.train.with_batch_size(config.batch_size)).square().mean().sqrt()
+        pair = Mimic(
+            mimic,
+            student.backbone.channels,
+            master.backbone.channels,
+            _quantizer_of(quantized),
+            rms,
+            prepared.detector.output_stride,
+            recipe.seed,
+        )
+        return MimicObjective(student, pair, master, mimic, recipe.augment, prepared.bf16(recipe.teacher.backbone))
+
+    def extra(trained: Objective) -> dict[str, Any]:
+        if not isinstance(trained, MimicObjective):
+            return {}
+        counts = matching(trained.detector, trained.teacher, trained.mimic, prepared.val)
+        return {"matching": counts.ratio, "matching_nonzero": counts.nonzero_ratio}
+
+    return _run(prepared, name, key, config, config.backbone, objective, watcher, extra)
+
+
+def _run(
+    prepared: Prepared,
+    name: str,
+    key: str,
+    schedule: ScheduleConfig,
+    backbone: str,
+    make: Callable[[], Objective],
+    watcher: Watcher,
+    extra: Callable[[Objective], dict[str, Any]] = lambda _: {},
+) -> Stage:
+    """Do a stage, or find it done; go on from its last checkpoint if it was interrupted."""
+    folder = prepared.recipe.folder / "stages" / f"{name}-{key}"
+    done = _finished(folder)
+    if done:
+        watcher.say(f"{name}: done before, taken from {folder}.")
+        return Stage(done, folder)
+    objective = make()
+    job = Job(name, folder, key, prepared.recipe.seed, schedule, prepared.bf16(backbone))
+    trained = objective.detector.eval()
+    if schedule.steps:
+        loader = prepared.train.with_batch_size(schedule.batch_size)
+        trained = fit(job, objective, loader, lambda d: _map50(prepared, d), prepared.accelerator, watcher)
+    objective.eval()
+    scores = score(prepared.dataset, prepared.recipe.data.val, detect_all(trained, prepared.val))
+    file = folder / "detector.safetensors"
+    notes = {"stage": name, "key": key, "map50": scores.voc_map50, "seed": prepared.recipe.seed}
+    save_detector(trained, file, notes)
+    result = StageResult(
+        name=name,
+        key=key,
+        backbone=backbone,
+        map50=scores.voc_map50,
+        map07=scores.voc07_map50,
+        coco_map=scores.coco_map,
+        parameters=parameter_count(trained),
+        macs=mac_count(trained),
+        bytes=file.stat().st_size,
+        **extra(objective),
+    )
+    draw_curves({name: read_log(folder / "log.jsonl")}, folder / "curves.png")
+    write_text(folder / "result.json", json.dumps(asdict(result), indent=1))  # last: its presence means done
+    return Stage(result, folder)
+
+
+def _finished(folder: Path) -> StageResult | None:
+    try:
+        result = StageResult(**json.loads((folder / "result.json").read_text(encoding="utf-8")))
+        load_detector(folder / "detector.safetensors")
+    except (OSError, ValueError, TypeError, InputError):
+        return None  # not done, or damaged since: done again from its last checkpoint
+    return result
+
+
+def _map50(prepared: Prepared, detector: Detector) -> float:
+    return score(prepared.dataset, prepared.recipe.data.val, detect_all(detector, prepared.val)).voc_map50
+
+
+def _quantizer_of(stage: Stage) -> Quantizer:
+    detector, _ = load_detector(stage.file)
+    assert detector.quantizer is not None, "a quantized teacher has a quantizer"
+    return detector.quantizer

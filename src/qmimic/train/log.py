@@ -1,0 +1,86 @@
+"""A stage's log: JSON lines on disk, TensorBoard beside it, curves as a picture."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+from torch.utils.tensorboard import SummaryWriter
+
+from qmimic.errors import InputError
+from qmimic.files import replacing, write_text
+
+
+class Log:
+    """Appends to `log.jsonl`; after a resume it holds what an uninterrupted run would have written.
+
+    Args:
+        folder: of the stage.
+        steps_done: lines of later steps, left over from the run that was killed, are removed.
+    """
+
+    def __init__(self, folder: Path, steps_done: int) -> None:
+        self.path = folder / "log.jsonl"
+        self.lines = [line for line in read_log(self.path) if line["step"] <= steps_done]
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in self.lines))
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=steps_done + 1)  # type: ignore[no-untyped-call]
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Append one line; it has a `step` and plain numbers.
+
+        Raises:
+            InputError: the disk is full or the folder read-only.
+        """
+        self.lines.append(line)
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            for name, value in line.items():
+                if name != "step":
+                    self._board.add_scalar(name, value, line["step"])  # type: ignore[no-untyped-call]
+        except OSError as error:
+            raise InputError(
+                f"Cannot write {self.path}: {error.strerror}; free some space and run the same command."
+            ) from error
+
+    def close(self) -> None:
+        """Flush TensorBoard."""
+        self._board.close()  # type: ignore[no-untyped-call]
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a log; the last one may have been cut by a kill and is then left out."""
+    if not path.is_file():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            break
+        lines.append(line)
+    return lines
+
+
+def draw_curves(logs: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Loss and mAP on val against steps, one line a stage, as a PNG.
+
+    Args:
+        logs: stage name to its lines.
+        path: of the picture.
+    """
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, lines in logs.items():
+        losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+        scores = [(line["step"], 100 * line["map50"]) for line in lines if "map50" in line]
+        left.plot(*zip(*losses, strict=True), label=name) if losses else None
+        right.plot(*zip(*scores, strict=True), marker="o", label=name) if scores else None
+    for axes, title in ((left, "training loss"), (right, "mAP@0.5 on val, %")):
+        axes.set(title=title, xlabel="step")
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(frameon=False)
+    left.set_yscale("log")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120)

@@ -1,0 +1,160 @@
+"""The training loop: plain, deterministic, resumable at any step."""
+
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from qmimic.config import ScheduleConfig, fingerprint
+from qmimic.data.loader import Batch, Loader
+from qmimic.data.targets import Targets
+from qmimic.errors import InputError
+from qmimic.models.detectors import Detector
+from qmimic.train.log import Log
+from qmimic.train.objectives import Chance, DetectionObjective, MimicObjective
+from qmimic.train.optimizer import build_optimizer, learning_rate
+from qmimic.train.state import load_checkpoint, save_checkpoint
+
+LOG_EVERY = 10
+
+Objective = DetectionObjective | MimicObjective
+
+
+class Watcher(Protocol):
+    """What a person sees while a stage trains."""
+
+    def start(self, stage: str, steps: int, done: int) -> None:
+        """A stage begins, or goes on after `done` steps."""
+
+    def step(self, step: int, images: int, loss: float) -> None:
+        """One step of so many images is done."""
+
+    def scored(self, step: int, map50: float) -> None:
+        """mAP@0.5 on val was measured."""
+
+    def say(self, text: str) -> None:
+        """A sentence for the person."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One network to train.
+
+    Attributes:
+        name: of the stage ("teacher", "scratch", ...).
+        folder: for checkpoints and log.
+        key: fingerprint of all that decides the result.
+        seed: of order, views and samples.
+        schedule: how long and how fast.
+        bf16: compute the network in bf16, and with channels last.
+    """
+
+    name: str
+    folder: Path
+    key: str
+    seed: int
+    schedule: ScheduleConfig
+    bf16: bool
+
+
+def fit(
+    job: Job,
+    objective: Objective,
+    loader: Loader,
+    evaluate: Callable[[Detector], float],
+    accelerator: Accelerator,
+    watcher: Watcher,
+) -> Detector:
+    """Train an objective to the end of its schedule, from its last checkpoint if there is one.
+
+    Args:
+        job: what and where.
+        objective: on the accelerator's device or not; it is moved.
+        loader: of training images; its batch size is the schedule's.
+        evaluate: mAP@0.5 on val, 0..1, of the detector in evaluation mode.
+        accelerator: device and processes.
+        watcher: told of every step.
+
+    Returns:
+        The trained detector (its moving average, if the schedule keeps one), in evaluation mode.
+
+    Raises:
+        InputError: the loss is not finite, or the run folder cannot be written.
+    """
+    schedule = job.schedule
+    objective.to(accelerator.device)
+    average = None
+    if schedule.ema:
+        average = AveragedModel(objective.detector, multi_avg_fn=get_ema_multi_avg_fn(schedule.ema), use_buffers=True)
+    optimizer = build_optimizer(objective, schedule)
+    done = load_checkpoint(job.folder / "checkpoints", job.key, objective, optimizer, average)
+    wrapped, optimizer = accelerator.prepare(objective, optimizer)
+    final = average.module if average is not None else objective.detector
+
+    watcher.start(job.name, schedule.steps, done)
+    objective.train()
+    with closing(Log(job.folder, done)) as log:
+        for step, batch in enumerate(loader.steps(job.seed, done, schedule.steps), start=done):
+            rate = learning_rate(schedule, step)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            images, targets = _own_share(batch, accelerator)
+            chance = _chance(job.seed, step, accelerator)
+            # Accelerate knows one precision a process, stages differ: so autocast is entered here.
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=job.bf16):
+                losses = wrapped(images, targets, chance, step / schedule.steps)
+            loss = torch.stack(list(losses.values())).sum()
+            value = float(loss.detach())
+            if value != value or abs(value) == float("inf"):
+                raise InputError(
+                    f"The loss of {job.name} became {value} at step {step}; the last good checkpoint is kept in "
+                    f"{job.folder / 'checkpoints'}; lower its learning_rate and run again."
+                )
+            optimizer.zero_grad()
+            accelerator.backward(loss)
+            if schedule.clip_norm:
+                accelerator.clip_grad_norm_(objective.parameters(), schedule.clip_norm)
+            optimizer.step()
+            if average is not None:
+                average.update_parameters(objective.detector)
+
+            now = step + 1
+            watcher.step(now, schedule.batch_size, value)
+            last = now == schedule.steps
+            if now % LOG_EVERY == 0 or last:
+                log.write({"step": now, "lr": rate, "loss": value, **_plain(losses)})
+            if now % schedule.evaluate_every == 0 or last:
+                score = evaluate(final.eval())
+                final.train()
+                log.write({"step": now, "map50": score})
+                watcher.scored(now, score)
+            if (now % schedule.checkpoint_every == 0 or last) and accelerator.is_main_process:
+                save_checkpoint(job.folder / "checkpoints", now, job.key, objective, optimizer.optimizer, average)
+    return final.eval()
+
+
+def _own_share(batch: Batch, accelerator: Accelerator) -> tuple[Tensor, Targets]:
+    """This process's rows of the global batch, on its device."""
+    rows = slice(accelerator.process_index, None, accelerator.num_processes)
+    targets = Targets(batch.targets.boxes[rows], batch.targets.labels[rows])
+    return batch.images[rows].to(accelerator.device), targets.to(accelerator.device)
+
+
+def _chance(seed: int, step: int, accelerator: Accelerator) -> Chance:
+    """The step's generators: functions of seed, step and process, so that nothing of them is ever saved."""
+
+    def generator(purpose: str) -> torch.Generator:
+        name = fingerprint(seed, step, accelerator.process_index, purpose)
+        return torch.Generator(accelerator.device).manual_seed(int(name, 16))
+
+    return Chance(generator("views"), generator("samples"))
+
+
+def _plain(losses: dict[str, Any]) -> dict[str, float]:
+    return {name: float(loss.detach()) for name, loss in losses.items()}

@@ -1,0 +1,116 @@
+"""What a network is trained for: detection alone, or detection while it mimics a teacher.
+
+An objective is a module, so that one forward call goes through DistributedDataParallel whole.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from qmimic.config import AugmentConfig, MimicConfig
+from qmimic.data.augment import augment
+from qmimic.data.targets import Targets
+from qmimic.mimic import Mimic, choose_regions
+from qmimic.models.detectors import Detector
+
+Phase = Literal["map", "joint", "detection"]
+
+
+@dataclass(frozen=True)
+class Chance:
+    """Everything random in one training step: a generator for the views, one for the samples.
+
+    The two are apart so that arms which sample differently still see the same views.
+    """
+
+    views: torch.Generator
+    samples: torch.Generator
+
+
+class DetectionObjective(nn.Module):
+    """L_cls^rpn + L_reg^rpn + L_cls^det + L_reg^det on augmented images."""
+
+    def __init__(self, detector: Detector, augmentation: AugmentConfig) -> None:
+        super().__init__()
+        self.detector = detector
+        self.augmentation = augmentation
+
+    def forward(self, images: Tensor, targets: Targets, chance: Chance, progress: float) -> dict[str, Tensor]:
+        """The terms of the loss, scalars; their sum is minimised.
+
+        Args:
+            images: uint8 [B, 3, H, W].
+            targets: boxes in pixels of these images.
+            chance: of this step.
+            progress: share of the steps done, 0..1.
+        """
+        views, targets = augment(images, targets, self.augmentation, chance.views)
+        return self.detector.losses(self.detector.features(views), targets, chance.samples).losses
+
+
+class MimicObjective(nn.Module):
+    """Detection losses plus lambda * L_m against a frozen teacher.
+
+    Args:
+        student: the detector that learns.
+        mimic: the adaptor and the loss.
+        teacher: frozen, in evaluation mode; it is no part of the module's state.
+        config: lambda, regions and phases.
+        augmentation: the views.
+        teacher_bf16: run the teacher in bf16.
+    """
+
+    def __init__(
+        self,
+        student: Detector,
+        mimic: Mimic,
+        teacher: Detector,
+        config: MimicConfig,
+        augmentation: AugmentConfig,
+        teacher_bf16: bool,
+    ) -> None:
+        super().__init__()
+        self.detector = student
+        self.mimic = mimic
+        self.config = config
+        self.augmentation = augmentation
+        self.teacher_bf16 = teacher_bf16
+        self._teacher = (teacher.eval().requires_grad_(False),)  # a tuple hides it from state_dict and train()
+
+    @property
+    def teacher(self) -> Detector:
+        """The frozen teacher."""
+        return self._teacher[0]
+
+    def forward(self, images: Tensor, targets: Targets, chance: Chance, progress: float) -> dict[str, Tensor]:
+        """The terms of the loss, `mimic` already weighted by lambda. Args as `DetectionObjective.forward`."""
+        teacher = self.teacher
+        phase = self.phase(progress)
+        views, targets = augment(images, targets, self.augmentation, chance.views)
+        raw = self.detector.raw_features(views)
+        losses: dict[str, Tensor] = {}
+        proposals = None
+        if phase != "map":
+            features = raw if self.detector.quantizer is None else self.detector.quantizer(raw)
+            output = self.detector.losses(features, targets, chance.samples)
+            losses, proposals = dict(output.losses), output.proposals
+        if phase == "detection":
+            return losses
+        with torch.no_grad(), torch.autocast(views.device.type, torch.bfloat16, enabled=self.teacher_bf16):
+            teacher_map = teacher.raw_features(views)
+            if phase == "joint" and self.config.regions == "teacher":
+                seen = teacher_map if teacher.quantizer is None else teacher.quantizer(teacher_map)
+                proposals = teacher.propose(seen)
+        regions = None
+        if phase == "joint" and self.config.regions != "map":
+            regions = choose_regions(self.config, proposals, targets, self.detector.spec.size, chance.samples)
+        losses["mimic"] = self.config.weight * self.mimic.loss(raw, teacher_map, regions)
+        return losses
+
+    def phase(self, progress: float) -> Phase:
+        """Which losses count after `progress` (0..1) of the steps."""
+        if progress < self.config.map_steps:
+            return "map"
+        return "joint" if progress < self.config.last_step else "detection"

@@ -1,0 +1,34 @@
+"""Optimizers and learning rates of a schedule."""
+
+import math
+
+import torch
+from torch import nn
+
+from qmimic.config import ScheduleConfig
+
+
+def build_optimizer(module: nn.Module, schedule: ScheduleConfig) -> torch.optim.Optimizer:
+    """AdamW or SGD, fused. Weight decay spares biases and batch norms, as is the custom for small networks."""
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": schedule.weight_decay},
+        {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    if schedule.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=schedule.learning_rate, momentum=schedule.momentum, fused=True)
+    return torch.optim.AdamW(groups, lr=schedule.learning_rate, fused=True)
+
+
+def learning_rate(schedule: ScheduleConfig, step: int) -> float:
+    """The learning rate of a step, counted from 0: linear warm-up, then the schedule's decay."""
+    peak = schedule.learning_rate
+    if step < schedule.warmup_steps:
+        return peak * (step + 1) / (schedule.warmup_steps + 1)
+    if schedule.decay == "constant":
+        return peak
+    if schedule.decay == "step":
+        passed = sum(step >= share * schedule.steps for share in schedule.milestones)
+        return float(peak * schedule.gamma**passed)
+    left = max(1, schedule.steps - schedule.warmup_steps)
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - schedule.warmup_steps) / left))

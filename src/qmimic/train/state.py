@@ -1,0 +1,81 @@
+"""What a killed run needs to go on: weights, optimizer, moving average, step. Chance is a function of the step."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qmimic.errors import InputError
+from qmimic.models.checkpoint import TensorFile, load_state, read_tensors, write_tensors
+
+KEPT = 2
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    key: str,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: nn.Module | None,
+) -> None:
+    """Write `step-N.safetensors` and remove all but the last two.
+
+    Args:
+        folder: of the stage's checkpoints.
+        step: steps done.
+        key: fingerprint of the stage; another stage will not go on from this file.
+        module: the objective that is trained.
+        optimizer: its optimizer.
+        average: moving average of its weights, if one is kept.
+
+    Raises:
+        InputError: the folder cannot be written or the disk is full.
+    """
+    tensors = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
+    if average is not None:
+        tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items() if value is not None}
+    write_tensors(folder / f"step-{step:07d}.safetensors", tensors, {"step": step, "key": key})
+    for old in sorted(folder.glob("step-*.safetensors"))[:-KEPT]:
+        old.unlink()
+
+
+def load_checkpoint(
+    folder: Path, key: str, module: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None
+) -> int:
+    """Restore the newest whole checkpoint of this stage; a damaged one is passed over with a warning.
+
+    Args: as `save_checkpoint`.
+
+    Returns:
+        Steps done; 0 if there is nothing to go on from.
+    """
+    for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
+        try:
+            file = read_tensors(path)
+            if file.header.get("key") != key:
+                continue
+            load_state(module, _part(file, "module."), path)
+            if average is not None:
+                load_state(average, _part(file, "average."), path)
+            _load_optimizer(optimizer, _part(file, "optimizer."))
+            return int(file.header["step"])
+        except (InputError, KeyError, ValueError) as error:
+            warnings.warn(f"Checkpoint {path} is damaged ({error}); going on from the one before.", stacklevel=2)
+    return 0
+
+
+def _part(file: TensorFile, prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in file.tensors.items() if name.startswith(prefix)}
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Any]] = {}
+    for name, tensor in tensors.items():
+        index, _, key = name.partition(".")
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
