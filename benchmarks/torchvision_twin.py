@@ -21,9 +21,7 @@ class AlignedRoIPool(nn.Module):
         self.size, self.stride = size, stride
 
     def forward(self, features: dict[str, Tensor], boxes: list[Tensor], shapes: list[tuple[int, int]]) -> Tensor:
-        return roi_align(
-            features["0"], boxes, self.size, 1 / self.stride, sampling_ratio=2, aligned=True
-        )
+        return roi_align(features["0"], boxes, self.size, 1 / self.stride, sampling_ratio=2, aligned=True)
 
 
 class CentredAnchors(AnchorGenerator):

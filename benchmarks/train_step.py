@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable
 
 import torch
-from torchvision_twin import twin
 
 from qmimic.config import AugmentConfig, Recipe, ScheduleConfig
 from qmimic.data.targets import Targets
@@ -23,6 +22,7 @@ from qmimic.models.faster_rcnn import DetectorSpec
 from qmimic.precision import bf16_by_default
 from qmimic.train.objectives import Chance, DetectionObjective
 from qmimic.train.optimizer import build_optimizer
+from torchvision_twin import twin
 
 NETWORKS = ("resnet18/16", "resnet18/1")
 BOXES = 8

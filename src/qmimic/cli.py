@@ -174,8 +174,5 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _score(options: argparse.Namespace) -> int:
-    from qmimic.data.formats import load_dataset
-    from qmimic.scores.detections_file import read_detections
-    from qmimic.scores.summary import score
 
     return 0

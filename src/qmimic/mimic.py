@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qmimic.config import MimicConfig
+from qmimic.data.targets import Targets
 from qmimic.models.roi_pooling import ROI_POOLINGS
 from qmimic.models.rpn import Proposals, first
-from qmimic.data.targets import Targets
 from qmimic.quantize import Quantizer
 
 QUANTIZED_SIDES = {

@@ -38,7 +38,9 @@ def augment(
     if low == high == 1 and config.shift == 0:
         # Flips alone stay in uint8: a quarter of the memory traffic.
         pixels = torch.where((mirror_x < 0).view(-1, 1, 1, 1), images.flip(3), images) if config.flip else images
-        pixels = torch.where((mirror_y < 0).view(-1, 1, 1, 1), pixels.flip(2), pixels) if config.flip_vertical else pixels
+        pixels = (
+            torch.where((mirror_y < 0).view(-1, 1, 1, 1), pixels.flip(2), pixels) if config.flip_vertical else pixels
+        )
         pixels = _recolour(pixels, drawn[:, 5:8], config.colour)
     else:
         # Output position p shows input position (p - shift) / (scale * mirror).

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from qmimic.boxes import take
 from qmimic.config import DetectorConfig
+from qmimic.data.targets import Targets
 from qmimic.models.anchors import anchor_grid
 from qmimic.models.backbones import build_backbone
 from qmimic.models.heads import BatchDetections, TwoLayerHead, pad_with_truth
+from qmimic.models.matching import Matches, match, matched_boxes, sample
 from qmimic.models.roi_pooling import ROI_POOLINGS
 from qmimic.models.rpn import RPN, Proposals
-from qmimic.data.targets import Targets
-from qmimic.models.matching import Matches, match, matched_boxes, sample
 from qmimic.quantize import Quantizer
 
 HEAD_IOU = 0.5

@@ -1,0 +1,96 @@
+"""The table of dataset formats; a folder's format is found by looking."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from qmimic.data import coco, synthetic, voc, yolo
+from qmimic.data.images import image_size
+from qmimic.data.sample import Dataset, Sample
+from qmimic.errors import InputError
+
+
+@dataclass(frozen=True)
+class Format:
+    """How to know and read a layout."""
+
+    sniff: Callable[[Path], bool]
+    read: Callable[[Path], Dataset]
+
+
+# The first that fits is taken: a VOC folder often carries a COCO copy of its boxes.
+FORMATS = {
+    "voc": Format(voc.sniff, voc.read),
+    "coco": Format(coco.sniff, coco.read),
+    "yolo": Format(yolo.sniff, yolo.read),
+}
+
+
+def load_dataset(path: Path | str) -> Dataset:
+    """Read a labelled folder of any known format, or the embedded set `synthetic:digits`.
+
+    Raises:
+        InputError: there is no such folder, it is of no known format, or its labels cannot be read.
+    """
+    if str(path) == synthetic.NAME:
+        return synthetic.digits()
+    root = Path(path)
+    if not root.is_dir():
+        raise InputError(f"There is no folder {root}; name the folder of a dataset, or {synthetic.NAME}.")
+    for known in FORMATS.values():
+        if known.sniff(root):
+            return known.read(root)
+    raise InputError(
+        f"{root} holds no dataset: looked for Annotations/ (VOC), instances_*.json (COCO), data.yaml or labels/ (YOLO)."
+    )
+
+
+def usable(dataset: Dataset, drop_bad: bool) -> Dataset:
+    """The dataset without boxes that cannot be trained on.
+
+    Args:
+        dataset: as read.
+        drop_bad: drop bad boxes, labels and images; if False, any of them is an error.
+
+    Returns:
+        Boxes clipped to their images, those without area and samples without a readable image left out.
+
+    Raises:
+        InputError: there is something bad and `drop_bad` is False.
+    """
+    if dataset.root is None:
+        return dataset
+    bad = [f"{defect.file}: {defect.detail}" for defect in dataset.defects if defect.kind != "image_without_label"]
+    splits: dict[str, tuple[Sample, ...]] = {}
+    for split, samples in dataset.splits.items():
+        kept = []
+        for sample in samples:
+            assert sample.image is not None
+            try:
+                width, height = image_size(sample.image)
+            except InputError as error:
+                bad.append(str(error))
+                continue
+            boxes = np.clip(sample.boxes, 0, np.array([width, height, width, height], np.float32))
+            keep = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
+            if not keep.all() or not np.array_equal(boxes, sample.boxes):
+                bad.append(f"{sample.image_id}: a box without area or outside its image")
+            kept.append(
+                replace(
+                    sample,
+                    boxes=boxes[keep],
+                    labels=sample.labels[keep],
+                    difficult=sample.difficult[keep],
+                    crowd=sample.crowd[keep],
+                    size=(width, height),
+                )
+            )
+        splits[split] = tuple(kept)
+    if bad and not drop_bad:
+        raise InputError(
+            f"{dataset.root} has {len(bad)} bad labels or images, the first: {bad[0].rstrip('.')}; mend them, "
+            "or train without them by data.drop_bad_boxes=true."
+        )
+    return replace(dataset, splits=splits)

@@ -1,0 +1,65 @@
+"""Pictures from strangers' files: as a person sees them, RGB, and never more than memory can hold."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from qmimic.errors import InputError
+
+MAX_PIXELS = 100_000_000
+
+
+def read_image(path: Path) -> Image.Image:
+    """An image file as an RGB picture: EXIF rotation applied, 16 bits scaled to 8, the first frame of an animation,
+    transparency on black.
+
+    Raises:
+        InputError: the file is missing, empty, truncated, over 100 megapixels or not an image.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of large images; the limit below refuses them
+        try:
+            with Image.open(path) as file:
+                if file.width * file.height > MAX_PIXELS:
+                    raise InputError(
+                        f"{path} has {file.width} x {file.height} pixels, over the limit of 100 million; shrink it first."
+                    )
+                file.load()
+                return _rgb(ImageOps.exif_transpose(file))
+        except FileNotFoundError as error:
+            raise InputError(f"There is no image {path}.") from error
+        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+            raise InputError(f"{path} is no whole image ({error}); replace or remove it.") from error
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """(width, height) as a person sees the picture, from the file's header alone.
+
+    Raises:
+        InputError: the file is missing or not an image.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(path) as file:
+                turned = file.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+                return (file.height, file.width) if turned else (file.width, file.height)
+        except FileNotFoundError as error:
+            raise InputError(f"There is no image {path}.") from error
+        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+            raise InputError(f"{path} is no image ({error}); replace or remove it.") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        # Pillow would clip 16 bits to 255; the high byte is the picture.
+        values = np.asarray(image, dtype=np.float64)
+        deep = image.mode.startswith("I;16") or values.max(initial=0) > 255
+        grey = np.clip(values / 257 if deep else values, 0, 255).round().astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
+    return image.convert("RGB")

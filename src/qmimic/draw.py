@@ -1,0 +1,42 @@
+"""Detections drawn into pictures."""
+
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+from qmimic.detections import Detections
+
+COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
+CELL = 320
+
+
+def draw(image: Image.Image, found: Detections, classes: Sequence[str], min_score: float) -> Image.Image:
+    """A copy of an RGB picture with the detections of at least `min_score`, best on top."""
+    drawn = image.copy()
+    canvas = ImageDraw.Draw(drawn)
+    unit = max(1, round(max(image.size) / 320))
+    font = ImageFont.load_default(max(9, 9 * unit))
+    for box, score, label in sorted(zip(found.boxes, found.scores, found.labels, strict=True), key=lambda d: d[1]):
+        if score < min_score:
+            continue
+        colour = COLOURS[int(label) % len(COLOURS)]
+        x1, y1, x2, y2 = (float(side) for side in box)
+        canvas.rectangle((x1, y1, x2, y2), outline=colour, width=unit)
+        text = f"{classes[int(label)]} {score:.2f}"
+        left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
+        above = max(0.0, y1 - bottom - 2)
+        canvas.rectangle((x1, above, x1 + right - left + 4, above + bottom + 2), fill=colour)
+        canvas.text((x1 + 2 - left, above), text, fill="white", font=font)
+    return drawn
+
+
+def contact_sheet(images: Sequence[Image.Image], columns: int) -> Image.Image:
+    """Pictures side by side, each fitted into a square cell."""
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * CELL, rows * CELL), "white")
+    for place, image in enumerate(images):
+        scale = (CELL - 8) / max(image.size)
+        small = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+        x, y = place % columns * CELL, place // columns * CELL
+        sheet.paste(small, (x + (CELL - small.width) // 2, y + (CELL - small.height) // 2))
+    return sheet
