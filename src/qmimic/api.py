@@ -5,6 +5,7 @@ from pathlib import Path
 from qmimic.config import DetectorConfig, Recipe
 from qmimic.data.loader import Loader
 from qmimic.data.sample import Dataset
+from qmimic.detections import Detections
 from qmimic.errors import InputError
 from qmimic.evaluate import detect_all
 from qmimic.models.checkpoint import load_detector
@@ -12,10 +13,11 @@ from qmimic.models.detectors import Detector, build
 from qmimic.models.faster_rcnn import DetectorSpec
 from qmimic.pipeline.run import RunResult
 from qmimic.pipeline.run import train as run_recipe
-from qmimic.scores.summary import Scores, score
+from qmimic.scores.summary import Scores, samples_of, score
 from qmimic.train.loop import Watcher
 from qmimic.train.progress import Silent
 
+BATCH = 32
 DEFAULT_ANCHORS = tuple((side * ratio, side / ratio) for side in (24.0, 48.0, 96.0) for ratio in (0.71, 1.0, 1.41))
 
 
@@ -57,25 +59,28 @@ def train(recipe: Recipe, watcher: Watcher | None = None) -> RunResult:
     return run_recipe(recipe, watcher or Silent())
 
 
-def evaluate(detector: Detector | Path | str, dataset: Dataset, split: str = "val", batch_size: int = 32) -> Scores:
-    """Scores of a detector on a split.
+def evaluate(detector: Detector | Path | str, dataset: Dataset, split: str = "val") -> Scores:
+    """Scores of a detector (or of its file) on a split. Raises: as `detect`."""
+    return score(dataset, split, detect(detector, dataset, split))
+
+
+def detect(detector: Detector | Path | str, dataset: Dataset, split: str = "val") -> dict[str, Detections]:
+    """Detections in every image of a split, by image id.
 
     Args:
         detector: a detector, or its file.
-        dataset: its classes are matched to the detector's by name.
+        dataset: of the detector's classes.
         split: name of the split.
-        batch_size: images at a time.
 
     Raises:
-        InputError: the split is missing, or the dataset labels a class that the detector does not know.
+        InputError: the split is missing, or the dataset's classes are not the detector's.
     """
     if not isinstance(detector, Detector):
         detector, _ = load_detector(Path(detector))
-    if split not in dataset.splits:
-        raise InputError(f"{dataset.name} has no split {split!r}; its splits: {', '.join(dataset.splits)}.")
+    samples_of(dataset, split)
     if dataset.classes != detector.spec.classes:
         raise InputError(
             f"The detector knows {', '.join(detector.spec.classes)}, but {dataset.name} has the classes "
             f"{', '.join(dataset.classes)}; evaluate it on data of its own classes."
         )
-    return score(dataset, split, detect_all(detector.eval(), Loader(dataset, split, detector.spec.size, batch_size)))
+    return detect_all(detector.eval(), Loader(dataset, split, detector.spec.size, BATCH))

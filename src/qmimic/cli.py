@@ -6,8 +6,12 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qmimic.errors import InputError
+
+if TYPE_CHECKING:
+    from qmimic.scores.summary import Scores
 
 EXIT_BAD_INPUT = 2
 OVERRIDES = "key.sub=value"
@@ -46,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="qmimic", description="Very tiny object detectors by quantization mimic.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    data = commands.add_parser("data", help="check or convert a labelled folder").add_subparsers(required=True)
+    data = commands.add_parser("data", help="look at a labelled folder").add_subparsers(required=True)
     check = data.add_parser("check", help="what is wrong with my labels, before any training")
     check.add_argument("path", type=Path, help="folder of a dataset (VOC, COCO or YOLO)")
     check.add_argument(
@@ -54,12 +58,6 @@ def parser() -> argparse.ArgumentParser:
     )
     check.add_argument("--json", action="store_true", help="print one JSON object")
     check.set_defaults(run=_check)
-    convert = data.add_parser("convert", help="write a dataset in another format")
-    convert.add_argument("source", type=Path)
-    convert.add_argument("destination", type=Path, help="a new folder")
-    convert.add_argument("--to", required=True, choices=("voc", "coco", "yolo"))
-    convert.set_defaults(run=_convert)
-
     keys = "\n".join(f"  {key:<34} {text}" for key, text in settings())
     train = commands.add_parser(
         "train",
@@ -106,15 +104,6 @@ def _check(options: argparse.Namespace) -> int:
     return report.exit_code
 
 
-def _convert(options: argparse.Namespace) -> int:
-    from qmimic.data.convert import convert
-    from qmimic.data.formats import load_dataset
-
-    convert(load_dataset(options.source), options.destination, options.to)
-    print(f"Wrote {options.destination}.")
-    return 0
-
-
 def _train(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
@@ -125,6 +114,8 @@ def _train(options: argparse.Namespace) -> int:
 
     recipe = load_recipe(options.recipe, options.overrides)
     console = Console()
+    if not console.is_terminal:
+        console.width = 140  # a file or a pipe has no width of its own
     with Bar(console) as bar:
         result = train(recipe, bar)
     table = Table(*COLUMNS, title=f"{recipe.name}, val split, seed {recipe.seed} (mAP and matching in %)")
@@ -146,13 +137,16 @@ def _schema(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from qmimic.api import evaluate
+    from qmimic.api import detect
     from qmimic.data.formats import load_dataset
-    from qmimic.models.checkpoint import load_detector
+    from qmimic.scores.detections_file import write_detections
+    from qmimic.scores.summary import score
 
-    detector, _ = load_detector(options.detector)
-    scores, found = evaluate(detector, load_dataset(options.data), options.split)
-    return 0
+    dataset = load_dataset(options.data)
+    found = detect(options.detector, dataset, options.split)
+    if options.detections:
+        write_detections(options.detections, found, dataset.classes)
+    return _print_scores(score(dataset, options.split, found), options.json)
 
 
 def _predict(options: argparse.Namespace) -> int:
@@ -174,5 +168,23 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _score(options: argparse.Namespace) -> int:
+    from qmimic.data.formats import load_dataset
+    from qmimic.scores.detections_file import read_detections
+    from qmimic.scores.summary import samples_of, score
 
+    dataset = load_dataset(options.data)
+    samples_of(dataset, options.split)
+    found = read_detections(options.detections, dataset, options.split)
+    return _print_scores(score(dataset, options.split, found), options.json)
+
+
+def _print_scores(scores: "Scores", as_json: bool) -> int:
+    for name, own in scores.per_class.items():
+        print(f"{name:<20} VOC07 {100 * own.ap07:5.1f}   VOC {100 * own.ap:5.1f}   boxes {own.positives}")
+    mean = (
+        f"VOC07 {100 * scores.voc07_map50:5.1f}   VOC {100 * scores.voc_map50:5.1f}   COCO {100 * scores.coco_map:5.1f}"
+    )
+    print(f"{'mean':<20} {mean}")
+    if as_json:
+        print(json.dumps(scores.as_json()))
     return 0

@@ -23,7 +23,7 @@ def draw(image: Image.Image, found: Detections, classes: Sequence[str], min_scor
         x1, y1, x2, y2 = (float(side) for side in box)
         canvas.rectangle((x1, y1, x2, y2), outline=colour, width=unit)
         text = f"{classes[int(label)]} {score:.2f}"
-        left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
+        left, _, right, bottom = canvas.textbbox((0, 0), text, font=font)
         above = max(0.0, y1 - bottom - 2)
         canvas.rectangle((x1, above, x1 + right - left + 4, above + bottom + 2), fill=colour)
         canvas.text((x1 + 2 - left, above), text, fill="white", font=font)

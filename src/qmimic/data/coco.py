@@ -31,7 +31,9 @@ class _Category(BaseModel):
     name: str
 
 
-class _File(BaseModel):
+class CocoFile(BaseModel):
+    """COCO's layout, as far as detection uses it."""
+
     images: list[_Image]
     annotations: list[_Annotation] = []
     categories: list[_Category] = []
@@ -62,7 +64,7 @@ def read(root: Path) -> Dataset:
     Raises:
         InputError: a JSON file is cut short or not of COCO's layout, or a path leads out of the folder.
     """
-    contents = {split: _load(path) for split, path in files(root).items()}
+    contents = {split: load(path) for split, path in files(root).items()}
     categories = {c.id: c.name for content in contents.values() for c in content.categories}
     ids = sorted(categories)
     index = {category: label for label, category in enumerate(ids)}
@@ -75,7 +77,7 @@ def read(root: Path) -> Dataset:
 
 
 def _samples(
-    root: Path, source: Path, split: str, content: _File, index: dict[int, int], defects: list[LabelDefect]
+    root: Path, source: Path, split: str, content: CocoFile, index: dict[int, int], defects: list[LabelDefect]
 ) -> list[Sample]:
     folders = [source.parent, root / split, root / f"{split}2017", root / "images", root / "JPEGImages", root]
     folders += [root / "images" / split, root / "images" / f"{split}2017"]
@@ -105,10 +107,15 @@ def _samples(
     return samples
 
 
-def _load(path: Path) -> _File:
+def load(path: Path) -> CocoFile:
+    """One file of instances, checked.
+
+    Raises:
+        InputError: it is cut short or not of COCO's layout.
+    """
     try:
         content: Any = json.loads(read_text(path))
-        return _File.model_validate(content)
+        return CocoFile.model_validate(content)
     except ValidationError as error:
         raise InputError(f"{path} is not of COCO's layout: {explain(error)}") from error
     except (ValueError, RecursionError) as error:

@@ -24,7 +24,7 @@ def read_image(path: Path) -> Image.Image:
             with Image.open(path) as file:
                 if file.width * file.height > MAX_PIXELS:
                     raise InputError(
-                        f"{path} has {file.width} x {file.height} pixels, over the limit of 100 million; shrink it first."
+                        f"{path} has {file.width} x {file.height} pixels, over 100 million; shrink it first."
                     )
                 file.load()
                 return _rgb(ImageOps.exif_transpose(file))

@@ -140,7 +140,7 @@ def load_detector(path: Path) -> tuple[Detector, dict[str, Any]]:
 
 
 def load_backbone(detector: Detector, path: Path) -> None:
-    """Start a backbone from published weights: a safetensors file with torchvision's names; a classifier is passed over.
+    """Start a backbone from published weights (safetensors, torchvision's names); a classifier is passed over.
 
     Raises:
         InputError: the file is damaged, or a weight is missing or of another width.

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.flop_counter import FlopCounterMode
 
 from qmimic.models.faster_rcnn import DetectorSpec, FasterRCNN
+
+aten = torch.ops.aten
 
 Detector = FasterRCNN
 
@@ -33,7 +36,7 @@ def fold_batch_norm(detector: Detector) -> Detector:
         children = list(parent.named_children())
         pairs = [(name, name.replace("conv", "bn")) for name, _ in children if name.startswith("conv")]
         if isinstance(parent, nn.Sequential):
-            pairs = [(a, b) for (a, _), (b, _) in zip(children, children[1:], strict=False)]
+            pairs = [(a, b) for (a, _), (b, _) in pairwise(children)]
         for conv_name, norm_name in pairs:
             conv, norm = getattr(parent, conv_name), getattr(parent, norm_name, None)
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
@@ -48,8 +51,12 @@ def parameter_count(detector: Detector) -> int:
 
 
 def mac_count(detector: Detector) -> int:
-    """Multiply-accumulates of one image end to end, as torch's flop counter finds them (two flops each)."""
+    """Multiply-accumulates of the convolutions and linear layers of one image, proposals and head included.
+
+    Suppression and RoI pooling are left out: their products depend on what the image shows.
+    """
     image: Tensor = torch.zeros(1, 3, *detector.spec.size, device=detector.anchors.device)
     with FlopCounterMode(display=False) as counter:
         fold_batch_norm(detector).detect(image)
-    return int(counter.get_total_flops()) // 2
+    counted = {aten.convolution, aten.addmm, aten.mm}
+    return int(sum(n for op, n in counter.get_flop_counts()["Global"].items() if op in counted)) // 2

@@ -68,7 +68,7 @@ class RPN(nn.Module):
             logits: [B, N]; deltas: [B, N, 4]; anchors: [N, 4].
             size: height and width of the network's input, pixels.
         """
-        best, index = logits.topk(min(self.config.pre_nms, logits.shape[1]), sorted=True)
+        index = logits.topk(min(self.config.pre_nms, logits.shape[1]), sorted=True).indices
         candidates = box_ops.decode(box_ops.take(deltas, index), anchors[index], DELTA_WEIGHTS)
         candidates = box_ops.clip(candidates, size)
         sides = candidates[..., 2:] - candidates[..., :2]

@@ -1,0 +1,162 @@
+"""What is wrong with a dataset, all of it at once, before any training."""
+
+import hashlib
+import json
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from qmimic.data.images import read_image
+from qmimic.data.labels import image_files
+from qmimic.data.letterbox import fit
+from qmimic.data.sample import Dataset, LabelDefect, Sample
+from qmimic.errors import InputError
+
+NOTES = ("image_without_label", "empty_class")  # all other kinds need mending
+BINS = (8, 16, 32, 64, 128, 256)
+OUTPUT_STRIDE = 16
+
+
+@dataclass(frozen=True)
+class Report:
+    """All defects of a dataset, and what it holds.
+
+    Attributes:
+        images, boxes: numbers by split.
+        classes: boxes by class.
+        sizes: boxes by the square root of their area in pixels at the training size; keys are upper bounds.
+        small: share of the boxes that are smaller than the output stride, 0..1.
+        defects: everything found.
+    """
+
+    images: dict[str, int]
+    boxes: dict[str, int]
+    classes: dict[str, int]
+    sizes: dict[str, int]
+    small: float
+    defects: tuple[LabelDefect, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """1 if something needs mending, else 0."""
+        return int(any(defect.kind not in NOTES for defect in self.defects))
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "ok": self.exit_code == 0}
+
+    def as_text(self) -> str:
+        """For a person."""
+        lines = [f"{split}: {self.images[split]} images, {self.boxes[split]} boxes" for split in self.images]
+        lines += [f"class {name}: {count} boxes" for name, count in self.classes.items()]
+        lines += ["box sizes in pixels at the training size:"]
+        most = max(self.sizes.values(), default=0) or 1
+        lines += [f"  {name:>6} {'#' * round(40 * n / most)} {n}" for name, n in self.sizes.items()]
+        if self.small > 0.05:
+            lines.append(
+                f"{100 * self.small:.0f} % of the boxes are smaller than the output stride of {OUTPUT_STRIDE} pixels "
+                "and will hardly be found; raise data.size or set detector.output_stride=8."
+            )
+        kinds = Counter(defect.kind for defect in self.defects)
+        lines += [f"{kind}: {count}" for kind, count in kinds.items()]
+        lines += [f"  {defect.kind}  {defect.file}: {defect.detail}" for defect in self.defects]
+        lines.append("Something needs mending." if self.exit_code else "Nothing needs mending.")
+        return "\n".join(lines)
+
+
+def check(dataset: Dataset, size: tuple[int, int]) -> Report:
+    """Read every image and every label of a dataset and report all defects.
+
+    Args:
+        dataset: as read.
+        size: height and width of the network's input, pixels.
+    """
+    defects = list(dataset.defects)
+    sides: list[np.ndarray[Any, np.dtype[np.float32]]] = []
+    hashes: dict[str, tuple[str, str]] = {}
+    counts: Counter[int] = Counter()
+    seen: dict[str, set[int]] = {}
+    ids = {split: {sample.image_id for sample in samples} for split, samples in dataset.splits.items()}
+    unions = {split for split in ids if any(ids[other] < ids[split] for other in ids)}  # such as VOC's trainval
+    for split, samples in dataset.splits.items():
+        with ThreadPoolExecutor() as pool:
+            facts = list(pool.map(lambda sample: _image_facts(dataset, sample), samples))
+        seen[split] = {int(label) for sample in samples for label in sample.labels}
+        for sample, (actual, digest, fault) in zip(samples, facts, strict=True):
+            counts.update(sample.labels.tolist())
+            if actual is None:
+                kind = "unreadable_image" if sample.image and sample.image.is_file() else "label_without_image"
+                defects.append(LabelDefect(kind, sample.image_id, fault))
+                continue
+            defects += _box_defects(sample, actual)
+            boxes = sample.boxes * fit(*actual, size).scale
+            sides.append(boxes[:, 2:] - boxes[:, :2])
+            if split in unions:
+                continue
+            first = hashes.setdefault(digest, (split, sample.image_id))
+            if first[0] != split:
+                text = f"The same image is {first[1]} of {first[0]}."
+                defects.append(LabelDefect("duplicate_across_splits", sample.image_id, text))
+    defects += _unlabelled(dataset)
+    defects += _class_defects(dataset, counts, seen)
+    lengths = np.sqrt(np.clip(np.concatenate([np.zeros((0, 2), np.float32), *sides]), 0, None).prod(1))
+    places = np.digitize(lengths, BINS)
+    names = [f"<{bound}" for bound in BINS] + [f">={BINS[-1]}"]
+    return Report(
+        images={split: len(samples) for split, samples in dataset.splits.items()},
+        boxes={split: sum(len(s.boxes) for s in samples) for split, samples in dataset.splits.items()},
+        classes={name: counts[label] for label, name in enumerate(dataset.classes)},
+        sizes={name: int((places == place).sum()) for place, name in enumerate(names)},
+        small=float((lengths < OUTPUT_STRIDE).mean()) if len(lengths) else 0.0,
+        defects=tuple(defects),
+    )
+
+
+def _image_facts(dataset: Dataset, sample: Sample) -> tuple[tuple[int, int] | None, str, str]:
+    """Size and hash of an image's pixels, or what is wrong with it."""
+    try:
+        image = read_image(sample.image) if sample.image else dataset.load(sample)
+    except InputError as error:
+        return None, "", str(error)
+    return image.size, hashlib.sha256(json.dumps(image.size).encode() + image.tobytes()).hexdigest(), ""
+
+
+def _box_defects(sample: Sample, actual: tuple[int, int]) -> list[LabelDefect]:
+    found = []
+    width, height = actual
+    if sample.size and sample.size != actual:
+        text = f"The label says {sample.size[0]} x {sample.size[1]}, the image has {width} x {height}."
+        found.append(LabelDefect("size_mismatch", sample.image_id, text))
+    for x1, y1, x2, y2 in sample.boxes.tolist():
+        shown = f"x {x1:g} to {x2:g}, y {y1:g} to {y2:g}"
+        if x2 <= x1 or y2 <= y1:
+            found.append(LabelDefect("box_without_area", sample.image_id, f"The box {shown} has no area."))
+        elif x1 < 0 or y1 < 0 or x2 > width or y2 > height:
+            text = f"The box {shown} leaves the image of {width} x {height}."
+            found.append(LabelDefect("box_outside_image", sample.image_id, text))
+    return found
+
+
+def _unlabelled(dataset: Dataset) -> list[LabelDefect]:
+    if dataset.root is None or not (dataset.root / "JPEGImages").is_dir():
+        return []
+    known = {sample.image_id for samples in dataset.splits.values() for sample in samples}
+    missing = [path for stem, path in image_files(dataset.root / "JPEGImages").items() if stem not in known]
+    return [LabelDefect("image_without_label", path.name, "No split has a label for it.") for path in missing]
+
+
+def _class_defects(dataset: Dataset, counts: Counter[int], seen: dict[str, set[int]]) -> list[LabelDefect]:
+    found = []
+    for label, name in enumerate(dataset.classes):
+        if not counts[label]:
+            found.append(LabelDefect("empty_class", name, "It is listed, but no box has it."))
+    for split, labels in seen.items():
+        for label in sorted(labels - seen.get("train", labels)):
+            text = f"Its boxes are in {split}, but none is in train."
+            found.append(LabelDefect("unknown_class", dataset.classes[label], text))
+    if not counts:
+        found.append(LabelDefect("no_boxes", dataset.name, "No image has a box."))
+    return found

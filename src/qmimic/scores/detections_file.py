@@ -1,0 +1,104 @@
+"""Detections as a COCO-results list; entries may name `file_name` and `category` instead of ids."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from qmimic.data import coco
+from qmimic.data.labels import read_text
+from qmimic.data.sample import Dataset
+from qmimic.detections import Detections
+from qmimic.errors import InputError
+from qmimic.files import write_text
+
+
+class _Entry(BaseModel):
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    bbox: tuple[float, float, float, float]
+    score: float
+    image_id: int | str | None = None
+    file_name: str | None = None
+    category_id: int | None = None
+    category: str | None = Field(None)
+
+
+def read_detections(path: Path, dataset: Dataset, split: str) -> dict[str, Detections]:
+    """Read detections of a split, by image id.
+
+    `file_name` may have a folder or lack its suffix. Integer ids are those of the folder's COCO file of the split;
+    without one, `category_id` counts the dataset's classes from 1 and `image_id` is the image's name.
+
+    Raises:
+        InputError: the file is cut short, or an entry has an unknown image or category, or a number that is not
+            finite; the entry is named by its place.
+    """
+    try:
+        entries = TypeAdapter(list[_Entry]).validate_python(json.loads(read_text(path)))
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the top"
+        raise InputError(f"{path} is no list of detections: at {place}: {first['msg']}.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no whole JSON file ({error}); write it again.") from error
+    names = {sample.image_id for sample in dataset.splits[split]}
+    image_ids, category_ids = _coco_ids(dataset, split)
+    rows: dict[str, list[tuple[list[float], float, int]]] = {}
+    for number, entry in enumerate(entries):
+        image = Path(entry.file_name).stem if entry.file_name else image_ids.get(entry.image_id, str(entry.image_id))
+        if image not in names and entry.file_name in names:
+            image = str(entry.file_name)
+        if image not in names:
+            given = entry.file_name or entry.image_id
+            raise InputError(f"{path}: entry {number} is of the image {given!r}, which {split} does not have.")
+        label = category_ids.get(entry.category_id) if entry.category is None else None
+        if entry.category in dataset.classes:
+            label = dataset.classes.index(str(entry.category))
+        if label is None:
+            given = entry.category or entry.category_id
+            raise InputError(f"{path}: entry {number} has the category {given!r}; known: {', '.join(dataset.classes)}.")
+        x, y, width, height = entry.bbox
+        if width < 0 or height < 0:
+            raise InputError(f"{path}: entry {number} has a negative width or height; bbox is x, y, width, height.")
+        rows.setdefault(image, []).append(([x, y, x + width, y + height], entry.score, label))
+    return {image: _detections(found) for image, found in rows.items()}
+
+
+def write_detections(path: Path, found: Mapping[str, Detections], classes: tuple[str, ...]) -> None:
+    """Write detections, by image id, as a list that `read_detections` and COCO's tools read.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    entries: list[dict[str, Any]] = []
+    for image, one in found.items():
+        rows = zip(one.boxes.tolist(), one.scores.tolist(), one.labels.tolist(), strict=True)
+        for box, score, label in rows:
+            bbox = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+            entries.append({"file_name": image, "category": classes[label], "bbox": bbox, "score": score})
+    write_text(path, json.dumps(entries))
+
+
+def _coco_ids(dataset: Dataset, split: str) -> tuple[dict[Any, str], dict[Any, int]]:
+    """Image ids to names and category ids to labels, from the COCO file of the split if the folder has one."""
+    by_position: dict[Any, int] = {number: label for label, number in enumerate(range(1, len(dataset.classes) + 1))}
+    source = coco.files(dataset.root).get(split) if dataset.root else None
+    if source is None:
+        return {}, by_position
+    content = coco.load(source)
+    images: dict[Any, str] = {image.id: Path(image.file_name).stem for image in content.images}
+    categories = {c.id: dataset.classes.index(c.name) for c in content.categories if c.name in dataset.classes}
+    return images, categories
+
+
+def _detections(rows: list[tuple[list[float], float, int]]) -> Detections:
+    rows = sorted(rows, key=lambda row: -row[1])
+    return Detections(
+        np.array([row[0] for row in rows], np.float32),
+        np.array([row[1] for row in rows], np.float32),
+        np.array([row[2] for row in rows], np.int64),
+    )
