@@ -65,7 +65,7 @@ class FasterRCNN(nn.Module):
         width = spec.head_width or max(1, math.ceil(1024 / self.backbone.width_divisor))
         self.rpn = RPN(self.backbone.channels, len(spec.anchors), spec)
         self.head = TwoLayerHead(self.backbone.channels, len(spec.classes), width, spec)
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
         self.quantizer: Quantizer | None = None
         self.register_buffer("anchors", anchor_grid(spec.anchors, spec.size, spec.output_stride), persistent=False)
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
@@ -113,7 +113,8 @@ class FasterRCNN(nn.Module):
 
     def propose(self, features: Tensor) -> Proposals:
         """Regions for a map [B, C, H/stride, W/stride]."""
-        return self.rpn.propose(*self.rpn(features), self.anchors, self.spec.size)
+        logits, deltas = self.rpn(features)
+        return self.rpn.propose(logits, deltas, self.anchors, self.spec.size)
 
     @torch.no_grad()
     def detect(self, images: Tensor) -> BatchDetections:

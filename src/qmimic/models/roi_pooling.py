@@ -45,7 +45,8 @@ def _bilinear_weights(low: Tensor, high: Tensor, size: int, length: int) -> Tens
     at = at.clamp(min=0, max=length - 1)
     hat = (1 - (at[..., None] - torch.arange(length, device=low.device)).abs_()).clamp_(min=0)
     hat *= inside[..., None]
-    return hat.unflatten(2, (size, SAMPLES)).mean(3)
+    bins: Tensor = hat.unflatten(2, (size, SAMPLES)).mean(3)
+    return bins
 
 
 def roi_pool(features: Tensor, rois: Tensor, size: int, stride: int) -> Tensor:

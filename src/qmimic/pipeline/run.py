@@ -76,8 +76,9 @@ def train(recipe: Recipe, watcher: Watcher) -> RunResult:
 def arms(recipe: Recipe) -> dict[str, MimicConfig]:
     """The students of a run by name, the one to ship last; they differ in `mimic.mode` alone."""
     modes = {"scratch": "none", "mimic": "mimic"}
-    baselines = {name: recipe.mimic.model_copy(update={"mode": modes[name]}) for name in recipe.baselines}
-    return {**baselines, "student": recipe.mimic}
+    found = {str(name): recipe.mimic.model_copy(update={"mode": modes[name]}) for name in recipe.baselines}
+    found["student"] = recipe.mimic
+    return found
 
 
 def remarks(results: tuple[StageResult, ...]) -> tuple[str, ...]:

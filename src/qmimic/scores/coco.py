@@ -1,50 +1,103 @@
-"""COCO mAP through faster-coco-eval."""
+"""COCO average precision through faster-coco-eval; the tests hold it against pycocotools."""
 
-import contextlib
-import io
-import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
+import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
+from numpy.typing import NDArray
 
 from qmimic.data.sample import Sample
 from qmimic.detections import Detections
+from qmimic.scores.voc import has_area
+
+IOU_50, IOU_75 = 0, 5  # rows of the precision table: IoU 0.50, 0.55, ... 0.95
+AREAS = ("all", "small", "medium", "large")
 
 
-def coco_map(samples: Sequence[Sample], found: Mapping[str, Detections], classes: Sequence[str]) -> float:
-    """COCO mAP (IoU 0.50 to 0.95, area all, 100 detections), 0..1; 0 where there is no box.
+@dataclass(frozen=True)
+class CocoScore:
+    """COCO's six numbers of average precision, each 0..1; NaN where the split has no such boxes.
 
-    Difficult boxes count as crowd: neither asked for nor held against a detection. Boxes without area are left out.
+    Attributes:
+        ap: mean over IoU 0.50, 0.55, ... 0.95 and over the classes that have boxes; at most 100 detections an image.
+        ap50, ap75: at one IoU.
+        small, medium, large: `ap` of boxes below 32x32, up to 96x96, and above, pixels of the original image.
+        per_class: class name to `ap` of that class, in the order of the classes.
     """
-    annotations: list[dict[str, Any]] = []
-    results: list[dict[str, Any]] = []
-    for image, sample in enumerate(samples, start=1):
-        ignored = sample.difficult | sample.crowd
-        for box, label, ignore in zip(sample.boxes.tolist(), sample.labels.tolist(), ignored.tolist(), strict=True):
-            width, height = box[2] - box[0], box[3] - box[1]
-            if width > 0 and height > 0:
-                shape = {"bbox": [box[0], box[1], width, height], "area": width * height}
-                own = {"id": len(annotations) + 1, "image_id": image, "category_id": label + 1}
-                annotations.append({**own, **shape, "iscrowd": int(ignore)})
-        one = found.get(sample.image_id)
-        if one is not None:
-            rows = zip(one.boxes.tolist(), one.scores.tolist(), one.labels.tolist(), strict=True)
-            for box, score, label in rows:
-                shape = {"bbox": [box[0], box[1], box[2] - box[0], box[3] - box[1]]}
-                results.append({"image_id": image, "category_id": label + 1, **shape, "score": score})
-    if not annotations or not results:
-        return 0.0
-    truth = {
+
+    ap: float
+    ap50: float
+    ap75: float
+    small: float
+    medium: float
+    large: float
+    per_class: dict[str, float]
+
+
+def coco_ap(samples: Sequence[Sample], detections: Mapping[str, Detections], classes: Sequence[str]) -> CocoScore:
+    """COCO scores of a split.
+
+    Crowd boxes are crowd, and difficult boxes too, as COCO has no flag of its own for them: detections that lie on
+    them count for nothing. Boxes without area are left out. The area of a box is width times height.
+
+    Args:
+        samples: all images of the split, with or without detections.
+        detections: detections by image id; images that are absent have none.
+        classes: class names; the index is the label.
+    """
+    truth = COCO(_ground_truth(samples, classes))
+    found = truth.loadRes(_results(samples, detections))
+    evaluation = COCOeval_faster(truth, found, iouType="bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    # [IoU, recall, class, area, detections an image]; -1 where there is nothing to find.
+    precision: NDArray[np.float64] = evaluation.eval["precision"][..., -1]
+    every, small, medium, large = (_mean(precision[..., AREAS.index(name)]) for name in AREAS)
+    per_class = {name: _mean(precision[:, :, index, 0]) for index, name in enumerate(classes)}
+    ap50, ap75 = _mean(precision[IOU_50, ..., 0]), _mean(precision[IOU_75, ..., 0])
+    return CocoScore(every, ap50, ap75, small, medium, large, per_class)
+
+
+def _mean(precision: NDArray[np.float64]) -> float:
+    counted = precision[precision > -1]
+    return float(counted.mean()) if counted.size else float("nan")
+
+
+def _ground_truth(samples: Sequence[Sample], classes: Sequence[str]) -> dict[str, list[dict[str, object]]]:
+    annotations: list[dict[str, object]] = []
+    for image, sample in enumerate(samples, 1):
+        keep = has_area(sample.boxes)
+        crowd = (sample.crowd | sample.difficult)[keep].tolist()
+        boxes = _xywh(sample.boxes[keep])
+        for box, label, is_crowd in zip(boxes, sample.labels[keep].tolist(), crowd, strict=True):
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": image,
+                    "category_id": label + 1,
+                    "bbox": box,
+                    "area": box[2] * box[3],
+                    "iscrowd": int(is_crowd),
+                }
+            )
+    return {
         "images": [{"id": image} for image in range(1, len(samples) + 1)],
+        "categories": [{"id": index, "name": name} for index, name in enumerate(classes, 1)],
         "annotations": annotations,
-        "categories": [{"id": label, "name": name} for label, name in enumerate(classes, start=1)],
     }
-    logging.getLogger("faster_coco_eval").setLevel(logging.WARNING)
-    with contextlib.redirect_stdout(io.StringIO()):
-        reference = COCO(truth)
-        evaluation = COCOeval_faster(reference, reference.loadRes(results), iouType="bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return max(0.0, float(evaluation.stats[0]))
+
+
+def _results(samples: Sequence[Sample], detections: Mapping[str, Detections]) -> list[dict[str, object]]:
+    return [
+        {"image_id": image, "category_id": label + 1, "bbox": box, "score": score}
+        for image, sample in enumerate(samples, 1)
+        if (found := detections.get(sample.image_id)) is not None
+        for box, label, score in zip(_xywh(found.boxes), found.labels.tolist(), found.scores.tolist(), strict=True)
+    ]
+
+
+def _xywh(boxes: NDArray[np.float32]) -> list[list[float]]:
+    exact = boxes.astype(np.float64)
+    rows: list[list[float]] = np.concatenate([exact[:, :2], exact[:, 2:] - exact[:, :2]], 1).tolist()
+    return rows

@@ -23,7 +23,7 @@ class Log:
         self.path = folder / "log.jsonl"
         self.lines = [line for line in read_log(self.path) if line["step"] <= steps_done]
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in self.lines))
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=steps_done + 1)  # type: ignore[no-untyped-call]
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=steps_done + 1)
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one line; it has a `step` and plain numbers.
@@ -37,7 +37,7 @@ class Log:
                 file.write(json.dumps(line) + "\n")
             for name, value in line.items():
                 if name != "step":
-                    self._board.add_scalar(name, value, line["step"])  # type: ignore[no-untyped-call]
+                    self._board.add_scalar(name, value, line["step"])
         except OSError as error:
             raise InputError(
                 f"Cannot write {self.path}: {error.strerror}; free some space and run the same command."
@@ -45,7 +45,7 @@ class Log:
 
     def close(self) -> None:
         """Flush TensorBoard."""
-        self._board.close()  # type: ignore[no-untyped-call]
+        self._board.close()
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -95,7 +95,7 @@ def fit(
     optimizer = build_optimizer(objective, schedule)
     done = load_checkpoint(job.folder / "checkpoints", job.key, objective, optimizer, average)
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
-    final = average.module if average is not None else objective.detector
+    final: Detector = average.module if average is not None else objective.detector  # type: ignore[assignment]
 
     watcher.start(job.name, schedule.steps, done)
     objective.train()
