@@ -33,6 +33,24 @@ class CentredAnchors(AnchorGenerator):
         self.cell_anchors = [torch.cat([-half, half], 1) + stride / 2]
 
 
+def plain(backbone: nn.Module) -> nn.Module:
+    """A copy of a backbone made of torch's own layers, in torch's default memory layout."""
+    copied = copy.deepcopy(backbone)
+    for parent in list(copied.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, nn.BatchNorm2d):
+                own = nn.BatchNorm2d(layer.num_features, layer.eps, layer.momentum)
+            elif isinstance(layer, nn.Conv2d):
+                bias = layer.bias is not None
+                shape = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding)
+                own = nn.Conv2d(*shape, layer.dilation, bias=bias)
+            else:
+                continue
+            own.load_state_dict(layer.state_dict())
+            setattr(parent, name, own)
+    return copied.to(memory_format=torch.contiguous_format)
+
+
 def twin(detector: FasterRCNN) -> TorchvisionFasterRCNN:
     """torchvision's detector with the architecture, sampling and (copied) weights of ours.
 
@@ -40,7 +58,7 @@ def twin(detector: FasterRCNN) -> TorchvisionFasterRCNN:
         detector: of a square input size, without a quantizer.
     """
     spec = detector.spec
-    backbone = copy.deepcopy(detector.backbone)
+    backbone = plain(detector.backbone)
     backbone.out_channels = backbone.channels
     roi_head = TwoMLPHead(detector.head.fc1.in_features, detector.head.fc1.out_features)
     model = TorchvisionFasterRCNN(

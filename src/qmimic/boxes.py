@@ -19,9 +19,11 @@ def area(boxes: Tensor) -> Tensor:
 
 def intersections(a: Tensor, b: Tensor) -> Tensor:
     """Overlap areas of boxes a [..., N, 4] with boxes b [..., M, 4], [..., N, M]."""
-    a, b = a[..., :, None, :], b[..., None, :, :]
-    width = torch.minimum(a[..., 2], b[..., 2]).sub_(torch.maximum(a[..., 0], b[..., 0])).clamp_(min=0)
-    height = torch.minimum(a[..., 3], b[..., 3]).sub_(torch.maximum(a[..., 1], b[..., 1])).clamp_(min=0)
+    # Coordinates one after another in memory: the inner loop over b is then a vector operation.
+    left_a, top_a, right_a, bottom_a = a.movedim(-1, 0).contiguous()[..., None]
+    left_b, top_b, right_b, bottom_b = b.movedim(-1, 0).contiguous()[..., None, :]
+    width = torch.minimum(right_a, right_b).sub_(torch.maximum(left_a, left_b)).clamp_(min=0)
+    height = torch.minimum(bottom_a, bottom_b).sub_(torch.maximum(top_a, top_b)).clamp_(min=0)
     return width.mul_(height)
 
 

@@ -46,6 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     from qmimic.config import settings
+    from qmimic.data.formats import FORMATS
 
     top = argparse.ArgumentParser(prog="qmimic", description="Very tiny object detectors by quantization mimic.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
@@ -58,6 +59,11 @@ def parser() -> argparse.ArgumentParser:
     )
     check.add_argument("--json", action="store_true", help="print one JSON object")
     check.set_defaults(run=_check)
+    convert = data.add_parser("convert", help="the same images and labels in another layout, boxes exactly as they are")
+    convert.add_argument("source", help="folder of a dataset (VOC, COCO or YOLO), or synthetic:digits")
+    convert.add_argument("target", type=Path, help="new folder")
+    convert.add_argument("--to", choices=list(FORMATS), required=True, help="layout of the new folder")
+    convert.set_defaults(run=_convert)
     keys = "\n".join(f"  {key:<34} {text}" for key, text in settings())
     train = commands.add_parser(
         "train",
@@ -102,6 +108,14 @@ def _check(options: argparse.Namespace) -> int:
     report = check(load_dataset(options.path), tuple(options.size))
     print(json.dumps(report.as_json()) if options.json else report.as_text())
     return report.exit_code
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from qmimic.data.convert import convert
+    from qmimic.data.formats import load_dataset
+
+    print(convert(load_dataset(options.source), options.target, options.to))
+    return 0
 
 
 def _train(options: argparse.Namespace) -> int:

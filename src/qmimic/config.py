@@ -5,13 +5,15 @@ Knows nothing of the code that uses it. A recipe is YAML on disk; `key.sub=value
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from yaml.constructor import ConstructorError
+from yaml.scanner import ScannerError
 
 from qmimic.errors import InputError
 from qmimic.files import write_text
@@ -23,6 +25,14 @@ class Section(BaseModel):
     """A part of a recipe: no unknown keys, no NaN, immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_yes_for_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        # To Python, and so to pydantic, True is the number 1; in YAML it is the word yes, on or true.
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("needs a value, not yes or no")
+        return value
 
 
 class DataConfig(Section):
@@ -42,19 +52,23 @@ class DataConfig(Section):
         return self
 
 
+Side = Annotated[float, Field(gt=0)]
+
+
 class DetectorConfig(Section):
     """The detector around the backbone, the same for teacher and student."""
 
     architecture: Literal["faster_rcnn"] = Field("faster_rcnn", description="kind of detector")
     output_stride: Literal[16, 8] = Field(16, description="pixels from one entry of the feature map to the next")
-    anchors: tuple[tuple[float, float], ...] | None = Field(
+    anchors: tuple[tuple[Side, Side], ...] | None = Field(
         None,
-        description="anchor widths and heights in pixels at data.size; none: fitted to the training boxes",
+        min_length=1,
+        description="anchor widths and heights in pixels at data.size; null: fitted to the training boxes",
     )
     anchor_count: int = Field(9, ge=1, le=64, description="anchors fitted for each place of the map")
     roi_pooling: Literal["align", "pool"] = Field("align", description="RoIAlign or RoIPool")
     roi_size: int = Field(5, ge=1, le=14, description="bins of a pooled region on each side")
-    head_width: int | None = Field(None, ge=1, description="units of the two-layer head; none: 1024 / width divisor")
+    head_width: int | None = Field(None, ge=1, description="units of the two-layer head; null: 1024 / width divisor")
     rpn_samples: int = Field(128, ge=2, description="anchors sampled for the RPN losses, an image")
     roi_samples: int = Field(64, ge=4, description="regions sampled for the head's losses, an image")
     pre_nms: int = Field(256, ge=1, le=4096, description="best anchors that enter the RPN's suppression, an image")
@@ -133,7 +147,7 @@ class QuantizerConfig(Section):
     kind: Literal["uniform", "power_of_two"] = Field("uniform", description="{0, s, 2s, 3s, ..} or {0, s, 2s, 4s, ..}")
     stride: float = Field(1.0, gt=0, description="s, the step of the dictionary")
     relative: bool = Field(True, description="s counts in units of the map's rms on training images (portable)")
-    upper: int | None = Field(None, ge=1, le=65535, description="index of the highest level; none: no upper limit")
+    upper: int | None = Field(None, ge=1, le=65535, description="index of the highest level; null: no upper limit")
     per_channel: bool = Field(False, description="rms, and so s, for every channel instead of for the whole map")
 
 
@@ -170,7 +184,7 @@ class MimicConfig(Section):
 class RunConfig(Section):
     """Where the run goes and how it computes."""
 
-    dir: str | None = Field(None, description="run folder; none: runs/NAME")
+    dir: str | None = Field(None, description="run folder; null: runs/NAME")
     threads: int = Field(0, ge=0, description="CPU threads; 0: one for each core")
     device: Literal["auto", "cpu"] = Field("auto", description="auto: a GPU where there is one")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 for wide networks where it pays")
@@ -283,7 +297,7 @@ def settings(section: type[Section] = Recipe, prefix: str = "") -> Iterator[tupl
             yield from settings(kind, f"{prefix}{name}.")
         else:
             choices = get_args(kind) if getattr(kind, "__origin__", None) is Literal else ()
-            default = "none" if field.default is None else _plain(field.default)
+            default = "null" if field.default is None else _plain(field.default)
             extra = f"; one of {', '.join(map(str, choices))}" if choices else ""
             yield prefix + name, f"{field.description} [{default}{extra}]"
 
@@ -303,10 +317,27 @@ def _plain(value: object) -> str:
     return json.dumps(value) if not isinstance(value, str) else value
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases, which can grow without bound, and without keys given twice, of which one would be lost."""
+
+    def fetch_alias(self) -> None:
+        raise ScannerError(None, None, "a recipe has no aliases (*name), write the values out", self.get_mark())
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise ConstructorError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
+
+
 def _parse_yaml(text: str, source: str) -> Any:
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        line = getattr(getattr(error, "problem_mark", None), "line", None)
-        where = f" (line {line + 1})" if line is not None else ""
-        raise InputError(f"{source} is not valid YAML{where}; mend it or start from a file in recipes/.") from error
+        return yaml.load(text, _Loader)
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise InputError(f"{source} is not valid YAML ({line}{error.problem}); mend it.") from error
+    # PyYAML lets Python's own errors through for what looks like a date or a number but is none.
+    except (yaml.YAMLError, RecursionError, ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"{source} is not valid YAML; mend it or start from a file in recipes/.") from error

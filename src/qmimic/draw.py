@@ -11,7 +11,10 @@ CELL = 320
 
 
 def draw(image: Image.Image, found: Detections, classes: Sequence[str], min_score: float) -> Image.Image:
-    """A copy of an RGB picture with the detections of at least `min_score`, best on top."""
+    """A copy of an RGB picture with the detections of at least `min_score`, best on top.
+
+    The frame lies inside the box: its outermost pixels are the first and the last that the box covers.
+    """
     drawn = image.copy()
     canvas = ImageDraw.Draw(drawn)
     unit = max(1, round(max(image.size) / 320))
@@ -21,7 +24,8 @@ def draw(image: Image.Image, found: Detections, classes: Sequence[str], min_scor
             continue
         colour = COLOURS[int(label) % len(COLOURS)]
         x1, y1, x2, y2 = (float(side) for side in box)
-        canvas.rectangle((x1, y1, x2, y2), outline=colour, width=unit)
+        # Pillow paints the far corner too, where our boxes end before it.
+        canvas.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colour, width=unit)
         text = f"{classes[int(label)]} {score:.2f}"
         left, _, right, bottom = canvas.textbbox((0, 0), text, font=font)
         above = max(0.0, y1 - bottom - 2)

@@ -12,7 +12,7 @@ import numpy as np
 from qmimic.data.images import read_image
 from qmimic.data.labels import image_files
 from qmimic.data.letterbox import fit
-from qmimic.data.sample import Dataset, LabelDefect, Sample
+from qmimic.data.sample import Dataset, LabelDefect, Sample, has_area, leaves
 from qmimic.errors import InputError
 
 NOTES = ("image_without_label", "empty_class")  # all other kinds need mending
@@ -75,16 +75,17 @@ def check(dataset: Dataset, size: tuple[int, int]) -> Report:
         size: height and width of the network's input, pixels.
     """
     defects = list(dataset.defects)
+    unions = dataset.unions
     sides: list[np.ndarray[Any, np.dtype[np.float32]]] = []
     hashes: dict[str, tuple[str, str]] = {}
     counts: Counter[int] = Counter()
     seen: dict[str, set[int]] = {}
-    ids = {split: {sample.image_id for sample in samples} for split, samples in dataset.splits.items()}
-    unions = {split for split in ids if any(ids[other] < ids[split] for other in ids)}  # such as VOC's trainval
     for split, samples in dataset.splits.items():
+        seen[split] = {int(label) for sample in samples for label in sample.labels}
+        if split in unions:
+            continue  # the other splits show all of it
         with ThreadPoolExecutor() as pool:
             facts = list(pool.map(lambda sample: _image_facts(dataset, sample), samples))
-        seen[split] = {int(label) for sample in samples for label in sample.labels}
         for sample, (actual, digest, fault) in zip(samples, facts, strict=True):
             counts.update(sample.labels.tolist())
             if actual is None:
@@ -94,14 +95,12 @@ def check(dataset: Dataset, size: tuple[int, int]) -> Report:
             defects += _box_defects(sample, actual)
             boxes = sample.boxes * fit(*actual, size).scale
             sides.append(boxes[:, 2:] - boxes[:, :2])
-            if split in unions:
-                continue
             first = hashes.setdefault(digest, (split, sample.image_id))
             if first[0] != split:
                 text = f"The same image is {first[1]} of {first[0]}."
                 defects.append(LabelDefect("duplicate_across_splits", sample.image_id, text))
     defects += _unlabelled(dataset)
-    defects += _class_defects(dataset, counts, seen)
+    defects += _class_defects(dataset, counts, seen, unions)
     lengths = np.sqrt(np.clip(np.concatenate([np.zeros((0, 2), np.float32), *sides]), 0, None).prod(1))
     places = np.digitize(lengths, BINS)
     names = [f"<{bound}" for bound in BINS] + [f">={BINS[-1]}"]
@@ -130,11 +129,12 @@ def _box_defects(sample: Sample, actual: tuple[int, int]) -> list[LabelDefect]:
     if sample.size and sample.size != actual:
         text = f"The label says {sample.size[0]} x {sample.size[1]}, the image has {width} x {height}."
         found.append(LabelDefect("size_mismatch", sample.image_id, text))
-    for x1, y1, x2, y2 in sample.boxes.tolist():
+    facts = zip(sample.boxes.tolist(), has_area(sample.boxes), leaves(sample.boxes, actual), strict=True)
+    for (x1, y1, x2, y2), solid, outside in facts:
         shown = f"x {x1:g} to {x2:g}, y {y1:g} to {y2:g}"
-        if x2 <= x1 or y2 <= y1:
+        if not solid:
             found.append(LabelDefect("box_without_area", sample.image_id, f"The box {shown} has no area."))
-        elif x1 < 0 or y1 < 0 or x2 > width or y2 > height:
+        elif outside:
             text = f"The box {shown} leaves the image of {width} x {height}."
             found.append(LabelDefect("box_outside_image", sample.image_id, text))
     return found
@@ -143,18 +143,20 @@ def _box_defects(sample: Sample, actual: tuple[int, int]) -> list[LabelDefect]:
 def _unlabelled(dataset: Dataset) -> list[LabelDefect]:
     if dataset.root is None or not (dataset.root / "JPEGImages").is_dir():
         return []
-    known = {sample.image_id for samples in dataset.splits.values() for sample in samples}
-    missing = [path for stem, path in image_files(dataset.root / "JPEGImages").items() if stem not in known]
+    known = {sample.image for samples in dataset.splits.values() for sample in samples}
+    missing = [path for path in image_files(dataset.root / "JPEGImages").values() if path not in known]
     return [LabelDefect("image_without_label", path.name, "No split has a label for it.") for path in missing]
 
 
-def _class_defects(dataset: Dataset, counts: Counter[int], seen: dict[str, set[int]]) -> list[LabelDefect]:
+def _class_defects(
+    dataset: Dataset, counts: Counter[int], seen: dict[str, set[int]], unions: frozenset[str]
+) -> list[LabelDefect]:
     found = []
     for label, name in enumerate(dataset.classes):
         if not counts[label]:
             found.append(LabelDefect("empty_class", name, "It is listed, but no box has it."))
     for split, labels in seen.items():
-        for label in sorted(labels - seen.get("train", labels)):
+        for label in sorted(labels - seen.get("train", labels)) if split not in unions else ():
             text = f"Its boxes are in {split}, but none is in train."
             found.append(LabelDefect("unknown_class", dataset.classes[label], text))
     if not counts:

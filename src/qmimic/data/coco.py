@@ -1,13 +1,17 @@
-"""COCO JSON: each file of instances is a split; boxes are x, y, width, height; category ids may have gaps."""
+"""COCO JSON: each file of instances is a split; boxes are x, y, width, height; category ids may have gaps.
+
+Beside COCO's own `iscrowd` an annotation may have `"difficult": 1`, VOC's flag, which other programs pass over.
+"""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, PositiveInt, ValidationError
 
 from qmimic.config import explain
-from qmimic.data.labels import finite, inside, make_sample, read_text
+from qmimic.data.labels import finite, image_name, inside, make_sample, number, read_text, reserve, stated_size
 from qmimic.data.sample import Dataset, LabelDefect, Sample
 from qmimic.errors import InputError
 
@@ -15,8 +19,8 @@ from qmimic.errors import InputError
 class _Image(BaseModel):
     id: int | str
     file_name: str
-    width: int | None = None
-    height: int | None = None
+    width: PositiveInt | None = None
+    height: PositiveInt | None = None
 
 
 class _Annotation(BaseModel):
@@ -24,6 +28,7 @@ class _Annotation(BaseModel):
     category_id: int
     bbox: tuple[float, float, float, float]
     iscrowd: bool = False
+    difficult: bool = False
 
 
 class _Category(BaseModel):
@@ -64,16 +69,61 @@ def read(root: Path) -> Dataset:
     Raises:
         InputError: a JSON file is cut short or not of COCO's layout, or a path leads out of the folder.
     """
-    contents = {split: load(path) for split, path in files(root).items()}
+    sources = files(root)
+    contents = {split: load(path) for split, path in sources.items()}
     categories = {c.id: c.name for content in contents.values() for c in content.categories}
     ids = sorted(categories)
     index = {category: label for label, category in enumerate(ids)}
     defects: list[LabelDefect] = []
     splits = {}
     for split, content in contents.items():
-        source = files(root)[split]
+        source = sources[split]
         splits[split] = tuple(_samples(root, source, split, content, index, defects))
     return Dataset(root.name, root, tuple(categories[i] for i in ids), splits, tuple(defects))
+
+
+def write(root: Path, dataset: Dataset) -> dict[Path, Sample]:
+    """Write all labels as COCO JSON into an empty folder, one file for each split.
+
+    Coordinates come back as the same float32 unless the far side of a box is nearer to 0 than 1e-8 of the near one.
+
+    Returns:
+        Where each image belongs: a path relative to `root`, without the suffix of the image's own name.
+
+    Raises:
+        InputError: two images have the same name.
+    """
+    places: dict[Path, Sample] = {}
+    categories = [{"id": label + 1, "name": name} for label, name in enumerate(dataset.classes)]
+    numbers: dict[Path, int] = {}
+    for split, samples in dataset.splits.items():
+        images, annotations = [], []
+        for sample in samples:
+            # An image of two splits has one id, but in each file that split's own boxes.
+            place = reserve(places, Path("images"), sample, alike=False)
+            image_id = numbers.setdefault(place, len(numbers) + 1)
+            width, height = stated_size(sample)
+            images.append({"id": image_id, "file_name": image_name(sample), "width": width, "height": height})
+            annotations += [{"image_id": image_id, **fields} for fields in _annotations(sample)]
+        numbered = [{"id": k, **annotation} for k, annotation in enumerate(annotations, start=1)]
+        content = {"images": images, "annotations": numbered, "categories": categories}
+        # The reader takes one "2017" off, COCO's own, so a split that ends in it gets another.
+        name = f"{split}2017" if split.endswith("2017") else split
+        (root / f"instances_{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    return places
+
+
+def _annotations(sample: Sample) -> Iterator[dict[str, Any]]:
+    things = zip(sample.boxes.tolist(), sample.labels.tolist(), sample.difficult, sample.crowd, strict=True)
+    for (x1, y1, x2, y2), label, difficult, crowd in things:
+        width, height = x2 - x1, y2 - y1
+        yield {
+            "category_id": label + 1,
+            "bbox": [number(x1), number(y1), number(width), number(height)],
+            "area": number(max(width, 0.0) * max(height, 0.0)),
+            "iscrowd": int(crowd),
+            **({"difficult": 1} if difficult else {}),
+        }
 
 
 def _samples(
@@ -86,10 +136,10 @@ def _samples(
         own.setdefault(annotation.image_id, []).append(annotation)
     samples = []
     for image in content.images:
-        boxes, labels, crowd = [], [], []
+        boxes, labels, crowd, difficult = [], [], [], []
         for annotation in own.pop(image.id, []):
             x, y, width, height = annotation.bbox
-            if not finite(x, y, width, height):
+            if not finite(x, y, x + width, y + height):
                 defects.append(LabelDefect("bad_label", source.name, f"A box of {image.file_name} is not finite."))
             elif annotation.category_id not in index:
                 text = f"{image.file_name} has the category {annotation.category_id}, which is not listed."
@@ -98,13 +148,21 @@ def _samples(
                 boxes.append((x, y, x + width, y + height))
                 labels.append(index[annotation.category_id])
                 crowd.append(annotation.iscrowd)
-        candidates = [inside(root, folder / image.file_name) for folder in folders]
-        path = next((candidate for candidate in candidates if candidate.is_file()), candidates[-1])
+                difficult.append(annotation.difficult)
+        candidates = [folder / image.file_name for folder in folders]
+        path = inside(root, next((candidate for candidate in candidates if _is_file(candidate)), candidates[-1]))
         size = (image.width, image.height) if image.width and image.height else None
-        samples.append(make_sample(Path(image.file_name).stem, path, boxes, labels, size, crowd=crowd))
+        samples.append(make_sample(Path(image.file_name).stem, path, boxes, labels, size, difficult, crowd))
     for image_id in own:
         defects.append(LabelDefect("label_without_image", source.name, f"Boxes of the unknown image {image_id}."))
     return samples
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long for any file
+        return False
 
 
 def load(path: Path) -> CocoFile:

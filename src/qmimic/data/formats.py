@@ -8,23 +8,33 @@ import numpy as np
 
 from qmimic.data import coco, synthetic, voc, yolo
 from qmimic.data.images import image_size
-from qmimic.data.sample import Dataset, Sample
+from qmimic.data.sample import Dataset, Sample, has_area, leaves
 from qmimic.errors import InputError
 
 
 @dataclass(frozen=True)
 class Format:
-    """How to know and read a layout."""
+    """How to know, read and write a layout.
+
+    Attributes:
+        sniff: whether a folder looks like it.
+        read: the dataset of a folder.
+        write: all labels of a dataset into an empty folder; returns where each image belongs, a path relative to
+            the folder without the suffix, which stays the image's own.
+        flags: whether it can hold which boxes are difficult or crowd.
+    """
 
     sniff: Callable[[Path], bool]
     read: Callable[[Path], Dataset]
+    write: Callable[[Path, Dataset], dict[Path, Sample]]
+    flags: bool = True
 
 
 # The first that fits is taken: a VOC folder often carries a COCO copy of its boxes.
 FORMATS = {
-    "voc": Format(voc.sniff, voc.read),
-    "coco": Format(coco.sniff, coco.read),
-    "yolo": Format(yolo.sniff, yolo.read),
+    "voc": Format(voc.sniff, voc.read, voc.write),
+    "coco": Format(coco.sniff, coco.read, coco.write),
+    "yolo": Format(yolo.sniff, yolo.read, yolo.write, flags=False),
 }
 
 
@@ -74,8 +84,8 @@ def usable(dataset: Dataset, drop_bad: bool) -> Dataset:
                 bad.append(str(error))
                 continue
             boxes = np.clip(sample.boxes, 0, np.array([width, height, width, height], np.float32))
-            keep = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
-            if not keep.all() or not np.array_equal(boxes, sample.boxes):
+            keep = has_area(boxes)
+            if not keep.all() or leaves(sample.boxes, (width, height)).any():
                 bad.append(f"{sample.image_id}: a box without area or outside its image")
             kept.append(
                 replace(
@@ -88,6 +98,7 @@ def usable(dataset: Dataset, drop_bad: bool) -> Dataset:
                 )
             )
         splits[split] = tuple(kept)
+    bad = list(dict.fromkeys(bad))  # an image of two splits is bad once
     if bad and not drop_bad:
         raise InputError(
             f"{dataset.root} has {len(bad)} bad labels or images, the first: {bad[0].rstrip('.')}; mend them, "

@@ -1,6 +1,9 @@
 """Pictures from strangers' files: as a person sees them, RGB, and never more than memory can hold."""
 
+import contextlib
+import struct
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +12,8 @@ from PIL import Image, ImageOps
 from qmimic.errors import InputError
 
 MAX_PIXELS = 100_000_000
+# What Pillow raises, as fuzzing shows, when bytes are not what the header promises.
+BROKEN = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, ArithmeticError, struct.error)
 
 
 def read_image(path: Path) -> Image.Image:
@@ -18,38 +23,38 @@ def read_image(path: Path) -> Image.Image:
     Raises:
         InputError: the file is missing, empty, truncated, over 100 megapixels or not an image.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of large images; the limit below refuses them
-        try:
-            with Image.open(path) as file:
-                if file.width * file.height > MAX_PIXELS:
-                    raise InputError(
-                        f"{path} has {file.width} x {file.height} pixels, over 100 million; shrink it first."
-                    )
-                file.load()
-                return _rgb(ImageOps.exif_transpose(file))
-        except FileNotFoundError as error:
-            raise InputError(f"There is no image {path}.") from error
-        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-            raise InputError(f"{path} is no whole image ({error}); replace or remove it.") from error
+    with _opened(path) as file:
+        file.load()
+        return _rgb(ImageOps.exif_transpose(file))
 
 
 def image_size(path: Path) -> tuple[int, int]:
     """(width, height) as a person sees the picture, from the file's header alone.
 
     Raises:
-        InputError: the file is missing or not an image.
+        InputError: the file is missing, over 100 megapixels or not an image.
     """
+    with _opened(path) as file:
+        turned = file.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        return (file.height, file.width) if turned else (file.width, file.height)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image file with its header read; whatever goes wrong with it becomes an InputError."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore")  # Pillow warns of large images; the limit below refuses them
         try:
             with Image.open(path) as file:
-                turned = file.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-                return (file.height, file.width) if turned else (file.width, file.height)
+                if file.width * file.height > MAX_PIXELS:
+                    raise Image.DecompressionBombError
+                yield file
         except FileNotFoundError as error:
             raise InputError(f"There is no image {path}.") from error
-        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-            raise InputError(f"{path} is no image ({error}); replace or remove it.") from error
+        except Image.DecompressionBombError as error:
+            raise InputError(f"{path} has over {MAX_PIXELS // 10**6} million pixels; shrink it first.") from error
+        except BROKEN as error:
+            raise InputError(f"{path} is no whole image ({error}); replace or remove it.") from error
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -1,15 +1,17 @@
-"""What the readers of label files share: limits, safe paths, and boxes that become a `Sample`."""
+"""What readers and writers of label files share: limits, safe names and paths, boxes that become a `Sample`."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
+from unicodedata import category
 
 import numpy as np
 
+from qmimic.data.images import image_size
 from qmimic.data.sample import Sample
 from qmimic.errors import InputError
 
 MAX_LABEL_BYTES = 1 << 30
+MAX_COORDINATE = 1e9  # pixels; float32 overflows far beyond, and no image is that large
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 
 
@@ -35,7 +37,11 @@ def inside(root: Path, path: Path) -> Path:
     Raises:
         InputError: it leads out of the folder.
     """
-    if not path.resolve().is_relative_to(root.resolve()):
+    try:
+        stays = path.resolve().is_relative_to(root.resolve())
+    except ValueError as error:  # a NUL in the name
+        raise InputError(f"{str(path)!r} is not a path; rename the file.") from error
+    if not stays:
         raise InputError(f"{path} leads out of {root}; a dataset keeps its files inside its folder.")
     return path
 
@@ -48,8 +54,8 @@ def image_files(folder: Path) -> dict[str, Path]:
 
 
 def finite(*values: float) -> bool:
-    """Whether all numbers are finite."""
-    return all(math.isfinite(value) for value in values)
+    """Whether all numbers are finite, and small enough to stay so as float32 pixels; NaN is not."""
+    return all(abs(value) <= MAX_COORDINATE for value in values)
 
 
 def make_sample(
@@ -72,3 +78,75 @@ def make_sample(
         np.array(crowd or [False] * count, np.bool_),
         size,
     )
+
+
+def number(value: float) -> int | float:
+    """The same number as label files spell it: an integer where it is one."""
+    return int(value) if value.is_integer() else value
+
+
+def one_line(text: str) -> bool:
+    """Whether a name has no line break, control character or undecodable byte: then every format can hold it."""
+    return not any(category(c) in ("Cc", "Cs", "Zl", "Zp") or c in "\ufffe\uffff" for c in text)
+
+
+def stated_size(sample: Sample) -> tuple[int, int]:
+    """(width, height) of a sample's image as its label says, else as the image file says.
+
+    Raises:
+        InputError: the label does not say and the file is missing or not an image.
+    """
+    return sample.size or actual_size(sample)
+
+
+def actual_size(sample: Sample) -> tuple[int, int]:
+    """(width, height) of a sample's image as the file says; drawn images are what their label says.
+
+    Raises:
+        InputError: the file is missing or not an image.
+    """
+    if sample.image is not None:
+        return image_size(sample.image)
+    assert sample.size is not None, "drawn images have a size"
+    return sample.size
+
+
+def image_name(sample: Sample) -> str:
+    """The file name that a sample's image keeps in a written dataset; a drawn image becomes a PNG.
+
+    Raises:
+        InputError: no reader would find a file of this name.
+    """
+    name = sample.image.name if sample.image else f"{sample.image_id}.png"
+    stem = Path(name).stem
+    if Path(name).suffix.lower() not in SUFFIXES or stem != stem.strip() or not one_line(name):
+        raise InputError(
+            f"{str(sample.image)!r} is no name that every reader finds; rename it to letters and digits with one of "
+            f"{' '.join(SUFFIXES)}."
+        )
+    return name
+
+
+def reserve(taken: dict[Path, Sample], folder: Path, sample: Sample, alike: bool = True) -> Path:
+    """Give a sample's image its place in a dataset that is being written.
+
+    Args:
+        taken: places given so far, and whose they are; gets the new one.
+        folder: of the image, relative to the new dataset's root.
+        sample: any sample; one that was here before keeps its place.
+        alike: refuse an image that comes twice with different labels, for formats of one label file an image.
+
+    Returns:
+        The image's path relative to the root, without its suffix: labels are paired to images by that.
+
+    Raises:
+        InputError: another image has this name, or this image has other labels.
+    """
+    place = folder / Path(image_name(sample)).stem
+    first = taken.setdefault(place, sample)
+    if first.image != sample.image:
+        raise InputError(f"{first.image} and {sample.image} would both become {place}; rename one of them.")
+    pairs = ((getattr(first, name), getattr(sample, name)) for name in ("boxes", "labels", "difficult", "crowd"))
+    if alike and not all(np.array_equal(a, b) for a, b in pairs):
+        raise InputError(f"{sample.image} is listed twice with different boxes; remove one of the lists.")
+    return place

@@ -31,7 +31,8 @@ class Letterbox:
     def undo(self, boxes: NDArray[np.float32]) -> NDArray[np.float32]:
         """Boxes [N, 4] of the network's input as boxes of the original image, clipped to it."""
         limit = np.array([self.width, self.height, self.width, self.height], np.float32)
-        return np.clip(boxes / self.scale, 0, limit).astype(np.float32)
+        original: NDArray[np.float32] = np.clip(boxes / self.scale, 0, limit).astype(np.float32)
+        return original
 
 
 def fit(width: int, height: int, size: tuple[int, int]) -> Letterbox:

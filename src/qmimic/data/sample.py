@@ -35,6 +35,28 @@ class Sample:
     size: tuple[int, int] | None = None
 
 
+def has_area(boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which labelled boxes [M, 4] (xyxy, pixels) are boxes at all, bool [M]; the others are defects.
+
+    People who click once leave xmin = xmax in a VOC file. Read inclusively that is one pixel, hence the limit of one
+    pixel: a box has area if it is wider and higher than that (VOC: xmax > xmin and ymax > ymin).
+    """
+    width, height = (boxes[:, 2:].astype(np.float64) - boxes[:, :2]).T
+    positive: NDArray[np.bool_] = (width > 1) & (height > 1)
+    return positive
+
+
+def leaves(boxes: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Which boxes [M, 4] (xyxy, pixels) reach out of an image of `size` (width, height), bool [M]; they are defects.
+
+    Half a pixel is forgiven: YOLO's shares of the image are rounded to a few digits, so that a box at the right edge
+    often ends a hair beyond it.
+    """
+    x1, y1, x2, y2 = boxes.T
+    outside: NDArray[np.bool_] = (x1 < -0.5) | (y1 < -0.5) | (x2 > size[0] + 0.5) | (y2 > size[1] + 0.5)
+    return outside
+
+
 @dataclass(frozen=True)
 class LabelDefect:
     """Something wrong with a label that a reader met and could pass over.
@@ -69,6 +91,20 @@ class Dataset:
     splits: dict[str, tuple[Sample, ...]]
     defects: tuple[LabelDefect, ...] = ()
     render: Callable[[Sample], Image.Image] | None = None
+
+    @property
+    def unions(self) -> frozenset[str]:
+        """Splits that hold nothing but what smaller ones hold together, such as VOC's trainval beside train and val.
+
+        Their images are no duplicates, and whoever goes through all the other splits has seen every image.
+        """
+        members = {split: {s.image or s.image_id for s in samples} for split, samples in self.splits.items()}
+        found = set()
+        for split, own in members.items():
+            parts = [other for other in members.values() if other < own]
+            if own and own == set().union(*parts):
+                found.add(split)
+        return frozenset(found)
 
     def load(self, sample: Sample) -> Image.Image:
         """The sample's pixels as an RGB picture.

@@ -6,7 +6,6 @@ Hard enough that a very tiny student falls behind its teacher, easy enough that 
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from qmimic.data.sample import Dataset, Sample
@@ -100,7 +99,7 @@ def _render(sample: Sample) -> Image.Image:
         image.paste(_ink(image, (x, y), random), (x, y), _glyph(text, side, tilt))
     if random.random() < 0.5:
         image = image.filter(ImageFilter.GaussianBlur(float(random.uniform(0.3, 1.0))))
-    pixels: NDArray[np.float32] = np.asarray(image, np.float32) + random.normal(0, NOISE, (size, size, 3))
+    pixels = np.asarray(image, np.float32) + random.normal(0, NOISE, (size, size, 3))
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 

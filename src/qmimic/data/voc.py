@@ -1,14 +1,46 @@
-"""Pascal VOC: JPEGImages, Annotations and ImageSets/Main. VOC boxes are 1-based and inclusive: xmin = x + 1."""
+"""Pascal VOC: JPEGImages, Annotations and ImageSets/Main. VOC boxes are 1-based and inclusive: xmin = x + 1.
 
+Beside VOC's own `difficult` an object may have `<crowd>1</crowd>`, COCO's flag, which other programs pass over.
+"""
+
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import ParseError, fromstring
 
-from qmimic.data.labels import finite, image_files, inside, make_sample, read_text
+from qmimic.data.labels import (
+    finite,
+    image_files,
+    image_name,
+    inside,
+    make_sample,
+    number,
+    one_line,
+    read_text,
+    reserve,
+    stated_size,
+)
 from qmimic.data.sample import Dataset, LabelDefect, Sample
 from qmimic.errors import InputError
+
+
+@dataclass
+class _Annotation:
+    """One XML file; its classes are still names, as the list of all classes is not known yet."""
+
+    image: Path
+    size: tuple[int, int] | None
+    boxes: list[tuple[float, float, float, float]] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    difficult: list[bool] = field(default_factory=list)
+    crowd: list[bool] = field(default_factory=list)
+
+    def sample(self, image_id: str, index: dict[str, int]) -> Sample:
+        labels = [index[name] for name in self.names]
+        return make_sample(image_id, self.image, self.boxes, labels, self.size, self.difficult, self.crowd)
 
 
 def sniff(root: Path) -> bool:
@@ -24,78 +56,97 @@ def read(root: Path) -> Dataset:
     """
     defects: list[LabelDefect] = []
     images = image_files(root / "JPEGImages")
-    parsed: dict[str, tuple[Sample, list[str]] | None] = {}
+    parsed: dict[str, _Annotation] = {}
+    broken = set()
     for path in sorted((root / "Annotations").glob("*.xml")):
         try:
             parsed[path.stem] = _parse(root, path, images, defects)
         except InputError as error:
             defects.append(LabelDefect("bad_label", f"Annotations/{path.name}", str(error)))
-    names = sorted({name for entry in parsed.values() if entry for name in entry[1]})
+            broken.add(path.stem)
+    names = sorted({name for annotation in parsed.values() for name in annotation.names})
     index = {name: label for label, name in enumerate(names)}
-
-    def labelled(image_id: str) -> Sample | None:
-        entry = parsed.get(image_id)
-        if entry is None:
-            return None
-        sample, own = entry
-        sample.labels[:] = [index[name] for name in own]
-        return sample
-
+    samples = {image_id: annotation.sample(image_id, index) for image_id, annotation in parsed.items()}
     splits = {}
-    for split, members in _splits(root, list(parsed)).items():
-        found = []
-        for image_id in members:
-            sample = labelled(image_id)
-            if sample is not None:
-                found.append(sample)
-            elif image_id not in parsed:
-                defects.append(
-                    LabelDefect("image_without_label", f"JPEGImages/{image_id}", f"{image_id} has no annotation.")
-                )
-        splits[split] = tuple(found)
+    missing = {}
+    for split, members in _splits(root, {*samples, *broken}).items():
+        splits[split] = tuple(samples[image_id] for image_id in members if image_id in samples)
+        missing.update(dict.fromkeys(i for i in members if i not in samples and i not in broken))
+    for image_id in missing:
+        text = f"{image_id} has no annotation."
+        defects.append(LabelDefect("image_without_label", f"JPEGImages/{image_id}", text))
     return Dataset(root.name, root, tuple(names), splits, tuple(defects))
 
 
-def _splits(root: Path, everything: list[str]) -> dict[str, list[str]]:
-    lists = sorted((root / "ImageSets" / "Main").glob("*.txt"))
-    names = {path.stem for path in lists}
+def write(root: Path, dataset: Dataset) -> dict[Path, Sample]:
+    """Write all labels as VOC into an empty folder; every split keeps its list. Classes without a box are lost.
+
+    Coordinates come back as the same float32 if they are 0 or no nearer to 0 than 1e-8 pixels.
+
+    Returns:
+        Where each image belongs: a path relative to `root`, without the suffix of the image's own name.
+
+    Raises:
+        InputError: two images have the same name, or a name cannot be held by XML.
+    """
+    for name in dataset.classes:
+        if name != name.strip() or not one_line(name):
+            raise InputError(f"VOC cannot hold the class name {name!r}; rename the class or convert to coco.")
+    places: dict[Path, Sample] = {}
+    lists = root / "ImageSets" / "Main"
+    for folder in (lists, root / "Annotations"):
+        folder.mkdir(parents=True)
+    for split, samples in dataset.splits.items():
+        members = [reserve(places, Path("JPEGImages"), sample).name for sample in samples]
+        (lists / f"{split}.txt").write_text("".join(f"{member}\n" for member in members), encoding="utf-8")
+    for place, sample in places.items():
+        (root / "Annotations" / f"{place.name}.xml").write_text(_xml(sample, dataset.classes), encoding="utf-8")
+    return places
+
+
+def _splits(root: Path, known: set[str]) -> dict[str, list[str]]:
+    lists = {path.stem: path for path in sorted((root / "ImageSets" / "Main").glob("*.txt"))}
     splits = {}
-    for path in lists:
-        # cat_train.txt beside train.txt marks a class's images, it is no split of its own.
-        if any(path.stem.endswith(f"_{name}") for name in names):
+    for split, path in lists.items():
+        lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+        # cat_train.txt beside train.txt flags a class's images by -1, 0 or 1; it is no split of its own.
+        flagged = lines and all(line.split()[1:] and line.split()[-1] in ("-1", "0", "1") for line in lines)
+        if flagged and any(split.endswith(f"_{other}") for other in lists):
             continue
-        splits[path.stem] = [line.split()[0] for line in read_text(path).splitlines() if line.strip()]
-    return splits or {"train": everything}
+        splits[split] = [line if line in known else line.split()[0] for line in lines]
+    return splits or {"train": sorted(known)}
 
 
-def _parse(
-    root: Path, path: Path, images: dict[str, Path], defects: list[LabelDefect]
-) -> tuple[Sample, list[str]] | None:
+def _parse(root: Path, path: Path, images: dict[str, Path], defects: list[LabelDefect]) -> _Annotation:
     try:
         tree = fromstring(read_text(path))
     except (ParseError, DefusedXmlException, ValueError) as error:
         raise InputError(f"{path} is no plain XML ({error}); mend it.") from error
-    filename = tree.findtext("filename") or path.stem
     image = images.get(path.stem)
     if image is None:
-        image = inside(root / "JPEGImages", root / "JPEGImages" / filename)
+        image = inside(root / "JPEGImages", root / "JPEGImages" / (tree.findtext("filename") or path.stem))
     inside(root, image)
-    boxes, names, difficult = [], [], []
+    annotation = _Annotation(image, _size(tree))
     for thing in tree.iter("object"):
         try:
             box = _box(thing)
         except (ValueError, TypeError):
             defects.append(LabelDefect("bad_label", f"Annotations/{path.name}", "A box has no four finite numbers."))
             continue
-        boxes.append(box)
-        names.append((thing.findtext("name") or "").strip())
-        difficult.append((thing.findtext("difficult") or "0").strip() == "1")
-    size = tree.find("size")
-    stated = None
-    if size is not None and (size.findtext("width") or "").isdigit() and (size.findtext("height") or "").isdigit():
-        stated = (int(size.findtext("width") or 0), int(size.findtext("height") or 0))
-    stated = stated if stated and min(stated) > 0 else None
-    return make_sample(path.stem, image, boxes, [0] * len(boxes), stated, difficult), names
+        annotation.boxes.append(box)
+        annotation.names.append((thing.findtext("name") or "").strip())
+        annotation.difficult.append((thing.findtext("difficult") or "0").strip() == "1")
+        annotation.crowd.append((thing.findtext("crowd") or "0").strip() == "1")
+    return annotation
+
+
+def _size(tree: Any) -> tuple[int, int] | None:
+    """Width and height as the file states them, None if it does not or states nonsense."""
+    try:
+        width, height = int(tree.findtext("size/width") or 0), int(tree.findtext("size/height") or 0)
+    except ValueError:
+        return None
+    return (width, height) if min(width, height) > 0 else None
 
 
 def _box(thing: Any) -> tuple[float, float, float, float]:
@@ -103,3 +154,25 @@ def _box(thing: Any) -> tuple[float, float, float, float]:
     if not finite(x1, y1, x2, y2):
         raise ValueError("not finite")
     return x1 - 1, y1 - 1, x2, y2
+
+
+def _xml(sample: Sample, classes: tuple[str, ...]) -> str:
+    tree = Element("annotation")
+    SubElement(tree, "folder").text = "JPEGImages"
+    SubElement(tree, "filename").text = image_name(sample)
+    size = SubElement(tree, "size")
+    width, height = stated_size(sample)
+    for name, side in (("width", width), ("height", height), ("depth", 3)):
+        SubElement(size, name).text = str(side)
+    SubElement(tree, "segmented").text = "0"
+    things = zip(sample.boxes.tolist(), sample.labels.tolist(), sample.difficult, sample.crowd, strict=True)
+    for (x1, y1, x2, y2), label, difficult, crowd in things:
+        thing = SubElement(tree, "object")
+        facts = {"name": classes[label], "pose": "Unspecified", "truncated": "0", "difficult": str(int(difficult))}
+        for name, text in {**facts, **({"crowd": "1"} if crowd else {})}.items():
+            SubElement(thing, name).text = text
+        box = SubElement(thing, "bndbox")
+        for name, value in (("xmin", x1 + 1), ("ymin", y1 + 1), ("xmax", x2), ("ymax", y2)):
+            SubElement(box, name).text = str(number(value))
+    indent(tree)
+    return tostring(tree, encoding="unicode") + "\n"

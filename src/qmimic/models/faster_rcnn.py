@@ -77,11 +77,18 @@ class FasterRCNN(nn.Module):
         Args:
             images: RGB [B, 3, H, W], uint8 or float in 0..255.
         """
-        # The change of layout is cheapest in uint8; uint8 minus float is float in one pass. A pass over the images
-        # costs as much as a narrow layer.
-        images = images.contiguous(memory_format=torch.channels_last)
-        out: Tensor = self.backbone(images.sub(self.mean).mul_(self.std.reciprocal()))
+        out: Tensor = self.backbone(self._normalize(images))
         return out
+
+    def _normalize(self, images: Tensor) -> Tensor:
+        """Images minus `mean`, by `std`, in channels-last memory."""
+        batch, channels, height, width = images.shape
+        # A careless pass over the images costs as much as a narrow layer. So the layout changes while they are uint8,
+        # a row of pixels is one long vector, and there is one large buffer.
+        rows = images.permute(0, 2, 3, 1).contiguous().view(batch * height, width * channels)
+        rows = rows.float() if rows.dtype == torch.uint8 else rows.clone()
+        rows.sub_(self.mean.flatten().repeat(width)).div_(self.std.flatten().repeat(width))
+        return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
     def features(self, images: Tensor) -> Tensor:
         """The map that RPN and head see: quantized if the detector has a quantizer. Args as `raw_features`."""

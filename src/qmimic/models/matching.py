@@ -34,18 +34,19 @@ def match(candidates: Tensor, targets: Targets, high: float, low: float, keep_be
         low: one below this IoU with every box is negative.
         keep_best: every box's best candidates are positive too, however low their IoU (RPN).
     """
-    overlap = iou(candidates, targets.boxes)
-    real = (targets.labels >= 0)[:, None]
-    known = overlap * real
-    best, index = known.max(2)
+    overlap = iou(targets.boxes, candidates)  # [B, M, N]: the many candidates lie one after another in memory
+    known = overlap * (targets.labels >= 0)[..., None]
+    best, index = known.max(1)
     positive = best >= high
     if keep_best:
-        top = known.max(1, keepdim=True).values.clamp(min=1e-6)
-        attained = known >= top
-        positive |= attained.any(2)
-    # A candidate on an ignored box is no evidence against any class.
-    ignored = (overlap * (targets.labels == IGNORED)[:, None]).max(2).values >= low
-    return Matches(index, positive, (best < low) & ~positive & ~ignored)
+        top = known.amax(2, keepdim=True).clamp_(min=1e-6)
+        positive |= (known >= top).any(1)
+    negative = (best < low) & ~positive
+    ignored = targets.labels == IGNORED
+    if ignored.any():
+        # A candidate on an ignored box is no evidence against any class.
+        negative &= overlap.mul_(ignored[..., None]).amax(1) < low
+    return Matches(index, positive, negative)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from qmimic.config import DetectorConfig, Recipe, fingerprint
 from qmimic.data.formats import load_dataset, usable
 from qmimic.data.letterbox import fit
 from qmimic.data.loader import Loader
-from qmimic.data.sample import Dataset
+from qmimic.data.sample import Dataset, has_area
 from qmimic.errors import InputError
 from qmimic.models.anchors import fit_anchors
 from qmimic.models.backbones import parse_name
@@ -106,9 +106,9 @@ def box_sizes(dataset: Dataset, split: str, size: tuple[int, int]) -> NDArray[np
     for sample in dataset.splits[split]:
         if len(sample.boxes):
             width, height = sample.size or dataset.load(sample).size
-            boxes = sample.boxes * fit(width, height, size).scale
-            sides = boxes[:, 2:] - boxes[:, :2]
-            found.append(sides[(sides > 0).all(1) & ~sample.difficult & ~sample.crowd])
+            keep = has_area(sample.boxes) & ~sample.difficult & ~sample.crowd
+            boxes = sample.boxes[keep] * fit(width, height, size).scale
+            found.append(boxes[:, 2:] - boxes[:, :2])
     return np.concatenate(found)
 
 

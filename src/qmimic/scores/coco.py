@@ -7,9 +7,8 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
 
-from qmimic.data.sample import Sample
+from qmimic.data.sample import Sample, has_area
 from qmimic.detections import Detections
-from qmimic.scores.voc import has_area
 
 IOU_50, IOU_75 = 0, 5  # rows of the precision table: IoU 0.50, 0.55, ... 0.95
 AREAS = ("all", "small", "medium", "large")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from qmimic.data import coco
 from qmimic.data.labels import read_text
@@ -14,6 +14,8 @@ from qmimic.data.sample import Dataset
 from qmimic.detections import Detections
 from qmimic.errors import InputError
 from qmimic.files import write_text
+
+LARGEST = 1e7  # pixels from the origin, and score: beyond, float32 no longer tells neighbours apart
 
 
 class _Entry(BaseModel):
@@ -24,7 +26,7 @@ class _Entry(BaseModel):
     image_id: int | str | None = None
     file_name: str | None = None
     category_id: int | None = None
-    category: str | None = Field(None)
+    category: str | None = None
 
 
 def read_detections(path: Path, dataset: Dataset, split: str) -> dict[str, Detections]:
@@ -35,41 +37,45 @@ def read_detections(path: Path, dataset: Dataset, split: str) -> dict[str, Detec
 
     Raises:
         InputError: the file is cut short, or an entry has an unknown image or category, or a number that is not
-            finite; the entry is named by its place.
+            finite; the entry is named by its place, counted from 0.
     """
     try:
         entries = TypeAdapter(list[_Entry]).validate_python(json.loads(read_text(path)))
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"])) or "the top"
-        raise InputError(f"{path} is no list of detections: at {place}: {first['msg']}.") from error
+        raise InputError(f"{path} is no list of detections: {_fault(error)}.") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no whole JSON file ({error}); write it again.") from error
     names = {sample.image_id for sample in dataset.splits[split]}
     image_ids, category_ids = _coco_ids(dataset, split)
     rows: dict[str, list[tuple[list[float], float, int]]] = {}
     for number, entry in enumerate(entries):
-        image = Path(entry.file_name).stem if entry.file_name else image_ids.get(entry.image_id, str(entry.image_id))
-        if image not in names and entry.file_name in names:
-            image = str(entry.file_name)
-        if image not in names:
-            given = entry.file_name or entry.image_id
-            raise InputError(f"{path}: entry {number} is of the image {given!r}, which {split} does not have.")
+        place = f"{path}: entry {number}"
+        image = _image(entry, names, image_ids)
+        if image is None:
+            given = entry.file_name if entry.file_name is not None else entry.image_id
+            if given is None:
+                raise InputError(f"{place} names no image; give it an image_id or a file_name.")
+            raise InputError(f"{place} is of the image {given!r}, which {split} does not have.")
         label = category_ids.get(entry.category_id) if entry.category is None else None
         if entry.category in dataset.classes:
             label = dataset.classes.index(str(entry.category))
         if label is None:
-            given = entry.category or entry.category_id
-            raise InputError(f"{path}: entry {number} has the category {given!r}; known: {', '.join(dataset.classes)}.")
+            chosen = entry.category if entry.category is not None else entry.category_id
+            if chosen is None:
+                raise InputError(f"{place} names no category; give it a category_id or a category.")
+            raise InputError(f"{place} has the category {chosen!r}; known: {', '.join(dataset.classes)}.")
         x, y, width, height = entry.bbox
         if width < 0 or height < 0:
-            raise InputError(f"{path}: entry {number} has a negative width or height; bbox is x, y, width, height.")
-        rows.setdefault(image, []).append(([x, y, x + width, y + height], entry.score, label))
+            raise InputError(f"{place} has a negative width or height; bbox is x, y, width, height.")
+        corners = [x, y, x + width, y + height]
+        if max(map(abs, [*corners, entry.score])) > LARGEST:
+            raise InputError(f"{place} has a side or score beyond {LARGEST:.0f}; bbox is in pixels.")
+        rows.setdefault(image, []).append((corners, entry.score, label))
     return {image: _detections(found) for image, found in rows.items()}
 
 
 def write_detections(path: Path, found: Mapping[str, Detections], classes: tuple[str, ...]) -> None:
-    """Write detections, by image id, as a list that `read_detections` and COCO's tools read.
+    """Write detections, by image id, as a list that `read_detections` reads: COCO's results with names for ids.
 
     Raises:
         InputError: the file cannot be written.
@@ -81,6 +87,29 @@ def write_detections(path: Path, found: Mapping[str, Detections], classes: tuple
             bbox = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
             entries.append({"file_name": image, "category": classes[label], "bbox": bbox, "score": score})
     write_text(path, json.dumps(entries))
+
+
+def _image(entry: _Entry, names: set[str], image_ids: dict[Any, str]) -> str | None:
+    """The image that an entry is of; None if the split has no such image."""
+    if entry.file_name is not None:
+        # Whole names first: images may be called `a` and `a.b`, and `a.b` is not `a` with a suffix.
+        path = Path(entry.file_name)
+        candidates = [entry.file_name, path.name, path.stem]
+    elif entry.image_id is not None:
+        candidates = [image_ids.get(entry.image_id, str(entry.image_id))]
+    else:
+        candidates = []
+    return next((name for name in candidates if name in names), None)
+
+
+def _fault(error: ValidationError) -> str:
+    """The first fault as a clause that names the entry and the key."""
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"]]
+    if not place:
+        return f"{first['msg']} at the top"
+    key = f", {'.'.join(place[1:])}" if place[1:] else ""
+    return f"entry {place[0]}{key}: {first['msg']}"
 
 
 def _coco_ids(dataset: Dataset, split: str) -> tuple[dict[Any, str], dict[Any, int]]:

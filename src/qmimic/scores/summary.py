@@ -4,13 +4,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
-
 from qmimic.data.sample import Dataset, Sample
 from qmimic.detections import Detections
 from qmimic.errors import InputError
-from qmimic.scores.coco import coco_map
-from qmimic.scores.voc import ClassAP, voc_ap
+from qmimic.scores.coco import coco_ap
+from qmimic.scores.voc import ClassScore, voc_ap
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class Scores:
     voc07_map50: float
     voc_map50: float
     coco_map: float
-    per_class: dict[str, ClassAP]
+    per_class: dict[str, ClassScore]
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -40,13 +38,14 @@ def score(dataset: Dataset, split: str, found: Mapping[str, Detections]) -> Scor
         InputError: the dataset has no such split.
     """
     samples = samples_of(dataset, split)
-    per_class = voc_ap(samples, found, dataset.classes)
-    values = list(per_class.values())
+    voc = voc_ap(samples, found, dataset.classes)
+    present = {name: own for name, own in voc.per_class.items() if own.positives}
+    coco = coco_ap(samples, found, dataset.classes)
     return Scores(
-        voc07_map50=float(np.mean([c.ap07 for c in values])) if values else 0.0,
-        voc_map50=float(np.mean([c.ap for c in values])) if values else 0.0,
-        coco_map=coco_map(samples, found, dataset.classes),
-        per_class=per_class,
+        voc07_map50=voc.map07 if present else 0.0,
+        voc_map50=voc.map_area if present else 0.0,
+        coco_map=coco.ap if present else 0.0,
+        per_class=present,
     )
 
 

@@ -6,14 +6,17 @@ xmax - xmin + 1 is our x2 - x1. The devkit's overlap is therefore plain intersec
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qmimic.data.sample import Sample
+from qmimic.data.sample import Sample, has_area
 from qmimic.detections import Detections
 
 PAIRS_AT_ONCE = 1 << 21  # overlaps computed in one piece: about 200 MB of temporaries
+
+T = TypeVar("T", bound=np.generic)
 
 
 @dataclass(frozen=True)
@@ -46,17 +49,6 @@ class VocScore:
     per_class: dict[str, ClassScore]
 
 
-def has_area(boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Which labelled boxes [M, 4] (xyxy, pixels) are boxes at all, bool [M]; the others count for nothing.
-
-    People who click once leave xmin = xmax in a VOC file. Read inclusively that is one pixel, hence the limit of one
-    pixel: a box has area if it is wider and higher than that (VOC: xmax > xmin and ymax > ymin).
-    """
-    sides = boxes[:, 2:].astype(np.float64) - boxes[:, :2]
-    positive: NDArray[np.bool_] = (sides > 1).all(1)
-    return positive
-
-
 def voc_ap(
     samples: Sequence[Sample], detections: Mapping[str, Detections], classes: Sequence[str], iou: float = 0.5
 ) -> VocScore:
@@ -80,7 +72,8 @@ def voc_ap(
     # One order for all classes: by falling score, ties as they came.
     order = np.argsort(-score, kind="stable")
     label, best, close = label[order], best[order], overlap[order] >= iou
-    ignored = close & truth.ignored[best]
+    ignored = np.zeros(len(order), np.bool_)
+    ignored[close] = truth.ignored[best[close]]
     candidates = np.flatnonzero(close & ~ignored)
     hit = np.zeros(len(order), np.bool_)
     hit[candidates[np.unique(best[candidates], return_index=True)[1]]] = True
@@ -97,7 +90,9 @@ def voc_ap(
     if not present:
         return VocScore(float("nan"), float("nan"), per_class)
     return VocScore(
-        float(np.mean([scores.ap07 for scores in present])), float(np.mean([scores.ap for scores in present])), per_class
+        float(np.mean([scores.ap07 for scores in present])),
+        float(np.mean([scores.ap for scores in present])),
+        per_class,
     )
 
 
@@ -127,10 +122,10 @@ def _score_class(hit: NDArray[np.bool_], positives: int) -> ClassScore:
 
 @dataclass(frozen=True)
 class _Truth:
-    """Labelled boxes of a split, sorted by group = image * classes + label; ends with one empty row.
+    """Labelled boxes of a split, sorted by group = image * classes + label.
 
     Attributes:
-        boxes: float64 [G + 1, 4].
+        boxes: float64 [G, 4].
         label: int64 [G].
         ignored: bool [G].
         starts: int64 [images * classes + 1], where each group begins.
@@ -176,10 +171,14 @@ def _best_match(
 
 
 def _iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Intersection over union of boxes [N, 4] with boxes [N, 4], row by row, [N]; b must have area."""
+    """Intersection over union of boxes [N, 4] with boxes [N, 4], row by row, [N]; b must have area.
+
+    Never NaN, whatever a detector says: 0 for boxes that share nothing, turned inside out or not finite.
+    """
     sides = (np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])).clip(0)
     shared: NDArray[np.float64] = sides.prod(1)
-    overlap: NDArray[np.float64] = shared / ((a[:, 2:] - a[:, :2]).prod(1) + (b[:, 2:] - b[:, :2]).prod(1) - shared)
+    union = (a[:, 2:] - a[:, :2]).prod(1) + (b[:, 2:] - b[:, :2]).prod(1) - shared
+    overlap: NDArray[np.float64] = np.divide(shared, union, out=np.zeros_like(shared), where=shared > 0)
     return overlap
 
 
@@ -197,6 +196,6 @@ def _flatten(
     )
 
 
-def _join[T: np.generic](parts: Sequence[NDArray[np.generic]], empty: tuple[int, ...], dtype: type[T]) -> NDArray[T]:
+def _join(parts: Sequence[NDArray[np.generic]], empty: tuple[int, ...], dtype: type[T]) -> NDArray[T]:
     """The parts one after another; an empty array of shape `empty` if there are none."""
     return np.concatenate([np.empty(empty, dtype), *parts]).astype(dtype)

@@ -40,7 +40,7 @@ class Log:
                     self._board.add_scalar(name, value, line["step"])
         except OSError as error:
             raise InputError(
-                f"Cannot write {self.path}: {error.strerror}; free some space and run the same command."
+                f"Cannot write {self.path}: {error.strerror or error}; free some space and run the same command."
             ) from error
 
     def close(self) -> None:
@@ -52,11 +52,13 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a log; the last one may have been cut by a kill and is then left out."""
     if not path.is_file():
         return []
-    lines = []
+    lines: list[dict[str, Any]] = []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             line = json.loads(text)
         except ValueError:
+            break
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
             break
         lines.append(line)
     return lines

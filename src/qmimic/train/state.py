@@ -1,5 +1,6 @@
 """What a killed run needs to go on: weights, optimizer, moving average, step. Chance is a function of the step."""
 
+import copy
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     average: nn.Module | None,
 ) -> None:
-    """Write `step-N.safetensors` and remove all but the last two.
+    """Write `step-N.safetensors` and remove all but the last two, this one included.
+
+    Files of later steps go first: they are damaged or another stage's, or else training had gone on from them.
 
     Args:
         folder: of the stage's checkpoints.
@@ -39,9 +42,12 @@ def save_checkpoint(
         tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items() if value is not None}
-    write_tensors(folder / f"step-{step:07d}.safetensors", tensors, {"step": step, "key": key})
-    for old in sorted(folder.glob("step-*.safetensors"))[:-KEPT]:
-        old.unlink()
+    newest = folder / f"step-{step:07d}.safetensors"
+    write_tensors(newest, tensors, {"step": step, "key": key})
+    files = sorted(folder.glob("step-*.safetensors"))
+    place = files.index(newest) + 1
+    for other in files[place:] + files[: max(0, place - KEPT)]:
+        other.unlink()
 
 
 def load_checkpoint(
@@ -52,9 +58,11 @@ def load_checkpoint(
     Args: as `save_checkpoint`.
 
     Returns:
-        Steps done; 0 if there is nothing to go on from.
+        Steps done; 0 if there is nothing to go on from, and then everything is as it was.
     """
+    parts: list[nn.Module | torch.optim.Optimizer] = [module, optimizer, *([] if average is None else [average])]
     for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
+        untouched = copy.deepcopy([part.state_dict() for part in parts])
         try:
             file = read_tensors(path)
             if file.header.get("key") != key:
@@ -64,7 +72,9 @@ def load_checkpoint(
                 load_state(average, _part(file, "average."), path)
             _load_optimizer(optimizer, _part(file, "optimizer."))
             return int(file.header["step"])
-        except (InputError, KeyError, ValueError) as error:
+        except (InputError, KeyError, ValueError, TypeError) as error:
+            for part, state in zip(parts, untouched, strict=True):
+                part.load_state_dict(state)
             warnings.warn(f"Checkpoint {path} is damaged ({error}); going on from the one before.", stacklevel=2)
     return 0
 
@@ -77,5 +87,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
     state: dict[int, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"NaN or infinite numbers in optimizer.{name}")
         state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -1,0 +1,94 @@
+"""The same images and labels in another layout."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from qmimic.data.formats import FORMATS
+from qmimic.data.images import read_image
+from qmimic.data.labels import image_name, one_line
+from qmimic.data.sample import Dataset, Sample
+from qmimic.errors import InputError
+
+
+def convert(dataset: Dataset, target: Path, to: str) -> str:
+    """Write a dataset as another format: image files byte for byte under their own names, boxes as they are, bad ones
+    too; embedded data are drawn and become PNG files.
+
+    Args:
+        dataset: as read.
+        target: the new folder; it appears when it is whole, or not at all.
+        to: one of `FORMATS`.
+
+    Returns:
+        One sentence for a person: what was written, and what could not be.
+
+    Raises:
+        InputError: the target is in use, an image cannot be read, names clash, or the disk is full.
+    """
+    form = FORMATS[to]
+    broken = [defect for defect in dataset.defects if defect.kind == "unreadable_image"]
+    if broken:
+        raise InputError(broken[0].detail)
+    for split in dataset.splits:
+        # Split names become names of files and folders.
+        if not one_line(split) or "/" in split or split != split.strip() or split.strip(".") == "":
+            raise InputError(f"The split {split!r} has no name for a folder; rename it to letters and digits.")
+    with _building(target) as folder:
+        places = form.write(folder, dataset)
+        for parent in {place.parent for place in places}:
+            (folder / parent).mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda item: _put(dataset, item[1], folder / item[0].parent), places.items()))
+    remarks = [f"{target}: {len(places)} images as {to}, {sum(len(s.boxes) for s in places.values())} boxes"]
+    flags = sum(int((sample.difficult | sample.crowd).sum()) for sample in places.values())
+    if flags and not form.flags:
+        remarks.append(f"{flags} of them no longer marked as difficult or crowd, which {to} cannot hold")
+    if dataset.defects:
+        remarks.append(f"{len(dataset.defects)} faulty labels left out, which `qmimic data check` lists")
+    return "; ".join(remarks) + "."
+
+
+def _put(dataset: Dataset, sample: Sample, folder: Path) -> None:
+    """A sample's image into a folder.
+
+    Raises:
+        InputError: the image is missing or cannot be read.
+    """
+    path = folder / image_name(sample)
+    if sample.image is None:
+        dataset.load(sample).save(path)
+    else:
+        read_image(sample.image)  # a broken image is refused here, not by whoever trains on the copy
+        shutil.copyfile(sample.image, path)
+
+
+@contextlib.contextmanager
+def _building(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `target`; on success it becomes `target`, else it goes.
+
+    Raises:
+        InputError: `target` exists and is not an empty folder, or the disk is full.
+    """
+    target = target.resolve()
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise InputError(f"{target} exists and is not empty; name a new folder.")
+    temporary: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)
+        temporary.replace(target)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"Cannot write {target}: {reason}; free some space or choose another folder.") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,127 @@
+"""Reading COCO JSON against files written by hand, and what is written against pycocotools."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from folders import coco_json, contents, picture
+from pycocotools.coco import COCO
+
+from qmimic.data import coco
+from qmimic.data.convert import convert
+from qmimic.errors import InputError
+
+IMAGE = {"id": 7, "file_name": "a.jpg", "width": 100, "height": 80}
+
+
+def box(category: int, *sides: float, **more: Any) -> dict[str, Any]:
+    return {"id": 1, "image_id": 7, "category_id": category, "bbox": sides, **more}
+
+
+def test_boxes_become_corners_and_gaps_in_ids_close(tmp_path: Path) -> None:
+    picture(tmp_path / "images" / "a.jpg")
+    coco_json(tmp_path, [IMAGE], [box(90, 1.5, 2, 10, 20.25), box(3, 0, 0, 5, 5)], (90, "cat"), (3, "dog"), (5, "ant"))
+    dataset = coco.read(tmp_path)
+    assert dataset.classes == ("dog", "ant", "cat")
+    assert contents(dataset) == {
+        "train": {"a.jpg": [("cat", (1.5, 2, 11.5, 22.25), False, False), ("dog", (0, 0, 5, 5), False, False)]}
+    }
+    assert dataset.splits["train"][0].size == (100, 80)
+    assert dataset.splits["train"][0].image == tmp_path / "images" / "a.jpg"
+
+
+def test_crowd_and_difficult_are_flags_of_their_boxes(tmp_path: Path) -> None:
+    annotations = [box(1, 0, 0, 5, 5, iscrowd=1), box(1, 0, 0, 6, 6, difficult=1), box(1, 0, 0, 7, 7, iscrowd=0)]
+    coco_json(tmp_path, [IMAGE], annotations, (1, "cat"))
+    (sample,) = coco.read(tmp_path).splits["train"]
+    assert sample.crowd.tolist() == [True, False, False]
+    assert sample.difficult.tolist() == [False, True, False]
+
+
+def test_a_category_that_is_not_listed_is_a_defect(tmp_path: Path) -> None:
+    coco_json(tmp_path, [IMAGE], [box(2, 0, 0, 5, 5), box(1, 0, 0, 6, 6)], (1, "cat"))
+    dataset = coco.read(tmp_path)
+    (defect,) = dataset.defects
+    assert defect.kind == "unknown_class"
+    assert "category 2" in defect.detail
+    assert len(dataset.splits["train"][0].boxes) == 1
+
+
+def test_boxes_of_an_unknown_image_are_a_defect(tmp_path: Path) -> None:
+    coco_json(tmp_path, [IMAGE], [{**box(1, 0, 0, 5, 5), "image_id": 8}], (1, "cat"))
+    assert [defect.kind for defect in coco.read(tmp_path).defects] == ["label_without_image"]
+
+
+@pytest.mark.parametrize("side", [float("nan"), float("inf"), 1e300])
+def test_a_box_that_is_not_finite_is_a_defect(tmp_path: Path, side: float) -> None:
+    coco_json(tmp_path, [IMAGE], [box(1, 0, 0, side, 5)], (1, "cat"))
+    dataset = coco.read(tmp_path)
+    assert [defect.kind for defect in dataset.defects] == ["bad_label"]
+    assert dataset.splits["train"][0].boxes.shape == (0, 4)
+
+
+def test_a_json_cut_in_half_is_refused(tmp_path: Path) -> None:
+    path = coco_json(tmp_path, [IMAGE], [box(1, 0, 0, 5, 5)], (1, "cat"))
+    path.write_text(path.read_text()[:70])
+    with pytest.raises(InputError, match=r"instances_train\.json is no whole JSON"):
+        coco.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [[], {"images": 3}, {"images": [{"id": 1}]}, {"images": [{**IMAGE, "width": -4}]}, "[" * 5000],
+    ids=["list", "number", "nameless", "negative", "deep"],
+)
+def test_json_of_another_layout_is_refused(tmp_path: Path, content: object) -> None:
+    path = tmp_path / "instances_train.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    with pytest.raises(InputError, match=r"instances_train\.json"):
+        coco.read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../outside.jpg", "/etc/passwd", "a\0.jpg", "../../../gone.jpg"])
+def test_a_path_out_of_the_folder_is_refused(tmp_path: Path, name: str) -> None:
+    picture(tmp_path / "outside.jpg")
+    coco_json(tmp_path / "set", [{**IMAGE, "file_name": name}], [], (1, "cat"))
+    with pytest.raises(InputError, match=r"leads out of|is not a path"):
+        coco.read(tmp_path / "set")
+
+
+def test_a_missing_or_endless_name_is_an_image_that_is_not_there(tmp_path: Path) -> None:
+    coco_json(tmp_path, [IMAGE, {**IMAGE, "id": 8, "file_name": "x" * 3000 + ".jpg"}], [], (1, "cat"))
+    assert [s.image is not None and s.image.name[:5] for s in coco.read(tmp_path).splits["train"]] == ["a.jpg", "xxxxx"]
+
+
+@pytest.mark.parametrize(
+    ("json_path", "image_path", "split"),
+    [
+        ("annotations/instances_train2017.json", "train2017/a.jpg", "train"),
+        ("annotations/instances_val.json", "images/val/a.jpg", "val"),
+        ("valid/_annotations.coco.json", "valid/a.jpg", "valid"),
+        ("test.json", "a.jpg", "test"),
+        ("annotations/train.json", "images/train2017/a.jpg", "train"),
+    ],
+)
+def test_usual_layouts_are_found(tmp_path: Path, json_path: str, image_path: str, split: str) -> None:
+    path = coco_json(tmp_path / "made", [IMAGE], [], (1, "cat"))
+    target = tmp_path / json_path
+    target.parent.mkdir(exist_ok=True)
+    path.rename(target)
+    picture(tmp_path / image_path)
+    dataset = coco.read(tmp_path)
+    assert list(dataset.splits) == [split]
+    assert dataset.splits[split][0].image == tmp_path / image_path
+
+
+def test_what_is_written_is_coco_to_pycocotools(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture(tmp_path / "in" / "images" / "a.jpg")
+    annotations = [box(90, 1.5, 2, 10, 20), box(3, 0, 0, 5, 5, iscrowd=1)]
+    coco_json(tmp_path / "in", [IMAGE], annotations, (3, "dog"), (90, "cat"))
+    convert(coco.read(tmp_path / "in"), tmp_path / "out", "coco")
+    written = COCO(str(tmp_path / "out" / "instances_train.json"))
+    assert written.loadCats(written.getCatIds()) == [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}]
+    assert written.loadImgs(1) == [{**IMAGE, "id": 1}]
+    first, second = written.loadAnns(written.getAnnIds(imgIds=[1]))
+    assert first == {"id": 1, "image_id": 1, "category_id": 2, "bbox": [1.5, 2, 10, 20], "area": 200, "iscrowd": 0}
+    assert second == {"id": 2, "image_id": 1, "category_id": 1, "bbox": [0, 0, 5, 5], "area": 25, "iscrowd": 1}
