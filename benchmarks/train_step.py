@@ -20,8 +20,8 @@ from qmimic.data.targets import Targets
 from qmimic.models.detectors import build
 from qmimic.models.faster_rcnn import DetectorSpec
 from qmimic.precision import bf16_by_default
-from qmimic.train.objectives import Chance, DetectionObjective
-from qmimic.train.optimizer import build_optimizer
+from qmimic.training.objectives import Chance, DetectionObjective
+from qmimic.training.optimizer import build_optimizer
 from torchvision_twin import twin
 
 NETWORKS = ("resnet18/16", "resnet18/1")

@@ -109,7 +109,7 @@ def test_clip_equals_torchvision(seed: int, height: int, width: int) -> None:
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.7])
 @given(seed=st.integers(0, 10**6), count=st.integers(1, 60), places=st.integers(1, 8))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_suppress_equals_torchvision_on_clustered_boxes(threshold: float, seed: int, count: int, places: int) -> None:
     boxes = torch.stack([clustered_boxes(seed + image, count, places) for image in range(3)])
     valid = torch.rand(3, count, generator=torch.Generator().manual_seed(seed)) > 0.2

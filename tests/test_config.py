@@ -191,7 +191,7 @@ def test_an_empty_file_is_the_default_recipe(tmp_path: Path) -> None:
         ("seed: !!python/object/apply:os.getpid []", "not valid YAML"),
         ("1: 2", "1"),
         (b"\xff\xfe\x00\x00\x01", "not valid YAML"),
-        ("seed: " + "[" * 100_000, "not valid YAML"),
+        ("seed: " + "[" * 20_000, "not valid YAML"),
     ],
 )
 def test_a_bad_file_is_one_sentence_that_names_it(tmp_path: Path, text: str | bytes, says: str) -> None:
@@ -253,7 +253,6 @@ def test_equal_settings_have_equal_names() -> None:
     assert fingerprint(one, 3, "a") == fingerprint(other, 3, "a")
     assert len(fingerprint(one)) == 12
     assert int(fingerprint(one), 16) >= 0
-    # A value of an earlier version: run folders on disk are found by it.
     assert fingerprint(1, {"b": [1.5, None], "a": "ü"}) == fingerprint(1, {"a": "ü", "b": (1.5, None)})
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from qmimic.errors import InputError as InputError
     from qmimic.models.checkpoint import load_detector as load_detector
     from qmimic.models.checkpoint import save_detector as save_detector
-    from qmimic.predict import predict as predict
+    from qmimic.prediction import predict as predict
 
 _HOMES = {
     "build_detector": "qmimic.api",
@@ -41,7 +41,7 @@ _HOMES = {
     "InputError": "qmimic.errors",
     "load_detector": "qmimic.models.checkpoint",
     "save_detector": "qmimic.models.checkpoint",
-    "predict": "qmimic.predict",
+    "predict": "qmimic.prediction",
 }
 
 __all__ = list(_HOMES)

@@ -7,15 +7,15 @@ from qmimic.data.loader import Loader
 from qmimic.data.sample import Dataset
 from qmimic.detections import Detections
 from qmimic.errors import InputError
-from qmimic.evaluate import detect_all
+from qmimic.evaluation import detect_all
 from qmimic.models.checkpoint import load_detector
 from qmimic.models.detectors import Detector, build
 from qmimic.models.faster_rcnn import DetectorSpec
 from qmimic.pipeline.run import RunResult
 from qmimic.pipeline.run import train as run_recipe
 from qmimic.scores.summary import Scores, samples_of, score
-from qmimic.train.loop import Watcher
-from qmimic.train.progress import Silent
+from qmimic.training.loop import Watcher
+from qmimic.training.progress import Silent
 
 BATCH = 32
 DEFAULT_ANCHORS = tuple((side * ratio, side / ratio) for side in (24.0, 48.0, 96.0) for ratio in (0.71, 1.0, 1.41))

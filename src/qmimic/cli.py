@@ -124,7 +124,7 @@ def _train(options: argparse.Namespace) -> int:
 
     from qmimic.config import load_recipe
     from qmimic.pipeline.run import COLUMNS, rows, train
-    from qmimic.train.progress import Bar
+    from qmimic.training.progress import Bar
 
     recipe = load_recipe(options.recipe, options.overrides)
     console = Console()
@@ -168,7 +168,7 @@ def _predict(options: argparse.Namespace) -> int:
     from qmimic.draw import draw
     from qmimic.files import replacing
     from qmimic.models.checkpoint import load_detector
-    from qmimic.predict import predict
+    from qmimic.prediction import predict
 
     detector, _ = load_detector(options.detector)
     for path in options.images:

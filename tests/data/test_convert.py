@@ -102,7 +102,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.mark.parametrize("to", FORMATS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(boxes=corners, which=st.integers(0, len(SIZES) - 1))
 def test_any_boxes_come_back_as_the_same_float32(
     pictures: list[Path], to: str, boxes: list[tuple[float, float, float, float]], which: int

@@ -67,26 +67,29 @@ def test_counting_leaves_the_detector_as_it_was() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("quantized", [False, True])
 @pytest.mark.parametrize("backbone", ["resnet18/16", "resnet50/16", "vgg16/16"])
-def test_folding_batch_norm_changes_no_result(backbone: str, quantized: bool) -> None:
-    detector = lively(tiny_spec(backbone=backbone)).eval()
+def test_folding_batch_norm_changes_no_map(backbone: str) -> None:
+    # In float64, where rounding hides nothing.
+    detector = lively(tiny_spec(backbone=backbone)).eval().double()
     folded = fold_batch_norm(detector)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
     assert any(isinstance(module, nn.BatchNorm2d) for module in detector.modules())
-    images = some_images(7)
+    images = some_images(7).double()
     raw = detector.raw_features(images)
     assert raw.std() > 0.1
-    torch.testing.assert_close(folded.raw_features(images), raw, atol=1e-4, rtol=1e-4)
-    if quantized:
-        detector.quantizer = Quantizer(QuantizerConfig(), torch.tensor([0.5]))
-        folded = fold_batch_norm(detector)
-        differs = folded.features(images) != detector.features(images)
-        assert differs.float().mean() < 1e-3  # entries beside a midpoint
-    else:
-        ours, theirs = detector.detect(images), folded.detect(images)
-        torch.testing.assert_close(theirs.scores, ours.scores, atol=1e-3, rtol=1e-3)
-        torch.testing.assert_close(theirs.boxes, ours.boxes, atol=1e-1, rtol=1e-3)
+    torch.testing.assert_close(folded.raw_features(images), raw, atol=1e-9, rtol=1e-9)
+    detector.quantizer = Quantizer(QuantizerConfig(), torch.tensor([0.5]))
+    assert torch.equal(fold_batch_norm(detector).features(images), detector.features(images))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backbone", ["resnet18/16", "resnet50/16", "vgg16/16"])
+def test_folding_batch_norm_changes_no_detection(backbone: str) -> None:
+    detector, images = lively(tiny_spec(backbone=backbone)).eval(), some_images(7)
+    ours, folded = detector.detect(images), fold_batch_norm(detector).detect(images)
+    assert ours.valid.sum() > 10
+    torch.testing.assert_close(folded.scores, ours.scores, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(folded.boxes, ours.boxes, atol=2e-2, rtol=1e-3)
 
 
 def test_fresh_weights_depend_on_the_seed_alone() -> None:

@@ -13,7 +13,7 @@ import qmimic
 from qmimic.config import Recipe, load_recipe
 from qmimic.pipeline.run import remarks
 from qmimic.pipeline.stages import StageResult
-from qmimic.train.progress import Silent
+from qmimic.training.progress import Silent
 
 MakeRecipe = Callable[..., Recipe]
 

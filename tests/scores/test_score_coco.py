@@ -78,7 +78,7 @@ def assert_as_pycocotools(case: Case) -> None:
     assert plain(coco_ap(*case, CLASSES)) == pytest.approx(referee(case), abs=1e-6, nan_ok=True)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(cases())
 def test_random_cases_score_as_pycocotools(case: Case) -> None:
     assert_as_pycocotools(case)

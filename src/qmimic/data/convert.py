@@ -49,7 +49,7 @@ def convert(dataset: Dataset, target: Path, to: str) -> str:
     if flags and not form.flags:
         remarks.append(f"{flags} of them no longer marked as difficult or crowd, which {to} cannot hold")
     if dataset.defects:
-        remarks.append(f"{len(dataset.defects)} faulty labels left out, which `qmimic data check` lists")
+        remarks.append(f"{len(dataset.defects)} faulty or missing labels passed over, which `qmimic data check` lists")
     return "; ".join(remarks) + "."
 
 

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qmimic.config import QuantizerConfig, explain
+from qmimic.config import DataConfig, QuantizerConfig, explain
 from qmimic.errors import InputError
 from qmimic.files import replacing
 from qmimic.models.detectors import Detector, build
@@ -79,7 +79,11 @@ def load_state(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) 
     Raises:
         InputError: a tensor is missing, unknown or of another shape; the first one is named.
     """
-    wanted = module.state_dict()
+    _check_state(module.state_dict(), tensors, path)
+    module.load_state_dict(tensors)
+
+
+def _check_state(wanted: dict[str, Tensor], tensors: dict[str, Tensor], path: Path) -> None:
     for name, tensor in wanted.items():
         if name not in tensors:
             raise InputError(f"{path} lacks {name}: it holds another kind of network; name the checkpoint that fits.")
@@ -96,7 +100,6 @@ def load_state(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) 
     unknown = sorted(set(tensors) - set(wanted))
     if unknown:
         raise InputError(f"{path} holds {unknown[0]}, which this network has not; name the checkpoint that fits.")
-    module.load_state_dict(tensors)
 
 
 def save_detector(detector: Detector, path: Path, notes: dict[str, Any]) -> None:
@@ -126,15 +129,30 @@ def load_detector(path: Path) -> tuple[Detector, dict[str, Any]]:
         raise InputError(f"{path} is no qmimic detector: its header lacks the description; name a file of a run.")
     try:
         spec = DetectorSpec.model_validate(file.header["spec"])
+        DataConfig(size=spec.size)  # the recipe's limits
         quantizer = file.header.get("quantizer")
         config = QuantizerConfig.model_validate(quantizer) if quantizer else None
     except ValidationError as error:
         raise InputError(f"{path} describes a detector that cannot be: {explain(error)}") from error
-    detector = build(spec)
-    if config is not None:
-        stride = file.tensors.get("quantizer.stride", torch.ones(1))
-        detector.quantizer = Quantizer(config, torch.ones(stride.numel()))
-    load_state(detector, file.tensors, path)
+
+    def empty() -> Detector:
+        detector = build(spec)
+        if config is not None:
+            strides = detector.backbone.channels if config.per_channel else 1
+            detector.quantizer = Quantizer(config, torch.ones(strides))
+        return detector
+
+    try:
+        with torch.device("meta"):  # a header may promise any width: no memory for it before the weights are seen
+            promised = empty().state_dict()
+    except (InputError, RuntimeError, TypeError, OverflowError) as error:  # torch's words for absurd numbers
+        reason = error if isinstance(error, InputError) else "its numbers are too large."
+        raise InputError(f"{path} describes a detector that cannot be: {reason}") from error
+    _check_state(promised, file.tensors, path)
+    detector = empty()
+    detector.load_state_dict(file.tensors)
+    if detector.quantizer is not None and not bool((detector.quantizer.stride > 0).all()):
+        raise InputError(f"{path} holds a quantizer.stride that is not above 0; train again.")
     notes = file.header.get("notes")
     return detector.eval(), notes if isinstance(notes, dict) else {}
 

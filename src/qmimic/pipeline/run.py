@@ -11,9 +11,9 @@ from qmimic.files import replacing, write_text
 from qmimic.models.checkpoint import load_detector
 from qmimic.pipeline.prepare import Prepared, environment, prepare
 from qmimic.pipeline.stages import Stage, StageResult, quantize_teacher, train_student, train_teacher
-from qmimic.predict import predict
-from qmimic.train.log import draw_curves, read_log
-from qmimic.train.loop import Watcher
+from qmimic.prediction import predict
+from qmimic.training.log import draw_curves, read_log
+from qmimic.training.loop import Watcher
 
 PICTURES, PICTURE_MIN_SCORE = 12, 0.4
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qmimic.config import MimicConfig, ScheduleConfig, fingerprint
 from qmimic.errors import InputError
-from qmimic.evaluate import channel_rms, detect_all, matching
+from qmimic.evaluation import channel_rms, detect_all, matching
 from qmimic.files import write_text
 from qmimic.mimic import Mimic
 from qmimic.models.checkpoint import load_backbone, load_detector, save_detector
@@ -22,9 +22,9 @@ from qmimic.models.detectors import Detector, build, mac_count, parameter_count
 from qmimic.pipeline.prepare import Prepared
 from qmimic.quantize import Quantizer, absolute_stride
 from qmimic.scores.summary import score
-from qmimic.train.log import draw_curves, read_log
-from qmimic.train.loop import Job, Objective, Watcher, fit
-from qmimic.train.objectives import DetectionObjective, MimicObjective
+from qmimic.training.log import draw_curves, read_log
+from qmimic.training.loop import Job, Objective, Watcher, fit
+from qmimic.training.objectives import DetectionObjective, MimicObjective
 
 VERSION = 1  # raised when the same recipe would give other weights
 

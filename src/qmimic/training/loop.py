@@ -16,10 +16,10 @@ from qmimic.data.loader import Batch, Loader
 from qmimic.data.targets import Targets
 from qmimic.errors import InputError
 from qmimic.models.detectors import Detector
-from qmimic.train.log import Log
-from qmimic.train.objectives import Chance, DetectionObjective, MimicObjective
-from qmimic.train.optimizer import build_optimizer, learning_rate
-from qmimic.train.state import load_checkpoint, save_checkpoint
+from qmimic.training.log import Log
+from qmimic.training.objectives import Chance, DetectionObjective, MimicObjective
+from qmimic.training.optimizer import build_optimizer, learning_rate
+from qmimic.training.state import load_checkpoint, save_checkpoint
 
 LOG_EVERY = 10
 

@@ -8,7 +8,7 @@ from PIL import Image
 from qmimic.data.images import read_image
 from qmimic.data.letterbox import letterbox
 from qmimic.detections import Detections
-from qmimic.evaluate import unpad
+from qmimic.evaluation import unpad
 from qmimic.models.detectors import Detector
 
 

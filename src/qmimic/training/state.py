@@ -72,7 +72,7 @@ def load_checkpoint(
                 load_state(average, _part(file, "average."), path)
             _load_optimizer(optimizer, _part(file, "optimizer."))
             return int(file.header["step"])
-        except (InputError, KeyError, ValueError, TypeError) as error:
+        except (InputError, KeyError, ValueError, TypeError, IndexError) as error:
             for part, state in zip(parts, untouched, strict=True):
                 part.load_state_dict(state)
             warnings.warn(f"Checkpoint {path} is damaged ({error}); going on from the one before.", stacklevel=2)
@@ -84,10 +84,15 @@ def _part(file: TensorFile, prefix: str) -> dict[str, Tensor]:
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Any]] = {}
     for name, tensor in tensors.items():
         index, _, key = name.partition(".")
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(f"NaN or infinite numbers in optimizer.{name}")
+        parameter = parameters[int(index)]
+        if tensor.shape == parameter.shape:
+            # Fused optimizers walk memory, not indices: a moment lies in memory as its parameter does.
+            tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
         state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -1,0 +1,161 @@
+"""Random views: boxes move with their pixels."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from qmimic.config import AugmentConfig
+from qmimic.data.augment import augment
+from qmimic.data.letterbox import FILL
+from qmimic.data.targets import IGNORED, PADDING, Targets
+
+HEIGHT, WIDTH = 96, 128
+OFF = AugmentConfig(flip=0, flip_vertical=0, scale=(1, 1), shift=0, colour=0)
+BOX = (40.0, 30.0, 80.0, 50.0)
+
+
+def view(images: Tensor, targets: Targets, config: AugmentConfig, seed: int = 0) -> tuple[Tensor, Targets]:
+    return augment(images, targets, config, torch.Generator().manual_seed(seed))
+
+
+def rectangles(boxes: list[tuple[float, ...]], label: int = 0) -> tuple[Tensor, Targets]:
+    """Dark images with one white rectangle each, and their targets with a place of padding."""
+    images = torch.full((len(boxes), 3, HEIGHT, WIDTH), 20, dtype=torch.uint8)
+    targets = Targets(torch.zeros(len(boxes), 2, 4), torch.full((len(boxes), 2), PADDING))
+    for row, (x1, y1, x2, y2) in enumerate(boxes):
+        images[row, :, int(y1) : int(y2), int(x1) : int(x2)] = 255
+        targets.boxes[row, 0] = torch.tensor([x1, y1, x2, y2])
+        targets.labels[row, 0] = label
+    return images, targets
+
+
+def bright(image: Tensor) -> list[float] | None:
+    """The box around what is nearer to white than to the ground; None if nothing is."""
+    seen = image.float().mean(0).numpy() > 190
+    if not seen.any():
+        return None
+    rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
+    return [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"flip": 1},
+        {"flip_vertical": 1},
+        {"flip": 0.5, "flip_vertical": 0.5},
+        {"scale": (0.5, 0.5)},
+        {"scale": (2, 2)},
+        {"shift": 0.5},
+        {"flip": 0.5, "flip_vertical": 0.5, "scale": (0.5, 2), "shift": 0.3},
+    ],
+    ids=str,
+)
+def test_boxes_move_with_their_pixels(changes: dict[str, object]) -> None:
+    images, targets = rectangles([BOX] * 48)
+    pixels, moved = view(images, targets, OFF.model_copy(update=changes))
+    assert pixels.shape == images.shape
+    visible = 0
+    for row in range(len(images)):
+        found = bright(pixels[row])
+        box, label = moved.boxes[row, 0], int(moved.labels[row, 0])
+        if label == IGNORED:
+            continue
+        visible += 1
+        assert found is not None
+        assert np.abs(np.array(found) - box.numpy()).max() <= 1.01
+        assert label == 0
+    assert visible > 10
+    assert (moved.labels[:, 1] == PADDING).all()
+
+
+@pytest.mark.parametrize(("flip", "expected"), [("flip", (48, 30, 88, 50)), ("flip_vertical", (40, 46, 80, 66))])
+def test_flips_are_exact(flip: str, expected: tuple[float, ...]) -> None:
+    images, targets = rectangles([BOX])
+    pixels, moved = view(images, targets, OFF.model_copy(update={flip: 1.0}))
+    assert pixels.dtype == torch.uint8
+    assert torch.equal(pixels, images.flip(3 if flip == "flip" else 2))
+    assert moved.boxes[0, 0].tolist() == list(expected)
+
+
+def test_flips_through_the_affine_map_are_the_same_flips() -> None:
+    images = torch.randint(0, 256, (4, 3, HEIGHT, WIDTH), dtype=torch.uint8)
+    _, targets = rectangles([BOX] * 4)
+    both = OFF.model_copy(update={"flip": 1.0, "flip_vertical": 1.0})
+    pixels, moved = view(images, targets, both)
+    # A shift too small to be seen leads through the other path.
+    mapped, others = view(images, targets, both.model_copy(update={"shift": 1e-9}))
+    assert torch.allclose(mapped, pixels.float(), atol=0.1)
+    assert torch.allclose(others.boxes, moved.boxes, atol=1e-3)
+
+
+def test_nothing_changes_when_all_is_switched_off() -> None:
+    images = torch.randint(0, 256, (3, 3, HEIGHT, WIDTH), dtype=torch.uint8)
+    _, targets = rectangles([BOX] * 3)
+    pixels, same = view(images, targets, OFF)
+    assert pixels.dtype == torch.uint8
+    assert torch.equal(pixels, images)
+    assert torch.equal(same.boxes, targets.boxes)
+    assert torch.equal(same.labels, targets.labels)
+
+
+def test_a_view_depends_on_the_generator_alone() -> None:
+    images, targets = rectangles([BOX] * 4)
+    before = images.clone()
+    first, boxes = view(images, targets, AugmentConfig(), seed=1)
+    again, same = view(images, targets, AugmentConfig(), seed=1)
+    other, _ = view(images, targets, AugmentConfig(), seed=2)
+    assert torch.equal(first, again)
+    assert torch.equal(boxes.boxes, same.boxes)
+    assert not torch.equal(first, other)
+    assert torch.equal(images, before)  # cached images stay what they are
+    assert targets.boxes[0, 0].tolist() == list(BOX)
+
+
+def test_boxes_that_left_the_view_are_ignored_and_those_that_stay_are_not() -> None:
+    # Zoomed twice about the centre, the middle half stays: x 32..96, y 24..72.
+    stays, most, little, gone = (48, 36, 80, 60), (20, 30, 60, 60), (2, 30, 40, 60), (0, 0, 20, 20)
+    images, targets = rectangles([stays, most, little, gone], label=1)
+    _, moved = view(images, targets, OFF.model_copy(update={"scale": (2, 2)}))
+    assert moved.labels[:, 0].tolist() == [1, 1, IGNORED, IGNORED]  # 100 %, 70 %, 21 % and nothing are left
+    assert moved.boxes[0, 0].tolist() == [32, 24, 96, 72]
+    assert moved.boxes[1, 0].tolist() == [0, 12, 56, 72]
+    assert (moved.boxes >= 0).all()
+    assert (moved.boxes <= torch.tensor([WIDTH, HEIGHT, WIDTH, HEIGHT])).all()
+
+
+def test_ignored_boxes_move_along_and_stay_ignored() -> None:
+    images, targets = rectangles([BOX], label=IGNORED)
+    _, moved = view(images, targets, OFF.model_copy(update={"flip": 1.0}))
+    assert moved.labels.tolist() == [[IGNORED, PADDING]]
+    assert moved.boxes[0, 0].tolist() == [48, 30, 88, 50]
+
+
+def test_what_a_view_shows_beyond_the_image_is_the_padding() -> None:
+    images = torch.full((1, 3, HEIGHT, WIDTH), 255, dtype=torch.uint8)
+    _, targets = rectangles([BOX])
+    pixels, _ = view(images, targets, OFF.model_copy(update={"scale": (0.5, 0.5)}))
+    assert torch.allclose(pixels[0, :, 0, 0], torch.tensor(FILL, dtype=torch.float32))
+    assert torch.allclose(pixels[0, :, HEIGHT // 2, WIDTH // 2], torch.tensor(255.0))
+
+
+def test_colours_change_within_bounds_and_boxes_do_not() -> None:
+    images = torch.randint(0, 256, (16, 3, HEIGHT, WIDTH), dtype=torch.uint8)
+    _, targets = rectangles([BOX] * 16)
+    pixels, same = view(images, targets, OFF.model_copy(update={"colour": 0.3}))
+    assert pixels.min() >= 0
+    assert pixels.max() <= 255
+    assert torch.equal(same.boxes, targets.boxes)
+    means = pixels.mean((1, 2, 3)) / images.float().mean((1, 2, 3))
+    assert means.min() < 0.9
+    assert means.max() > 1.1
+    assert ((means > 0.65) & (means < 1.35)).all()
+
+
+def test_grey_stays_grey_when_only_colours_change() -> None:
+    images = torch.randint(0, 256, (4, 1, HEIGHT, WIDTH), dtype=torch.uint8).expand(4, 3, HEIGHT, WIDTH)
+    _, targets = rectangles([BOX] * 4)
+    pixels, _ = view(images, targets, OFF.model_copy(update={"colour": 1.0}))
+    assert torch.allclose(pixels[:, 0], pixels[:, 1], atol=1e-2)
+    assert torch.allclose(pixels[:, 0], pixels[:, 2], atol=1e-2)

@@ -1,0 +1,185 @@
+"""`data check` names every kind of defect, and its exit code says whether something needs mending."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from folders import coco_json, picture, voc_list, voc_object, voc_xml
+
+from qmimic.cli import main
+from qmimic.data.formats import load_dataset, usable
+from qmimic.errors import InputError
+
+
+def report(root: Path, capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, dict[str, Any]]:
+    code = main(["data", "check", str(root), "--json", *more])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def found(root: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, list[tuple[str, str]]]:
+    code, content = report(root, capsys)
+    assert content["ok"] is (code == 0)
+    return code, [(defect["kind"], defect["file"]) for defect in content["defects"]]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A VOC folder without a fault: train a, b; val c."""
+    for seed, name in enumerate("abc"):
+        picture(tmp_path / "JPEGImages" / f"{name}.png", (100, 80), seed)
+        voc_xml(tmp_path, name, voc_object("cat", 1, 1, 100, 80), voc_object("dog", 11, 11, 20, 40))
+    voc_list(tmp_path, "train", "a", "b")
+    voc_list(tmp_path, "val", "c")
+    return tmp_path
+
+
+def test_a_clean_folder(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, content = report(root, capsys, "--size", "160", "200")
+    assert code == 0
+    assert content["images"] == {"train": 2, "val": 1}
+    assert content["boxes"] == {"train": 4, "val": 2}
+    assert content["classes"] == {"cat": 3, "dog": 3}
+    # Twice as large in the network's input: 200 x 160, about 179; and 20 x 60, about 35.
+    assert {size: count for size, count in content["sizes"].items() if count} == {"<64": 3, "<256": 3}
+    assert main(["data", "check", str(root)]) == 0
+    assert "Nothing needs mending." in capsys.readouterr().out
+
+
+BROKEN_BOXES = [
+    ((50, 50, 50, 60), "box_without_area"),
+    ((50, 60, 70, 60), "box_without_area"),
+    ((70, 50, 60, 60), "box_without_area"),
+    ((0, 1, 9, 9), "box_outside_image"),
+    ((1, -3, 9, 9), "box_outside_image"),
+    ((1, 1, 101, 9), "box_outside_image"),
+    ((1, 1, 9, 81), "box_outside_image"),
+    ((500, 500, 600, 600), "box_outside_image"),
+    ((1, 1, "nan", 9), "bad_label"),
+]
+
+
+@pytest.mark.parametrize(("sides", "kind"), BROKEN_BOXES)
+def test_bad_boxes(root: Path, capsys: pytest.CaptureFixture[str], sides: tuple[object, ...], kind: str) -> None:
+    voc_xml(root, "b", voc_object("cat", *sides), voc_object("dog", 1, 1, 9, 9))
+    assert found(root, capsys) == (1, [(kind, "Annotations/b.xml" if kind == "bad_label" else "b")])
+    with pytest.raises(InputError, match=r"1 bad labels or images.*drop_bad_boxes=true"):
+        usable(load_dataset(root), drop_bad=False)
+    boxes = usable(load_dataset(root), drop_bad=True).splits["train"][1].boxes
+    assert boxes.tolist()[-1] == [0, 0, 9, 9]
+    assert (boxes >= 0).all()
+    assert (boxes <= [100, 80, 100, 80]).all()
+
+
+@pytest.mark.parametrize("sides", [(50, 50, 51, 51), (0.6, 1, 100.4, 80.4)])
+def test_boxes_that_are_small_or_a_hair_outside_are_fine(
+    root: Path, capsys: pytest.CaptureFixture[str], sides: tuple[float, ...]
+) -> None:
+    voc_xml(root, "b", voc_object("cat", *sides))
+    assert found(root, capsys) == (0, [])
+    usable(load_dataset(root), drop_bad=False)
+
+
+@pytest.mark.parametrize("keep", [0, 2000])
+def test_an_unreadable_image(root: Path, capsys: pytest.CaptureFixture[str], keep: int) -> None:
+    image = root / "JPEGImages" / "b.png"
+    image.write_bytes(image.read_bytes()[:keep])
+    assert found(root, capsys) == (1, [("unreadable_image", "b")])
+
+
+def test_a_label_without_an_image(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "JPEGImages" / "b.png").unlink()
+    assert found(root, capsys) == (1, [("label_without_image", "b")])
+    assert len(usable(load_dataset(root), drop_bad=True).splits["train"]) == 1
+
+
+def test_images_without_labels_are_only_noted(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture(root / "JPEGImages" / "spare.png", seed=9)
+    voc_list(root, "val", "c", "gone")
+    expected = {("image_without_label", "spare.png"), ("image_without_label", "JPEGImages/gone")}
+    code, defects = found(root, capsys)
+    assert (code, set(defects), len(defects)) == (0, expected, 2)
+    usable(load_dataset(root), drop_bad=False)
+
+
+def test_an_image_of_another_name_than_its_label_is_labelled(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (root / "JPEGImages" / "b.png").rename(root / "JPEGImages" / "other.png")
+    voc_xml(root, "b", "<filename>other.png</filename>", voc_object("cat", 1, 1, 9, 9))
+    assert found(root, capsys) == (0, [])
+
+
+def test_another_size_than_stated(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    voc_xml(root, "b", "<size><width>80</width><height>100</height></size>", voc_object("cat", 1, 1, 9, 9))
+    code, content = report(root, capsys)
+    (defect,) = content["defects"]
+    assert (code, defect["kind"]) == (1, "size_mismatch")
+    assert defect["detail"] == "The label says 80 x 100, the image has 100 x 80."
+
+
+def test_a_class_that_training_never_shows(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    voc_xml(root, "c", voc_object("ant", 1, 1, 9, 9), voc_object("cat", 1, 1, 9, 9))
+    voc_list(root, "trainval", "a", "b", "c")
+    assert found(root, capsys) == (1, [("unknown_class", "ant")])
+
+
+def test_a_category_that_is_not_listed_and_one_without_boxes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(tmp_path / "a.png")
+    boxes = [{"image_id": 1, "category_id": k, "bbox": [1, 1, 9, 9]} for k in (1, 5)]
+    coco_json(tmp_path, [{"id": 1, "file_name": "a.png"}], boxes, (1, "cat"), (2, "dog"))
+    assert found(tmp_path, capsys) == (1, [("unknown_class", "instances_train.json"), ("empty_class", "dog")])
+
+
+def test_a_class_without_boxes_alone_is_only_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture(tmp_path / "a.png")
+    box = {"image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9]}
+    coco_json(tmp_path, [{"id": 1, "file_name": "a.png"}], [box], (1, "cat"), (2, "dog"))
+    assert found(tmp_path, capsys) == (0, [("empty_class", "dog")])
+
+
+def test_a_folder_without_any_box(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture(tmp_path / "JPEGImages" / "a.png")
+    voc_xml(tmp_path, "a")
+    code, defects = found(tmp_path, capsys)
+    assert (code, [kind for kind, _ in defects]) == (1, ["no_boxes"])
+
+
+def test_the_same_pixels_in_two_splits(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(root / "JPEGImages" / "a.png", root / "JPEGImages" / "c.png")
+    code, content = report(root, capsys)
+    (defect,) = content["defects"]
+    assert (code, defect["kind"], defect["file"]) == (1, "duplicate_across_splits", "c")
+    assert defect["detail"] == "The same image is a of train."
+
+
+def test_a_union_of_splits_is_no_duplicate_and_counts_once(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    voc_list(root, "trainval", "a", "b", "c")
+    voc_list(root, "none")  # an empty split makes no union of the others
+    code, content = report(root, capsys)
+    assert (code, content["defects"]) == (0, [])
+    assert content["classes"] == {"cat": 3, "dog": 3}
+    voc_xml(root, "b", voc_object("cat", 5, 5, 5, 5))
+    assert found(root, capsys) == (1, [("box_without_area", "b")])
+
+
+def test_a_validation_split_inside_the_training_split_is_found(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    voc_list(root, "val", "b")
+    voc_list(root, "train", "a", "b", "c")
+    assert found(root, capsys) == (1, [("duplicate_across_splits", "b")])
+
+
+def test_folders_that_cannot_be_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "check", str(tmp_path / "gone")]) == 2
+    assert "There is no folder" in capsys.readouterr().err
+    assert main(["data", "check", str(tmp_path)]) == 2
+    assert "holds no dataset" in capsys.readouterr().err
+
+
+def test_real_folders_and_their_known_faults(real_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, defects = found(real_data / "bccd", capsys)
+    assert code == 1
+    assert sorted(defects) == [("box_without_area", "BloodImage_00338"), ("box_without_area", "BloodImage_00343")]
+    code, defects = found(real_data / "raccoon", capsys)
+    assert (code, {kind for kind, _ in defects}) == (1, {"duplicate_across_splits"})

@@ -1,0 +1,65 @@
+"""Images fitted into the network's input, and boxes there and back."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from qmimic.data.letterbox import FILL, fit, letterbox
+
+sides = st.integers(1, 5000)
+inputs = st.tuples(st.integers(2, 40), st.integers(2, 40)).map(lambda s: (16 * s[0], 16 * s[1]))
+
+
+@given(width=sides, height=sides, size=inputs, shares=st.lists(st.floats(0, 1), min_size=4, max_size=4))
+def test_undo_is_the_inverse_of_the_scale(width: int, height: int, size: tuple[int, int], shares: list[float]) -> None:
+    placed = fit(width, height, size)
+    boxes = np.array([shares], np.float32) * np.array([width, height, width, height], np.float32)
+    there = boxes * placed.scale
+    assert np.allclose(placed.undo(there), boxes, rtol=1e-5, atol=1e-3)
+    assert (there <= np.array([size[1], size[0], size[1], size[0]]) * (1 + 1e-6)).all()
+
+
+@given(width=sides, height=sides, size=inputs)
+def test_the_image_fills_one_side_and_keeps_its_shape(width: int, height: int, size: tuple[int, int]) -> None:
+    inner_width, inner_height = fit(width, height, size).inner
+    assert inner_width == size[1] or inner_height == size[0]
+    assert 1 <= inner_width <= size[1]
+    assert 1 <= inner_height <= size[0]
+    # Rounding moves a side by half a pixel at most, unless it would vanish.
+    scale = min(size[1] / width, size[0] / height)
+    assert abs(inner_width - width * scale) <= 0.5 or inner_width == 1
+    assert abs(inner_height - height * scale) <= 0.5 or inner_height == 1
+
+
+def test_boxes_are_clipped_to_the_original() -> None:
+    placed = fit(200, 100, (64, 64))
+    assert placed.undo(np.array([[-5, -5, 70, 70]], np.float32)).tolist() == [[0, 0, 200, 100]]
+    assert placed.undo(np.zeros((0, 4), np.float32)).shape == (0, 4)
+
+
+def test_an_image_of_the_right_size_stays_as_it_is() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 48, 3), dtype=np.uint8)
+    out, placed = letterbox(Image.fromarray(pixels), (32, 48))
+    assert out.dtype == np.uint8
+    assert np.array_equal(out, pixels.transpose(2, 0, 1))
+    assert placed.scale.tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("size", [(400, 300), (300, 400), (7, 1000), (1, 1)])
+def test_boxes_stay_on_their_pixels_and_the_rest_is_filled(size: tuple[int, int]) -> None:
+    width, height = size
+    pixels = np.zeros((height, width, 3), np.uint8)
+    x1, y1, x2, y2 = box = (width // 4, height // 4, -(-3 * width // 4), -(-3 * height // 4))
+    pixels[y1:y2, x1:x2] = 255
+    out, placed = letterbox(Image.fromarray(pixels), (96, 128))
+    assert out.shape == (3, 96, 128)
+    inner_width, inner_height = placed.inner
+    for fill, channel in zip(FILL, out, strict=True):
+        assert (channel[inner_height:] == fill).all()
+        assert (channel[:, inner_width:] == fill).all()
+    white = out[0, :inner_height, :inner_width] > 127
+    rows, columns = np.flatnonzero(white.any(1)), np.flatnonzero(white.any(0))
+    seen = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+    assert np.abs(np.array(seen) - np.array(box) * placed.scale).max() <= 1
