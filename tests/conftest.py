@@ -1,9 +1,11 @@
 """Fixtures of all tests."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +15,12 @@ def real_data() -> Path:
     if not named:
         pytest.skip("QMIMIC_DATA is not set; it names the folder with the real datasets bccd and raccoon")
     return Path(named)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """The tests' networks are tiny: threads that wait for each other cost more than they compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from yaml.constructor import ConstructorError
 from yaml.scanner import ScannerError
 
@@ -35,24 +44,25 @@ class Section(BaseModel):
         return value
 
 
+def _input_size(size: tuple[int, int]) -> tuple[int, int]:
+    if any(side % 16 or not 32 <= side <= 4096 for side in size):
+        raise ValueError("needs two multiples of 16 from 32 to 4096")
+    return size
+
+
+InputSize = Annotated[tuple[int, int], AfterValidator(_input_size)]
+Side = Annotated[float, Field(gt=0)]
+
+
 class DataConfig(Section):
     """What is trained on, and at which size."""
 
     root: str = Field("synthetic:digits", description="folder of a dataset (VOC, COCO or YOLO), or synthetic:digits")
     train: str = Field("train", description="name of the split to train on")
     val: str = Field("val", description="name of the split to report on")
-    size: tuple[int, int] = Field((128, 128), description="height and width that images are fitted into, pixels")
+    size: InputSize = Field((128, 128), description="height and width that images are fitted into, pixels")
     drop_bad_boxes: bool = Field(False, description="go on without the boxes and images that `data check` refuses")
     cache_mib: int = Field(2048, ge=0, description="decoded images kept in memory at most, MiB")
-
-    @model_validator(mode="after")
-    def _sizes(self) -> "DataConfig":
-        if any(side % 16 or not 32 <= side <= 4096 for side in self.size):
-            raise ValueError("data.size needs multiples of 16 from 32 to 4096")
-        return self
-
-
-Side = Annotated[float, Field(gt=0)]
 
 
 class DetectorConfig(Section):

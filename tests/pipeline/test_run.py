@@ -196,8 +196,6 @@ def test_every_switch_trains(make_recipe: MakeRecipe, mimic: dict[str, object]) 
     ("detector", "backbone"),
     [({"output_stride": 8, "roi_pooling": "pool"}, "vgg16/32"), ({"head_width": 16}, "resnet50/32")],
 )
-def test_every_backbone_and_stride_trains(
-    make_recipe: MakeRecipe, detector: dict[str, object], backbone: str
-) -> None:
+def test_every_backbone_and_stride_trains(make_recipe: MakeRecipe, detector: dict[str, object], backbone: str) -> None:
     run = qmimic.train(make_recipe(detector=detector, student={"steps": 2, "backbone": backbone}))
     assert run.results[-1].backbone == backbone

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from qmimic.config import DataConfig, QuantizerConfig, explain
+from qmimic.config import QuantizerConfig, explain
 from qmimic.errors import InputError
 from qmimic.files import replacing
 from qmimic.models.detectors import Detector, build
@@ -129,7 +129,6 @@ def load_detector(path: Path) -> tuple[Detector, dict[str, Any]]:
         raise InputError(f"{path} is no qmimic detector: its header lacks the description; name a file of a run.")
     try:
         spec = DetectorSpec.model_validate(file.header["spec"])
-        DataConfig(size=spec.size)  # the recipe's limits
         quantizer = file.header.get("quantizer")
         config = QuantizerConfig.model_validate(quantizer) if quantizer else None
     except ValidationError as error:

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from qmimic.boxes import take
-from qmimic.config import DetectorConfig
+from qmimic.config import DetectorConfig, InputSize, Side
 from qmimic.data.targets import Targets
 from qmimic.models.anchors import anchor_grid
 from qmimic.models.backbones import build_backbone
@@ -28,8 +28,8 @@ class DetectorSpec(DetectorConfig):
 
     backbone: str = Field(description="family and width divisor")
     classes: tuple[str, ...] = Field(min_length=1, description="class names; the index is the label")
-    size: tuple[int, int] = Field(description="height and width that images are fitted into, pixels")
-    anchors: tuple[tuple[float, float], ...] = Field(min_length=1, description="anchor widths and heights, pixels")
+    size: InputSize = Field(description="height and width that images are fitted into, pixels")
+    anchors: tuple[tuple[Side, Side], ...] = Field(min_length=1, description="anchor widths and heights, pixels")
 
 
 @dataclass(frozen=True)

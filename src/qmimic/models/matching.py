@@ -79,7 +79,10 @@ def sample(matches: Matches, count: int, positive_share: float, generator: torch
     keys = torch.rand(matches.positive.shape, generator=generator, device=matches.positive.device)
     # The `most` luckiest positives come before all negatives; the others do not take part.
     lucky = keys.masked_fill(~matches.positive, -1).topk(most, sorted=False)
-    order = keys.masked_fill_(~matches.negative, -1).scatter_(1, lucky.indices, lucky.values + 2 * (lucky.values >= 0))
+    order = keys.masked_fill_(~matches.negative, -1)
+    # Where there are fewer positives, the spare places of `lucky` name candidates that keep their own key.
+    ranked = torch.where(lucky.values >= 0, lucky.values + 2, order.gather(1, lucky.indices))
+    order.scatter_(1, lucky.indices, ranked)
     order, index = order.topk(count, sorted=False)
     return Sampled(index, order >= 2, order >= 0)
 

@@ -22,7 +22,6 @@ from qmimic.models.detectors import Detector, build, mac_count, parameter_count
 from qmimic.pipeline.prepare import Prepared
 from qmimic.quantize import Quantizer, absolute_stride
 from qmimic.scores.summary import score
-from qmimic.training.log import draw_curves, read_log
 from qmimic.training.loop import Job, Objective, Watcher, fit
 from qmimic.training.objectives import DetectionObjective, MimicObjective
 
@@ -63,7 +62,7 @@ class StageResult:
 
 @dataclass(frozen=True)
 class Stage:
-    """A finished stage: its result, and the folder with `detector.safetensors`, log, curves and checkpoints."""
+    """A finished stage: its result, and the folder with `detector.safetensors`, log and checkpoints."""
 
     result: StageResult
     folder: Path
@@ -236,7 +235,6 @@ def _run(
         bytes=file.stat().st_size,
         **extra(objective),
     )
-    draw_curves({name: read_log(folder / "log.jsonl")}, folder / "curves.png")
     write_text(folder / "result.json", json.dumps(asdict(result), indent=1))  # last: its presence means done
     return Stage(result, folder)
 
