@@ -17,6 +17,7 @@ import torch
 
 from qmimic.config import AugmentConfig, Recipe, ScheduleConfig
 from qmimic.data.targets import Targets
+from qmimic.memory import keep_freed_memory
 from qmimic.models.detectors import build
 from qmimic.models.faster_rcnn import DetectorSpec
 from qmimic.precision import bf16_by_default
@@ -32,6 +33,7 @@ STILL = AugmentConfig(flip=0, scale=(1, 1), shift=0, colour=0)
 
 def ours(spec: DetectorSpec, images: torch.Tensor, targets: Targets) -> Callable[[], None]:
     """One training step of ours as a function."""
+    images = images.contiguous(memory_format=torch.channels_last)  # as the product's loader makes them
     device = images.device
     bf16 = bf16_by_default(spec.backbone, device)
     objective = DetectionObjective(build(spec), STILL).to(device).train()
@@ -100,6 +102,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
+    keep_freed_memory()  # as the product does; it serves both
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     images, targets = made_batch(options.size, options.batch, device)

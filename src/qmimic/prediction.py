@@ -28,6 +28,6 @@ def predict(detector: Detector, image: Image.Image | Path | str, min_score: floa
     """
     picture = image.convert("RGB") if isinstance(image, Image.Image) else read_image(Path(image))
     pixels, placed = letterbox(picture, detector.spec.size)
-    found = unpad(detector.detect(torch.from_numpy(pixels)[None].to(detector.anchors.device)), 0)
+    found = unpad(detector.detect(torch.from_numpy(pixels).permute(2, 0, 1)[None].to(detector.anchors.device)), 0)
     keep = found.scores >= min_score
     return Detections(placed.undo(found.boxes)[keep], found.scores[keep], found.labels[keep])

@@ -78,7 +78,7 @@ def test_images_and_boxes_are_letterboxed_alike(dataset: Dataset) -> None:
         assert sample.image is not None
         with Image.open(sample.image) as image:
             pixels, placed = letterbox(image.convert("RGB"), (32, 48))
-        assert np.array_equal(batch.images[row].numpy(), pixels)
+        assert np.array_equal(batch.images[row].permute(1, 2, 0).numpy(), pixels)
         count = len(sample.boxes)
         assert np.allclose(batch.targets.boxes[row, :count].numpy(), sample.boxes * placed.scale)
         assert batch.targets.labels[row].tolist() == [*sample.labels.tolist(), *[PADDING] * (3 - count)]

@@ -11,7 +11,7 @@ from torchvision.models.vgg import cfgs, make_layers
 
 from qmimic.errors import InputError
 from qmimic.models.backbones import BACKBONES, build_backbone, parse_name
-from qmimic.models.resnet import Conv2d
+from qmimic.models.convolution import Conv2d
 
 TORCHVISION = {"resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50}
 IMAGE = torch.randn(1, 3, 32, 64, generator=torch.Generator().manual_seed(0))

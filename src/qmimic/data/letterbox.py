@@ -43,9 +43,9 @@ def fit(width: int, height: int, size: tuple[int, int]) -> Letterbox:
 
 
 def letterbox(image: Image.Image, size: tuple[int, int]) -> tuple[NDArray[np.uint8], Letterbox]:
-    """The network's input uint8 [3, H, W] for an RGB picture, and how the picture lies in it."""
+    """The network's input uint8 [H, W, 3] for an RGB picture, and how the picture lies in it."""
     placed = fit(image.width, image.height, size)
     canvas = Image.new("RGB", (size[1], size[0]), FILL)
     # `reducing_gap` shrinks by whole factors first: far faster, and no visible difference at 3.
     canvas.paste(image.resize(placed.inner, Image.Resampling.BILINEAR, reducing_gap=3.0))
-    return np.ascontiguousarray(np.asarray(canvas).transpose(2, 0, 1)), placed
+    return np.array(canvas), placed

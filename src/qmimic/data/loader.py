@@ -21,7 +21,7 @@ class Batch:
     """Images and labels as the network takes them.
 
     Attributes:
-        images: uint8 [B, 3, H, W], RGB, letterboxed.
+        images: uint8 [B, 3, H, W], RGB, letterboxed, in channels-last memory as pictures and networks have it.
         targets: boxes [B, M, 4] and labels [B, M]; M is the split's largest number of boxes.
         placed: how each image lies in its input.
         samples: where each image came from.
@@ -99,7 +99,7 @@ class Loader:
                     future.cancel()
 
     def _batch(self, indices: Sequence[int]) -> Batch:
-        images = np.empty((len(indices), 3, *self.size), np.uint8)
+        images = np.empty((len(indices), *self.size, 3), np.uint8)
         boxes = np.zeros((len(indices), self.places, 4), np.float32)
         labels = np.full((len(indices), self.places), PADDING, np.int64)
         placed: list[Letterbox] = []
@@ -111,7 +111,12 @@ class Loader:
             boxes[row, :count] = sample.boxes * where.scale
             labels[row, :count] = np.where(sample.difficult | sample.crowd, IGNORED, sample.labels)
         targets = Targets(torch.from_numpy(boxes), torch.from_numpy(labels))
-        return Batch(torch.from_numpy(images), targets, tuple(placed), tuple(self.samples[i] for i in indices))
+        return Batch(
+            torch.from_numpy(images).permute(0, 3, 1, 2),
+            targets,
+            tuple(placed),
+            tuple(self.samples[i] for i in indices),
+        )
 
     def _image(self, index: int) -> tuple[NDArray[np.uint8], Letterbox]:
         if index in self._cache:

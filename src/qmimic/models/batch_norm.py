@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-FEW = 8  # torch's own is as fast from here on
+FEW = 8  # with more, torch's own is faster
 LANES = 64
 
 
@@ -19,7 +19,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise [B, C, H, W]."""
-        few = self.num_features < FEW and x.is_contiguous(memory_format=torch.channels_last)
+        few = self.num_features <= FEW and x.is_contiguous(memory_format=torch.channels_last)
         if not (self.training and few and x.dtype == torch.float32):
             return super().forward(x)
         assert self.running_mean is not None
@@ -42,15 +42,15 @@ class _FewChannels(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         channels = weight.numel()
-        repeats, count = rows.shape[1] // channels, rows.numel() // channels
-        # The variance about a first guess of the mean: squares of large means would cancel.
-        guess = _per_channel(rows[0], channels) / repeats
-        centred = rows - guess.repeat(repeats)
-        mean = _per_channel(centred.sum(0), channels) / count
-        variance = (_per_channel(centred.square().sum(0), channels) / count - mean.square()).clamp_(min=0)
+        count = rows.numel() // channels
+        # The variance about a first guess of the mean, the first pixel: squares of large means would cancel.
+        guess = rows[0, :channels]
+        centred = rows - _per_lane(guess, rows)
+        mean, square = _per_channel(channels, centred.sum(0), centred.square().sum(0)) / count
+        variance = (square - mean.square()).clamp_(min=0)
         inverse = torch.rsqrt(variance + eps)
         scale = weight * inverse
-        out = torch.addcmul((bias - mean * scale).repeat(repeats), centred, scale.repeat(repeats))
+        out = torch.addcmul(_per_lane(bias - mean * scale, rows), centred, _per_lane(scale, rows))
         ctx.save_for_backward(centred, mean, inverse, weight)
         whole_mean = mean + guess
         ctx.mark_non_differentiable(whole_mean, variance)
@@ -60,14 +60,14 @@ class _FewChannels(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         centred, mean, inverse, weight = ctx.saved_tensors
         rows, channels = gradients[0], weight.numel()
-        repeats, count = rows.shape[1] // channels, rows.numel() // channels
-        to_bias = _per_channel(rows.sum(0), channels)
-        to_weight = (_per_channel((rows * centred).sum(0), channels) - mean * to_bias) * inverse
+        count = rows.numel() // channels
+        to_bias, product = _per_channel(channels, rows.sum(0), (rows * centred).sum(0))
+        to_weight = (product - mean * to_bias) * inverse
         scale = weight * inverse
         slope = -scale * inverse * to_weight / count
         offset = -scale * to_bias / count - slope * mean
-        to_rows = torch.addcmul(offset.repeat(repeats), rows, scale.repeat(repeats))
-        return to_rows.addcmul_(centred, slope.repeat(repeats)), to_weight, to_bias, None
+        to_rows = torch.addcmul(_per_lane(offset, rows), rows, _per_lane(scale, rows))
+        return to_rows.addcmul_(centred, _per_lane(slope, rows)), to_weight, to_bias, None
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -79,8 +79,14 @@ def _rows(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).reshape(-1, repeats * channels)
 
 
-def _per_channel(sums: Tensor, channels: int) -> Tensor:
-    return sums.view(-1, channels).sum(0)
+def _per_channel(channels: int, *sums: Tensor) -> Tensor:
+    """Sums over the lanes [n C] of rows as sums over channels, [len(sums), C]."""
+    return torch.stack(sums).view(len(sums), -1, channels).sum(1)
+
+
+def _per_lane(values: Tensor, rows: Tensor) -> Tensor:
+    """Values of channels [C] for every lane of rows [R, n C], [n C]."""
+    return values.expand(rows.shape[1] // values.numel(), -1).reshape(-1)
 
 
 def _image(rows: Tensor, like: Tensor) -> Tensor:

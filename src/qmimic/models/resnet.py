@@ -6,27 +6,11 @@ stages are dilated instead of strided, so that the map keeps an output stride of
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qmimic.models.batch_norm import BatchNorm2d
-
-
-class Conv2d(nn.Conv2d):
-    """torch's convolution; a strided 1x1 convolution takes its pixels first.
-
-    oneDNN's own strided 1x1 convolution of fewer than 8 channels in channels-last memory writes past its buffers
-    (torch 2.14, backward pass: heap corruption).
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, inputs, H, W] to [B, outputs, H/stride, W/stride]."""
-        if self.kernel_size == (1, 1) and self.stride != (1, 1):
-            down, across = self.stride
-            pixels = x[:, :, ::down, ::across].contiguous(memory_format=torch.channels_last)
-            return F.conv2d(pixels, self.weight, self.bias)
-        return super().forward(x)
+from qmimic.models.convolution import Conv2d
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int, stride: int, dilation: int) -> tuple[Conv2d, BatchNorm2d]:

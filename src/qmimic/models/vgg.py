@@ -8,6 +8,7 @@ import math
 from torch import Tensor, nn
 
 from qmimic.models.batch_norm import BatchNorm2d
+from qmimic.models.convolution import Conv2d
 
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 
@@ -28,7 +29,7 @@ class VGG(nn.Module):
         for stage, (channels, depth) in enumerate(STAGES, start=1):
             outputs = max(1, math.ceil(channels / width_divisor))
             for _ in range(depth):
-                conv = nn.Conv2d(inputs, outputs, 3, padding=dilation, dilation=dilation)
+                conv = Conv2d(inputs, outputs, 3, padding=dilation, dilation=dilation)
                 nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
                 assert conv.bias is not None
                 nn.init.zeros_(conv.bias)

@@ -18,6 +18,7 @@ from qmimic.data.letterbox import fit
 from qmimic.data.loader import Loader
 from qmimic.data.sample import Dataset, has_area
 from qmimic.errors import InputError
+from qmimic.memory import keep_freed_memory
 from qmimic.models.anchors import fit_anchors
 from qmimic.models.backbones import parse_name
 from qmimic.models.faster_rcnn import DetectorSpec
@@ -71,6 +72,7 @@ def prepare(recipe: Recipe) -> Prepared:
     """
     for backbone in (recipe.teacher.backbone, recipe.student.backbone):
         parse_name(backbone)
+    keep_freed_memory()
     torch.set_num_threads(recipe.run.threads or os.cpu_count() or 1)
     accelerator = Accelerator(cpu=recipe.run.device == "cpu")
     data = recipe.data
