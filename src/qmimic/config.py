@@ -161,6 +161,7 @@ class QuantizerConfig(Section):
     per_channel: bool = Field(False, description="rms, and so s, for every channel instead of for the whole map")
 
 
+QuantizationOrder = Literal["pool_quantize", "quantize_pool"]
 MimicMode = Literal["none", "mimic", "quantization", "teacher_only", "student_only"]
 
 
@@ -174,7 +175,9 @@ class MimicConfig(Section):
         description="paper: 1/(2N) sum of squares; entry: mean of squares over entries, divided by rms^2",
     )
     adaptor_relu: bool = Field(True, description="ReLU after the adaptor r, before Q")
-    order: Literal["quantize_pool", "pool_quantize"] = Field("quantize_pool", description="quantize maps or regions")
+    order: QuantizationOrder = Field(
+        "pool_quantize", description="quantize pooled regions, as the equation has it, or the maps before pooling"
+    )
     pooling: Literal["align", "pool"] = Field("align", description="how regions are pooled for the mimic loss")
     regions: Literal["teacher", "student", "ground_truth", "random", "map"] = Field(
         "teacher", description="whose regions are matched; map: every entry of the whole map"
@@ -223,10 +226,6 @@ class Recipe(Section):
     def _pairs(self) -> "Recipe":
         if self.data.train == self.data.val:
             raise ValueError("data.train and data.val name the same split; scores on training images say nothing")
-        if self.mimic.regions == "map" and self.mimic.order == "pool_quantize":
-            raise ValueError(
-                "mimic.regions=map pools nothing, so mimic.order=pool_quantize has no meaning; leave it out"
-            )
         if self.student.quantize_map and self.quantizer.per_channel:
             raise ValueError("student.quantize_map needs one s for the whole map; set quantizer.per_channel=false")
         return self

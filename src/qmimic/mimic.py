@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qmimic.config import MimicConfig
+from qmimic.config import MimicConfig, QuantizationOrder
 from qmimic.data.targets import Targets
 from qmimic.models.roi_pooling import ROI_POOLINGS
 from qmimic.models.rpn import Proposals, first
@@ -132,30 +132,35 @@ class Mimic(nn.Module):
             regions: where the maps are compared; None: every entry of the whole map.
         """
         teacher_side, student_side = QUANTIZED_SIDES[self.config.mode]
-        teacher, valid = self._pooled(teacher_map.detach().float(), regions, teacher_side)
-        student, _ = self._pooled(self.adapt(student_map).float(), regions, student_side)
+        order = self.config.order
+        teacher, valid = self._pooled(teacher_map.detach().float(), regions, order if teacher_side else None)
+        student, _ = self._pooled(self.adapt(student_map).float(), regions, order if student_side else None)
         loss = mimic_loss(teacher, student, valid)
         if self.config.normalize == "entry":
             loss = loss * 2 / (teacher[0, 0].numel() * self.rms.square())
         return loss
 
     def matches(self, student_map: Tensor, teacher_map: Tensor, regions: Proposals) -> MatchCounts:
-        """Matching of the two quantized maps on regions, whatever the mode trains. Args as `loss`."""
-        teacher, valid = self._pooled(teacher_map.float(), regions, quantize=True)
-        student, _ = self._pooled(self.adapt(student_map).float(), regions, quantize=True)
+        """Matching Q(f_t^i) = Q(r(f_s^i)) of pooled, then quantized regions, whatever trains them. Args as `loss`.
+
+        Quantized maps that RoIAlign then averages leave the dictionary, and hardly any entry could be equal.
+        """
+        teacher, valid = self._pooled(teacher_map.float(), regions, "pool_quantize")
+        student, _ = self._pooled(self.adapt(student_map).float(), regions, "pool_quantize")
         return count_matches(teacher, student, valid)
 
-    def _pooled(self, features: Tensor, regions: Proposals | None, quantize: bool) -> tuple[Tensor, Tensor]:
+    def _pooled(
+        self, features: Tensor, regions: Proposals | None, quantized: QuantizationOrder | None
+    ) -> tuple[Tensor, Tensor]:
         """Regions [B, P, C, k, k] of a map and which of them count; the whole map is one region, [B, 1, C, H, W]."""
         if regions is None:
-            features = self.quantizer(features) if quantize else features
+            features = self.quantizer(features) if quantized else features
             return features[:, None], torch.ones(len(features), 1, dtype=torch.bool, device=features.device)
-        if quantize and self.config.order == "quantize_pool":
+        if quantized == "quantize_pool":
             features = self.quantizer(features)
         pooled = ROI_POOLINGS[self.config.pooling](features, regions.boxes, REGION_SIZE, self.stride)
-        if quantize and self.config.order == "pool_quantize":
-            flat = pooled.flatten(0, 1)
-            pooled = self.quantizer(flat).view_as(pooled)
+        if quantized == "pool_quantize":
+            pooled = self.quantizer(pooled.flatten(0, 1)).view_as(pooled)
         return pooled, regions.valid
 
 

@@ -179,7 +179,7 @@ def test_a_student_below_its_scratch_twin_is_said_so() -> None:
     "mimic",
     [
         {"mode": "mimic", "normalize": "paper", "weight": 1e-3},
-        {"mode": "teacher_only", "order": "pool_quantize", "regions": "student"},
+        {"mode": "teacher_only", "order": "quantize_pool", "regions": "student"},
         {"mode": "student_only", "regions": "ground_truth", "pooling": "pool"},
         {"regions": "random", "with_truth": False, "adaptor_relu": False},
         {"regions": "map"},

@@ -11,12 +11,12 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from qmimic.data.sample import Dataset, Sample
 
 NAME = "synthetic:digits"
-DIGITS = "2358"  # alike enough to need more than a stroke
+DIGITS = "1247"
 LETTERS = "AEFHKLMNPTVXYZ"  # distractors
-SIDES = (20, 52)  # height of a glyph, pixels
-TILT = 20.0  # largest rotation, degrees
-CONTRAST = (45, 150)  # difference of a glyph to its ground, grey levels
-STROKES, LETTERS_DRAWN, NOISE = 10, 2, 10.0
+SIDES = (24, 52)  # height of a glyph, pixels
+TILT = 15.0  # largest rotation, degrees
+CONTRAST = (70, 160)  # difference of a glyph to its ground, grey levels
+STROKES, LETTERS_DRAWN, NOISE = 6, 1, 8.0
 
 
 def digits(train: int = 3000, val: int = 500, size: int = 128, seed: int = 0) -> Dataset:
@@ -83,7 +83,7 @@ def _sample(image_id: str, size: int) -> Sample:
 def _render(sample: Sample) -> Image.Image:
     assert sample.size is not None
     size, random = sample.size[0], _random(sample.image_id, 1)
-    coarse = random.integers(50, 206, (6, 6, 3), dtype=np.uint8)
+    coarse = random.integers(70, 186, (6, 6, 3), dtype=np.uint8)
     image = Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
     canvas = ImageDraw.Draw(image)
     for _ in range(STROKES):
