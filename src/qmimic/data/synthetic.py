@@ -19,16 +19,17 @@ CONTRAST = (70, 160)  # difference of a glyph to its ground, grey levels
 STROKES, LETTERS_DRAWN, NOISE = 6, 1, 8.0
 
 
-def digits(train: int = 3000, val: int = 500, size: int = 128, seed: int = 0) -> Dataset:
+def digits(train: int = 3000, val: int = 500, select: int = 500, size: int = 128, seed: int = 0) -> Dataset:
     """The embedded set; image k of a split depends on seed, split and k alone.
 
     Args:
         train, val: numbers of images.
+        select: number of images to choose settings on, so that `val` stays unseen by such choices.
         size: height and width, pixels.
         seed: of everything.
     """
     splits = {}
-    for number, (split, count) in enumerate((("train", train), ("val", val))):
+    for number, (split, count) in enumerate((("train", train), ("val", val), ("select", select))):
         splits[split] = tuple(_sample(f"{split}-{seed}-{number}-{k}", size) for k in range(count))
     return Dataset(NAME, None, tuple(DIGITS), splits, render=_render)
 
