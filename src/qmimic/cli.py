@@ -89,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("detector", type=Path, help="a .safetensors file of a run")
     predict.add_argument("images", type=Path, nargs="+")
     predict.add_argument("--out", type=Path, required=True, help="folder for the drawn pictures")
-    predict.add_argument("--min-score", type=float, default=0.4)
+    predict.add_argument("--min-score", type=float, default=0.4, help="0..1")
     predict.set_defaults(run=_predict)
 
     score = commands.add_parser("score", help="score anyone's detections on a labelled split")
@@ -170,6 +170,15 @@ def _predict(options: argparse.Namespace) -> int:
     from qmimic.models.checkpoint import load_detector
     from qmimic.prediction import predict
 
+    if not 0 <= options.min_score <= 1:
+        raise InputError(f"--min-score {options.min_score:g} is no score; give a number from 0 to 1.")
+    names = [path.stem for path in options.images]
+    for path in options.images:
+        if names.count(path.stem) > 1:
+            raise InputError(
+                f"Several pictures are named {path.stem}, and one drawing would replace the other; "
+                "draw them one folder at a time."
+            )
     detector, _ = load_detector(options.detector)
     for path in options.images:
         image = read_image(path)

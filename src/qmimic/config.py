@@ -256,6 +256,8 @@ def load_recipe(path: Path | None, overrides: list[str]) -> Recipe:
             tree = {}
         if not isinstance(tree, dict):
             raise InputError(f"{path} is not a recipe: it needs `key: value` lines.")
+        # A section whose lines are all commented out is an empty one: the defaults.
+        tree = {key: value for key, value in tree.items() if value is not None}
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
@@ -292,6 +294,8 @@ def explain(error: ValidationError) -> str:
         hint = f"did you mean {near[0]}?" if near else "`qmimic train --help` lists the keys."
         return f"unknown key {key!r}; {hint}"
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] in ("model_type", "dict_type"):
+        message = "needs `name: value` pairs"
     given = first.get("input")
     shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
     return f"{key}: {message}{shown}." if key and not message.startswith(key) else f"{message}."

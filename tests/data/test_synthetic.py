@@ -32,8 +32,12 @@ def test_images_differ_by_seed_split_and_number() -> None:
 
 def test_the_named_set_has_four_classes_and_boxes_in_the_image() -> None:
     dataset = load_dataset("synthetic:digits")
-    assert dataset.classes == ("2", "3", "5", "8")
-    assert {split: len(samples) for split, samples in dataset.splits.items()} == {"train": 3000, "val": 500}
+    assert dataset.classes == ("1", "2", "4", "7")
+    assert {split: len(samples) for split, samples in dataset.splits.items()} == {
+        "train": 3000,
+        "val": 500,
+        "select": 500,
+    }
     for samples in dataset.splits.values():
         labels = np.concatenate([sample.labels for sample in samples])
         share = np.bincount(labels, minlength=4) / len(labels)
