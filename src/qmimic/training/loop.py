@@ -1,13 +1,15 @@
 """The training loop: plain, deterministic, resumable at any step."""
 
+import math
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -95,32 +97,16 @@ def fit(
     optimizer = build_optimizer(objective, schedule)
     done = load_checkpoint(job.folder / "checkpoints", job.key, objective, optimizer, average)
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
-    final: Detector = average.module if average is not None else objective.detector  # type: ignore[assignment]
+    final = objective.detector if average is None else average.module
+    assert isinstance(final, Detector)
 
     watcher.start(job.name, schedule.steps, done)
     objective.train()
     with closing(Log(job.folder, done)) as log:
         for step, batch in enumerate(loader.steps(job.seed, done, schedule.steps), start=done):
             rate = learning_rate(schedule, step)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            images, targets = _own_share(batch, accelerator)
-            chance = _chance(job.seed, step, accelerator)
-            # Accelerate knows one precision a process, stages differ: so autocast is entered here.
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=job.bf16):
-                losses = wrapped(images, targets, chance, step / schedule.steps)
-            loss = torch.stack(list(losses.values())).sum()
-            value = float(loss.detach())
-            if value != value or abs(value) == float("inf"):
-                raise InputError(
-                    f"The loss of {job.name} became {value} at step {step}; the last good checkpoint is kept in "
-                    f"{job.folder / 'checkpoints'}; lower its learning_rate and run again."
-                )
-            optimizer.zero_grad()
-            accelerator.backward(loss)
-            if schedule.clip_norm:
-                accelerator.clip_grad_norm_(objective.parameters(), schedule.clip_norm)
-            optimizer.step()
+            losses = _advance(job, wrapped, optimizer, batch, step, rate, accelerator)
+            value = sum(losses.values())
             if average is not None:
                 average.update_parameters(objective.detector)
 
@@ -128,7 +114,7 @@ def fit(
             watcher.step(now, schedule.batch_size, value)
             last = now == schedule.steps
             if now % LOG_EVERY == 0 or last:
-                log.write({"step": now, "lr": rate, "loss": value, **_plain(losses)})
+                log.write({"step": now, "lr": rate, "loss": value, **losses})
             if now % schedule.evaluate_every == 0 or last:
                 score = evaluate(final.eval())
                 final.train()
@@ -137,6 +123,42 @@ def fit(
             if (now % schedule.checkpoint_every == 0 or last) and accelerator.is_main_process:
                 save_checkpoint(job.folder / "checkpoints", now, job.key, objective, optimizer.optimizer, average)
     return final.eval()
+
+
+def _advance(
+    job: Job,
+    objective: Objective,
+    optimizer: AcceleratedOptimizer,
+    batch: Batch,
+    step: int,
+    rate: float,
+    accelerator: Accelerator,
+) -> dict[str, float]:
+    """One optimizer step; the terms of the loss before it.
+
+    Raises:
+        InputError: the loss is not finite; nothing was changed.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    images, targets = _own_share(batch, accelerator)
+    chance = _chance(job.seed, step, accelerator)
+    # Accelerate knows one precision a process, stages differ: so autocast is entered here.
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=job.bf16):
+        terms: dict[str, Tensor] = objective(images, targets, chance, step / job.schedule.steps)
+    names, losses = list(terms), torch.stack(list(terms.values()))
+    values: list[float] = losses.detach().tolist()  # one wait for the device
+    if not all(map(math.isfinite, values)):
+        raise InputError(
+            f"The loss of {job.name} became {sum(values)} at step {step}; the last good checkpoint is kept in "
+            f"{job.folder / 'checkpoints'}; lower its learning_rate and run again."
+        )
+    optimizer.zero_grad()
+    accelerator.backward(losses.sum())
+    if job.schedule.clip_norm:
+        accelerator.clip_grad_norm_(objective.parameters(), job.schedule.clip_norm)
+    optimizer.step()
+    return dict(zip(names, values, strict=True))
 
 
 def _own_share(batch: Batch, accelerator: Accelerator) -> tuple[Tensor, Targets]:
@@ -154,7 +176,3 @@ def _chance(seed: int, step: int, accelerator: Accelerator) -> Chance:
         return torch.Generator(accelerator.device).manual_seed(int(name, 16))
 
     return Chance(generator("views"), generator("samples"))
-
-
-def _plain(losses: dict[str, Any]) -> dict[str, float]:
-    return {name: float(loss.detach()) for name, loss in losses.items()}
