@@ -169,7 +169,7 @@ class MimicConfig(Section):
     """What the student imitates, and how. What the paper leaves open is a switch here, the same for every arm."""
 
     mode: MimicMode = Field("quantization", description="which maps are quantized: both, neither, one; none: no mimic")
-    weight: float = Field(1.0, ge=0, description="lambda of METHOD's total loss; its meaning depends on `normalize`")
+    weight: float = Field(0.3, ge=0, description="lambda of METHOD's total loss; its meaning depends on `normalize`")
     normalize: Literal["paper", "entry"] = Field(
         "entry",
         description="paper: 1/(2N) sum of squares; entry: mean of squares over entries, divided by rms^2",
@@ -185,7 +185,7 @@ class MimicConfig(Section):
     with_truth: bool = Field(True, description="ground-truth boxes join the regions, ahead of them")
     region_count: int = Field(32, ge=1, le=1024, description="regions an image")
     map_steps: float = Field(0.0, ge=0, lt=1, description="share of the steps that match the whole map alone, first")
-    last_step: float = Field(1.0, gt=0, le=1, description="share of the steps after which detection goes on alone")
+    last_step: float = Field(0.5, gt=0, le=1, description="share of the steps after which detection goes on alone")
 
     @model_validator(mode="after")
     def _phases(self) -> "MimicConfig":
