@@ -87,6 +87,9 @@ def test_a_student_learns_and_the_run_folder_holds_what_a_user_needs(make_recipe
     assert [line["step"] for line in lines if "map50" in line] == [120]
     assert "mimic" in lines[0]
 
+    table = (run.folder / "results.md").read_text()
+    assert "| student (quantization mimic) | resnet18/16 |" in table
+
     # What is done is not done again, and the published file is the trained detector.
     again = Listener()
     assert qmimic.train(recipe, again) == run

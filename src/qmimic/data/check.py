@@ -51,7 +51,8 @@ class Report:
     def as_text(self) -> str:
         """For a person."""
         lines = [f"{split}: {self.images[split]} images, {self.boxes[split]} boxes" for split in self.images]
-        lines += [f"class {name}: {count} boxes" for name, count in self.classes.items()]
+        every = sum(self.classes.values()) or 1
+        lines += [f"class {name}: {count} boxes ({100 * count / every:.0f} %)" for name, count in self.classes.items()]
         lines += ["box sizes in pixels at the training size:"]
         most = max(self.sizes.values(), default=0) or 1
         lines += [f"  {name:>6} {'#' * round(40 * n / most)} {n}" for name, n in self.sizes.items()]

@@ -44,6 +44,7 @@ class StageResult:
         bytes: size of its file.
         matching, matching_nonzero: agreement with the quantized teacher on val regions, 0..1; None without a mimic.
         map50_before: of a quantized teacher before its fine-tuning.
+        mode: `mimic.mode` of a student; empty for teachers.
     """
 
     name: str
@@ -58,6 +59,7 @@ class StageResult:
     matching: float | None = None
     matching_nonzero: float | None = None
     map50_before: float | None = None
+    mode: str = ""
 
 
 @dataclass(frozen=True)
@@ -189,9 +191,9 @@ def train_student(
 
     def extra(trained: Objective) -> dict[str, Any]:
         if not isinstance(trained, MimicObjective):
-            return {}
+            return {"mode": mimic.mode}
         counts = matching(trained.detector, trained.teacher, trained.mimic, prepared.val)
-        return {"matching": counts.ratio, "matching_nonzero": counts.nonzero_ratio}
+        return {"mode": mimic.mode, "matching": counts.ratio, "matching_nonzero": counts.nonzero_ratio}
 
     return _run(prepared, name, key, config, config.backbone, objective, watcher, extra)
 
