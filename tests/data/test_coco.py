@@ -1,6 +1,7 @@
 """Reading COCO JSON against files written by hand, and what is written against pycocotools."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from pycocotools.coco import COCO
 from qmimic.data import coco
 from qmimic.data.convert import convert
 from qmimic.errors import InputError
+from qmimic.scores.detections_file import read_detections
 
 IMAGE = {"id": 7, "file_name": "a.jpg", "width": 100, "height": 80}
 
@@ -125,3 +127,17 @@ def test_what_is_written_is_coco_to_pycocotools(tmp_path: Path, capsys: pytest.C
     first, second = written.loadAnns(written.getAnnIds(imgIds=[1]))
     assert first == {"id": 1, "image_id": 1, "category_id": 2, "bbox": [1.5, 2, 10, 20], "area": 200, "iscrowd": 0}
     assert second == {"id": 2, "image_id": 1, "category_id": 1, "bbox": [0, 0, 5, 5], "area": 25, "iscrowd": 1}
+
+
+def test_images_of_one_name_in_two_folders_are_two_images(tmp_path: Path) -> None:
+    images = []
+    for number, name in enumerate(("left/001.png", "right/001.png", "right/002.png")):
+        picture(tmp_path / name)
+        images.append({"id": number, "file_name": name})
+    (tmp_path / "instances_val.json").write_text(json.dumps({"images": images}))
+    dataset = replace(coco.read(tmp_path), classes=("cat",))
+    assert [sample.image_id for sample in dataset.splits["val"]] == ["left/001", "right/001", "002"]
+    found = tmp_path / "found.json"
+    for image in ({"file_name": "right/001.png"}, {"image_id": 1}):
+        found.write_text(json.dumps([{**image, "category": "cat", "bbox": [0, 0, 5, 5], "score": 0.5}]))
+        assert list(read_detections(found, dataset, "val")) == ["right/001"]

@@ -4,8 +4,9 @@ Beside COCO's own `iscrowd` an annotation may have `"difficult": 1`, VOC's flag,
 """
 
 import json
+from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pydantic import BaseModel, PositiveInt, ValidationError
@@ -126,6 +127,13 @@ def _annotations(sample: Sample) -> Iterator[dict[str, Any]]:
         }
 
 
+def names(content: CocoFile) -> list[str]:
+    """Its images' names in their order: the file's without suffix, with its folders where several share it."""
+    paths = [PurePosixPath(image.file_name) for image in content.images]
+    times = Counter(path.stem for path in paths)
+    return [path.stem if times[path.stem] == 1 else str(path.parent / path.stem) for path in paths]
+
+
 def _samples(
     root: Path, source: Path, split: str, content: CocoFile, index: dict[int, int], defects: list[LabelDefect]
 ) -> list[Sample]:
@@ -135,7 +143,7 @@ def _samples(
     for annotation in content.annotations:
         own.setdefault(annotation.image_id, []).append(annotation)
     samples = []
-    for image in content.images:
+    for name, image in zip(names(content), content.images, strict=True):
         boxes, labels, crowd, difficult = [], [], [], []
         for annotation in own.pop(image.id, []):
             x, y, width, height = annotation.bbox
@@ -152,7 +160,7 @@ def _samples(
         candidates = [folder / image.file_name for folder in folders]
         path = inside(root, next((candidate for candidate in candidates if _is_file(candidate)), candidates[-1]))
         size = (image.width, image.height) if image.width and image.height else None
-        samples.append(make_sample(Path(image.file_name).stem, path, boxes, labels, size, difficult, crowd))
+        samples.append(make_sample(name, path, boxes, labels, size, difficult, crowd))
     for image_id in own:
         defects.append(LabelDefect("label_without_image", source.name, f"Boxes of the unknown image {image_id}."))
     return samples

@@ -94,7 +94,7 @@ def _image(entry: _Entry, names: set[str], image_ids: dict[Any, str]) -> str | N
     if entry.file_name is not None:
         # Whole names first: images may be called `a` and `a.b`, and `a.b` is not `a` with a suffix.
         path = Path(entry.file_name)
-        candidates = [entry.file_name, path.name, path.stem]
+        candidates = [entry.file_name, str(path.parent / path.stem), path.name, path.stem]
     elif entry.image_id is not None:
         candidates = [image_ids.get(entry.image_id, str(entry.image_id))]
     else:
@@ -119,7 +119,7 @@ def _coco_ids(dataset: Dataset, split: str) -> tuple[dict[Any, str], dict[Any, i
     if source is None:
         return {}, by_position
     content = coco.load(source)
-    images: dict[Any, str] = {image.id: Path(image.file_name).stem for image in content.images}
+    images: dict[Any, str] = {i.id: name for i, name in zip(content.images, coco.names(content), strict=True)}
     categories = {c.id: dataset.classes.index(c.name) for c in content.categories if c.name in dataset.classes}
     return images, categories
 
