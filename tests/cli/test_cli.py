@@ -1,7 +1,6 @@
 """The commands as a user meets them: good input works, bad input ends in one sentence and exit code 2."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -220,11 +219,18 @@ def test_a_run_folder_that_cannot_be_written(
     assert not list((tmp_path / "run").rglob("*.safetensors"))
 
 
-def test_ctrl_c_keeps_the_last_checkpoint_and_the_same_command_goes_on(recipe: Path, tmp_path: Path) -> None:
+def test_ctrl_c_keeps_the_last_checkpoint_and_says_how_to_go_on(recipe: Path, tmp_path: Path) -> None:
     data, run = coco(tmp_path / "data"), tmp_path / "run"
     command = [sys.executable, "-m", "qmimic", "train", str(recipe), f"data.root={data}", f"run.dir={run}"]
     command += ["teacher.steps=100000", "teacher.checkpoint_every=2"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ)
+    process = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs, and so perhaps these tests, ignore SIGINT, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     for _ in range(600):
         if list(run.rglob("step-*.safetensors")):
             break
