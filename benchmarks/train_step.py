@@ -15,7 +15,8 @@ from collections.abc import Callable
 
 import torch
 
-from qmimic.config import AugmentConfig, Recipe, ScheduleConfig
+from qmimic.config import Recipe, ScheduleConfig
+from qmimic.data.augment import STILL
 from qmimic.data.targets import Targets
 from qmimic.memory import keep_freed_memory
 from qmimic.models.detectors import build
@@ -28,7 +29,6 @@ from torchvision_twin import twin
 NETWORKS = ("resnet18/16", "resnet18/1")
 BOXES = 8
 ANCHORS = tuple((side * ratio, side / ratio) for side in (24.0, 48.0, 96.0) for ratio in (0.71, 1.0, 1.41))
-STILL = AugmentConfig(flip=0, scale=(1, 1), shift=0, colour=0)
 
 
 def ours(spec: DetectorSpec, images: torch.Tensor, targets: Targets) -> Callable[[], None]:

@@ -11,6 +11,7 @@ from qmimic.data.targets import IGNORED, Targets
 
 MIN_VISIBLE = 0.3  # a box of which less is left is ignored
 LUMA = (0.299, 0.587, 0.114)
+STILL = AugmentConfig(flip=0, flip_vertical=0, scale=(1, 1), shift=0, colour=0)
 
 
 def augment(
@@ -28,6 +29,8 @@ def augment(
         Images [B, 3, H, W] in 0..255, uint8 if no view needs more, else float32, padded where a view leaves the
         image; and the targets moved along: boxes that have mostly left the view are ignored.
     """
+    if config == STILL:
+        return images, targets
     batch, _, height, width = images.shape
     drawn = torch.rand(batch, 8, generator=generator, device=images.device)
     low, high = config.scale
