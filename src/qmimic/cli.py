@@ -1,6 +1,7 @@
 """The commands: they parse, call and print; no logic of their own."""
 
 import argparse
+import io
 import json
 import signal
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qmimic.errors import InputError
+from qmimic.memory import is_lack_of_memory
 
 if TYPE_CHECKING:
     from qmimic.scores.summary import Scores
@@ -23,24 +25,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0; 1 if `data check` found something to mend; 2 after bad input or Ctrl-C, with one sentence on stderr.
     """
-    options = parser().parse_args(arguments)
+    goes_on = ""
     try:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be printable
+        options = parser().parse_args(arguments)
+        if options.run is _train:
+            goes_on = "; the last checkpoint is kept, the same command goes on from it"
         code: int = options.run(options)
         sys.stdout.flush()
         return code
     except InputError as error:
-        print(f"qmimic: {error}", file=sys.stderr)
+        _complain(str(error))
     except KeyboardInterrupt:
-        print("qmimic: interrupted; the last checkpoint is kept, the same command goes on from it.", file=sys.stderr)
+        _complain(f"interrupted{goes_on}.")
     except BrokenPipeError:  # the reader of our output has gone
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         sys.stderr.close()
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(
-            f"qmimic: {where}{error.strerror or error}; check the path, its permissions and the disk.", file=sys.stderr
-        )
+        _complain(f"{where}{error.strerror or error}; check the path, its permissions and the disk.")
+    except (MemoryError, RuntimeError) as error:
+        if not is_lack_of_memory(error):
+            raise
+        _complain("there is not enough memory; lower batch_size, data.size or the networks' widths, or close programs.")
     return EXIT_BAD_INPUT
+
+
+def _complain(sentence: str) -> None:
+    # Names of files may hold line breaks, and a complaint is one line.
+    print(f"qmimic: {' '.join(sentence.splitlines())}", file=sys.stderr)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -105,6 +119,8 @@ def _check(options: argparse.Namespace) -> int:
     from qmimic.data.check import check
     from qmimic.data.formats import load_dataset
 
+    if min(options.size) < 1:
+        raise InputError(f"--size {options.size[0]} {options.size[1]} is no size; give height and width in pixels.")
     report = check(load_dataset(options.path), tuple(options.size))
     print(json.dumps(report.as_json()) if options.json else report.as_text())
     return report.exit_code
@@ -119,6 +135,7 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    from accelerate import PartialState
     from rich.console import Console
     from rich.table import Table
 
@@ -127,11 +144,19 @@ def _train(options: argparse.Namespace) -> int:
     from qmimic.training.progress import Bar
 
     recipe = load_recipe(options.recipe, options.overrides)
+    resolved = recipe.folder / "recipe.yaml"
+    if resolved.exists() and resolved.samefile(options.recipe) and not (recipe.folder / "stages").exists():
+        raise InputError(
+            f"The run folder {recipe.folder} holds the recipe itself, and the run would write its own recipe.yaml "
+            "over it; set run.dir to another folder."
+        )
     console = Console()
     if not console.is_terminal:
         console.width = 140  # a file or a pipe has no width of its own
     with Bar(console) as bar:
         result = train(recipe, bar)
+    if not PartialState().is_main_process:
+        return 0
     table = Table(*COLUMNS, title=f"{recipe.name}, val split, seed {recipe.seed} (mAP and matching in %)")
     for row in rows(result.results):
         table.add_row(*row)
@@ -178,6 +203,10 @@ def _predict(options: argparse.Namespace) -> int:
             raise InputError(
                 f"Several pictures are named {path.stem}, and one drawing would replace the other; "
                 "draw them one folder at a time."
+            )
+        if path.parent.resolve() == options.out.resolve():
+            raise InputError(
+                f"--out {options.out} is the folder of {path}, and a drawing could replace a picture; name another."
             )
     detector, _ = load_detector(options.detector)
     for path in options.images:

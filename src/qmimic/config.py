@@ -37,10 +37,12 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_yes_for_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+    def _plain_value(cls, value: Any, info: ValidationInfo) -> Any:
         # To Python, and so to pydantic, True is the number 1; in YAML it is the word yes, on or true.
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
             raise ValueError("needs a value, not yes or no")
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("holds a NUL character, which no name has")
         return value
 
 
@@ -52,6 +54,7 @@ def _input_size(size: tuple[int, int]) -> tuple[int, int]:
 
 InputSize = Annotated[tuple[int, int], AfterValidator(_input_size)]
 Side = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class DataConfig(Section):
@@ -78,7 +81,9 @@ class DetectorConfig(Section):
     anchor_count: int = Field(9, ge=1, le=64, description="anchors fitted for each place of the map")
     roi_pooling: Literal["align", "pool"] = Field("align", description="RoIAlign or RoIPool")
     roi_size: int = Field(5, ge=1, le=14, description="bins of a pooled region on each side")
-    head_width: int | None = Field(None, ge=1, description="units of the two-layer head; null: 1024 / width divisor")
+    head_width: int | None = Field(
+        None, ge=1, le=65536, description="units of the two-layer head; null: 1024 / width divisor"
+    )
     rpn_samples: int = Field(128, ge=2, description="anchors sampled for the RPN losses, an image")
     roi_samples: int = Field(64, ge=4, description="regions sampled for the head's losses, an image")
     pre_nms: int = Field(256, ge=1, le=4096, description="best anchors that enter the RPN's suppression, an image")
@@ -115,7 +120,7 @@ class ScheduleConfig(Section):
     weight_decay: float = Field(1e-2, ge=0, description="on weights of convolutions and linear layers only")
     warmup_steps: int = Field(50, ge=0, description="steps of linear warm-up")
     decay: Literal["cosine", "step", "constant"] = Field("cosine", description="shape of the learning rate")
-    milestones: tuple[float, ...] = Field((0.67, 0.89), description="shares of the steps after which `step` decays")
+    milestones: tuple[Share, ...] = Field((0.67, 0.89), description="shares of the steps after which `step` decays")
     gamma: float = Field(0.1, gt=0, le=1, description="factor of one such decay")
     clip_norm: float = Field(5.0, ge=0, description="largest gradient norm; 0: no clipping")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0: none")
@@ -198,7 +203,7 @@ class RunConfig(Section):
     """Where the run goes and how it computes."""
 
     dir: str | None = Field(None, description="run folder; null: runs/NAME")
-    threads: int = Field(0, ge=0, description="CPU threads; 0: one for each core")
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0: one for each core")
     device: Literal["auto", "cpu"] = Field("auto", description="auto: a GPU where there is one")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 for wide networks where it pays")
 
@@ -297,7 +302,7 @@ def explain(error: ValidationError) -> str:
     if first["type"] in ("model_type", "dict_type"):
         message = "needs `name: value` pairs"
     given = first.get("input")
-    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
+    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) and len(repr(given)) < 200 else ""
     return f"{key}: {message}{shown}." if key and not message.startswith(key) else f"{message}."
 
 

@@ -21,8 +21,9 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The suffix is kept at the end: writers such as Pillow choose their format by it.
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+        # The suffix is kept at the end: writers such as Pillow choose their format by it. The stem is not all kept:
+        # the longest names that a disk takes would become too long.
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:16]}-", suffix=path.suffix)
         os.close(handle)
         temporary = Path(name)
         yield temporary

@@ -1,88 +1,16 @@
 """The commands as a user meets them: good input works, bad input ends in one sentence and exit code 2."""
 
 import json
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from cli_cases import RECIPE, Refused, coco, train
 from PIL import Image
 
 from qmimic.cli import main
-
-RECIPE = """
-data: {size: [64, 64]}
-detector: {anchor_count: 2, pre_nms: 64, post_nms: 16, roi_samples: 16, rpn_samples: 32}
-teacher: {backbone: resnet18/16, steps: 2, batch_size: 4, min_map: 0}
-quantized_teacher: {steps: 0}
-student: {backbone: resnet18/32, steps: 2, batch_size: 4}
-baselines: []
-run: {threads: 1}
-mimic:
-  # nothing but a comment: the defaults
-"""
-
-
-@pytest.fixture
-def recipe(tmp_path: Path) -> Path:
-    path = tmp_path / "recipe.yaml"
-    path.write_text(RECIPE)
-    return path
-
-
-def coco(root: Path, count: int = 4, classes: tuple[str, ...] = ("cat",), suffix: str = ".png") -> Path:
-    """A COCO folder of noise with one box an image; image i has class i modulo the number of classes."""
-    for split in ("train", "val"):
-        (root / split).mkdir(parents=True)
-        images, boxes = [], []
-        for number in range(count):
-            name = f"{split}{number}{suffix}"
-            pixels = np.random.default_rng(number + 10 * (split == "val")).integers(0, 256, (48, 64, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(root / split / name)
-            images.append({"id": number, "file_name": name})
-            category = number % len(classes)
-            boxes.append({"id": number, "image_id": number, "category_id": category, "bbox": [4, 6, 30, 20]})
-        categories = [{"id": place, "name": name} for place, name in enumerate(classes)]
-        content = {"images": images, "annotations": boxes, "categories": categories}
-        (root / f"instances_{split}.json").write_text(json.dumps(content))
-    return root
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of a few steps; its data lie beside it in `cats`."""
-    root = tmp_path_factory.mktemp("trained")
-    (root / "recipe.yaml").write_text(RECIPE)
-    coco(root / "cats")
-    assert train(root / "recipe.yaml", root / "cats", root / "run") == 0
-    return root
-
-
-def train(recipe: Path, data: Path, run: Path, *overrides: str) -> int:
-    return main(["train", str(recipe), f"data.root={data}", f"run.dir={run}", *overrides])
-
-
-Refused = Callable[..., str]
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Runs a command that has to end in one sentence on stderr and exit code 2; gives the sentence."""
-
-    def run(*arguments: object) -> str:
-        capsys.readouterr()
-        assert main([str(argument) for argument in arguments]) == 2
-        said = capsys.readouterr().err
-        assert said.startswith("qmimic: ")
-        assert said.count("\n") == 1
-        assert "Traceback" not in said
-        return said
-
-    return run
 
 
 def test_eval_and_score_agree_and_end_in_one_json_line(
@@ -217,31 +145,6 @@ def test_a_run_folder_that_cannot_be_written(
     monkeypatch.setattr("qmimic.models.checkpoint.save_file", full)
     assert "No space left" in refused("train", recipe, f"data.root={data}", f"run.dir={tmp_path / 'run'}")
     assert not list((tmp_path / "run").rglob("*.safetensors"))
-
-
-def test_ctrl_c_keeps_the_last_checkpoint_and_says_how_to_go_on(recipe: Path, tmp_path: Path) -> None:
-    data, run = coco(tmp_path / "data"), tmp_path / "run"
-    command = [sys.executable, "-m", "qmimic", "train", str(recipe), f"data.root={data}", f"run.dir={run}"]
-    command += ["teacher.steps=100000", "teacher.checkpoint_every=2"]
-    process = subprocess.Popen(
-        command,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        # A shell's background jobs, and so perhaps these tests, ignore SIGINT, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    for _ in range(600):
-        if list(run.rglob("step-*.safetensors")):
-            break
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert said.strip().splitlines() == [
-        "qmimic: interrupted; the last checkpoint is kept, the same command goes on from it."
-    ]
-    assert list(run.rglob("step-*.safetensors"))
 
 
 def test_a_closed_pipe_ends_quietly(tmp_path: Path) -> None:

@@ -158,7 +158,9 @@ def _samples(
                 crowd.append(annotation.iscrowd)
                 difficult.append(annotation.difficult)
         candidates = [folder / image.file_name for folder in folders]
-        path = inside(root, next((candidate for candidate in candidates if _is_file(candidate)), candidates[-1]))
+        path = inside(
+            root, next((candidate for candidate in candidates if _is_file(candidate)), root / split / image.file_name)
+        )
         size = (image.width, image.height) if image.width and image.height else None
         samples.append(make_sample(name, path, boxes, labels, size, difficult, crowd))
     for image_id in own:

@@ -13,7 +13,17 @@ from qmimic.errors import InputError
 
 MAX_PIXELS = 100_000_000
 # What Pillow raises, as fuzzing shows, when bytes are not what the header promises.
-BROKEN = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, ArithmeticError, struct.error)
+BROKEN = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    struct.error,
+    NotImplementedError,
+)
 
 
 def read_image(path: Path) -> Image.Image:

@@ -82,10 +82,13 @@ def _config(root: Path) -> dict[str, Any]:
         return {}
     try:
         config = yaml.safe_load(read_text(path))
-    except (yaml.YAMLError, RecursionError) as error:
+    # PyYAML lets Python's own errors through for what looks like a date or a number but is none.
+    except (yaml.YAMLError, RecursionError, ValueError, KeyError, AttributeError) as error:
         raise InputError(f"{path} is not valid YAML; mend it.") from error
     if not isinstance(config, dict):
         raise InputError(f"{path} needs `names:` and the folders of its splits.")
+    if isinstance(config.get("path"), list | dict):
+        raise InputError(f"`path:` in {path} is no folder; write one name.")
     return config
 
 

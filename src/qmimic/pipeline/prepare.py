@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from numpy.typing import NDArray
 
 from qmimic.config import DetectorConfig, Recipe, fingerprint
@@ -74,7 +75,15 @@ def prepare(recipe: Recipe) -> Prepared:
         parse_name(backbone)
     keep_freed_memory()
     torch.set_num_threads(recipe.run.threads or os.cpu_count() or 1)
-    accelerator = Accelerator(cpu=recipe.run.device == "cpu")
+    # Between processes: what a phase of the mimic loss does not use must not be waited for.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    accelerator = Accelerator(cpu=recipe.run.device == "cpu", kwargs_handlers=[unused])
+    for name in ("teacher", "quantized_teacher", "student"):
+        if getattr(recipe, name).batch_size < accelerator.num_processes:
+            raise InputError(
+                f"{name}.batch_size is below the {accelerator.num_processes} processes, some would have no image; "
+                "raise it or start fewer processes."
+            )
     data = recipe.data
     dataset = usable(load_dataset(Path(data.root)), drop_bad=data.drop_bad_boxes)
     for split in (data.train, data.val):
@@ -116,11 +125,12 @@ def box_sizes(dataset: Dataset, split: str, size: tuple[int, int]) -> NDArray[np
 
 def dataset_fingerprint(dataset: Dataset, splits: tuple[str, ...]) -> str:
     """A name for the labels and the image files of these splits; pixels count by file size."""
-    digest = hashlib.sha256("\n".join(dataset.classes).encode())
+    digest = hashlib.sha256("\n".join(dataset.classes).encode("utf-8", "surrogatepass"))
     for split in splits:
         for sample in dataset.splits[split]:
             length = sample.image.stat().st_size if sample.image else 0
-            digest.update(f"{split}/{sample.image_id}/{length}".encode())
+            # A file's name need not be UTF-8.
+            digest.update(f"{split}/{sample.image_id}/{length}".encode("utf-8", "surrogatepass"))
             for array in (sample.boxes, sample.labels, sample.difficult, sample.crowd):
                 digest.update(array.tobytes())
     return digest.hexdigest()[:16]

@@ -14,6 +14,7 @@ from qmimic.pipeline.stages import Stage, StageResult, quantize_teacher, train_s
 from qmimic.prediction import predict
 from qmimic.training.log import draw_curves, read_log
 from qmimic.training.loop import Watcher
+from qmimic.training.progress import Silent
 
 PICTURES, PICTURE_MIN_SCORE = 12, 0.4
 
@@ -50,8 +51,12 @@ def train(recipe: Recipe, watcher: Watcher) -> RunResult:
     """
     prepared = prepare(recipe)
     folder = recipe.folder
-    save_recipe(recipe, folder / "recipe.yaml")
-    write_text(folder / "environment.json", json.dumps(environment(prepared.accelerator), indent=1))
+    main = prepared.accelerator.is_main_process  # of many processes one writes and speaks
+    if main:
+        save_recipe(recipe, folder / "recipe.yaml")
+        write_text(folder / "environment.json", json.dumps(environment(prepared.accelerator), indent=1))
+    else:
+        watcher = Silent()
 
     teacher = train_teacher(prepared, watcher)
     quantized = quantize_teacher(prepared, teacher, watcher)
@@ -60,17 +65,25 @@ def train(recipe: Recipe, watcher: Watcher) -> RunResult:
         stages.append(train_student(prepared, name, mimic, teacher, quantized, watcher))
 
     results = tuple(stage.result for stage in stages)
+    said = remarks(results)
+    if main:
+        _write_results(prepared, stages, said)
+    return RunResult(folder, results, folder / "student.safetensors", said)
+
+
+def _write_results(prepared: Prepared, stages: list[Stage], said: tuple[str, ...]) -> None:
+    """Everything in the run folder that a person opens: detectors, curves, examples and the table."""
+    folder = prepared.recipe.folder
+    results = tuple(stage.result for stage in stages)
     for stage in stages:
         _publish(stage.file, folder / f"{stage.result.name}.safetensors")
     draw_curves({s.result.name: read_log(s.folder / "log.jsonl") for s in stages}, folder / "curves.png")
     _draw_examples(prepared, stages[-1], folder / "examples.png")
-    said = remarks(results)
     write_text(
         folder / "results.json",
         json.dumps({"stages": [asdict(r) for r in results], "remarks": said}, indent=1),
     )
     write_text(folder / "results.md", markdown(results) + "\n" + "".join(f"\n{remark}\n" for remark in said))
-    return RunResult(folder, results, folder / "student.safetensors", said)
 
 
 def arms(recipe: Recipe) -> dict[str, MimicConfig]:

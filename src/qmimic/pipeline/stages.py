@@ -211,6 +211,8 @@ def _run(
     """Do a stage, or find it done; go on from its last checkpoint if it was interrupted."""
     folder = prepared.recipe.folder / "stages" / f"{name}-{key}"
     done = _finished(folder)
+    # All processes have looked before one of them writes: they must take the same way.
+    prepared.accelerator.wait_for_everyone()
     if done:
         watcher.say(f"{name}: done before, taken from {folder}.")
         return Stage(done, folder)
@@ -221,6 +223,26 @@ def _run(
         loader = prepared.train.with_batch_size(schedule.batch_size)
         trained = fit(job, objective, loader, lambda d: _map50(prepared, d), prepared.accelerator, watcher)
     objective.eval()
+    result: StageResult | None = None
+    if prepared.accelerator.is_main_process:
+        result = _write(prepared, name, key, backbone, trained, folder, extra(objective))
+    prepared.accelerator.wait_for_everyone()
+    result = result or _finished(folder)
+    if result is None:
+        raise InputError(f"{folder} lacks what the main process wrote; put run.dir on a disk that all processes share.")
+    return Stage(result, folder)
+
+
+def _write(
+    prepared: Prepared,
+    name: str,
+    key: str,
+    backbone: str,
+    trained: Detector,
+    folder: Path,
+    extra: dict[str, Any],
+) -> StageResult:
+    """Score a trained detector and write it with its result, the mark of a finished stage."""
     scores = score(prepared.dataset, prepared.recipe.data.val, detect_all(trained, prepared.val))
     file = folder / "detector.safetensors"
     notes = {"stage": name, "key": key, "map50": scores.voc_map50, "seed": prepared.recipe.seed}
@@ -235,10 +257,10 @@ def _run(
         parameters=parameter_count(trained),
         macs=mac_count(trained),
         bytes=file.stat().st_size,
-        **extra(objective),
+        **extra,
     )
     write_text(folder / "result.json", json.dumps(asdict(result), indent=1))  # last: its presence means done
-    return Stage(result, folder)
+    return result
 
 
 def _finished(folder: Path) -> StageResult | None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -102,7 +102,9 @@ def fit(
 
     watcher.start(job.name, schedule.steps, done)
     objective.train()
-    with closing(Log(job.folder, done)) as log:
+    # One process keeps the log and the checkpoints: two would write over each other.
+    keeps = closing(Log(job.folder, done)) if accelerator.is_main_process else nullcontext()
+    with keeps as log:
         for step, batch in enumerate(loader.steps(job.seed, done, schedule.steps), start=done):
             rate = learning_rate(schedule, step)
             losses = _advance(job, wrapped, optimizer, batch, step, rate, accelerator)
@@ -113,14 +115,15 @@ def fit(
             now = step + 1
             watcher.step(now, schedule.batch_size, value)
             last = now == schedule.steps
-            if now % LOG_EVERY == 0 or last:
+            if log and (now % LOG_EVERY == 0 or last):
                 log.write({"step": now, "lr": rate, "loss": value, **losses})
             if now % schedule.evaluate_every == 0 or last:
                 score = evaluate(final.eval())
                 final.train()
-                log.write({"step": now, "map50": score})
+                if log:
+                    log.write({"step": now, "map50": score})
                 watcher.scored(now, score)
-            if (now % schedule.checkpoint_every == 0 or last) and accelerator.is_main_process:
+            if log and (now % schedule.checkpoint_every == 0 or last):
                 save_checkpoint(job.folder / "checkpoints", now, job.key, objective, optimizer.optimizer, average)
     return final.eval()
 
