@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from qmimic.errors import InputError
 from qmimic.memory import is_lack_of_memory
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.run is _train:
             goes_on = "; the last checkpoint is kept, the same command goes on from it"
         code: int = options.run(options)
-        sys.stdout.flush()
+        print(end="", flush=True)  # what cannot be written is to fail here
         return code
     except InputError as error:
         _complain(str(error))
@@ -57,12 +57,19 @@ def _complain(sentence: str) -> None:
     print(f"qmimic: {' '.join(sentence.splitlines())}", file=sys.stderr)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Bad arguments are bad input like any other: one sentence, without the grammar above it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see `{self.prog} --help`.")
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     from qmimic.config import settings
     from qmimic.data.formats import FORMATS
 
-    top = argparse.ArgumentParser(prog="qmimic", description="Very tiny object detectors by quantization mimic.")
+    top = _Parser(prog="qmimic", description="Very tiny object detectors by quantization mimic.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     data = commands.add_parser("data", help="look at a labelled folder").add_subparsers(required=True)
@@ -136,12 +143,11 @@ def _convert(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     from accelerate import PartialState
-    from rich.console import Console
     from rich.table import Table
 
     from qmimic.config import load_recipe
     from qmimic.pipeline.run import COLUMNS, rows, train
-    from qmimic.training.progress import Bar
+    from qmimic.training.progress import Bar, Screen
 
     recipe = load_recipe(options.recipe, options.overrides)
     resolved = recipe.folder / "recipe.yaml"
@@ -150,7 +156,7 @@ def _train(options: argparse.Namespace) -> int:
             f"The run folder {recipe.folder} holds the recipe itself, and the run would write its own recipe.yaml "
             "over it; set run.dir to another folder."
         )
-    console = Console()
+    console = Screen()
     if not console.is_terminal:
         console.width = 140  # a file or a pipe has no width of its own
     with Bar(console) as bar:
@@ -178,13 +184,13 @@ def _schema(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from qmimic.api import detect
     from qmimic.data.formats import load_dataset
-    from qmimic.scores.detections_file import write_detections
+    from qmimic.scores.detections_file import coco_ids, write_detections
     from qmimic.scores.summary import score
 
     dataset = load_dataset(options.data)
     found = detect(options.detector, dataset, options.split)
     if options.detections:
-        write_detections(options.detections, found, dataset.classes)
+        write_detections(options.detections, found, dataset.classes, coco_ids(dataset, options.split))
     return _print_scores(score(dataset, options.split, found), options.json)
 
 

@@ -253,7 +253,7 @@ def load_recipe(path: Path | None, overrides: list[str]) -> Recipe:
             with path.open("rb") as file:
                 raw = file.read(MAX_RECIPE_BYTES + 1)
         except OSError as error:
-            raise InputError(f"Cannot read the recipe {path}: {error.strerror}.") from error
+            raise InputError(f"Cannot read the recipe {path}: {error.strerror}; name a YAML file.") from error
         if len(raw) > MAX_RECIPE_BYTES:
             raise InputError(f"{path} is over 1 MiB, which no recipe is; name a recipe's YAML file.")
         tree = _parse_yaml(raw.decode("utf-8", "replace"), str(path))

@@ -130,7 +130,7 @@ def test_voc_entities_and_paths_out_of_the_folder(
     assert "leads out of" in train_refused(data)
     declared = f'<!DOCTYPE a [<!ENTITY outside SYSTEM "{secret.as_uri()}">]>'
     label.write_text(f"{declared}<annotation><filename>&outside;</filename></annotation>")
-    assert "EntitiesForbidden" in train_refused(data)
+    assert "0.xml defines entities" in train_refused(data)
     capsys.readouterr()
     assert main(["data", "check", str(data), "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
@@ -163,11 +163,46 @@ def test_a_picture_larger_than_memory_is_refused_by_its_header(tmp_path: Path, t
     assert "train0.png has over 100 million pixels" in train_refused(data)
 
 
-def test_a_picture_cut_behind_its_header(recipe: Path, tmp_path: Path, refused: Refused) -> None:
-    data = coco(tmp_path / "data", suffix=".bmp")
-    image = data / "val" / "val1.bmp"
+@pytest.mark.parametrize("suffix", [".bmp", ".jpg", ".png"])
+def test_a_picture_cut_behind_its_header(
+    recipe: Path, tmp_path: Path, train_refused: TrainRefused, suffix: str
+) -> None:
+    data = coco(tmp_path / "data", suffix=suffix)
+    image = data / "val" / f"val1{suffix}"
     image.write_bytes(image.read_bytes()[:2000])
-    assert "val1.bmp" in refused("train", recipe, f"data.root={data}", f"run.dir={tmp_path / 'run'}")
+    said = train_refused(data)
+    assert image.name in said
+    assert "data.drop_bad_boxes=true" in said
+    if suffix == ".jpg":
+        assert train(recipe, data, tmp_path / "run", "data.drop_bad_boxes=true", "teacher.steps=1") == 0
+
+
+def test_a_coco_image_that_is_listed_twice(tmp_path: Path, train_refused: TrainRefused) -> None:
+    def repeat_file(content: dict[str, Any]) -> None:
+        content["images"][1]["file_name"] = "train0.png"
+
+    def repeat_id(content: dict[str, Any]) -> None:
+        content["images"][1]["id"] = 0
+
+    for change in (repeat_file, repeat_id):
+        data = relabel(coco(tmp_path / change.__name__), change)
+        assert "is listed twice" in train_refused(data)
+        assert main(["data", "check", str(data)]) == 1
+
+
+def test_coco_images_that_differ_in_suffix_alone_are_two(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = coco(tmp_path / "data", count=2)
+    Image.open(data / "val" / "val1.png").save(data / "val" / "val0.gif")
+    relabel(data, lambda content: content["images"][1].update(file_name="val0.gif"), "val")
+    found, student = tmp_path / "found.json", trained / "run" / "student.safetensors"
+    assert main(["eval", str(student), "--data", str(data), "--detections", str(found)]) == 0
+    entries = json.loads(found.read_text())
+    assert {(entry["file_name"], entry["image_id"]) for entry in entries} == {("val0.png", 0), ("val0.gif", 1)}
+    scores = capsys.readouterr().out
+    assert main(["score", "--data", str(data), "--detections", str(found)]) == 0
+    assert capsys.readouterr().out == scores
 
 
 def test_data_check_refuses_what_is_no_dataset(tmp_path: Path, refused: Refused) -> None:
@@ -223,12 +258,12 @@ def test_a_file_name_that_is_no_utf8_trains(recipe: Path, tmp_path: Path, capsys
 
 
 def test_one_image_in_train_and_val_trains(recipe: Path, tmp_path: Path) -> None:
-    data = coco(tmp_path / "data", count=1)
+    data = coco(tmp_path / "data", count=1, suffix=".gif")
     (data / "instances_val.json").write_bytes((data / "instances_train.json").read_bytes())
-    (data / "val" / "val0.png").unlink()
+    (data / "val" / "val0.gif").unlink()
 
     def from_root(content: dict[str, Any]) -> None:
-        content["images"][0]["file_name"] = "train/train0.png"
+        content["images"][0]["file_name"] = "train/train0.gif"
 
     relabel(data, from_root, "train")
     relabel(data, from_root, "val")

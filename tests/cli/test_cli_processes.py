@@ -1,5 +1,6 @@
 """What only real processes show: Ctrl-C at any moment, many processes, a reader that goes away."""
 
+import io
 import json
 import os
 import signal
@@ -11,8 +12,11 @@ from pathlib import Path
 
 import pytest
 from cli_cases import Refused, coco
+from PIL import Image
+from safetensors.torch import load_file
 
 from qmimic.cli import main
+from qmimic.training.progress import Screen
 
 
 def reset_interrupt() -> None:
@@ -20,28 +24,54 @@ def reset_interrupt() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def test_after_ctrl_c_the_same_command_goes_on(recipe: Path, tmp_path: Path) -> None:
+def begun(command: list[str], run: Path) -> subprocess.Popen[str]:
+    """A training process that has written its next checkpoint."""
+    kept = max(run.rglob("step-*.safetensors"), default=None)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=reset_interrupt
+    )
+    for _ in range(1200):
+        if max(run.rglob("step-*.safetensors"), default=None) != kept or process.poll() is not None:
+            break
+        time.sleep(0.05)
+    return process
+
+
+def test_after_a_kill_and_after_ctrl_c_the_same_command_goes_on(
+    recipe: Path,
+    tmp_path: Path,
+    refused: Refused,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     data, run = coco(tmp_path / "data"), tmp_path / "run"
-    command = [sys.executable, "-m", "qmimic", "train", str(recipe), f"data.root={data}", f"run.dir={run}"]
-    command += ["teacher.steps=100000", "teacher.checkpoint_every=2"]
-    begun = []
-    for _ in range(2):
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=reset_interrupt
-        )
-        kept = max(run.rglob("step-*.safetensors"), default=None)
-        for _ in range(600):
-            if max(run.rglob("step-*.safetensors"), default=None) != kept:
-                break
-            time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        shown, said = process.communicate(timeout=60)
-        assert process.returncode == 2
-        assert said.startswith("qmimic: interrupted; the last checkpoint is kept")
-        assert said.count("\n") == 1
-        assert not list(run.rglob(".*"))
-        begun.append("going on from step" in shown)
-    assert begun == [False, True]
+    arguments = ["train", str(recipe), f"data.root={data}", f"run.dir={run}"]
+    arguments += ["teacher.steps=100000", "teacher.checkpoint_every=2"]
+    command = [sys.executable, "-m", "qmimic", *arguments]
+
+    process = begun(command, run)
+    # While it trains no other process may write beside it, and it takes no harm from one that tries.
+    assert f"Another process trains in {run}" in refused(*arguments)
+    assert process.poll() is None
+    process.kill()
+    process.communicate(timeout=60)
+
+    process = begun(command, run)
+    process.send_signal(signal.SIGINT)
+    shown, said = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "going on from step" in shown
+    assert said.startswith("qmimic: interrupted; the last checkpoint is kept")
+    assert said.count("\n") == 1
+    for path in run.rglob("*.safetensors"):  # half a file, which the kill may have left, is gone
+        load_file(path)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qmimic.data.loader.Loader.steps", interrupt)
+    assert main(arguments) == 2
+    assert "going on from step" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("moment", ["qmimic.config.settings", "qmimic.data.formats.load_dataset"])
@@ -111,9 +141,46 @@ def test_more_processes_than_images_of_a_step(
     assert "teacher.batch_size" in refused("train", recipe, f"data.root={data}", f"run.dir={tmp_path / 'run'}")
 
 
-def test_the_command_line_itself(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in ([], ["trian"], ["predict", "a.safetensors", "b.png", "--out", "c", "--min-score", "high"]):
-        with pytest.raises(SystemExit) as ended:
-            main(arguments)
-        assert ended.value.code == 2
-        assert "error: " in capsys.readouterr().err
+def test_a_reader_that_goes_away_ends_the_process_like_any_other_fault() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with pytest.raises(BrokenPipeError), os.fdopen(writing, "w", closefd=False) as file:
+        Screen(file=file).print("text")
+    os.close(writing)
+
+
+def test_without_a_standard_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout", None)
+    assert main(["schema"]) == 0
+
+
+def test_a_terminal_that_knows_only_ascii(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = tmp_path / "grüße \udcff.png"
+    try:
+        Image.new("RGB", (20, 10)).save(picture)
+    except OSError:
+        pytest.skip("this disk takes no such names")
+    shown = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", shown)
+    assert main(["predict", str(trained / "run" / "student.safetensors"), str(picture), "--out", str(tmp_path)]) == 2
+    out = tmp_path / "ö"
+    assert main(["predict", str(trained / "run" / "student.safetensors"), str(picture), "--out", str(out)]) == 0
+    assert [path.name for path in out.iterdir()] == [picture.name]
+    assert "gr\\xfc\\xdfe \\udcff.png" in shown.buffer.getvalue().decode("ascii")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "the following arguments are required: COMMAND; see `qmimic --help`."),
+        (["trian"], "invalid choice: 'trian'"),
+        (["data"], "required"),
+        (["predict", "a.safetensors", "--out", "c"], "required: images; see `qmimic predict --help`."),
+        (["predict", "a.safetensors", "b.png", "--out", "c", "--min-score", "high"], "invalid float value: 'high'"),
+        (["data", "check", "folder", "--size", "64"], "expected 2 arguments"),
+        (["data", "convert", "folder", "other", "--to", "csv"], "choose from"),
+        (["schema", "--verbose"], "unrecognized arguments: --verbose"),
+    ],
+)
+def test_the_command_line_itself(refused: Refused, arguments: list[str], says: str) -> None:
+    assert says in refused(*arguments)

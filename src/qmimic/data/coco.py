@@ -128,10 +128,11 @@ def _annotations(sample: Sample) -> Iterator[dict[str, Any]]:
 
 
 def names(content: CocoFile) -> list[str]:
-    """Its images' names in their order: the file's without suffix, with its folders where several share it."""
+    """Its images' names in their order: the file's without suffix; where several share it with folders, then suffix."""
     paths = [PurePosixPath(image.file_name) for image in content.images]
-    times = Counter(path.stem for path in paths)
-    return [path.stem if times[path.stem] == 1 else str(path.parent / path.stem) for path in paths]
+    spellings = [(path.stem, str(path.parent / path.stem), str(path)) for path in paths]
+    times = Counter(name for forms in spellings for name in set(forms))
+    return [next((name for name in forms if times[name] == 1), forms[-1]) for forms in spellings]
 
 
 def _samples(
@@ -142,8 +143,14 @@ def _samples(
     own: dict[int | str, list[_Annotation]] = {}
     for annotation in content.annotations:
         own.setdefault(annotation.image_id, []).append(annotation)
-    samples = []
+    samples: dict[str, Sample] = {}
+    ids = Counter(image.id for image in content.images)
     for name, image in zip(names(content), content.images, strict=True):
+        if name in samples or ids[image.id] > 1:
+            text = f"{image.file_name} or its id {image.id} is listed twice."
+            defects.append(LabelDefect("bad_label", source.name, text))
+            own.pop(image.id, None)
+            continue
         boxes, labels, crowd, difficult = [], [], [], []
         for annotation in own.pop(image.id, []):
             x, y, width, height = annotation.bbox
@@ -162,10 +169,10 @@ def _samples(
             root, next((candidate for candidate in candidates if _is_file(candidate)), root / split / image.file_name)
         )
         size = (image.width, image.height) if image.width and image.height else None
-        samples.append(make_sample(name, path, boxes, labels, size, difficult, crowd))
+        samples[name] = make_sample(name, path, boxes, labels, size, difficult, crowd)
     for image_id in own:
         defects.append(LabelDefect("label_without_image", source.name, f"Boxes of the unknown image {image_id}."))
-    return samples
+    return list(samples.values())
 
 
 def _is_file(path: Path) -> bool:

@@ -1,13 +1,15 @@
 """The table of dataset formats; a folder's format is found by looking."""
 
+import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from qmimic.data import coco, synthetic, voc, yolo
-from qmimic.data.images import image_size
+from qmimic.data.images import whole_size
 from qmimic.data.sample import Dataset, Sample, has_area, leaves
 from qmimic.errors import InputError
 
@@ -73,16 +75,17 @@ def usable(dataset: Dataset, drop_bad: bool) -> Dataset:
     if dataset.root is None:
         return dataset
     bad = [f"{defect.file}: {defect.detail}" for defect in dataset.defects if defect.kind != "image_without_label"]
+    sizes = _sizes(dataset)
     splits: dict[str, tuple[Sample, ...]] = {}
     for split, samples in dataset.splits.items():
         kept = []
         for sample in samples:
             assert sample.image is not None
-            try:
-                width, height = image_size(sample.image)
-            except InputError as error:
-                bad.append(str(error))
+            size = sizes[sample.image]
+            if isinstance(size, InputError):
+                bad.append(str(size))
                 continue
+            width, height = size
             boxes = np.clip(sample.boxes, 0, np.array([width, height, width, height], np.float32))
             keep = has_area(boxes)
             if not keep.all() or leaves(sample.boxes, (width, height)).any():
@@ -94,7 +97,7 @@ def usable(dataset: Dataset, drop_bad: bool) -> Dataset:
                     labels=sample.labels[keep],
                     difficult=sample.difficult[keep],
                     crowd=sample.crowd[keep],
-                    size=(width, height),
+                    size=size,
                 )
             )
         splits[split] = tuple(kept)
@@ -105,3 +108,18 @@ def usable(dataset: Dataset, drop_bad: bool) -> Dataset:
             "or train without them by data.drop_bad_boxes=true."
         )
     return replace(dataset, splits=splits)
+
+
+def _sizes(dataset: Dataset) -> dict[Path, tuple[int, int] | InputError]:
+    """Width and height of every image file, or what is wrong with it; better now than hours into training."""
+
+    def look(path: Path) -> tuple[int, int] | InputError:
+        try:
+            return whole_size(path)
+        except InputError as error:
+            return error
+
+    paths = list({sample.image: None for own in dataset.splits.values() for sample in own if sample.image})
+    # Threads that silence Pillow leave the filters in any state; here they are put back.
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        return dict(zip(paths, pool.map(look, paths), strict=True))

@@ -49,6 +49,19 @@ def image_size(path: Path) -> tuple[int, int]:
         return (file.height, file.width) if turned else (file.width, file.height)
 
 
+def whole_size(path: Path) -> tuple[int, int]:
+    """The same of an image whose pixels are all there: it is decoded, as small and fast as its format allows.
+
+    Raises:
+        InputError: as `read_image`.
+    """
+    size = image_size(path)
+    with _opened(path) as file:
+        file.draft("RGB", (1, 1))
+        file.load()
+    return size
+
+
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """An image file with its header read; whatever goes wrong with it becomes an InputError."""
@@ -60,7 +73,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
                     raise Image.DecompressionBombError
                 yield file
         except FileNotFoundError as error:
-            raise InputError(f"There is no image {path}.") from error
+            raise InputError(f"There is no image {path}; check the name.") from error
         except Image.DecompressionBombError as error:
             raise InputError(f"{path} has over {MAX_PIXELS // 10**6} million pixels; shrink it first.") from error
         except BROKEN as error:

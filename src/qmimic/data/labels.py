@@ -26,7 +26,7 @@ def read_text(path: Path) -> str:
             raise InputError(f"{path} is over 1 GiB; split it.")
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise InputError(f"Cannot read {path}: {error.strerror}.") from error
+        raise InputError(f"Cannot read {path}: {error.strerror}; check its name and permissions.") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text; save it as UTF-8.") from error
 

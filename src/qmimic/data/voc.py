@@ -120,7 +120,9 @@ def _splits(root: Path, known: set[str]) -> dict[str, list[str]]:
 def _parse(root: Path, path: Path, images: dict[str, Path], defects: list[LabelDefect]) -> _Annotation:
     try:
         tree = fromstring(read_text(path))
-    except (ParseError, DefusedXmlException, ValueError) as error:
+    except DefusedXmlException as error:
+        raise InputError(f"{path} defines entities, by which files do harm; write its text out.") from error
+    except (ParseError, ValueError) as error:
         raise InputError(f"{path} is no plain XML ({error}); mend it.") from error
     image = images.get(path.stem)
     if image is None:

@@ -9,6 +9,7 @@ from qmimic.config import MimicConfig, Recipe, save_recipe
 from qmimic.draw import contact_sheet, draw
 from qmimic.files import replacing, write_text
 from qmimic.models.checkpoint import load_detector
+from qmimic.pipeline.lock import alone
 from qmimic.pipeline.prepare import Prepared, environment, prepare
 from qmimic.pipeline.stages import Stage, StageResult, quantize_teacher, train_student, train_teacher
 from qmimic.prediction import predict
@@ -47,17 +48,21 @@ def train(recipe: Recipe, watcher: Watcher) -> RunResult:
         What the run folder holds; see docs/run-folder.md.
 
     Raises:
-        InputError: bad data, a weak teacher, a loss that is not finite, a folder that cannot be written.
+        InputError: bad data, a weak teacher, a loss that is not finite, a folder that cannot be written or in which
+            another run is at work.
     """
     prepared = prepare(recipe)
-    folder = recipe.folder
-    main = prepared.accelerator.is_main_process  # of many processes one writes and speaks
-    if main:
-        save_recipe(recipe, folder / "recipe.yaml")
-        write_text(folder / "environment.json", json.dumps(environment(prepared.accelerator), indent=1))
-    else:
-        watcher = Silent()
+    # Of many processes one writes and speaks.
+    if not prepared.accelerator.is_main_process:
+        return _train(prepared, Silent())
+    with alone(recipe.folder):
+        save_recipe(recipe, recipe.folder / "recipe.yaml")
+        write_text(recipe.folder / "environment.json", json.dumps(environment(prepared.accelerator), indent=1))
+        return _train(prepared, watcher)
 
+
+def _train(prepared: Prepared, watcher: Watcher) -> RunResult:
+    recipe = prepared.recipe
     teacher = train_teacher(prepared, watcher)
     quantized = quantize_teacher(prepared, teacher, watcher)
     stages = [teacher, quantized]
@@ -66,9 +71,9 @@ def train(recipe: Recipe, watcher: Watcher) -> RunResult:
 
     results = tuple(stage.result for stage in stages)
     said = remarks(results)
-    if main:
+    if prepared.accelerator.is_main_process:
         _write_results(prepared, stages, said)
-    return RunResult(folder, results, folder / "student.safetensors", said)
+    return RunResult(recipe.folder, results, recipe.folder / "student.safetensors", said)
 
 
 def _write_results(prepared: Prepared, stages: list[Stage], said: tuple[str, ...]) -> None:

@@ -15,6 +15,8 @@ from qmimic.detections import Detections
 from qmimic.errors import InputError
 from qmimic.files import write_text
 
+Ids = dict[Any, Any]  # ids of a COCO file: of images to their names, of categories to labels
+
 LARGEST = 1e7  # pixels from the origin, and score: beyond, float32 no longer tells neighbours apart
 
 
@@ -46,7 +48,7 @@ def read_detections(path: Path, dataset: Dataset, split: str) -> dict[str, Detec
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no whole JSON file ({error}); write it again.") from error
     names = {sample.image_id for sample in dataset.splits[split]}
-    image_ids, category_ids = _coco_ids(dataset, split)
+    image_ids, category_ids = coco_ids(dataset, split)
     rows: dict[str, list[tuple[list[float], float, int]]] = {}
     for number, entry in enumerate(entries):
         place = f"{path}: entry {number}"
@@ -74,18 +76,30 @@ def read_detections(path: Path, dataset: Dataset, split: str) -> dict[str, Detec
     return {image: _detections(found) for image, found in rows.items()}
 
 
-def write_detections(path: Path, found: Mapping[str, Detections], classes: tuple[str, ...]) -> None:
+def write_detections(
+    path: Path, found: Mapping[str, Detections], classes: tuple[str, ...], ids: tuple[Ids, Ids] = ({}, {})
+) -> None:
     """Write detections, by image id, as a list that `read_detections` reads: COCO's results with names for ids.
+
+    Args:
+        path: of the file.
+        found: detections by image id.
+        classes: names of the labels.
+        ids: from `coco_ids`; an image that has one gets it beside its name, so that COCO's own tools read the file.
 
     Raises:
         InputError: the file cannot be written.
     """
+    image_ids, category_ids = ({name: number for number, name in own.items()} for own in ids)
     entries: list[dict[str, Any]] = []
     for image, one in found.items():
         rows = zip(one.boxes.tolist(), one.scores.tolist(), one.labels.tolist(), strict=True)
         for box, score, label in rows:
             bbox = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
-            entries.append({"file_name": image, "category": classes[label], "bbox": bbox, "score": score})
+            entry = {"file_name": image, "category": classes[label], "bbox": bbox, "score": score}
+            if image in image_ids and label in category_ids:
+                entry |= {"image_id": image_ids[image], "category_id": category_ids[label]}
+            entries.append(entry)
     write_text(path, json.dumps(entries))
 
 
@@ -112,7 +126,7 @@ def _fault(error: ValidationError) -> str:
     return f"entry {place[0]}{key}: {first['msg']}"
 
 
-def _coco_ids(dataset: Dataset, split: str) -> tuple[dict[Any, str], dict[Any, int]]:
+def coco_ids(dataset: Dataset, split: str) -> tuple[Ids, Ids]:
     """Image ids to names and category ids to labels, from the COCO file of the split if the folder has one."""
     by_position: dict[Any, int] = {number: label for label, number in enumerate(range(1, len(dataset.classes) + 1))}
     source = coco.files(dataset.root).get(split) if dataset.root else None

@@ -23,6 +23,14 @@ class Silent:
         """See `Watcher`."""
 
 
+class Screen(Console):
+    """A console; when its reader has gone it says so like any other stream (rich would end the process with code 1)."""
+
+    def on_broken_pipe(self) -> None:
+        """Called by rich."""
+        raise BrokenPipeError
+
+
 class Bar:
     """A bar for the stage that is training; a context manager.
 

@@ -42,6 +42,8 @@ def save_checkpoint(
         tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items() if value is not None}
+    for torso in folder.glob(".step-*.safetensors"):  # what a killed process was writing
+        torso.unlink()
     newest = folder / f"step-{step:07d}.safetensors"
     write_tensors(newest, tensors, {"step": step, "key": key})
     files = sorted(folder.glob("step-*.safetensors"))

@@ -1,0 +1,38 @@
+"""One process at a time in a run folder; POSIX only."""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from qmimic.errors import InputError
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other processes that ask for the same out of a folder, which is made, as long as the body runs.
+
+    The system holds the lock, on the folder itself: however the process ends, nothing stays locked or lies about.
+
+    Raises:
+        InputError: another process is in it, or the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"Cannot write {folder}: {reason}; choose another folder.") from error
+    try:
+        # Some network disks have no such locks: there the user has to take care.
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(
+                    f"Another process trains in {folder}; wait for it, or set run.dir to another folder."
+                ) from error
+        yield
+    finally:
+        os.close(handle)
