@@ -150,12 +150,6 @@ def _train(options: argparse.Namespace) -> int:
     from qmimic.training.progress import Bar, Screen
 
     recipe = load_recipe(options.recipe, options.overrides)
-    resolved = recipe.folder / "recipe.yaml"
-    if resolved.exists() and resolved.samefile(options.recipe) and not (recipe.folder / "stages").exists():
-        raise InputError(
-            f"The run folder {recipe.folder} holds the recipe itself, and the run would write its own recipe.yaml "
-            "over it; set run.dir to another folder."
-        )
     console = Screen()
     if not console.is_terminal:
         console.width = 140  # a file or a pipe has no width of its own
@@ -195,33 +189,10 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from qmimic.data.images import read_image
-    from qmimic.draw import draw
-    from qmimic.files import replacing
-    from qmimic.models.checkpoint import load_detector
-    from qmimic.prediction import predict
+    from qmimic.prediction import draw_predictions
 
-    if not 0 <= options.min_score <= 1:
-        raise InputError(f"--min-score {options.min_score:g} is no score; give a number from 0 to 1.")
-    names = [path.stem for path in options.images]
-    for path in options.images:
-        if names.count(path.stem) > 1:
-            raise InputError(
-                f"Several pictures are named {path.stem}, and one drawing would replace the other; "
-                "draw them one folder at a time."
-            )
-        if path.parent.resolve() == options.out.resolve():
-            raise InputError(
-                f"--out {options.out} is the folder of {path}, and a drawing could replace a picture; name another."
-            )
-    detector, _ = load_detector(options.detector)
-    for path in options.images:
-        image = read_image(path)
-        found = predict(detector, image, options.min_score)
-        target = options.out / f"{path.stem}.png"
-        with replacing(target) as temporary:
-            draw(image, found, detector.spec.classes, options.min_score).save(temporary)
-        print(f"{path}: {len(found.boxes)} objects, drawn in {target}")
+    for path, count, target in draw_predictions(options.detector, options.images, options.out, options.min_score):
+        print(f"{path}: {count} objects, drawn in {target}")
     return 0
 
 

@@ -5,7 +5,7 @@ Knows nothing of the code that uses it. A recipe is YAML on disk; `key.sub=value
 
 import hashlib
 import json
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -21,11 +21,10 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from yaml.constructor import ConstructorError
-from yaml.scanner import ScannerError
 
 from qmimic.errors import InputError
 from qmimic.files import write_text
+from qmimic.yaml_text import parse_yaml
 
 MAX_RECIPE_BYTES = 1 << 20
 
@@ -256,7 +255,7 @@ def load_recipe(path: Path | None, overrides: list[str]) -> Recipe:
             raise InputError(f"Cannot read the recipe {path}: {error.strerror}; name a YAML file.") from error
         if len(raw) > MAX_RECIPE_BYTES:
             raise InputError(f"{path} is over 1 MiB, which no recipe is; name a recipe's YAML file.")
-        tree = _parse_yaml(raw.decode("utf-8", "replace"), str(path))
+        tree = parse_yaml(raw.decode("utf-8", "replace"), str(path))
         if tree is None:
             tree = {}
         if not isinstance(tree, dict):
@@ -273,7 +272,7 @@ def load_recipe(path: Path | None, overrides: list[str]) -> Recipe:
             node = node.setdefault(parent, {})
             if not isinstance(node, dict):
                 raise InputError(f"In {override!r}, {parent} is a value, not a section; see `qmimic train --help`.")
-        node[leaf] = _parse_yaml(value, override)
+        node[leaf] = parse_yaml(value, override)
     return recipe_from(tree, str(path) if path else "the overrides")
 
 
@@ -333,29 +332,3 @@ def fingerprint(*parts: object) -> str:
 
 def _plain(value: object) -> str:
     return json.dumps(value) if not isinstance(value, str) else value
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML without aliases, which can grow without bound, and without keys given twice, of which one would be lost."""
-
-    def fetch_alias(self) -> None:
-        raise ScannerError(None, None, "a recipe has no aliases (*name), write the values out", self.get_mark())
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise ConstructorError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
-def _parse_yaml(text: str, source: str) -> Any:
-    try:
-        return yaml.load(text, _Loader)
-    except yaml.MarkedYAMLError as error:
-        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise InputError(f"{source} is not valid YAML ({line}{error.problem}); mend it.") from error
-    # PyYAML lets Python's own errors through for what looks like a date or a number but is none.
-    except (yaml.YAMLError, RecursionError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(f"{source} is not valid YAML; mend it or start from a file in recipes/.") from error

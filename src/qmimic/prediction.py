@@ -1,5 +1,6 @@
 """A detector on single pictures."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -8,7 +9,11 @@ from PIL import Image
 from qmimic.data.images import read_image
 from qmimic.data.letterbox import letterbox
 from qmimic.detections import Detections
+from qmimic.draw import draw
+from qmimic.errors import InputError
 from qmimic.evaluation import unpad
+from qmimic.files import replacing
+from qmimic.models.checkpoint import load_detector
 from qmimic.models.detectors import Detector
 
 
@@ -31,3 +36,44 @@ def predict(detector: Detector, image: Image.Image | Path | str, min_score: floa
     found = unpad(detector.detect(torch.from_numpy(pixels).permute(2, 0, 1)[None].to(detector.anchors.device)), 0)
     keep = found.scores >= min_score
     return Detections(placed.undo(found.boxes)[keep], found.scores[keep], found.labels[keep])
+
+
+def draw_predictions(
+    detector: Path, images: Sequence[Path], out: Path, min_score: float
+) -> Iterator[tuple[Path, int, Path]]:
+    """Draw what a detector finds in pictures, one PNG for each.
+
+    Args:
+        detector: its file.
+        images: files of pictures.
+        out: folder for the drawings, made if need be; a drawing is named as its picture.
+        min_score: detections below this score are left out, 0..1.
+
+    Yields:
+        A picture, the number of objects drawn in it, and its drawing, as soon as it is there.
+
+    Raises:
+        InputError: two drawings would have one name, or one could replace a picture; the score is no score; a file
+            cannot be read or written.
+    """
+    if not 0 <= min_score <= 1:
+        raise InputError(f"--min-score {min_score:g} is no score; give a number from 0 to 1.")
+    names = [path.stem for path in images]
+    for path in images:
+        if names.count(path.stem) > 1:
+            raise InputError(
+                f"Several pictures are named {path.stem}, and one drawing would replace the other; "
+                "draw them one folder at a time."
+            )
+        if path.parent.resolve() == out.resolve():
+            raise InputError(
+                f"--out {out} is the folder of {path}, and a drawing could replace a picture; name another."
+            )
+    loaded, _ = load_detector(detector)
+    for path in images:
+        image = read_image(path)
+        found = predict(loaded, image, min_score)
+        target = out / f"{path.stem}.png"
+        with replacing(target) as temporary:
+            draw(image, found, loaded.spec.classes, min_score).save(temporary)
+        yield path, len(found.boxes), target

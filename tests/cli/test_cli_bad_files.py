@@ -63,7 +63,9 @@ def test_recipes_that_are_no_recipe(tmp_path: Path, refused: Refused) -> None:
 
 def test_a_recipe_is_not_replaced_by_its_own_run(recipe: Path, tmp_path: Path, refused: Refused) -> None:
     data = coco(tmp_path / "data")
-    assert "holds the recipe itself" in refused("train", recipe, f"data.root={data}", f"run.dir={tmp_path}")
+    assert "holds a recipe.yaml that no run wrote" in refused(
+        "train", recipe, f"data.root={data}", f"run.dir={tmp_path}"
+    )
     assert recipe.read_text() == RECIPE
     # The recipe that a run wrote is there to run again.
     assert train(recipe, data, tmp_path / "run") == 0

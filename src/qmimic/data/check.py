@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from qmimic.data.images import read_image
-from qmimic.data.labels import image_files
 from qmimic.data.letterbox import fit
 from qmimic.data.sample import Dataset, LabelDefect, Sample, has_area, leaves
 from qmimic.errors import InputError
@@ -100,7 +98,6 @@ def check(dataset: Dataset, size: tuple[int, int]) -> Report:
             if first[0] != split:
                 text = f"The same image is {first[1]} of {first[0]}."
                 defects.append(LabelDefect("duplicate_across_splits", sample.image_id, text))
-    defects += _unlabelled(dataset)
     defects += _class_defects(dataset, counts, seen, unions)
     lengths = np.sqrt(np.clip(np.concatenate([np.zeros((0, 2), np.float32), *sides]), 0, None).prod(1))
     places = np.digitize(lengths, BINS)
@@ -118,7 +115,7 @@ def check(dataset: Dataset, size: tuple[int, int]) -> Report:
 def _image_facts(dataset: Dataset, sample: Sample) -> tuple[tuple[int, int] | None, str, str]:
     """Size and hash of an image's pixels, or what is wrong with it."""
     try:
-        image = read_image(sample.image) if sample.image else dataset.load(sample)
+        image = dataset.load(sample)
     except InputError as error:
         return None, "", str(error)
     return image.size, hashlib.sha256(json.dumps(image.size).encode() + image.tobytes()).hexdigest(), ""
@@ -139,14 +136,6 @@ def _box_defects(sample: Sample, actual: tuple[int, int]) -> list[LabelDefect]:
             text = f"The box {shown} leaves the image of {width} x {height}."
             found.append(LabelDefect("box_outside_image", sample.image_id, text))
     return found
-
-
-def _unlabelled(dataset: Dataset) -> list[LabelDefect]:
-    if dataset.root is None or not (dataset.root / "JPEGImages").is_dir():
-        return []
-    known = {sample.image for samples in dataset.splits.values() for sample in samples}
-    missing = [path for path in image_files(dataset.root / "JPEGImages").values() if path not in known]
-    return [LabelDefect("image_without_label", path.name, "No split has a label for it.") for path in missing]
 
 
 def _class_defects(

@@ -75,6 +75,10 @@ def read(root: Path) -> Dataset:
     for image_id in missing:
         text = f"{image_id} has no annotation."
         defects.append(LabelDefect("image_without_label", f"JPEGImages/{image_id}", text))
+    used = {sample.image for samples in splits.values() for sample in samples}
+    for image_id, path in images.items():
+        if path not in used and image_id not in broken and image_id not in missing:  # these two are named above
+            defects.append(LabelDefect("image_without_label", path.name, "No split has a label for it."))
     return Dataset(root.name, root, tuple(names), splits, tuple(defects))
 
 

@@ -13,6 +13,7 @@ from qmimic.data.images import image_size
 from qmimic.data.labels import actual_size, finite, image_files, inside, make_sample, read_text, reserve
 from qmimic.data.sample import Dataset, LabelDefect, Sample
 from qmimic.errors import InputError
+from qmimic.yaml_text import parse_yaml
 
 SPLITS = ("train", "val", "test")  # the keys of data.yaml
 MAX_CLASS = 9999  # the highest index of a class
@@ -80,11 +81,7 @@ def _config(root: Path) -> dict[str, Any]:
     path = root / "data.yaml"
     if not path.is_file():
         return {}
-    try:
-        config = yaml.safe_load(read_text(path))
-    # PyYAML lets Python's own errors through for what looks like a date or a number but is none.
-    except (yaml.YAMLError, RecursionError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(f"{path} is not valid YAML; mend it.") from error
+    config = parse_yaml(read_text(path), str(path))
     if not isinstance(config, dict):
         raise InputError(f"{path} needs `names:` and the folders of its splits.")
     if isinstance(config.get("path"), list | dict):

@@ -20,7 +20,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise [B, C, H, W]."""
         few = self.num_features <= FEW and x.is_contiguous(memory_format=torch.channels_last)
-        if not (self.training and few and x.dtype == torch.float32):
+        if not (self.training and few and self.momentum and x.dtype == torch.float32):
             return super().forward(x)
         assert self.running_mean is not None
         assert self.running_var is not None
@@ -28,9 +28,8 @@ class BatchNorm2d(nn.BatchNorm2d):
         out = _image(rows, x)
         with torch.no_grad():
             count = x.numel() // x.shape[1]
-            share = self.momentum or 0.1
-            self.running_mean.lerp_(mean, share)
-            self.running_var.lerp_(variance * (count / max(1, count - 1)), share)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / max(1, count - 1)), self.momentum)
             if self.num_batches_tracked is not None:
                 self.num_batches_tracked.add_(1)
         return out

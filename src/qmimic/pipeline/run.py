@@ -7,6 +7,7 @@ from pathlib import Path
 
 from qmimic.config import MimicConfig, Recipe, save_recipe
 from qmimic.draw import contact_sheet, draw
+from qmimic.errors import InputError
 from qmimic.files import replacing, write_text
 from qmimic.models.checkpoint import load_detector
 from qmimic.pipeline.lock import alone
@@ -55,9 +56,15 @@ def train(recipe: Recipe, watcher: Watcher) -> RunResult:
     # Of many processes one writes and speaks.
     if not prepared.accelerator.is_main_process:
         return _train(prepared, Silent())
+    resolved, where = recipe.folder / "recipe.yaml", recipe.folder / "environment.json"
     with alone(recipe.folder):
-        save_recipe(recipe, recipe.folder / "recipe.yaml")
-        write_text(recipe.folder / "environment.json", json.dumps(environment(prepared.accelerator), indent=1))
+        if resolved.exists() and not where.exists():
+            raise InputError(
+                f"The run folder {recipe.folder} holds a recipe.yaml that no run wrote, and this run would write its "
+                "own over it; set run.dir to another folder."
+            )
+        write_text(where, json.dumps(environment(prepared.accelerator), indent=1))  # first: it marks the folder as ours
+        save_recipe(recipe, resolved)
         return _train(prepared, watcher)
 
 
