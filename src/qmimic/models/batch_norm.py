@@ -24,8 +24,8 @@ class BatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         assert self.running_mean is not None
         assert self.running_var is not None
-        rows, mean, variance = _FewChannels.apply(_rows(x), self.weight, self.bias, self.eps)
-        out = _image(rows, x)
+        out: Tensor
+        out, mean, variance = _FewChannels.apply(x, self.weight, self.bias, self.eps)
         with torch.no_grad():
             count = x.numel() // x.shape[1]
             self.running_mean.lerp_(mean, self.momentum)
@@ -36,37 +36,45 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 class _FewChannels(torch.autograd.Function):
-    """Batch norm in training of rows [R, n C] that hold n pixels each; saves its input and the statistics."""
+    """Batch norm in training of a channels-last [B, C, H, W], as rows of several pixels.
+
+    torch's own kernels find the statistics of every lane of the rows, as if it were a channel; those of a channel
+    follow from its lanes'.
+    """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        channels = weight.numel()
-        count = rows.numel() // channels
-        # The variance about a first guess of the mean, the first pixel: squares of large means would cancel.
-        guess = rows[0, :channels]
-        centred = rows - _per_lane(guess, rows)
-        mean, square = _per_channel(channels, centred.sum(0), centred.square().sum(0)) / count
-        variance = (square - mean.square()).clamp_(min=0)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+        channels, rows = weight.numel(), _rows(x)
+        lanes = torch.batch_norm_update_stats(rows, None, None, 0.0)
+        means, variances = (values.view(-1, channels) for values in lanes)
+        mean = means.mean(0)
+        variance = variances.mean(0) + (means - mean).square_().mean(0)
         inverse = torch.rsqrt(variance + eps)
         scale = weight * inverse
-        out = torch.addcmul(_per_lane(bias - mean * scale, rows), centred, _per_lane(scale, rows))
-        ctx.save_for_backward(centred, mean, inverse, weight)
-        whole_mean = mean + guess
-        ctx.mark_non_differentiable(whole_mean, variance)
-        return out, whole_mean, variance
+        # The result must not be a view: the ReLU that follows works in place, which for a view costs two copies.
+        out = torch.empty_like(x)
+        torch.addcmul(_per_lane(bias - mean * scale, rows), rows, _per_lane(scale, rows), out=_rows(out))
+        ctx.save_for_backward(x, mean, inverse, weight)
+        ctx.mark_non_differentiable(mean, variance)
+        return out, mean, variance
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        centred, mean, inverse, weight = ctx.saved_tensors
-        rows, channels = gradients[0], weight.numel()
-        count = rows.numel() // channels
-        to_bias, product = _per_channel(channels, rows.sum(0), (rows * centred).sum(0))
-        to_weight = (product - mean * to_bias) * inverse
-        scale = weight * inverse
+        x, mean, inverse, weight = ctx.saved_tensors
+        channels, rows = weight.numel(), _rows(x)
+        to_out = _rows(gradients[0].contiguous(memory_format=torch.channels_last))
+        lanes = (_per_lane(mean, rows), _per_lane(inverse, rows))
+        _, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
+            to_out, rows, None, None, None, *lanes, True, 0.0, [False, True, True]
+        )
+        to_weight, to_bias = to_weight.view(-1, channels).sum(0), to_bias.view(-1, channels).sum(0)
+        scale, count = weight * inverse, rows.numel() // channels
         slope = -scale * inverse * to_weight / count
         offset = -scale * to_bias / count - slope * mean
-        to_rows = torch.addcmul(_per_lane(offset, rows), rows, _per_lane(scale, rows))
-        return to_rows.addcmul_(centred, _per_lane(slope, rows)), to_weight, to_bias, None
+        to_x = torch.empty_like(x)
+        to_rows = torch.addcmul(_per_lane(offset, rows), to_out, _per_lane(scale, rows), out=_rows(to_x))
+        to_rows.addcmul_(rows, _per_lane(slope, rows))
+        return to_x, to_weight, to_bias, None
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -75,19 +83,9 @@ def _rows(x: Tensor) -> Tensor:
     repeats = 1
     while 2 * repeats * channels <= LANES and pixels % (2 * repeats) == 0:
         repeats *= 2
-    return x.permute(0, 2, 3, 1).reshape(-1, repeats * channels)
-
-
-def _per_channel(channels: int, *sums: Tensor) -> Tensor:
-    """Sums over the lanes [n C] of rows as sums over channels, [len(sums), C]."""
-    return torch.stack(sums).view(len(sums), -1, channels).sum(1)
+    return x.permute(0, 2, 3, 1).view(-1, repeats * channels)
 
 
 def _per_lane(values: Tensor, rows: Tensor) -> Tensor:
     """Values of channels [C] for every lane of rows [R, n C], [n C]."""
-    return values.expand(rows.shape[1] // values.numel(), -1).reshape(-1)
-
-
-def _image(rows: Tensor, like: Tensor) -> Tensor:
-    batch, channels, height, width = like.shape
-    return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
+    return values.repeat(rows.shape[1] // values.numel())  # torch's kernels read them as contiguous, unasked
