@@ -51,6 +51,11 @@ def plain(backbone: nn.Module) -> nn.Module:
     return copied.to(memory_format=torch.contiguous_format)
 
 
+def channel_by_channel(weight: Tensor, roi_size: int) -> Tensor:
+    """Weights [units, k k C] of our head's first layer in the order of torchvision's, [units, C k k]."""
+    return weight.unflatten(1, (roi_size**2, -1)).transpose(1, 2).flatten(1)
+
+
 def twin(detector: FasterRCNN) -> TorchvisionFasterRCNN:
     """torchvision's detector with the architecture, sampling and (copied) weights of ours.
 
@@ -87,7 +92,9 @@ def twin(detector: FasterRCNN) -> TorchvisionFasterRCNN:
     rpn_head.conv[0][0].load_state_dict(detector.rpn.conv.state_dict())
     rpn_head.cls_logits.load_state_dict(detector.rpn.objectness.state_dict())
     rpn_head.bbox_pred.load_state_dict(detector.rpn.deltas.state_dict())
-    roi_head.fc6.load_state_dict(detector.head.fc1.state_dict())
+    with torch.no_grad():
+        roi_head.fc6.weight.copy_(channel_by_channel(detector.head.fc1.weight, spec.roi_size))
+        roi_head.fc6.bias.copy_(detector.head.fc1.bias)
     roi_head.fc7.load_state_dict(detector.head.fc2.state_dict())
     predictor = model.roi_heads.box_predictor
     predictor.cls_score.load_state_dict(detector.head.scores.state_dict())
