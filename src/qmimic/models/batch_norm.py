@@ -5,6 +5,7 @@ runs over vectors as short as the channels and loses more than they gain. Seen a
 arithmetic fills the vector units.
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,60 +21,62 @@ class BatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise [B, C, H, W]."""
         few = self.num_features <= FEW and x.is_contiguous(memory_format=torch.channels_last)
-        if not (self.training and few and self.momentum and x.dtype == torch.float32):
+        plain = x.device.type == "cpu" and x.dtype == torch.float32
+        if not (self.training and few and plain and self.momentum):
             return super().forward(x)
         assert self.running_mean is not None
         assert self.running_var is not None
         out: Tensor
         out, mean, variance = _FewChannels.apply(x, self.weight, self.bias, self.eps)
-        with torch.no_grad():
-            count = x.numel() // x.shape[1]
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (count / max(1, count - 1)), self.momentum)
-            if self.num_batches_tracked is not None:
-                self.num_batches_tracked.add_(1)
+        count = x.numel() // x.shape[1]
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * (count / max(1, count - 1)), self.momentum)
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
         return out
 
 
 class _FewChannels(torch.autograd.Function):
-    """Batch norm in training of a channels-last [B, C, H, W], as rows of several pixels.
+    """Batch norm in training of a channels-last [B, C, H, W], as rows [R, n C] of n pixels each.
 
-    torch's own kernels find the statistics of every lane of the rows, as if it were a channel; those of a channel
-    follow from its lanes'.
+    torch's own kernels find the statistics of every lane of the rows, as if it were a channel. A channel's are the
+    means of its lanes', kept in every one of them: of vectors this short, the number of operations is what counts.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
         channels, rows = weight.numel(), _rows(x)
-        lanes = torch.batch_norm_update_stats(rows, None, None, 0.0)
-        means, variances = (values.view(-1, channels) for values in lanes)
-        mean = means.mean(0)
-        variance = variances.mean(0) + (means - mean).square_().mean(0)
+        lane_mean, lane_variance = torch.batch_norm_update_stats(rows, None, None, 0.0)
+        average = _average(channels, rows.shape[1])
+        mean = average.mv(lane_mean)
+        between = lane_mean - mean
+        variance = average.mv(torch.addcmul(lane_variance, between, between))
         inverse = torch.rsqrt(variance + eps)
-        scale = weight * inverse
+        scale = (inverse.view(-1, channels) * weight).flatten()
+        shift = torch.addcmul(bias, mean.view(-1, channels), scale.view(-1, channels), value=-1).flatten()
         # The result must not be a view: the ReLU that follows works in place, which for a view costs two copies.
         out = torch.empty_like(x)
-        torch.addcmul(_per_lane(bias - mean * scale, rows), rows, _per_lane(scale, rows), out=_rows(out))
-        ctx.save_for_backward(x, mean, inverse, weight)
+        torch.addcmul(shift, rows, scale, out=_rows(out))
+        ctx.save_for_backward(x, mean, inverse, scale)
+        ctx.channels = channels
+        mean, variance = mean[:channels], variance[:channels]
         ctx.mark_non_differentiable(mean, variance)
         return out, mean, variance
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, mean, inverse, weight = ctx.saved_tensors
-        channels, rows = weight.numel(), _rows(x)
-        to_out = _rows(gradients[0].contiguous(memory_format=torch.channels_last))
-        lanes = (_per_lane(mean, rows), _per_lane(inverse, rows))
-        _, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
-            to_out, rows, None, None, None, *lanes, True, 0.0, [False, True, True]
+        x, mean, inverse, scale = ctx.saved_tensors
+        rows, to_out = _rows(x), _rows(gradients[0].contiguous(memory_format=torch.channels_last))
+        _, *to_lanes = torch.ops.aten.native_batch_norm_backward(
+            to_out, rows, None, None, None, mean, inverse, True, 0.0, [False, True, True]
         )
-        to_weight, to_bias = to_weight.view(-1, channels).sum(0), to_bias.view(-1, channels).sum(0)
-        scale, count = weight * inverse, rows.numel() // channels
-        slope = -scale * inverse * to_weight / count
-        offset = -scale * to_bias / count - slope * mean
+        sums = torch.stack(to_lanes) @ _average(ctx.channels, rows.shape[1])  # of a channel: by n
+        slope, offset = sums * (scale / -rows.shape[0])
+        slope *= inverse
+        offset = torch.addcmul(offset, slope, mean, value=-1)
         to_x = torch.empty_like(x)
-        to_rows = torch.addcmul(_per_lane(offset, rows), to_out, _per_lane(scale, rows), out=_rows(to_x))
-        to_rows.addcmul_(rows, _per_lane(slope, rows))
+        torch.addcmul(offset, to_out, scale, out=_rows(to_x)).addcmul_(rows, slope)
+        to_weight, to_bias = sums[:, : ctx.channels] * (rows.shape[1] // ctx.channels)
         return to_x, to_weight, to_bias, None
 
 
@@ -86,6 +89,7 @@ def _rows(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1).view(-1, repeats * channels)
 
 
-def _per_lane(values: Tensor, rows: Tensor) -> Tensor:
-    """Values of channels [C] for every lane of rows [R, n C], [n C]."""
-    return values.repeat(rows.shape[1] // values.numel())  # torch's kernels read them as contiguous, unasked
+@cache
+def _average(channels: int, lanes: int) -> Tensor:
+    """Symmetric [lanes, lanes] that puts the mean over a channel's lanes in each of them."""
+    return torch.eye(channels).repeat(lanes // channels, lanes // channels) * (channels / lanes)
