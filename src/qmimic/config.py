@@ -148,6 +148,7 @@ class QuantizedTeacherConfig(ScheduleConfig):
 class StudentConfig(ScheduleConfig):
     """The very tiny detector. Every arm (scratch, mimic, quantization mimic) has this same schedule."""
 
+    learning_rate: float = Field(6e-3, gt=0, description="peak learning rate; the fewer channels, the more")
     backbone: str = Field("resnet18/16", description="family and width divisor")
     weights: str | None = Field(
         None, description="backbone weights to start from: a safetensors file, torchvision's names"
