@@ -10,7 +10,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-from qmimic.models.faster_rcnn import FasterRCNN
+from qmimic.models.two_stage import Detector
 
 
 class AlignedRoIPool(nn.Module):
@@ -56,7 +56,7 @@ def channel_by_channel(weight: Tensor, roi_size: int) -> Tensor:
     return weight.unflatten(1, (roi_size**2, -1)).transpose(1, 2).flatten(1)
 
 
-def twin(detector: FasterRCNN) -> TorchvisionFasterRCNN:
+def twin(detector: Detector) -> TorchvisionFasterRCNN:
     """torchvision's detector with the architecture, sampling and (copied) weights of ours.
 
     Args:

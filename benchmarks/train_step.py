@@ -20,7 +20,7 @@ from qmimic.data.augment import STILL
 from qmimic.data.targets import Targets
 from qmimic.memory import keep_freed_memory
 from qmimic.models.detectors import build
-from qmimic.models.faster_rcnn import DetectorSpec
+from qmimic.models.spec import DetectorSpec
 from qmimic.precision import bf16_by_default
 from qmimic.training.objectives import Chance, DetectionObjective
 from qmimic.training.optimizer import build_optimizer

@@ -9,8 +9,9 @@ from qmimic.detections import Detections
 from qmimic.errors import InputError
 from qmimic.evaluation import detect_all
 from qmimic.models.checkpoint import load_detector
-from qmimic.models.detectors import Detector, build
-from qmimic.models.faster_rcnn import DetectorSpec
+from qmimic.models.detectors import build
+from qmimic.models.spec import DetectorSpec
+from qmimic.models.two_stage import Detector
 from qmimic.pipeline.run import RunResult
 from qmimic.pipeline.run import train as run_recipe
 from qmimic.scores.summary import Scores, samples_of, score
@@ -29,7 +30,7 @@ def build_detector(
     config: DetectorConfig | None = None,
     seed: int = 0,
 ) -> Detector:
-    """A Faster R-CNN with fresh weights.
+    """A detector with fresh weights, a Faster R-CNN unless `config.architecture` says otherwise.
 
     Args:
         name: backbone and width divisor, such as `resnet18/16`.

@@ -70,7 +70,7 @@ class DataConfig(Section):
 class DetectorConfig(Section):
     """The detector around the backbone, the same for teacher and student."""
 
-    architecture: Literal["faster_rcnn"] = Field("faster_rcnn", description="kind of detector")
+    architecture: Literal["faster_rcnn", "rfcn"] = Field("faster_rcnn", description="Faster R-CNN or R-FCN")
     output_stride: Literal[16, 8] = Field(16, description="pixels from one entry of the feature map to the next")
     anchors: tuple[tuple[Side, Side], ...] | None = Field(
         None,
@@ -78,13 +78,14 @@ class DetectorConfig(Section):
         description="anchor widths and heights in pixels at data.size; null: fitted to the training boxes",
     )
     anchor_count: int = Field(9, ge=1, le=64, description="anchors fitted for each place of the map")
-    roi_pooling: Literal["align", "pool"] = Field("align", description="RoIAlign or RoIPool")
-    roi_size: int = Field(5, ge=1, le=14, description="bins of a pooled region on each side")
+    roi_pooling: Literal["align", "pool"] = Field("align", description="RoIAlign or RoIPool (of R-FCN: its mean)")
+    roi_size: int = Field(5, ge=1, le=14, description="bins of a pooled region on each side (k of R-FCN)")
     head_width: int | None = Field(
-        None, ge=1, le=65536, description="units of the two-layer head; null: 1024 / width divisor"
+        None, ge=1, le=65536, description="units of the head's hidden layers; null: 1024 / width divisor"
     )
     rpn_samples: int = Field(128, ge=2, description="anchors sampled for the RPN losses, an image")
     roi_samples: int = Field(64, ge=4, description="regions sampled for the head's losses, an image")
+    ohem: bool = Field(False, description="the head learns from its roi_samples hardest regions instead of random ones")
     pre_nms: int = Field(256, ge=1, le=4096, description="best anchors that enter the RPN's suppression, an image")
     post_nms: int = Field(64, ge=1, le=2048, description="proposals that leave it, an image")
     score_threshold: float = Field(0.02, ge=0, lt=1, description="lowest score of a detection")

@@ -6,8 +6,8 @@ from torch import Tensor
 from qmimic.data.loader import Loader
 from qmimic.detections import Detections
 from qmimic.mimic import MatchCounts, Mimic, choose_regions
-from qmimic.models.detectors import Detector
-from qmimic.models.heads import BatchDetections
+from qmimic.models.regions import BatchDetections
+from qmimic.models.two_stage import Detector
 
 
 def detect_all(detector: Detector, loader: Loader) -> dict[str, Detections]:

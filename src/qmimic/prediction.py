@@ -14,7 +14,7 @@ from qmimic.errors import InputError
 from qmimic.evaluation import unpad
 from qmimic.files import replacing
 from qmimic.models.checkpoint import load_detector
-from qmimic.models.detectors import Detector
+from qmimic.models.two_stage import Detector
 
 
 def predict(detector: Detector, image: Image.Image | Path | str, min_score: float = 0.0) -> Detections:

@@ -25,7 +25,8 @@ from qmimic.models.checkpoint import (
     save_detector,
     write_tensors,
 )
-from qmimic.models.detectors import Detector, build
+from qmimic.models.detectors import build
+from qmimic.models.two_stage import Detector
 from qmimic.quantize import Quantizer
 
 

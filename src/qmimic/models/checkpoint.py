@@ -14,8 +14,9 @@ from torch import Tensor
 from qmimic.config import QuantizerConfig, explain
 from qmimic.errors import InputError
 from qmimic.files import replacing
-from qmimic.models.detectors import Detector, build
-from qmimic.models.faster_rcnn import DetectorSpec
+from qmimic.models.detectors import build
+from qmimic.models.spec import DetectorSpec
+from qmimic.models.two_stage import Detector
 from qmimic.quantize import Quantizer
 
 FORMAT = 1

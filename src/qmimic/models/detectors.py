@@ -1,7 +1,6 @@
-"""The table of detectors, and what every detector can tell of itself."""
+"""Detectors from their description, and what every detector can tell of itself."""
 
 import copy
-from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -9,13 +8,10 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.flop_counter import FlopCounterMode
 
-from qmimic.models.faster_rcnn import DetectorSpec, FasterRCNN
+from qmimic.models.spec import DetectorSpec
+from qmimic.models.two_stage import Detector
 
 aten = torch.ops.aten
-
-Detector = FasterRCNN
-
-DETECTORS: dict[str, Callable[[DetectorSpec], Detector]] = {"faster_rcnn": FasterRCNN}
 
 
 def build(spec: DetectorSpec, seed: int = 0) -> Detector:
@@ -26,7 +22,7 @@ def build(spec: DetectorSpec, seed: int = 0) -> Detector:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return DETECTORS[spec.architecture](spec)
+        return Detector(spec)
 
 
 def fold_batch_norm(detector: Detector) -> Detector:

@@ -87,6 +87,12 @@ def sample(matches: Matches, count: int, positive_share: float, generator: torch
     return Sampled(index, order >= 2, order >= 0)
 
 
+def everything(matches: Matches) -> Sampled:
+    """All candidates as a sample of N an image; valid are those that are positive or negative."""
+    index = torch.arange(matches.index.shape[1], device=matches.index.device).expand_as(matches.index)
+    return Sampled(index, matches.positive, matches.positive | matches.negative)
+
+
 def matched_boxes(targets: Targets, matches: Matches, sampled: Sampled) -> tuple[Tensor, Tensor]:
     """Boxes [B, S, 4] and labels [B, S] that the sampled candidates are matched to."""
     index = matches.index.gather(1, sampled.index)

@@ -1,4 +1,4 @@
-"""Pooling of regions from a feature map: RoIAlign as matrix products, RoIPool from torchvision."""
+"""Pooling of regions from a feature map: what can be weights of rows and columns becomes matrix products."""
 
 from collections.abc import Callable
 
@@ -7,6 +7,39 @@ from torch import Tensor
 from torchvision.ops import roi_pool as torchvision_roi_pool
 
 SAMPLES = 2  # sampling points of a bin on each side, as torchvision's sampling_ratio
+
+
+def align_weights(rois: Tensor, size: int, stride: int, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Bilinear weights of a map's rows and columns in the bins of regions (RoIAlign; He et al., ICCV 2017).
+
+    Args:
+        rois: [B, P, 4], xyxy in pixels of the image; no gradient.
+        size: bins on each side.
+        stride: output stride of the map.
+        shape: height and width of the map.
+
+    Returns:
+        float32 [B, P, size, H] and [B, P, size, W].
+    """
+    scaled = rois.detach().float() / stride - 0.5
+    down = _bilinear_weights(scaled[..., 1], scaled[..., 3], size, shape[0])
+    return down, _bilinear_weights(scaled[..., 0], scaled[..., 2], size, shape[1])
+
+
+def mean_weights(rois: Tensor, size: int, stride: int, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Weights for the mean over whole entries of the map in each bin, as R-FCN pools (Dai et al., NIPS 2016).
+
+    Args, returns: as `align_weights`. An empty bin has weights 0.
+    """
+    edges = (rois.detach().float() / stride + 0.5).floor()
+    down = _mean_weights(edges[..., 1], edges[..., 3], size, shape[0])
+    return down, _mean_weights(edges[..., 0], edges[..., 2], size, shape[1])
+
+
+BIN_WEIGHTS: dict[str, Callable[[Tensor, int, int, tuple[int, int]], tuple[Tensor, Tensor]]] = {
+    "align": align_weights,
+    "pool": mean_weights,
+}
 
 
 def roi_align(features: Tensor, rois: Tensor, size: int, stride: int) -> Tensor:
@@ -26,9 +59,7 @@ def roi_align(features: Tensor, rois: Tensor, size: int, stride: int) -> Tensor:
     """
     batch, channels, height, width = features.shape
     count = rois.shape[1]
-    scaled = rois.detach().float() / stride - 0.5
-    across = _bilinear_weights(scaled[..., 0], scaled[..., 2], size, width).to(features.dtype)
-    down = _bilinear_weights(scaled[..., 1], scaled[..., 3], size, height).to(features.dtype)
+    down, across = (weights.to(features.dtype) for weights in align_weights(rois, size, stride, (height, width)))
     pixels = features.permute(0, 2, 3, 1)  # channels last: no copy, and no transposition between the two products
     rows = down.flatten(1, 2) @ pixels.reshape(batch, height, width * channels)
     rows = rows.view(batch * count * size, width, channels)
@@ -47,6 +78,16 @@ def _bilinear_weights(low: Tensor, high: Tensor, size: int, length: int) -> Tens
     hat *= inside[..., None]
     bins: Tensor = hat.unflatten(2, (size, SAMPLES)).mean(3)
     return bins
+
+
+def _mean_weights(low: Tensor, high: Tensor, size: int, length: int) -> Tensor:
+    """Weights [B, P, size, length] of whole rows (or columns), 1/n for the n of a bin from low to high [B, P]."""
+    bins = torch.arange(size + 1, device=low.device) * ((high - low).clamp(min=1) / size)[..., None]
+    first = (bins[..., :-1].floor() + low[..., None]).clamp(min=0, max=length)
+    last = (bins[..., 1:].ceil() + low[..., None]).clamp(min=0, max=length)
+    at = torch.arange(length, device=low.device)
+    inside = (at >= first[..., None]) & (at < last[..., None])
+    return inside / (last - first).clamp(min=1)[..., None]
 
 
 def roi_pool(features: Tensor, rois: Tensor, size: int, stride: int) -> Tensor:

@@ -22,7 +22,7 @@ from qmimic.errors import InputError
 from qmimic.memory import keep_freed_memory
 from qmimic.models.anchors import fit_anchors
 from qmimic.models.backbones import parse_name
-from qmimic.models.faster_rcnn import DetectorSpec
+from qmimic.models.spec import DetectorSpec
 from qmimic.precision import bf16_by_default
 
 EVALUATION_BATCH = 32

@@ -18,7 +18,8 @@ from qmimic.evaluation import channel_rms, detect_all, matching
 from qmimic.files import write_text
 from qmimic.mimic import Mimic
 from qmimic.models.checkpoint import load_backbone, load_detector, save_detector
-from qmimic.models.detectors import Detector, build, mac_count, parameter_count
+from qmimic.models.detectors import build, mac_count, parameter_count
+from qmimic.models.two_stage import Detector
 from qmimic.pipeline.prepare import Prepared
 from qmimic.quantize import Quantizer, absolute_stride
 from qmimic.scores.summary import score

@@ -17,7 +17,7 @@ from qmimic.config import ScheduleConfig, fingerprint
 from qmimic.data.loader import Batch, Loader
 from qmimic.data.targets import Targets
 from qmimic.errors import InputError
-from qmimic.models.detectors import Detector
+from qmimic.models.two_stage import Detector
 from qmimic.training.log import Log
 from qmimic.training.objectives import Chance, DetectionObjective, MimicObjective
 from qmimic.training.optimizer import build_optimizer, learning_rate

@@ -13,7 +13,7 @@ from qmimic.config import AugmentConfig, MimicConfig
 from qmimic.data.augment import augment
 from qmimic.data.targets import Targets
 from qmimic.mimic import Mimic, choose_regions
-from qmimic.models.detectors import Detector
+from qmimic.models.two_stage import Detector
 
 Phase = Literal["map", "joint", "detection"]
 

@@ -1,21 +1,25 @@
-"""Faster R-CNN (Ren et al., NIPS 2015) on one map, of fixed shape: no loop over images, levels or anchors."""
+"""Two-stage detectors on one map, of fixed shape: no loop over images, levels or anchors.
+
+Faster R-CNN (Ren et al., NIPS 2015) and R-FCN (Dai et al., NIPS 2016) differ in the head alone.
+"""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from qmimic.boxes import take
-from qmimic.config import DetectorConfig, InputSize, Side
 from qmimic.data.targets import Targets
 from qmimic.models.anchors import anchor_grid
 from qmimic.models.backbones import build_backbone
-from qmimic.models.heads import BatchDetections, TwoLayerHead, pad_with_truth
-from qmimic.models.matching import Matches, match, matched_boxes, sample
-from qmimic.models.roi_pooling import ROI_POOLINGS
+from qmimic.models.matching import Matches, everything, match, matched_boxes, sample
+from qmimic.models.position_sensitive_head import PositionSensitiveHead
+from qmimic.models.regions import BatchDetections, detect_regions, hardest, pad_with_truth, region_losses
 from qmimic.models.rpn import RPN, Proposals
+from qmimic.models.spec import DetectorSpec
+from qmimic.models.two_layer_head import TwoLayerHead
 from qmimic.quantize import Quantizer
 
 HEAD_IOU = 0.5
@@ -23,13 +27,10 @@ HEAD_POSITIVE_SHARE = 0.25
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, of RGB in 0..255
 
 
-class DetectorSpec(DetectorConfig):
-    """All that is needed to build a detector before its weights are loaded; kept in every checkpoint."""
-
-    backbone: str = Field(description="family and width divisor")
-    classes: tuple[str, ...] = Field(min_length=1, description="class names; the index is the label")
-    size: InputSize = Field(description="height and width that images are fitted into, pixels")
-    anchors: tuple[tuple[Side, Side], ...] = Field(min_length=1, description="anchor widths and heights, pixels")
+HEADS: dict[str, Callable[[int, int, DetectorSpec], nn.Module]] = {
+    "faster_rcnn": TwoLayerHead,
+    "rfcn": PositionSensitiveHead,
+}
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class TrainingOutput:
     proposals: Proposals
 
 
-class FasterRCNN(nn.Module):
-    """Backbone, RPN, RoI pooling and two-layer head.
+class Detector(nn.Module):
+    """Backbone, RPN and a head over regions.
 
     Attributes:
         spec: what it was built from.
@@ -64,7 +65,7 @@ class FasterRCNN(nn.Module):
         self.backbone = build_backbone(spec.backbone, spec.output_stride)
         width = spec.head_width or max(1, math.ceil(1024 / self.backbone.width_divisor))
         self.rpn = RPN(self.backbone.channels, len(spec.anchors), spec)
-        self.head = TwoLayerHead(self.backbone.channels, len(spec.classes), width, spec)
+        self.head = HEADS[spec.architecture](self.backbone.channels, width, spec)
         self.to(memory_format=torch.channels_last)
         self.quantizer: Quantizer | None = None
         self.register_buffer("anchors", anchor_grid(spec.anchors, spec.size, spec.output_stride), persistent=False)
@@ -110,11 +111,19 @@ class FasterRCNN(nn.Module):
             rois, valid = pad_with_truth(proposals.boxes, proposals.valid, targets)
             matches = match(rois, targets, HEAD_IOU, HEAD_IOU, keep_best=False)
             usable = Matches(matches.index, matches.positive & valid, matches.negative & valid)
-            sampled = sample(usable, self.spec.roi_samples, HEAD_POSITIVE_SHARE, generator)
+            if self.spec.ohem:
+                sampled = everything(usable)
+            else:
+                sampled = sample(usable, self.spec.roi_samples, HEAD_POSITIVE_SHARE, generator)
             boxes, labels = matched_boxes(targets, matches, sampled)
             rois = take(rois, sampled.index)
-        logits, deltas = self.head(self._pool(features, rois))
-        det_cls, det_reg = self.head.losses(logits, deltas, rois, boxes, labels, sampled.positive, sampled.valid)
+        logits, deltas = self.head(features, rois)
+        entropy, distance = region_losses(logits, deltas, rois, boxes, labels, sampled.positive)
+        counts = sampled.valid
+        if self.spec.ohem:
+            counts = hardest(entropy + distance, counts, self.spec.roi_samples)
+        count = counts.sum().clamp(min=1)
+        det_cls, det_reg = (entropy * counts).sum() / count, (distance * counts).sum() / count
         losses = {"rpn_cls": rpn_cls, "rpn_reg": rpn_reg, "det_cls": det_cls, "det_reg": det_reg}
         return TrainingOutput(losses, proposals)
 
@@ -128,8 +137,5 @@ class FasterRCNN(nn.Module):
         """Detections in images [B, 3, H, W], RGB, uint8 or float in 0..255, of the spec's size."""
         features = self.features(images)
         proposals = self.propose(features)
-        logits, deltas = self.head(self._pool(features, proposals.boxes))
-        return self.head.detect(logits, deltas, proposals.boxes, proposals.valid, self.spec.size)
-
-    def _pool(self, features: Tensor, rois: Tensor) -> Tensor:
-        return ROI_POOLINGS[self.spec.roi_pooling](features, rois, self.spec.roi_size, self.spec.output_stride)
+        logits, deltas = self.head(features, proposals.boxes)
+        return detect_regions(logits, deltas, proposals.boxes, proposals.valid, self.spec.size, self.spec)

@@ -10,7 +10,7 @@ from tiny_detectors import tiny_spec
 from torch import Tensor
 
 from qmimic.data.targets import IGNORED, PADDING, Targets
-from qmimic.models.heads import TwoLayerHead, pad_with_truth
+from qmimic.models.regions import detect_regions, hardest, pad_with_truth, region_losses
 from qmimic.models.rpn import RPN, first
 
 SIZE = (96, 96)
@@ -88,34 +88,43 @@ def test_losses_of_the_rpn_by_hand() -> None:
     assert regression.item() == pytest.approx(distance / 4, rel=1e-4)
 
 
-def head_of(classes: int = 2, **config: object) -> TwoLayerHead:
-    return TwoLayerHead(3, classes, 8, tiny_spec(**config))
-
-
 def test_losses_of_the_head_by_hand() -> None:
     logits = torch.tensor([[[0.0, 1.0, 2.0], [1.0, 0.0, 0.0], [5.0, 5.0, 5.0]]], requires_grad=True)
     deltas = torch.full((1, 3, 2, 4), 7.0)
     deltas[0, 0, 1] = torch.tensor([1.3, 1.0, 0.0, 0.0])
     rois = APART[None, :3]
     boxes = torch.tensor([[[1.0, 1.0, 11.0, 11.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]])
-    positive, valid = torch.tensor([[True, False, False]]), torch.tensor([[True, True, False]])
+    positive = torch.tensor([[True, False, False]])
     labels = torch.tensor([[1, PADDING, PADDING]])
-    entropy, distance = head_of().losses(logits, deltas, rois, boxes, labels, positive, valid)
+    entropy, distance = region_losses(logits, deltas, rois, boxes, labels, positive)
     first_region = math.log(1 + math.e + math.e**2) - 2
     second_region = math.log(math.e + 2) - 1
-    assert entropy.item() == pytest.approx((first_region + second_region) / 2, rel=1e-5)
+    assert entropy[0].tolist() == pytest.approx([first_region, second_region, math.log(3)], rel=1e-5)
     # The encoding's weights make a shift of a tenth 1: wanted (1, 1, 0, 0), |d| = 0.3 in one coordinate.
-    assert distance.item() == pytest.approx((0.3 - 1 / 18) / 2, rel=1e-4)
-    entropy.backward()
-    assert not logits.grad[0, 2].any()
+    assert distance[0].tolist() == pytest.approx([0.3 - 1 / 18, 0, 0], rel=1e-4)
+
+
+def test_one_box_for_all_classes_is_every_class_s_own() -> None:
+    rois, labels, positive = APART[None, :2], torch.tensor([[2, 0]]), torch.tensor([[True, True]])
+    boxes = rois + torch.tensor([1.0, 0.0, 1.0, 0.0])
+    deltas = torch.tensor([[[[1.0, 0.0, 0.0, 0.0]], [[1.2, 0.0, 0.0, 0.0]]]])
+    _, distance = region_losses(torch.zeros(1, 2, 4), deltas, rois, boxes, labels, positive)
+    assert distance[0].tolist() == pytest.approx([0, 0.2 - 1 / 18], abs=1e-6)
+
+
+def test_the_hardest_are_the_valid_regions_of_largest_loss() -> None:
+    losses = torch.tensor([[0.1, 3.0, 2.0, 9.0], [0.0, 0.0, 0.0, 5.0]])
+    valid = torch.tensor([[True, True, True, False], [False, False, False, True]])
+    assert hardest(losses, valid, 2).tolist() == [[False, True, True, False], [False, False, False, True]]
+    assert torch.equal(hardest(losses, valid, 9), valid)
 
 
 def detect(probabilities: list[list[float]], rois: Tensor, **config: object) -> list[tuple[list[float], float, int]]:
     """Detections from scores (background first) of regions that are not moved."""
-    head = head_of(len(probabilities[0]) - 1, **config)
     logits = torch.tensor([probabilities]).log()
-    deltas = torch.zeros(1, len(rois), head.classes, 4)
-    found = head.detect(logits, deltas, rois[None], torch.ones(1, len(rois), dtype=torch.bool), SIZE)
+    deltas = torch.zeros(1, len(rois), len(probabilities[0]) - 1, 4)
+    valid = torch.ones(1, len(rois), dtype=torch.bool)
+    found = detect_regions(logits, deltas, rois[None], valid, SIZE, tiny_spec(**config))
     kept = found.valid[0]
     return [
         (box, pytest.approx(score, abs=1e-5), label)
@@ -148,17 +157,16 @@ def test_a_score_on_the_threshold_is_not_above_it() -> None:
 
 
 def test_invalid_and_empty_regions_are_not_detected() -> None:
-    head = head_of(1)
     rois = torch.stack([APART[0], APART[1], torch.tensor([50.0, 50.0, 50.0, 60.0])])[None]
     valid = torch.tensor([[True, False, True]])
-    found = head.detect(torch.zeros(1, 3, 2), torch.zeros(1, 3, 1, 4), rois, valid, SIZE)
+    found = detect_regions(torch.zeros(1, 3, 2), torch.zeros(1, 3, 1, 4), rois, valid, SIZE, tiny_spec())
     assert found.boxes[0][found.valid[0]].tolist() == [APART[0].tolist()]
 
 
 def test_every_class_has_its_own_box() -> None:
-    head = head_of(2)
     deltas = torch.tensor([[[[5.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 5 * math.log(2.0)]]]])
-    found = head.detect(torch.zeros(1, 1, 3), deltas, APART[None, 1:2] + 20, torch.ones(1, 1, dtype=torch.bool), SIZE)
+    valid = torch.ones(1, 1, dtype=torch.bool)
+    found = detect_regions(torch.zeros(1, 1, 3), deltas, APART[None, 1:2] + 20, valid, SIZE, tiny_spec())
     by_label = dict(zip(found.labels[0].tolist(), found.boxes[0].tolist(), strict=True))
     assert by_label == {0: pytest.approx([45, 20, 55, 30]), 1: pytest.approx([40, 15, 50, 35])}
 

@@ -1,4 +1,4 @@
-"""The whole detector against torchvision's with the same weights."""
+"""The whole detector: Faster R-CNN against torchvision's with the same weights, and what holds for every head."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from qmimic.config import QuantizerConfig
 from qmimic.data.targets import IGNORED, PADDING, Targets
-from qmimic.models.detectors import Detector
+from qmimic.models.two_stage import HEADS, Detector
 from qmimic.quantize import Quantizer
 from torchvision_twin import channel_by_channel, twin
 
@@ -17,6 +17,7 @@ TWINS = {
     "det_cls": "loss_classifier",
     "det_reg": "loss_box_reg",
 }
+KINDS = [{}, {"ohem": True}, {"architecture": "rfcn"}, {"architecture": "rfcn", "ohem": True}]
 EVERYTHING = 100_000  # samples: more than there are candidates, so that chance has no part
 
 
@@ -95,14 +96,37 @@ def test_losses_and_gradients_equal_the_twins_where_everything_is_sampled(seed: 
         torch.testing.assert_close(mine / scale, wanted / scale, atol=1e-2, rtol=0)
 
 
-def test_losses_do_not_depend_on_padding_or_on_the_order_of_boxes() -> None:
-    detector = lively(tiny_spec(rpn_samples=EVERYTHING, roi_samples=EVERYTHING)).train()
+@pytest.mark.parametrize("settings", KINDS)
+def test_losses_do_not_depend_on_padding_or_on_the_order_of_boxes(settings: dict[str, object]) -> None:
+    detector = lively(tiny_spec(rpn_samples=EVERYTHING, roi_samples=EVERYTHING, **settings)).train()
     images, truth = some_images(5), some_truth()
     turned = [Truth(one.boxes.flip(0), one.labels.flip(0)) for one in truth]
     tight = our_losses(detector, images, as_targets(truth, places=2))
     wide = our_losses(detector, images, as_targets(turned, places=9))
     for name in TWINS:
         assert tight[name].item() == pytest.approx(wide[name].item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("architecture", HEADS)
+def test_hard_examples_that_are_all_there_are_give_the_losses_of_all(architecture: str) -> None:
+    images, targets = some_images(5), as_targets(some_truth())
+    losses = []
+    for ohem in (False, True):
+        spec = tiny_spec(architecture=architecture, ohem=ohem, roi_samples=EVERYTHING)
+        losses.append(our_losses(lively(spec).train(), images, targets))
+    for name in ("det_cls", "det_reg"):
+        # The random sample keeps a quarter for positives at most; of everything, that is more than there are.
+        assert losses[0][name].item() == pytest.approx(losses[1][name].item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("architecture", HEADS)
+def test_few_hard_examples_have_a_larger_loss_than_all(architecture: str) -> None:
+    images, targets = some_images(5), as_targets(some_truth())
+    few, every = (
+        our_losses(lively(tiny_spec(architecture=architecture, ohem=True, roi_samples=count)).train(), images, targets)
+        for count in (4, EVERYTHING)
+    )
+    assert few["det_cls"] + few["det_reg"] > every["det_cls"] + every["det_reg"]
 
 
 def test_losses_depend_on_the_generator_alone() -> None:
@@ -116,8 +140,11 @@ def test_losses_depend_on_the_generator_alone() -> None:
 
 @pytest.mark.parametrize("label", [PADDING, IGNORED])
 @pytest.mark.parametrize("batch", [1, 2])
-def test_images_without_objects_give_finite_losses_and_gradients(batch: int, label: int) -> None:
-    detector = lively(tiny_spec()).train()
+@pytest.mark.parametrize("settings", KINDS)
+def test_images_without_objects_give_finite_losses_and_gradients(
+    settings: dict[str, object], batch: int, label: int
+) -> None:
+    detector = lively(tiny_spec(**settings)).train()
     boxes = torch.tensor([20.0, 20.0, 60.0, 60.0]).expand(batch, 2, 4) * (label == IGNORED)
     losses = our_losses(detector, some_images(5, batch), Targets(boxes, torch.full((batch, 2), label)))
     assert losses["rpn_reg"] == losses["det_reg"] == 0
@@ -135,8 +162,9 @@ def test_without_anything_to_sample_the_losses_are_zero() -> None:
     assert all(loss.isfinite() for loss in losses.values())
 
 
-def test_a_degenerate_box_gives_finite_losses_and_gradients() -> None:
-    detector = lively(tiny_spec()).train()
+@pytest.mark.parametrize("settings", KINDS)
+def test_a_degenerate_box_gives_finite_losses_and_gradients(settings: dict[str, object]) -> None:
+    detector = lively(tiny_spec(**settings)).train()
     targets = Targets(torch.tensor([[[30.0, 30.0, 30.0, 30.0]], [[5.0, 5.0, 5.5, 90.0]]]), torch.tensor([[0], [2]]))
     losses = our_losses(detector, some_images(5), targets)
     sum(losses.values()).backward()
@@ -148,8 +176,11 @@ def test_a_degenerate_box_gives_finite_losses_and_gradients() -> None:
     "settings", [{}, {"roi_pooling": "pool"}, {"size": (64, 128)}, {"max_detections": 7}, {"classes": ("one",)}]
 )
 @pytest.mark.parametrize("batch", [1, 3])
-def test_detections_have_one_shape_and_lie_in_the_image(batch: int, settings: dict[str, object]) -> None:
-    spec = tiny_spec(**settings)
+@pytest.mark.parametrize("architecture", HEADS)
+def test_detections_have_one_shape_and_lie_in_the_image(
+    architecture: str, batch: int, settings: dict[str, object]
+) -> None:
+    spec = tiny_spec(architecture=architecture, **settings)
     detections = lively(spec).eval().detect(some_images(2, batch, spec.size))
     places = min(spec.max_detections, spec.post_nms * len(spec.classes))
     assert detections.boxes.shape == (batch, places, 4)

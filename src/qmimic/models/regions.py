@@ -1,0 +1,109 @@
+"""What every head shares: the losses of regions, the hardest of them, and detections from their scores and boxes."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qmimic import boxes as box_ops
+from qmimic.config import DetectorConfig
+from qmimic.data.targets import Targets
+
+DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+SMOOTH_L1_BETA = 1 / 9
+
+
+@dataclass(frozen=True)
+class BatchDetections:
+    """Detections of a batch, in falling order of score.
+
+    Attributes:
+        boxes: float32 [B, D, 4], xyxy in pixels of the network's input.
+        scores: float32 [B, D].
+        labels: int64 [B, D], class index.
+        valid: bool [B, D]; False where an image had fewer.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    valid: Tensor
+
+
+def pad_with_truth(rois: Tensor, valid: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
+    """Proposals with the ground-truth boxes behind them, so that the head sees objects from the first step on.
+
+    Args:
+        rois: [B, P, 4]; valid: [B, P].
+        targets: ground truth, M boxes an image.
+
+    Returns:
+        [B, P + M, 4] and bool [B, P + M].
+    """
+    return torch.cat([rois, targets.boxes], 1), torch.cat([valid, targets.labels >= 0], 1)
+
+
+def region_losses(
+    logits: Tensor, deltas: Tensor, rois: Tensor, boxes: Tensor, labels: Tensor, positive: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Cross entropy and smooth L1 distance of every region, [B, S] each; the distance is 0 where no object is.
+
+    Args:
+        logits: [B, S, 1 + K], background first.
+        deltas: [B, S, K, 4], or [B, S, 1, 4] for one box whatever the class.
+        rois: [B, S, 4], the regions.
+        boxes: [B, S, 4]; labels: [B, S]; what the regions are matched to.
+        positive: [B, S], regions that hold an object.
+    """
+    wanted_class = torch.where(positive, labels + 1, 0)
+    entropy = F.cross_entropy(logits.flatten(0, 1), wanted_class.flatten(), reduction="none").view_as(labels)
+    own = labels.clamp(min=0, max=deltas.shape[2] - 1)[..., None, None].expand(-1, -1, 1, 4)
+    distance = F.smooth_l1_loss(
+        deltas.gather(2, own)[:, :, 0],
+        box_ops.encode(boxes, rois, DELTA_WEIGHTS),
+        reduction="none",
+        beta=SMOOTH_L1_BETA,
+    )
+    return entropy, distance.sum(-1) * positive
+
+
+@torch.no_grad()
+def hardest(losses: Tensor, valid: Tensor, count: int) -> Tensor:
+    """Online hard example mining (Shrivastava et al., CVPR 2016): the `count` valid regions of largest loss.
+
+    Args:
+        losses: [B, S]; valid: bool [B, S].
+        count: regions an image.
+
+    Returns:
+        bool [B, S].
+    """
+    keys = losses.masked_fill(~valid, -1)
+    index = keys.topk(min(count, keys.shape[1]), sorted=False).indices
+    return torch.zeros_like(valid).scatter_(1, index, True) & valid
+
+
+def detect_regions(
+    logits: Tensor, deltas: Tensor, rois: Tensor, valid: Tensor, size: tuple[int, int], config: DetectorConfig
+) -> BatchDetections:
+    """Thresholded, suppressed detections; the suppression is greedy within a class.
+
+    Args:
+        logits: [B, P, 1 + K]; deltas: [B, P, K or 1, 4]; rois: [B, P, 4]; valid: [B, P].
+        size: height and width of the network's input, pixels.
+        config: thresholds.
+    """
+    scores = logits.softmax(-1)[..., 1:]
+    classes = scores.shape[2]
+    boxes = box_ops.clip(box_ops.decode(deltas, rois[:, :, None], DELTA_WEIGHTS), size).expand(-1, -1, classes, 4)
+    usable = valid[..., None] & (scores > config.score_threshold) & ((boxes[..., 2:] - boxes[..., :2]) > 1e-2).all(-1)
+    keys = scores.masked_fill(~usable, -1).flatten(1)
+    # Suppression is quadratic: four candidates for every detection kept lose nothing that was seen.
+    best, index = keys.topk(min(4 * config.max_detections, keys.shape[1]), sorted=True)
+    boxes = box_ops.take(boxes.flatten(1, 2), index)
+    labels = index % classes
+    apart = labels[..., None] * (max(size) + 1.0)  # classes far from each other do not suppress each other
+    stays = box_ops.suppress(boxes + apart, best >= 0, config.nms_threshold)
+    kept, place = best.masked_fill(~stays, -1).topk(min(config.max_detections, best.shape[1]), sorted=True)
+    return BatchDetections(box_ops.take(boxes, place), kept, labels.gather(1, place), kept >= 0)
