@@ -12,8 +12,10 @@ from PIL import Image
 from rich.console import Console
 
 import qmimic
+from qmimic.api import detect
 from qmimic.data.loader import Loader
 from qmimic.data.synthetic import digits
+from qmimic.errors import InputError
 from qmimic.evaluation import channel_rms, detect_all
 from qmimic.precision import bf16_by_default
 from qmimic.training.progress import Bar
@@ -92,3 +94,25 @@ def test_progress_without_a_terminal_is_a_line_at_each_score(tmp_path: Path) -> 
     assert "step 20/20" in lines[1]
     assert "mAP 50.0" in lines[1]
     assert len(lines) == 2
+
+
+def test_views_of_several_sizes_and_mirrored_ones_become_one_set() -> None:
+    dataset = digits(4, 6, 1)
+    detector = qmimic.build_detector("resnet18/16", dataset.classes, size=(128, 128)).eval()
+    with torch.no_grad():
+        detector.head.scores.weight *= 60
+        detector.head.deltas.weight *= 20
+    own = detect(detector, dataset)
+    both = detect(detector, dataset, flip=True)
+    sizes = detect(detector, dataset, sizes=[(128, 128), (192, 192)])
+    assert set(own) == set(both) == set(sizes)
+    for image_id, found in own.items():
+        for merged in (both[image_id], sizes[image_id]):
+            assert merged.scores.max() >= found.scores.max()
+            assert (np.diff(merged.scores) <= 0).all()
+            assert len(merged.boxes) <= detector.spec.max_detections
+    alone = detect(detector, dataset, sizes=[(128, 128)])
+    for image_id, found in own.items():
+        np.testing.assert_allclose(alone[image_id].boxes, found.boxes, atol=1e-3)
+    with pytest.raises(InputError, match="cannot have the size 100x128"):
+        detect(detector, dataset, sizes=[(100, 128)])

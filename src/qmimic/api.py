@@ -1,5 +1,6 @@
 """The Python face: each line of work in a call or two, on the same functions as the command line."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from qmimic.config import DetectorConfig, Recipe
@@ -7,9 +8,9 @@ from qmimic.data.loader import Loader
 from qmimic.data.sample import Dataset
 from qmimic.detections import Detections
 from qmimic.errors import InputError
-from qmimic.evaluation import detect_all
+from qmimic.evaluation import detect_all, merge
 from qmimic.models.checkpoint import load_detector
-from qmimic.models.detectors import build
+from qmimic.models.detectors import at_size, build
 from qmimic.models.spec import DetectorSpec
 from qmimic.models.two_stage import Detector
 from qmimic.pipeline.run import RunResult
@@ -65,16 +66,24 @@ def evaluate(detector: Detector | Path | str, dataset: Dataset, split: str = "va
     return score(dataset, split, detect(detector, dataset, split))
 
 
-def detect(detector: Detector | Path | str, dataset: Dataset, split: str = "val") -> dict[str, Detections]:
+def detect(
+    detector: Detector | Path | str,
+    dataset: Dataset,
+    split: str = "val",
+    sizes: Sequence[tuple[int, int]] = (),
+    flip: bool = False,
+) -> dict[str, Detections]:
     """Detections in every image of a split, by image id.
 
     Args:
         detector: a detector, or its file.
         dataset: of the detector's classes.
         split: name of the split.
+        sizes: heights and widths at which the images are looked at, one after another; none: the detector's own.
+        flip: look at them mirrored as well.
 
     Raises:
-        InputError: the split is missing, or the dataset's classes are not the detector's.
+        InputError: the split is missing, the dataset's classes are not the detector's, or a size cannot be.
     """
     if not isinstance(detector, Detector):
         detector, _ = load_detector(Path(detector))
@@ -84,4 +93,8 @@ def detect(detector: Detector | Path | str, dataset: Dataset, split: str = "val"
             f"The detector knows {', '.join(detector.spec.classes)}, but {dataset.name} has the classes "
             f"{', '.join(dataset.classes)}; evaluate it on data of its own classes."
         )
-    return detect_all(detector.eval(), Loader(dataset, split, detector.spec.size, BATCH))
+    views = []
+    for own in [at_size(detector, size) for size in sizes] or [detector.eval()]:
+        loader = Loader(dataset, split, own.spec.size, BATCH)
+        views += [detect_all(own, loader, mirrored) for mirrored in ((False, True) if flip else (False,))]
+    return views[0] if len(views) == 1 else merge(views, detector.spec)

@@ -69,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     from qmimic.config import settings
     from qmimic.data.formats import FORMATS
 
+    writable = [name for name, known in FORMATS.items() if known.write]
     top = _Parser(prog="qmimic", description="Very tiny object detectors by quantization mimic.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
@@ -83,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
     convert = data.add_parser("convert", help="the same images and labels in another layout, boxes exactly as they are")
     convert.add_argument("source", help="folder of a dataset (VOC, COCO or YOLO), or synthetic:digits")
     convert.add_argument("target", type=Path, help="new folder")
-    convert.add_argument("--to", choices=list(FORMATS), required=True, help="layout of the new folder")
+    convert.add_argument("--to", choices=writable, required=True, help="layout of the new folder")
     convert.set_defaults(run=_convert)
     keys = "\n".join(f"  {key:<34} {text}" for key, text in settings())
     train = commands.add_parser(
@@ -103,6 +104,11 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", required=True, help="folder of a dataset, or synthetic:digits")
     evaluate.add_argument("--split", default="val")
     evaluate.add_argument("--detections", type=Path, help="also write the detections to this JSON file")
+    evaluate.add_argument("--widerface", type=Path, help="also write them to this folder as WIDER FACE's text files")
+    evaluate.add_argument(
+        "--sizes", type=_size, nargs="+", default=[], metavar="HxW", help="look at the images at these sizes, pixels"
+    )
+    evaluate.add_argument("--flip", action="store_true", help="look at them mirrored as well")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object last")
     evaluate.set_defaults(run=_evaluate)
 
@@ -114,12 +120,26 @@ def parser() -> argparse.ArgumentParser:
     predict.set_defaults(run=_predict)
 
     score = commands.add_parser("score", help="score anyone's detections on a labelled split")
-    score.add_argument("--data", required=True, help="folder of a dataset")
-    score.add_argument("--split", default="val")
-    score.add_argument("--detections", type=Path, required=True, help="JSON list, as COCO results")
+    truth = score.add_mutually_exclusive_group(required=True)
+    truth.add_argument("--data", help="folder of a dataset")
+    truth.add_argument("--widerface", type=Path, help="folder of WIDER FACE's ground truth, four .mat files")
+    score.add_argument("--split", default="val", help="of --data")
+    score.add_argument(
+        "--detections",
+        type=Path,
+        required=True,
+        help="JSON list, as COCO results; of WIDER FACE its folder of text files",
+    )
     score.add_argument("--json", action="store_true", help="print one JSON object last")
     score.set_defaults(run=_score)
     return top
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, cross, width = text.partition("x")
+    if not (cross and height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size, write height x width, such as 480x640")
+    return int(height), int(width)
 
 
 def _check(options: argparse.Namespace) -> int:
@@ -180,11 +200,14 @@ def _evaluate(options: argparse.Namespace) -> int:
     from qmimic.data.formats import load_dataset
     from qmimic.scores.detections_file import coco_ids, write_detections
     from qmimic.scores.summary import score
+    from qmimic.scores.widerface import write_detections as write_widerface
 
     dataset = load_dataset(options.data)
-    found = detect(options.detector, dataset, options.split)
+    found = detect(options.detector, dataset, options.split, options.sizes, options.flip)
     if options.detections:
         write_detections(options.detections, found, dataset.classes, coco_ids(dataset, options.split))
+    if options.widerface:
+        write_widerface(options.widerface, found)
     return _print_scores(score(dataset, options.split, found), options.json)
 
 
@@ -197,6 +220,8 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _score(options: argparse.Namespace) -> int:
+    if options.widerface:
+        return _score_widerface(options)
     from qmimic.data.formats import load_dataset
     from qmimic.scores.detections_file import read_detections
     from qmimic.scores.summary import samples_of, score
@@ -205,6 +230,20 @@ def _score(options: argparse.Namespace) -> int:
     samples_of(dataset, options.split)
     found = read_detections(options.detections, dataset, options.split)
     return _print_scores(score(dataset, options.split, found), options.json)
+
+
+def _score_widerface(options: argparse.Namespace) -> int:
+    from qmimic.scores.widerface import LEVELS, read_detections, read_truth, widerface_ap
+
+    truth = read_truth(options.widerface)
+    found, said = read_detections(options.detections, truth)
+    scores = widerface_ap(truth, found)
+    values = {level: getattr(scores, level) for level in LEVELS}
+    print("   ".join(f"{level} {100 * value:.1f}" for level, value in values.items()))
+    print(f"{scores.detections:,} detections, the lowest score is {scores.lowest_score:g}", *said, sep="\n")
+    if options.json:
+        print(json.dumps(values))
+    return 0
 
 
 def _print_scores(scores: "Scores", as_json: bool) -> int:

@@ -1,8 +1,11 @@
 """A detector's detections on a split, and what its map has in common with a teacher's."""
 
+import numpy as np
 import torch
 from torch import Tensor
+from torchvision.ops import batched_nms
 
+from qmimic.config import DetectorConfig
 from qmimic.data.loader import Loader
 from qmimic.detections import Detections
 from qmimic.mimic import MatchCounts, Mimic, choose_regions
@@ -10,14 +13,44 @@ from qmimic.models.regions import BatchDetections
 from qmimic.models.two_stage import Detector
 
 
-def detect_all(detector: Detector, loader: Loader) -> dict[str, Detections]:
-    """Detections in every image of a loader's split, by image id, boxes in pixels of the original images."""
+def detect_all(detector: Detector, loader: Loader, mirrored: bool = False) -> dict[str, Detections]:
+    """Detections in every image of a loader's split, by image id, boxes in pixels of the original images.
+
+    Args:
+        detector: of the loader's size.
+        loader: of the split.
+        mirrored: look at the images left-right mirrored; the boxes are of the images as they are.
+    """
+    width = detector.spec.size[1]
     found: dict[str, Detections] = {}
     for batch in loader.once():
-        output = detector.detect(batch.images.to(detector.anchors.device))
+        images = batch.images.flip(3) if mirrored else batch.images
+        output = detector.detect(images.to(detector.anchors.device))
         for row, (sample, placed) in enumerate(zip(batch.samples, batch.placed, strict=True)):
             one = unpad(output, row)
-            found[sample.image_id] = Detections(placed.undo(one.boxes), one.scores, one.labels)
+            boxes = one.boxes
+            if mirrored:
+                boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
+            found[sample.image_id] = Detections(placed.undo(boxes), one.scores, one.labels)
+    return found
+
+
+def merge(views: list[dict[str, Detections]], config: DetectorConfig) -> dict[str, Detections]:
+    """Detections of several views of the same images as one set, suppressed by class like those of one view.
+
+    Args:
+        views: by image id, boxes in pixels of the original images.
+        config: IoU of the suppression, and how many stay.
+    """
+    found = {}
+    for image_id in views[0]:
+        together = [view[image_id] for view in views]
+        boxes, scores, labels = (
+            np.concatenate([getattr(own, name) for own in together]) for name in ("boxes", "scores", "labels")
+        )
+        tensors = (torch.from_numpy(values) for values in (boxes, scores, labels))
+        keep = batched_nms(*tensors, config.nms_threshold)[: config.max_detections].numpy()
+        found[image_id] = Detections(boxes[keep], scores[keep], labels[keep])
     return found
 
 

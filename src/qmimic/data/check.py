@@ -26,6 +26,7 @@ class Report:
         images, boxes: numbers by split.
         classes: boxes by class.
         sizes: boxes by the square root of their area in pixels at the training size; keys are upper bounds.
+        attributes: boxes by value of each attribute, for formats that have some.
         small: share of the boxes that are smaller than the output stride, 0..1.
         defects: everything found.
     """
@@ -34,6 +35,7 @@ class Report:
     boxes: dict[str, int]
     classes: dict[str, int]
     sizes: dict[str, int]
+    attributes: dict[str, dict[str, int]]
     small: float
     defects: tuple[LabelDefect, ...]
 
@@ -51,6 +53,8 @@ class Report:
         lines = [f"{split}: {self.images[split]} images, {self.boxes[split]} boxes" for split in self.images]
         every = sum(self.classes.values()) or 1
         lines += [f"class {name}: {count} boxes ({100 * count / every:.0f} %)" for name, count in self.classes.items()]
+        for name, values in self.attributes.items():
+            lines.append(f"{name}: " + ", ".join(f"{value}: {count} boxes" for value, count in values.items()))
         lines += ["box sizes in pixels at the training size:"]
         most = max(self.sizes.values(), default=0) or 1
         lines += [f"  {name:>6} {'#' * round(40 * n / most)} {n}" for name, n in self.sizes.items()]
@@ -78,6 +82,7 @@ def check(dataset: Dataset, size: tuple[int, int]) -> Report:
     sides: list[np.ndarray[Any, np.dtype[np.float32]]] = []
     hashes: dict[str, tuple[str, str]] = {}
     counts: Counter[int] = Counter()
+    attributes: dict[str, Counter[int]] = {}
     seen: dict[str, set[int]] = {}
     for split, samples in dataset.splits.items():
         seen[split] = {int(label) for sample in samples for label in sample.labels}
@@ -87,6 +92,8 @@ def check(dataset: Dataset, size: tuple[int, int]) -> Report:
             facts = list(pool.map(lambda sample: _image_facts(dataset, sample), samples))
         for sample, (actual, digest, fault) in zip(samples, facts, strict=True):
             counts.update(sample.labels.tolist())
+            for name, values in sample.attributes.items():
+                attributes.setdefault(name, Counter()).update(values.tolist())
             if actual is None:
                 kind = "unreadable_image" if sample.image and sample.image.is_file() else "label_without_image"
                 defects.append(LabelDefect(kind, sample.image_id, fault))
@@ -107,6 +114,7 @@ def check(dataset: Dataset, size: tuple[int, int]) -> Report:
         boxes={split: sum(len(s.boxes) for s in samples) for split, samples in dataset.splits.items()},
         classes={name: counts[label] for label, name in enumerate(dataset.classes)},
         sizes={name: int((places == place).sum()) for place, name in enumerate(names)},
+        attributes={name: {str(k): own[k] for k in sorted(own)} for name, own in attributes.items()},
         small=float((lengths < OUTPUT_STRIDE).mean()) if len(lengths) else 0.0,
         defects=tuple(defects),
     )

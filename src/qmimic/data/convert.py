@@ -31,6 +31,7 @@ def convert(dataset: Dataset, target: Path, to: str) -> str:
         InputError: the target is in use, an image cannot be read, names clash, or the disk is full.
     """
     form = FORMATS[to]
+    assert form.write is not None, f"{to} is only read"
     broken = [defect for defect in dataset.defects if defect.kind == "unreadable_image"]
     if broken:
         raise InputError(broken[0].detail)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qmimic.data import coco, synthetic, voc, yolo
+from qmimic.data import coco, synthetic, voc, widerface, yolo
 from qmimic.data.images import whole_size
 from qmimic.data.sample import Dataset, Sample, has_area, leaves
 from qmimic.errors import InputError
@@ -22,18 +22,19 @@ class Format:
         sniff: whether a folder looks like it.
         read: the dataset of a folder.
         write: all labels of a dataset into an empty folder; returns where each image belongs, a path relative to
-            the folder without the suffix, which stays the image's own.
+            the folder without the suffix, which stays the image's own; None for a layout that is only read.
         flags: whether it can hold which boxes are difficult or crowd.
     """
 
     sniff: Callable[[Path], bool]
     read: Callable[[Path], Dataset]
-    write: Callable[[Path, Dataset], dict[Path, Sample]]
+    write: Callable[[Path, Dataset], dict[Path, Sample]] | None
     flags: bool = True
 
 
 # The first that fits is taken: a VOC folder often carries a COCO copy of its boxes.
 FORMATS = {
+    "widerface": Format(widerface.sniff, widerface.read, None),
     "voc": Format(voc.sniff, voc.read, voc.write),
     "coco": Format(coco.sniff, coco.read, coco.write),
     "yolo": Format(yolo.sniff, yolo.read, yolo.write, flags=False),
@@ -55,7 +56,8 @@ def load_dataset(path: Path | str) -> Dataset:
         if known.sniff(root):
             return known.read(root)
     raise InputError(
-        f"{root} holds no dataset: looked for Annotations/ (VOC), instances_*.json (COCO), data.yaml or labels/ (YOLO)."
+        f"{root} holds no dataset: looked for wider_face_split/ (WIDER FACE), Annotations/ (VOC), instances_*.json "
+        "(COCO), data.yaml or labels/ (YOLO)."
     )
 
 
@@ -98,6 +100,7 @@ def usable(dataset: Dataset, drop_bad: bool) -> Dataset:
                     difficult=sample.difficult[keep],
                     crowd=sample.crowd[keep],
                     size=size,
+                    attributes={name: values[keep] for name, values in sample.attributes.items()},
                 )
             )
         splits[split] = tuple(kept)

@@ -1,10 +1,11 @@
 """What readers and writers of label files share: limits, safe names and paths, boxes that become a `Sample`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from unicodedata import category
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qmimic.data.images import image_size
 from qmimic.data.sample import Sample
@@ -66,6 +67,7 @@ def make_sample(
     size: tuple[int, int] | None,
     difficult: Sequence[bool] = (),
     crowd: Sequence[bool] = (),
+    attributes: Mapping[str, NDArray[np.int64]] | None = None,
 ) -> Sample:
     """A sample from plain lists; boxes xyxy, 0-based pixels; missing flags are False."""
     count = len(boxes)
@@ -77,6 +79,7 @@ def make_sample(
         np.array(difficult or [False] * count, np.bool_),
         np.array(crowd or [False] * count, np.bool_),
         size,
+        attributes or {},
     )
 
 

@@ -1,7 +1,7 @@
 """What every reader returns: an image's labels, and the dataset that holds them. Plain data."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,8 @@ class Sample:
         difficult: bool [M], VOC's flag; detections on these boxes count for nothing.
         crowd: bool [M], COCO's flag; such boxes are never trained on.
         size: (width, height) in pixels as the label states it, None if it does not.
+        attributes: int64 [M] each, what a format knows of its boxes besides, such as WIDER FACE's "blur"; empty if
+            nothing. They are counted by `data check` and not trained on.
     """
 
     image_id: str
@@ -33,6 +35,7 @@ class Sample:
     difficult: NDArray[np.bool_]
     crowd: NDArray[np.bool_]
     size: tuple[int, int] | None = None
+    attributes: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
 
 
 def has_area(boxes: NDArray[np.float32]) -> NDArray[np.bool_]:

@@ -4,10 +4,13 @@ import copy
 from itertools import pairwise
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.flop_counter import FlopCounterMode
 
+from qmimic.config import explain
+from qmimic.errors import InputError
 from qmimic.models.spec import DetectorSpec
 from qmimic.models.two_stage import Detector
 
@@ -23,6 +26,26 @@ def build(spec: DetectorSpec, seed: int = 0) -> Detector:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Detector(spec)
+
+
+def at_size(detector: Detector, size: tuple[int, int]) -> Detector:
+    """The same weights for images of another size, in evaluation mode.
+
+    Args:
+        detector: any.
+        size: height and width that images are fitted into, pixels.
+
+    Raises:
+        InputError: the size is none that the network can have.
+    """
+    try:
+        spec = DetectorSpec.model_validate({**detector.spec.model_dump(), "size": size})
+    except ValidationError as error:
+        raise InputError(f"A detector cannot have the size {size[0]}x{size[1]}: {explain(error)}") from error
+    other = Detector(spec)
+    other.quantizer = copy.deepcopy(detector.quantizer)
+    other.load_state_dict(detector.state_dict())
+    return other.to(detector.anchors.device).eval()
 
 
 def fold_batch_norm(detector: Detector) -> Detector:

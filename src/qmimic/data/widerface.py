@@ -1,0 +1,155 @@
+"""WIDER FACE (Yang et al., CVPR 2016): its text and MATLAB annotations, faces by event with their attributes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.io import loadmat
+
+from qmimic.data.labels import MAX_LABEL_BYTES, finite, inside, make_sample, read_text
+from qmimic.data.sample import Dataset, LabelDefect, Sample
+from qmimic.errors import InputError
+
+FOLDER = "wider_face_split"
+SPLITS = ("train", "val")  # the test split has no labels
+# In the order of a text line, after x, y, width and height.
+ATTRIBUTES = ("blur", "expression", "illumination", "invalid", "occlusion", "pose")
+
+
+@dataclass(frozen=True)
+class FaceImage:
+    """One image's annotation.
+
+    Attributes:
+        event: its folder, such as "0--Parade".
+        name: of the image, without suffix.
+        boxes: float64 [M, 4], x, y, width, height in pixels.
+        attributes: int64 [M] for each of `ATTRIBUTES`.
+        counted: int64, which of the boxes a benchmark's subset counts, 0-based; None where the file names no subset.
+    """
+
+    event: str
+    name: str
+    boxes: NDArray[np.float64]
+    attributes: dict[str, NDArray[np.int64]]
+    counted: NDArray[np.int64] | None = None
+
+
+def sniff(root: Path) -> bool:
+    """Whether a folder looks like WIDER FACE."""
+    return (root / FOLDER).is_dir()
+
+
+def read(root: Path) -> Dataset:
+    """Read a WIDER FACE folder: one class; invalid faces are difficult, so neither learnt nor learnt against.
+
+    Raises:
+        InputError: there is no annotation file, or one cannot be read.
+    """
+    splits, defects = {}, list[LabelDefect]()
+    for split in SPLITS:
+        text, mat = (root / FOLDER / f"wider_face_{split}{ending}" for ending in ("_bbx_gt.txt", ".mat"))
+        if text.is_file():
+            images = list(_text_images(text, defects))
+        elif mat.is_file():
+            images = list(mat_images(mat))
+        else:
+            continue
+        folder = root / f"WIDER_{split}" / "images"
+        splits[split] = tuple(_sample(folder, image) for image in images)
+    if not splits:
+        raise InputError(
+            f"{root / FOLDER} holds no annotations; put wider_face_train_bbx_gt.txt or wider_face_train.mat there."
+        )
+    return Dataset(root.name, root, ("face",), splits, tuple(defects))
+
+
+def _sample(folder: Path, image: FaceImage) -> Sample:
+    path = inside(folder, folder / image.event / f"{image.name}.jpg")
+    x, y, width, height = image.boxes.T.tolist()
+    sides = [(a, b, a + c, b + d) for a, b, c, d in zip(x, y, width, height, strict=True)]
+    invalid = (image.attributes["invalid"] != 0).tolist()
+    return make_sample(
+        f"{image.event}/{image.name}", path, sides, [0] * len(sides), None, invalid, attributes=image.attributes
+    )
+
+
+def _text_images(path: Path, defects: list[LabelDefect]) -> Iterator[FaceImage]:
+    """The images of a `wider_face_*_bbx_gt.txt`: a name, a number, that many lines of ten numbers."""
+    lines = read_text(path).splitlines()
+    place = 0
+    while place < len(lines):
+        name, number = lines[place].strip(), lines[place + 1].strip() if place + 1 < len(lines) else ""
+        event, slash, file = name.rpartition("/")
+        if not slash or not number.isdecimal() or int(number) > len(lines):
+            raise InputError(
+                f"{path} has no image and number of faces at line {place + 1}; fetch the annotations again."
+            )
+        place += 2
+        count = int(number)
+        rows = []
+        for line in lines[place : place + count]:
+            values = _numbers(line)
+            if values is None:
+                defects.append(LabelDefect("bad_label", f"{FOLDER}/{path.name}", f"{name} has a face {line!r}."))
+            else:
+                rows.append(values)
+        # An image without faces is followed by a line of zeros.
+        place += count if count else int(place < len(lines) and _numbers(lines[place]) is not None)
+        table = np.array(rows, np.float64).reshape(-1, 4 + len(ATTRIBUTES))
+        attributes = dict(zip(ATTRIBUTES, table[:, 4:].astype(np.int64).T, strict=True))
+        yield FaceImage(event, Path(file).stem, table[:, :4], attributes)
+
+
+def _numbers(line: str) -> list[float] | None:
+    """The ten numbers of a face, None if there are not ten."""
+    try:
+        values = [float(word) for word in line.split()]
+    except ValueError:
+        return None
+    return values if len(values) == 4 + len(ATTRIBUTES) and finite(*values) else None
+
+
+def mat_images(path: Path) -> Iterator[FaceImage]:
+    """The images of a MATLAB file: annotations, or one of the benchmark's subsets (`wider_easy_val.mat`).
+
+    Raises:
+        InputError: the file is missing, cut short, or of another layout.
+    """
+    if not path.is_file():
+        raise InputError(f"There is no {path}; WIDER FACE's evaluation tools hold it.")
+    if path.stat().st_size > MAX_LABEL_BYTES:
+        raise InputError(f"{path} is over 1 GiB, which no annotation is.")
+    try:
+        content = loadmat(str(path))
+    except Exception as error:  # of a damaged file SciPy makes a dozen kinds of error
+        raise InputError(f"{path} is cut short or no MATLAB file before version 7.3; fetch it again.") from error
+    try:
+        yield from _mat_images(content)
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} is not of WIDER FACE's layout ({error}); take it from its evaluation tools."
+        ) from error
+
+
+def _mat_images(content: dict[str, Any]) -> Iterator[FaceImage]:
+    """MATLAB's cells of cells become arrays of one element each, hence the [0]."""
+    for row, event in enumerate(content["event_list"]):
+        names = content["file_list"][row][0]
+        boxes = content["face_bbx_list"][row][0]
+        flags = {name: content[f"{name}_label_list"][row][0] for name in ATTRIBUTES}
+        subset = content["gt_list"][row][0] if "gt_list" in content else None
+        for place, name in enumerate(names):
+            sides = np.asarray(boxes[place][0], np.float64).reshape(-1, 4)
+            attributes = {key: np.asarray(own[place][0], np.int64).reshape(-1) for key, own in flags.items()}
+            if not np.isfinite(sides).all() or any(len(own) != len(sides) for own in attributes.values()):
+                raise ValueError(f"{name[0][0]} has a face that is no box")
+            counted = None
+            if subset is not None:
+                counted = np.asarray(subset[place][0], np.int64).reshape(-1) - 1
+                if len(counted) and not 0 <= counted.min() <= counted.max() < len(sides):
+                    raise ValueError(f"{name[0][0]} counts a face that it has not")
+            yield FaceImage(str(event[0][0]), str(name[0][0]), sides, attributes, counted)
