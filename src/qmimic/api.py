@@ -6,6 +6,7 @@ from pathlib import Path
 from qmimic.config import DetectorConfig, Recipe
 from qmimic.data.loader import Loader
 from qmimic.data.sample import Dataset
+from qmimic.data.splits import samples_of
 from qmimic.detections import Detections
 from qmimic.errors import InputError
 from qmimic.evaluation import detect_all, merge
@@ -15,7 +16,7 @@ from qmimic.models.spec import DetectorSpec
 from qmimic.models.two_stage import Detector
 from qmimic.pipeline.run import RunResult
 from qmimic.pipeline.run import train as run_recipe
-from qmimic.scores.summary import Scores, samples_of, score
+from qmimic.scores.summary import Scores, score
 from qmimic.training.loop import Watcher
 from qmimic.training.progress import Silent
 
@@ -78,7 +79,7 @@ def detect(
     Args:
         detector: a detector, or its file.
         dataset: of the detector's classes.
-        split: name of the split.
+        split: name of the split, or several joined by +.
         sizes: heights and widths at which the images are looked at, one after another; none: the detector's own.
         flip: look at them mirrored as well.
 
@@ -87,7 +88,7 @@ def detect(
     """
     if not isinstance(detector, Detector):
         detector, _ = load_detector(Path(detector))
-    samples_of(dataset, split)
+    samples_of(dataset, split)  # before the networks are made
     if dataset.classes != detector.spec.classes:
         raise InputError(
             f"The detector knows {', '.join(detector.spec.classes)}, but {dataset.name} has the classes "

@@ -67,9 +67,8 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     from qmimic.config import settings
-    from qmimic.data.formats import FORMATS
+    from qmimic.data.formats import WRITERS
 
-    writable = [name for name, known in FORMATS.items() if known.write]
     top = _Parser(prog="qmimic", description="Very tiny object detectors by quantization mimic.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
@@ -84,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
     convert = data.add_parser("convert", help="the same images and labels in another layout, boxes exactly as they are")
     convert.add_argument("source", help="folder of a dataset (VOC, COCO or YOLO), or synthetic:digits")
     convert.add_argument("target", type=Path, help="new folder")
-    convert.add_argument("--to", choices=writable, required=True, help="layout of the new folder")
+    convert.add_argument("--to", choices=list(WRITERS), required=True, help="layout of the new folder")
     convert.set_defaults(run=_convert)
     keys = "\n".join(f"  {key:<34} {text}" for key, text in settings())
     train = commands.add_parser(
@@ -224,10 +223,9 @@ def _score(options: argparse.Namespace) -> int:
         return _score_widerface(options)
     from qmimic.data.formats import load_dataset
     from qmimic.scores.detections_file import read_detections
-    from qmimic.scores.summary import samples_of, score
+    from qmimic.scores.summary import score
 
     dataset = load_dataset(options.data)
-    samples_of(dataset, options.split)
     found = read_detections(options.detections, dataset, options.split)
     return _print_scores(score(dataset, options.split, found), options.json)
 

@@ -60,11 +60,26 @@ class DataConfig(Section):
     """What is trained on, and at which size."""
 
     root: str = Field("synthetic:digits", description="folder of a dataset (VOC, COCO or YOLO), or synthetic:digits")
-    train: str = Field("train", description="name of the split to train on")
-    val: str = Field("val", description="name of the split to report on")
+    train: str = Field("train", description="name of the split to train on; several are joined by +")
+    val: str = Field("val", description="name of the split to report on; several are joined by +")
+    fold: tuple[int, int] | None = Field(
+        None, description="k, n: report on the k-th (from 0) of n equal parts of `train` and train on the rest"
+    )
     size: InputSize = Field((128, 128), description="height and width that images are fitted into, pixels")
     drop_bad_boxes: bool = Field(False, description="go on without the boxes and images that `data check` refuses")
     cache_mib: int = Field(2048, ge=0, description="decoded images kept in memory at most, MiB")
+
+    @field_validator("fold")
+    @classmethod
+    def _part(cls, fold: tuple[int, int] | None) -> tuple[int, int] | None:
+        if (fold and not 0 <= fold[0] < fold[1]) or (fold and fold[1] < 2):
+            raise ValueError("needs k, n with 0 <= k < n and n at least 2")
+        return fold
+
+    @property
+    def scored(self) -> str:
+        """What is reported on, in words."""
+        return f"part {self.fold[0]} of {self.fold[1]} of {self.train}" if self.fold else self.val
 
 
 class DetectorConfig(Section):
@@ -230,8 +245,8 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _pairs(self) -> "Recipe":
-        if self.data.train == self.data.val:
-            raise ValueError("data.train and data.val name the same split; scores on training images say nothing")
+        if self.data.fold is None and set(self.data.train.split("+")) & set(self.data.val.split("+")):
+            raise ValueError("data.train and data.val share a split; scores on training images say nothing")
         if self.student.quantize_map and self.quantizer.per_channel:
             raise ValueError("student.quantize_map needs one s for the whole map; set quantizer.per_channel=false")
         return self

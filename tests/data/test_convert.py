@@ -15,7 +15,7 @@ from PIL import Image
 from qmimic.cli import main
 from qmimic.data import coco, voc, yolo
 from qmimic.data.convert import convert
-from qmimic.data.formats import FORMATS, load_dataset
+from qmimic.data.formats import WRITERS, load_dataset
 from qmimic.data.sample import Dataset
 from qmimic.data.synthetic import digits
 from qmimic.errors import InputError
@@ -60,8 +60,8 @@ def without_flags(dataset: Dataset) -> Dataset:
     return replace(dataset, splits=splits)
 
 
-@pytest.mark.parametrize("to", FORMATS)
-@pytest.mark.parametrize("through", FORMATS)
+@pytest.mark.parametrize("to", WRITERS)
+@pytest.mark.parametrize("through", WRITERS)
 def test_a_round_trip_keeps_everything(source: Path, tmp_path: Path, through: str, to: str) -> None:
     original = load_dataset(source)
     assert original.defects == ()
@@ -101,7 +101,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [picture(folder / f"{width}x{height}.png", (width, height)) for width, height in SIZES]
 
 
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("to", WRITERS)
 @settings(max_examples=25, deadline=None)
 @given(boxes=corners, which=st.integers(0, len(SIZES) - 1))
 def test_any_boxes_come_back_as_the_same_float32(
@@ -163,7 +163,7 @@ def test_an_empty_folder_or_a_link_to_one_may_be_filled(source: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("harm", ["missing", "truncated", "empty"])
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("to", WRITERS)
 def test_a_broken_image_is_refused_and_nothing_is_left(source: Path, tmp_path: Path, harm: str, to: str) -> None:
     image = source / "JPEGImages" / "a.jpg"
     if harm == "missing":
@@ -183,7 +183,7 @@ def test_an_unreadable_image_that_the_reader_passed_over_is_refused(tmp_path: Pa
         convert(load_dataset(tmp_path / "in"), tmp_path / "out", "voc")
 
 
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("to", WRITERS)
 def test_two_images_of_one_name_are_refused_where_they_would_meet(tmp_path: Path, to: str) -> None:
     samples = [sample_of(picture(tmp_path / folder / "a.png"), [(0, 0, 9, 9)], [0]) for folder in ("x", "y")]
     together = Dataset("twins", tmp_path, ("cat",), {"train": tuple(samples)})
@@ -209,7 +209,7 @@ def test_an_image_with_two_sets_of_labels_fits_into_coco_alone(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("split", ["..", ".", "", "a/b", "a\n", "../../x"])
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("to", WRITERS)
 def test_a_split_with_no_name_for_a_folder_is_refused(tmp_path: Path, split: str, to: str) -> None:
     sample = sample_of(picture(tmp_path / "in" / "a.png"), [], [])
     with pytest.raises(InputError, match="split"):
@@ -217,7 +217,7 @@ def test_a_split_with_no_name_for_a_folder_is_refused(tmp_path: Path, split: str
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
 
 
-@pytest.mark.parametrize("to", FORMATS)
+@pytest.mark.parametrize("to", WRITERS)
 def test_odd_split_names_come_back(tmp_path: Path, to: str) -> None:
     names = ("train", "train2017", "extra_train", "labels", "0")
     splits = {n: (sample_of(picture(tmp_path / "in" / f"{n} {to}.png"), [(1, 2, 3, 4)], [0]),) for n in names}
@@ -229,7 +229,7 @@ def test_odd_split_names_come_back(tmp_path: Path, to: str) -> None:
 @pytest.mark.parametrize("name", ["a.txt", "a", " a.png", "a\x01.png", "a\n.png", "a\udcff.png"])
 def test_an_image_name_that_no_reader_finds_is_refused(tmp_path: Path, name: str) -> None:
     image = picture(tmp_path / "a.png").rename(tmp_path / name)
-    for to in FORMATS:
+    for to in WRITERS:
         with pytest.raises(InputError, match="rename it"):
             convert(Dataset("x", tmp_path, (), {"train": (sample_of(image, [], []),)}), tmp_path / "out", to)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from qmimic.data.formats import FORMATS
+from qmimic.data.formats import WRITERS
 from qmimic.data.images import read_image
 from qmimic.data.labels import image_name, one_line
 from qmimic.data.sample import Dataset, Sample
@@ -22,7 +22,7 @@ def convert(dataset: Dataset, target: Path, to: str) -> str:
     Args:
         dataset: as read.
         target: the new folder; it appears when it is whole, or not at all.
-        to: one of `FORMATS`.
+        to: one of `WRITERS`.
 
     Returns:
         One sentence for a person: what was written, and what could not be.
@@ -30,8 +30,7 @@ def convert(dataset: Dataset, target: Path, to: str) -> str:
     Raises:
         InputError: the target is in use, an image cannot be read, names clash, or the disk is full.
     """
-    form = FORMATS[to]
-    assert form.write is not None, f"{to} is only read"
+    writer = WRITERS[to]
     broken = [defect for defect in dataset.defects if defect.kind == "unreadable_image"]
     if broken:
         raise InputError(broken[0].detail)
@@ -40,14 +39,14 @@ def convert(dataset: Dataset, target: Path, to: str) -> str:
         if not one_line(split) or "/" in split or split != split.strip() or split.strip(".") == "":
             raise InputError(f"The split {split!r} has no name for a folder; rename it to letters and digits.")
     with _building(target) as folder:
-        places = form.write(folder, dataset)
+        places = writer.write(folder, dataset)
         for parent in {place.parent for place in places}:
             (folder / parent).mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda item: _put(dataset, item[1], folder / item[0].parent), places.items()))
     remarks = [f"{target}: {len(places)} images as {to}, {sum(len(s.boxes) for s in places.values())} boxes"]
     flags = sum(int((sample.difficult | sample.crowd).sum()) for sample in places.values())
-    if flags and not form.flags:
+    if flags and not writer.flags:
         remarks.append(f"{flags} of them no longer marked as difficult or crowd, which {to} cannot hold")
     if dataset.defects:
         remarks.append(f"{len(dataset.defects)} faulty or missing labels passed over, which `qmimic data check` lists")

@@ -1,4 +1,4 @@
-"""The table of dataset formats; a folder's format is found by looking."""
+"""The tables of dataset formats; a folder's format is found by looking."""
 
 import warnings
 from collections.abc import Callable
@@ -15,30 +15,40 @@ from qmimic.errors import InputError
 
 
 @dataclass(frozen=True)
-class Format:
-    """How to know, read and write a layout.
+class Reader:
+    """How to know and read a layout.
 
     Attributes:
         sniff: whether a folder looks like it.
         read: the dataset of a folder.
-        write: all labels of a dataset into an empty folder; returns where each image belongs, a path relative to
-            the folder without the suffix, which stays the image's own; None for a layout that is only read.
-        flags: whether it can hold which boxes are difficult or crowd.
     """
 
     sniff: Callable[[Path], bool]
     read: Callable[[Path], Dataset]
-    write: Callable[[Path, Dataset], dict[Path, Sample]] | None
+
+
+@dataclass(frozen=True)
+class Writer:
+    """How to write a layout.
+
+    Attributes:
+        write: all labels of a dataset into an empty folder; returns where each image belongs, a path relative to
+            the folder without the suffix, which stays the image's own.
+        flags: whether it can hold which boxes are difficult or crowd.
+    """
+
+    write: Callable[[Path, Dataset], dict[Path, Sample]]
     flags: bool = True
 
 
 # The first that fits is taken: a VOC folder often carries a COCO copy of its boxes.
-FORMATS = {
-    "widerface": Format(widerface.sniff, widerface.read, None),
-    "voc": Format(voc.sniff, voc.read, voc.write),
-    "coco": Format(coco.sniff, coco.read, coco.write),
-    "yolo": Format(yolo.sniff, yolo.read, yolo.write, flags=False),
+READERS = {
+    "widerface": Reader(widerface.sniff, widerface.read),
+    "voc": Reader(voc.sniff, voc.read),
+    "coco": Reader(coco.sniff, coco.read),
+    "yolo": Reader(yolo.sniff, yolo.read),
 }
+WRITERS = {"voc": Writer(voc.write), "coco": Writer(coco.write), "yolo": Writer(yolo.write, flags=False)}
 
 
 def load_dataset(path: Path | str) -> Dataset:
@@ -52,7 +62,7 @@ def load_dataset(path: Path | str) -> Dataset:
     root = Path(path)
     if not root.is_dir():
         raise InputError(f"There is no folder {root}; name the folder of a dataset, or {synthetic.NAME}.")
-    for known in FORMATS.values():
+    for known in READERS.values():
         if known.sniff(root):
             return known.read(root)
     raise InputError(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from qmimic.data.letterbox import Letterbox, letterbox
 from qmimic.data.sample import Dataset, Sample
+from qmimic.data.splits import samples_of
 from qmimic.data.targets import IGNORED, PADDING, Targets
 
 
@@ -38,7 +39,7 @@ class Loader:
 
     Args:
         dataset: the dataset.
-        split: one of its splits.
+        split: one of its splits, or several joined by +.
         size: height and width of the network's input, pixels.
         batch_size: images a batch.
         cache_mib: decoded images kept at most, MiB.
@@ -48,7 +49,7 @@ class Loader:
         self, dataset: Dataset, split: str, size: tuple[int, int], batch_size: int, cache_mib: int = 0
     ) -> None:
         self.dataset = dataset
-        self.samples = dataset.splits[split]
+        self.samples = samples_of(dataset, split)
         self.size = size
         self.batch_size = batch_size
         self.places = max(1, max((len(sample.boxes) for sample in self.samples), default=1))

@@ -3,11 +3,12 @@
 Beside VOC's own `difficult` an object may have `<crowd>1</crowd>`, COCO's flag, which other programs pass over.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
+import numpy as np
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import ParseError, fromstring
 
@@ -44,16 +45,42 @@ class _Annotation:
 
 
 def sniff(root: Path) -> bool:
-    """Whether a folder looks like VOC."""
-    return (root / "Annotations").is_dir()
+    """Whether a folder looks like VOC, or like a devkit of several years."""
+    return (root / "Annotations").is_dir() or bool(_years(root))
 
 
 def read(root: Path) -> Dataset:
     """Read a VOC folder; classes in order of name. Without ImageSets, all annotations are the split `train`.
 
+    Of a devkit (`VOC2007` and `VOC2012` beside each other) the splits are called `2007_trainval` and so on.
+
     Raises:
         InputError: a split's list cannot be read.
     """
+    if (root / "Annotations").is_dir():
+        return _read_year(root)
+    years = {year.name: _read_year(year) for year in _years(root)}
+    names = sorted({name for dataset in years.values() for name in dataset.classes})
+    splits: dict[str, tuple[Sample, ...]] = {}
+    defects: list[LabelDefect] = []
+    for year, dataset in years.items():
+        place = np.array([names.index(name) for name in dataset.classes], np.int64)
+        moved = {
+            id(sample): replace(sample, image_id=f"{year}/{sample.image_id}", labels=place[sample.labels])
+            for samples in dataset.splits.values()
+            for sample in samples
+        }
+        for split, samples in dataset.splits.items():
+            splits[f"{year.removeprefix('VOC')}_{split}"] = tuple(moved[id(sample)] for sample in samples)
+        defects += [replace(defect, file=f"{year}/{defect.file}") for defect in dataset.defects]
+    return Dataset(root.name, root, tuple(names), splits, tuple(defects))
+
+
+def _years(root: Path) -> list[Path]:
+    return [path.parent for path in sorted(root.glob("VOC[0-9][0-9][0-9][0-9]/Annotations")) if path.is_dir()]
+
+
+def _read_year(root: Path) -> Dataset:
     defects: list[LabelDefect] = []
     images = image_files(root / "JPEGImages")
     parsed: dict[str, _Annotation] = {}

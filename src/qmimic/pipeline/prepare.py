@@ -13,11 +13,12 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from numpy.typing import NDArray
 
-from qmimic.config import DetectorConfig, Recipe, fingerprint
+from qmimic.config import DataConfig, DetectorConfig, Recipe, fingerprint
 from qmimic.data.formats import load_dataset, usable
 from qmimic.data.letterbox import fit
 from qmimic.data.loader import Loader
 from qmimic.data.sample import Dataset, has_area
+from qmimic.data.splits import TRAIN, VAL, choose
 from qmimic.errors import InputError
 from qmimic.memory import keep_freed_memory
 from qmimic.models.anchors import fit_anchors
@@ -34,7 +35,7 @@ class Prepared:
 
     Attributes:
         recipe: resolved.
-        dataset: checked, without what it cannot use.
+        dataset: checked, without what it cannot use; its splits are TRAIN and VAL.
         train, val: loaders; train gives full shuffled batches, val every image once.
         detector: settings of every detector, with anchors.
         key: fingerprint of data, size and detector settings.
@@ -86,16 +87,11 @@ def prepare(recipe: Recipe) -> Prepared:
             )
     data = recipe.data
     dataset = usable(load_dataset(Path(data.root)), drop_bad=data.drop_bad_boxes)
-    for split in (data.train, data.val):
-        if not dataset.splits.get(split):
-            known = ", ".join(dataset.splits) or "none"
-            raise InputError(
-                f"{data.root} has no images in the split {split!r}; its splits: {known}; set data.train and data.val."
-            )
-    _check_classes(dataset, data.train, data.val)
-    train = Loader(dataset, data.train, data.size, recipe.student.batch_size, data.cache_mib)
-    val = Loader(dataset, data.val, data.size, EVALUATION_BATCH, data.cache_mib)
-    sizes = box_sizes(dataset, data.train, data.size)
+    dataset = choose(dataset, data.train, data.val, data.fold)
+    _check_classes(dataset, data)
+    train = Loader(dataset, TRAIN, data.size, recipe.student.batch_size, data.cache_mib)
+    val = Loader(dataset, VAL, data.size, EVALUATION_BATCH, data.cache_mib)
+    sizes = box_sizes(dataset, TRAIN, data.size)
     if not len(sizes):
         raise InputError(
             f"No image of the split {data.train!r} of {data.root} has a box to learn from; label some objects."
@@ -104,8 +100,8 @@ def prepare(recipe: Recipe) -> Prepared:
     if detector.anchors is None:
         detector = detector.model_copy(update={"anchors": fit_anchors(sizes, detector.anchor_count)})
     key = fingerprint(
-        dataset_fingerprint(dataset, (data.train, data.val)),
-        data.model_dump(exclude={"root", "cache_mib"}),
+        dataset_fingerprint(dataset),
+        data.model_dump(include={"size", "drop_bad_boxes"}),
         detector,
     )
     return Prepared(recipe, dataset, train, val, detector, key, accelerator)
@@ -123,11 +119,11 @@ def box_sizes(dataset: Dataset, split: str, size: tuple[int, int]) -> NDArray[np
     return np.concatenate(found)
 
 
-def dataset_fingerprint(dataset: Dataset, splits: tuple[str, ...]) -> str:
-    """A name for the labels and the image files of these splits; pixels count by file size."""
+def dataset_fingerprint(dataset: Dataset) -> str:
+    """A name for the labels and the image files of a dataset's splits; pixels count by file size."""
     digest = hashlib.sha256("\n".join(dataset.classes).encode("utf-8", "surrogatepass"))
-    for split in splits:
-        for sample in dataset.splits[split]:
+    for split, samples in dataset.splits.items():
+        for sample in samples:
             length = sample.image.stat().st_size if sample.image else 0
             # A file's name need not be UTF-8.
             digest.update(f"{split}/{sample.image_id}/{length}".encode("utf-8", "surrogatepass"))
@@ -149,14 +145,14 @@ def environment(accelerator: Accelerator) -> dict[str, str | int]:
     }
 
 
-def _check_classes(dataset: Dataset, train: str, val: str) -> None:
+def _check_classes(dataset: Dataset, data: DataConfig) -> None:
     def seen(split: str) -> set[int]:
         return {int(label) for sample in dataset.splits[split] for label in sample.labels[~sample.crowd]}
 
-    unknown = sorted(seen(val) - seen(train))
+    unknown = sorted(seen(VAL) - seen(TRAIN))
     if unknown:
         names = ", ".join(dataset.classes[label] for label in unknown)
         raise InputError(
-            f"The split {val!r} has the class {names}, which no image of {train!r} shows; "
+            f"The split {data.scored!r} has the class {names}, which no image of {data.train!r} shows; "
             "move some of its images to the training split or remove the class."
         )

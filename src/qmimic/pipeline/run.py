@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from qmimic.config import MimicConfig, Recipe, save_recipe
+from qmimic.data.splits import VAL
 from qmimic.draw import contact_sheet, draw
 from qmimic.errors import InputError
 from qmimic.files import replacing, write_text
@@ -178,7 +179,7 @@ def _publish(source: Path, target: Path) -> None:
 def _draw_examples(prepared: Prepared, student: Stage, path: Path) -> None:
     detector, _ = load_detector(student.file)
     pictures = []
-    for sample in prepared.dataset.splits[prepared.recipe.data.val][:PICTURES]:
+    for sample in prepared.dataset.splits[VAL][:PICTURES]:
         image = prepared.dataset.load(sample)
         pictures.append(draw(image, predict(detector, image), prepared.dataset.classes, PICTURE_MIN_SCORE))
     with replacing(path) as temporary:

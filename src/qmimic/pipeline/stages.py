@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from qmimic.config import MimicConfig, ScheduleConfig, fingerprint
+from qmimic.data.splits import VAL
 from qmimic.errors import InputError
 from qmimic.evaluation import channel_rms, detect_all, matching
 from qmimic.files import write_text
@@ -96,10 +97,10 @@ def train_teacher(prepared: Prepared, watcher: Watcher) -> Stage:
 
     stage = _run(prepared, "teacher", key, config, config.backbone, objective, watcher)
     map50 = stage.result.map50
-    watcher.say(f"The teacher ({config.backbone}) reaches {100 * map50:.1f} mAP@0.5 on {recipe.data.val}.")
+    watcher.say(f"The teacher ({config.backbone}) reaches {100 * map50:.1f} mAP@0.5 on {recipe.data.scored}.")
     if map50 < config.min_map:
         raise InputError(
-            f"The teacher reaches only {100 * map50:.1f} mAP@0.5 on {recipe.data.val}, below teacher.min_map="
+            f"The teacher reaches only {100 * map50:.1f} mAP@0.5 on {recipe.data.scored}, below teacher.min_map="
             f"{config.min_map}, and a weak teacher spoils its students; look at `qmimic data check`, raise "
             "teacher.steps or data.size, or lower teacher.min_map."
         )
@@ -244,7 +245,7 @@ def _write(
     extra: dict[str, Any],
 ) -> StageResult:
     """Score a trained detector and write it with its result, the mark of a finished stage."""
-    scores = score(prepared.dataset, prepared.recipe.data.val, detect_all(trained, prepared.val))
+    scores = score(prepared.dataset, VAL, detect_all(trained, prepared.val))
     file = folder / "detector.safetensors"
     notes = {"stage": name, "key": key, "map50": scores.voc_map50, "seed": prepared.recipe.seed}
     save_detector(trained, file, notes)
@@ -274,7 +275,7 @@ def _finished(folder: Path) -> StageResult | None:
 
 
 def _map50(prepared: Prepared, detector: Detector) -> float:
-    return score(prepared.dataset, prepared.recipe.data.val, detect_all(detector, prepared.val)).voc_map50
+    return score(prepared.dataset, VAL, detect_all(detector, prepared.val)).voc_map50
 
 
 def _quantizer_of(stage: Stage) -> Quantizer:

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from qmimic.data import coco
 from qmimic.data.labels import read_text
 from qmimic.data.sample import Dataset
+from qmimic.data.splits import samples_of
 from qmimic.detections import Detections
 from qmimic.errors import InputError
 from qmimic.files import write_text
@@ -47,7 +48,7 @@ def read_detections(path: Path, dataset: Dataset, split: str) -> dict[str, Detec
         raise InputError(f"{path} is no list of detections: {_fault(error)}.") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no whole JSON file ({error}); write it again.") from error
-    names = {sample.image_id for sample in dataset.splits[split]}
+    names = {sample.image_id for sample in samples_of(dataset, split)}
     image_ids, category_ids = coco_ids(dataset, split)
     rows: dict[str, list[tuple[list[float], float, int]]] = {}
     for number, entry in enumerate(entries):

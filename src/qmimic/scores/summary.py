@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from qmimic.data.sample import Dataset, Sample
+from qmimic.data.sample import Dataset
+from qmimic.data.splits import samples_of
 from qmimic.detections import Detections
-from qmimic.errors import InputError
 from qmimic.scores.coco import coco_ap
 from qmimic.scores.voc import ClassScore, voc_ap
 
@@ -47,14 +47,3 @@ def score(dataset: Dataset, split: str, found: Mapping[str, Detections]) -> Scor
         coco_map=coco.ap if present else 0.0,
         per_class=present,
     )
-
-
-def samples_of(dataset: Dataset, split: str) -> tuple[Sample, ...]:
-    """The samples of a split.
-
-    Raises:
-        InputError: the dataset has no such split.
-    """
-    if split not in dataset.splits:
-        raise InputError(f"{dataset.name} has no split {split!r}; its splits: {', '.join(dataset.splits)}.")
-    return dataset.splits[split]

@@ -1,0 +1,63 @@
+"""Which images are trained on and which are scored: splits by name, joined by +, or parts of one."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from qmimic.data.sample import Dataset, Sample
+from qmimic.errors import InputError
+
+TRAIN, VAL = "train", "val"
+
+
+def samples_of(dataset: Dataset, split: str) -> tuple[Sample, ...]:
+    """The samples of a split, or of several joined by + (`train+val`), none of them twice.
+
+    Raises:
+        InputError: the dataset has no such split.
+    """
+    if split in dataset.splits:
+        return dataset.splits[split]
+    found: dict[str, Sample] = {}
+    for name in split.split("+"):
+        if name not in dataset.splits:
+            known = ", ".join(dataset.splits) or "none"
+            raise InputError(f"{dataset.name} has no split {name!r}; its splits: {known}.")
+        found.update({sample.image_id: sample for sample in dataset.splits[name]})
+    return tuple(found.values())
+
+
+def choose(dataset: Dataset, train: str, val: str, fold: tuple[int, int] | None) -> Dataset:
+    """A dataset of the two splits `TRAIN` and `VAL`.
+
+    Args:
+        dataset: any.
+        train, val: names of splits, joined by + where they are several.
+        fold: (k, n): the images of `train` are parted into n of equal size, of which the k-th (from 0) becomes VAL and
+            the others TRAIN; `val` counts for nothing. The parts depend on the images' names and n alone.
+
+    Raises:
+        InputError: a split is missing or without images, or there are fewer images than parts.
+    """
+    samples = samples_of(dataset, train)
+    if fold is None:
+        chosen = {TRAIN: samples, VAL: samples_of(dataset, val)}
+    else:
+        part, parts = fold
+        if len(samples) < parts:
+            raise InputError(f"The split {train!r} of {dataset.name} has fewer than {parts} images; set data.fold.")
+        order = np.random.default_rng(parts).permutation(len(samples))
+        ordered = sorted(samples, key=lambda sample: sample.image_id)
+        own = set(order[part::parts].tolist())
+        chosen = {
+            TRAIN: tuple(sample for place, sample in enumerate(ordered) if place not in own),
+            VAL: tuple(sample for place, sample in enumerate(ordered) if place in own),
+        }
+    for name, found in chosen.items():
+        if not found:
+            known = ", ".join(dataset.splits)
+            raise InputError(
+                f"{dataset.name} has no images in the split {train if name == TRAIN else val!r}; its splits: {known}; "
+                "set data.train and data.val."
+            )
+    return replace(dataset, splits=chosen)
