@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -98,6 +99,15 @@ def parser() -> argparse.ArgumentParser:
     schema = commands.add_parser("schema", help="print the recipe's JSON schema, for editors")
     schema.set_defaults(run=_schema)
 
+    study = commands.add_parser(
+        "study", help="a grid of recipes, arms and seeds, side by side; a report with intervals"
+    )
+    study.add_argument("what", metavar="FILE | report", help="a study's YAML file to run, or the word report")
+    study.add_argument("folders", type=Path, nargs="*", metavar="FOLDER", help="of studies, for the report")
+    study.add_argument("--out", type=Path, help="folder of the study (runs/study-NAME), file of the report (report.md)")
+    study.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="jobs at a time, of one thread each")
+    study.set_defaults(run=_study)
+
     evaluate = commands.add_parser("eval", help="score a trained detector on a split")
     evaluate.add_argument("detector", type=Path, help="a .safetensors file of a run")
     evaluate.add_argument("--data", required=True, help="folder of a dataset, or synthetic:digits")
@@ -184,6 +194,43 @@ def _train(options: argparse.Namespace) -> int:
         console.print(remark, highlight=False, soft_wrap=True)
     console.print(f"Table: {result.folder / 'results.md'}   pictures: {result.folder / 'examples.png'}", soft_wrap=True)
     console.print(f"To ship: {result.student}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _study(options: argparse.Namespace) -> int:
+    from qmimic.study.report import report
+
+    if options.what == "report":
+        if not options.folders:
+            raise InputError("Name the folders of the studies to report, for example runs/study-order.")
+        print(report(options.folders, options.out or options.folders[0] / "report.md"))
+        return 0
+    if options.folders:
+        raise InputError(f"{options.folders[0]} is one argument too many; name one study's file.")
+    return _run_study(options)
+
+
+def _run_study(options: argparse.Namespace) -> int:
+    from qmimic.study.report import report
+    from qmimic.study.schedule import run_study
+    from qmimic.study.spec import expand, load_study
+    from qmimic.study.view import View
+    from qmimic.training.progress import Screen
+
+    if options.workers < 1:
+        raise InputError(f"--workers {options.workers} does nothing; give at least 1.")
+    source = Path(options.what)
+    study = load_study(source)
+    folder = options.out or Path(f"runs/study-{study.name}")
+    runs = expand(study, source, folder)
+    console = Screen()
+    with View(console, folder) as view:
+        jobs = run_study(study, runs, folder, options.workers, view.show)
+    for job in jobs:
+        if job.status == "failed":
+            console.print(f"failed: {job.kind} {job.id}: {job.error}", highlight=False, soft_wrap=True)
+    console.print(report([folder], folder / "report.md"), highlight=False, soft_wrap=True, markup=False)
+    console.print(f"Table: {folder / 'study.sqlite'}   report: {folder / 'report.md'}", soft_wrap=True, highlight=False)
     return 0
 
 

@@ -263,34 +263,50 @@ def load_recipe(path: Path | None, overrides: list[str]) -> Recipe:
     Raises:
         InputError: the file is missing, not YAML, or has an unknown key (the nearest one is named) or a bad value.
     """
-    tree: Any = {}
-    if path is not None:
-        try:
-            with path.open("rb") as file:
-                raw = file.read(MAX_RECIPE_BYTES + 1)
-        except OSError as error:
-            raise InputError(f"Cannot read the recipe {path}: {error.strerror}; name a YAML file.") from error
-        if len(raw) > MAX_RECIPE_BYTES:
-            raise InputError(f"{path} is over 1 MiB, which no recipe is; name a recipe's YAML file.")
-        tree = parse_yaml(raw.decode("utf-8", "replace"), str(path))
-        if tree is None:
-            tree = {}
-        if not isinstance(tree, dict):
-            raise InputError(f"{path} is not a recipe: it needs `key: value` lines.")
-        # A section whose lines are all commented out is an empty one: the defaults.
-        tree = {key: value for key, value in tree.items() if value is not None}
+    tree = load_tree(path, "recipe") if path else {}
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
             raise InputError(f"{override!r} is not an override; write key.sub=value, for example data.root=photos/.")
-        node = tree
-        *parents, leaf = key.split(".")
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                raise InputError(f"In {override!r}, {parent} is a value, not a section; see `qmimic train --help`.")
-        node[leaf] = parse_yaml(value, override)
+        put(tree, key, parse_yaml(value, override), override)
     return recipe_from(tree, str(path) if path else "the overrides")
+
+
+def load_tree(path: Path, what: str) -> dict[str, Any]:
+    """The plain values of a YAML file of `key: value` lines; `what` is how an error calls it.
+
+    Raises:
+        InputError: the file is missing, too large, or not such YAML.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_RECIPE_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"Cannot read the {what} {path}: {error.strerror}; name a YAML file.") from error
+    if len(raw) > MAX_RECIPE_BYTES:
+        raise InputError(f"{path} is over 1 MiB, which no {what} is; name a {what}'s YAML file.")
+    tree = parse_yaml(raw.decode("utf-8", "replace"), str(path))
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise InputError(f"{path} is not a {what}: it needs `key: value` lines.")
+    # A section whose lines are all commented out is an empty one: the defaults.
+    return {key: value for key, value in tree.items() if value is not None}
+
+
+def put(tree: dict[str, Any], key: str, value: Any, source: str) -> None:
+    """Set a dotted key of a recipe's plain values; `source` is how an error calls the setting.
+
+    Raises:
+        InputError: the key goes through a value.
+    """
+    *parents, leaf = key.split(".")
+    node = tree
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise InputError(f"In {source!r}, {parent} is a value, not a section; see `qmimic train --help`.")
+    node[leaf] = value
 
 
 def recipe_from(tree: dict[str, Any], source: str) -> Recipe:

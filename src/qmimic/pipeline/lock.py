@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,10 +11,14 @@ from qmimic.errors import InputError
 
 
 @contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path, patience: float = 0) -> Iterator[None]:
     """Keep other processes that ask for the same out of a folder, which is made, as long as the body runs.
 
     The system holds the lock, on the folder itself: however the process ends, nothing stays locked or lies about.
+
+    Args:
+        folder: any.
+        patience: how long to wait for another process to leave, seconds.
 
     Raises:
         InputError: another process is in it, or the folder cannot be made.
@@ -27,12 +32,19 @@ def alone(folder: Path) -> Iterator[None]:
     try:
         # Some network disks have no such locks: there the user has to take care.
         with contextlib.suppress(OSError):
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise InputError(
-                    f"Another process trains in {folder}; wait for it, or set run.dir to another folder."
-                ) from error
+            _lock(handle, folder, time.monotonic() + patience)
         yield
     finally:
         os.close(handle)
+
+
+def _lock(handle: int, folder: Path, until: float) -> None:
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() >= until:
+                raise InputError(
+                    f"Another process trains in {folder}; wait for it, or set run.dir to another folder."
+                ) from error
+            time.sleep(0.2)

@@ -13,7 +13,7 @@ from qmimic.files import replacing, write_text
 from qmimic.models.checkpoint import load_detector
 from qmimic.pipeline.lock import alone
 from qmimic.pipeline.prepare import Prepared, environment, prepare
-from qmimic.pipeline.stages import Stage, StageResult, quantize_teacher, train_student, train_teacher
+from qmimic.pipeline.stages import Stage, StageResult, Teachers, quantize_teacher, train_student, train_teacher
 from qmimic.prediction import predict
 from qmimic.training.log import draw_curves, read_log
 from qmimic.training.loop import Watcher
@@ -75,7 +75,7 @@ def _train(prepared: Prepared, watcher: Watcher) -> RunResult:
     quantized = quantize_teacher(prepared, teacher, watcher)
     stages = [teacher, quantized]
     for name, mimic in arms(recipe).items():
-        stages.append(train_student(prepared, name, mimic, teacher, quantized, watcher))
+        stages.append(train_student(prepared, name, mimic, Teachers(teacher, quantized), watcher))
 
     results = tuple(stage.result for stage in stages)
     said = remarks(results)

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from qmimic.config import MimicConfig, ScheduleConfig, fingerprint
+from qmimic.config import MimicConfig, Recipe, ScheduleConfig, fingerprint
 from qmimic.data.splits import VAL
 from qmimic.errors import InputError
 from qmimic.evaluation import channel_rms, detect_all, matching
@@ -75,6 +75,19 @@ class Stage:
     def file(self) -> Path:
         """The trained detector."""
         return self.folder / "detector.safetensors"
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """The two teachers of a run, the second fine-tuned on its quantized map from the first."""
+
+    full_precision: Stage
+    quantized: Stage
+
+
+def needs_teachers(recipe: Recipe, mimic: MimicConfig) -> bool:
+    """Whether an arm depends on teachers at all: it is taught, or its map is quantized by the teacher's stride."""
+    return mimic.mode != "none" or recipe.student.quantize_map
 
 
 def train_teacher(prepared: Prepared, watcher: Watcher) -> Stage:
@@ -141,7 +154,7 @@ def quantize_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> St
 
 
 def train_student(
-    prepared: Prepared, name: str, mimic: MimicConfig, teacher: Stage, quantized: Stage, watcher: Watcher
+    prepared: Prepared, name: str, mimic: MimicConfig, teachers: Teachers | None, watcher: Watcher
 ) -> Stage:
     """Train one arm. All arms share initial weights, order, views and schedule; they differ in the mimic loss alone.
 
@@ -149,33 +162,35 @@ def train_student(
         prepared: the run.
         name: of the arm.
         mimic: its mimic settings; mode none is the scratch student.
-        teacher, quantized: the teachers; `mimic.mode` says which of them is imitated.
+        teachers: `mimic.mode` says which of the two is imitated; None will do where `needs_teachers` says no.
         watcher: told of every step.
     """
     recipe = prepared.recipe
     config = recipe.student
-    quantizes_teacher = mimic.mode in ("quantization", "teacher_only")
-    taught_by = quantized if quantizes_teacher else teacher
-    taught = mimic.mode != "none"
-    uses_stride = taught or config.quantize_map
+    taught_by = None
+    if mimic.mode != "none" and teachers:
+        quantized = mimic.mode in ("quantization", "teacher_only")
+        taught_by = teachers.quantized if quantized else teachers.full_precision
+    # Whoever is taught, or sees its map quantized, depends on the stride s.
+    grid = teachers.quantized if teachers and needs_teachers(recipe, mimic) else None
     key = fingerprint(
         VERSION,
         prepared.key,
         config,
         recipe.augment,
         recipe.seed,
-        mimic if taught else None,
-        taught_by.result.key if taught else None,
-        quantized.result.key if uses_stride else None,
+        mimic if taught_by else None,
+        taught_by.result.key if taught_by else None,
+        grid.result.key if grid else None,
     )
 
     def objective() -> Objective:
         student = build(prepared.spec(config.backbone), recipe.seed)
         if config.weights:
             load_backbone(student, Path(config.weights))
-        if config.quantize_map:
-            student.quantizer = _quantizer_of(quantized)
-        if not taught:
+        if config.quantize_map and grid:
+            student.quantizer = _quantizer_of(grid)
+        if not taught_by or not grid:
             return DetectionObjective(student, recipe.augment)
         master, _ = load_detector(taught_by.file)
         master.to(prepared.accelerator.device)
@@ -184,7 +199,7 @@ def train_student(
             mimic,
             student.backbone.channels,
             master.backbone.channels,
-            _quantizer_of(quantized),
+            _quantizer_of(grid),
             rms,
             prepared.detector.output_stride,
             recipe.seed,

@@ -1,0 +1,260 @@
+"""A study's table as statistics, Markdown and plots: means, paired differences to the control, intervals."""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from scipy.stats import t as student_t
+
+from qmimic.files import replacing, write_text
+from qmimic.study.spec import Study
+from qmimic.study.table import read_results, read_study
+
+CONFIDENCE = 0.95
+COLOURS = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#D55E00",
+    "#000000",
+)  # Okabe and Ito, colour-blind safe
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over repetitions.
+
+    Attributes:
+        count: number of repetitions; mean: their mean; error: its standard error (NaN of a single one).
+    """
+
+    count: int
+    mean: float
+    error: float
+
+    @property
+    def margin(self) -> float:
+        """Half the width of the 95 % interval by Student's t; NaN of a single repetition."""
+        if self.count < 2:
+            return math.nan
+        return float(student_t.ppf(0.5 + CONFIDENCE / 2, self.count - 1)) * self.error
+
+
+@dataclass(frozen=True)
+class ArmSummary:
+    """One arm at one point of the grid.
+
+    Attributes:
+        arm, point: which.
+        score: mAP@0.5, 0..1; gain: its paired difference to the control, None of the control itself.
+        matching, matching_nonzero: means, None without a mimic.
+        backbone, parameters, macs, bytes: of its network.
+        failed: runs that are missing because they failed, and why the first did.
+    """
+
+    arm: str
+    point: dict[str, Any]
+    score: Estimate
+    gain: Estimate | None
+    matching: float | None
+    matching_nonzero: float | None
+    backbone: str
+    parameters: int
+    macs: int
+    bytes: int
+    failed: tuple[str, ...]
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean and standard error of repetitions."""
+    count = len(values)
+    if not count:
+        return Estimate(0, math.nan, math.nan)
+    error = float(np.std(values, ddof=1)) / math.sqrt(count) if count > 1 else math.nan
+    return Estimate(count, float(np.mean(values)), error)
+
+
+def repetitions(rows: Sequence[dict[str, Any]]) -> dict[int, float]:
+    """mAP@0.5 by repetition: a seed is one, its folds averaged; with a single seed, folds are.
+
+    Folds of one seed share most of their training images, and seeds share all: taken as independent, folds times seeds
+    would make intervals too narrow. A seed with a fold missing is left out.
+    """
+    by_seed: dict[int, dict[int, float]] = defaultdict(dict)
+    for row in rows:
+        if row["status"] == "done":
+            by_seed[row["seed"]][row["fold"]] = row["map50"]
+    folds = {row["fold"] for row in rows}
+    if len({row["seed"] for row in rows}) == 1:
+        return {fold: value for own in by_seed.values() for fold, value in own.items()}
+    return {seed: float(np.mean(list(own.values()))) for seed, own in by_seed.items() if set(own) == folds}
+
+
+def summarize(study: Study, results: Sequence[dict[str, Any]]) -> list[ArmSummary]:
+    """Every arm at every point, in the study's order."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in results:
+        groups[repr(row["point"]), row["arm"]].append(row)
+    found = []
+    for (point, arm), rows in groups.items():
+        own = repetitions(rows)
+        control = repetitions(groups[point, study.compared_to])
+        pairs = [value - control[key] for key, value in own.items() if key in control]
+        done = [row for row in rows if row["status"] == "done"]
+        some: dict[str, Any] = done[0] if done else {"backbone": "-", "parameters": 0, "macs": 0, "bytes": 0}
+        found.append(
+            ArmSummary(
+                arm=arm,
+                point=rows[0]["point"],
+                score=estimate(list(own.values())),
+                gain=None if arm == study.compared_to else estimate(pairs),
+                matching=_mean(done, "matching"),
+                matching_nonzero=_mean(done, "matching_nonzero"),
+                backbone=some["backbone"],
+                parameters=some["parameters"],
+                macs=some["macs"],
+                bytes=some["bytes"],
+                failed=tuple(row["error"] for row in rows if row["status"] == "failed"),
+            )
+        )
+    return found
+
+
+def _mean(rows: Sequence[dict[str, Any]], column: str) -> float | None:
+    values = [row[column] for row in rows if row.get(column) is not None]
+    return float(np.mean(values)) if values else None
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share as per cent, a dash where there is none."""
+    return "-" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
+
+
+def interval(value: Estimate) -> str:
+    """A gain with its interval, in points: `+1.2 [-0.3, +2.7]`."""
+    if value.count < 2:
+        return "-" if math.isnan(value.mean) else f"{100 * value.mean:+.1f}"
+    low, high = value.mean - value.margin, value.mean + value.margin
+    return f"{100 * value.mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def markdown(study: Study, results: Sequence[dict[str, Any]]) -> str:
+    """The report of one study as Markdown, without its plots."""
+    arms = summarize(study, results)
+    counts = Counter(row["status"] for row in results)
+    unfinished = "".join(f", {count} {status}" for status, count in counts.items() if status != "done")
+    lines = [f"## {study.name}", ""]
+    if study.question:
+        lines += [study.question, ""]
+    folds = f", {study.folds}-fold cross-validation" if study.folds > 1 else ""
+    lines.append(
+        f"{counts['done']} of {len(results)} runs done{unfinished}; seeds "
+        f"{', '.join(map(str, study.seeds))}{folds}. mAP@0.5 in %, ± standard error; the difference to "
+        f"{study.compared_to} is paired by seed, with its 95 % interval (Student's t)."
+    )
+    teachers = {(row["seed"], row["fold"], row["teacher_map50"]) for row in results if row["teacher_map50"]}
+    quantized = {(row["seed"], row["fold"], row["quantized_map50"]) for row in results if row["quantized_map50"]}
+    if teachers and quantized:
+        means = [float(np.mean([value for *_, value in group])) for group in (teachers, quantized)]
+        lines.append(
+            f"The teachers reach {percent(means[0])} on average, and {percent(means[1])} quantized and fine-tuned."
+        )
+    lines += ["", *_table(study, arms)]
+    for own in arms:
+        if own.failed:
+            lines += ["", f"{own.arm}: {len(own.failed)} runs failed. {own.failed[0]}"]
+    return "\n".join(lines) + "\n"
+
+
+def _table(study: Study, arms: Sequence[ArmSummary]) -> list[str]:
+    keys = list(study.grid)
+    header = [*keys, "arm", "backbone", "n", "mAP@0.5", f"difference to {study.compared_to}", "matching", "non-zero"]
+    header += ["parameters", "MMACs", "kB"]
+    lines = ["| " + " | ".join(header) + " |", "|" + "---|" * (len(keys) + 2) + "---:|" * (len(header) - len(keys) - 2)]
+    for own in arms:
+        error = "" if math.isnan(own.score.error) else f" ± {100 * own.score.error:.1f}"
+        cells = [*(str(own.point[key]) for key in keys), own.arm, own.backbone, str(own.score.count)]
+        cells += [percent(own.score.mean) + error, "-" if own.gain is None else interval(own.gain)]
+        cells += [percent(own.matching), percent(own.matching_nonzero), f"{own.parameters:,}", f"{own.macs / 1e6:.1f}"]
+        lines.append("| " + " | ".join([*cells, f"{own.bytes / 1000:.0f}"]) + " |")
+    return lines
+
+
+def draw_gains(study: Study, arms: Sequence[ArmSummary], path: Path) -> None:
+    """Differences to the control with their intervals, one row an arm and point."""
+    shown = [own for own in arms if own.gain is not None and own.gain.count]
+    figure, axes = plt.subplots(figsize=(7, 1.2 + 0.35 * max(1, len(shown))), layout="constrained")
+    for row, own in enumerate(reversed(shown)):
+        assert own.gain is not None
+        margin = 0 if math.isnan(own.gain.margin) else 100 * own.gain.margin
+        axes.errorbar(100 * own.gain.mean, row, xerr=margin, fmt="o", color=COLOURS[0], capsize=3)
+    axes.axvline(0, color="0.6", linewidth=1)
+    axes.set_yticks(range(len(shown)), [_label(own) for own in reversed(shown)])
+    axes.set_xlabel(f"mAP@0.5 above {study.compared_to}, points (mean and 95 % interval)")
+    axes.spines[["top", "right"]].set_visible(False)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+    plt.close(figure)
+
+
+def draw_cost(arms: Sequence[ArmSummary], path: Path) -> None:
+    """mAP@0.5 with its interval against multiply-accumulates, one colour an arm."""
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    names = list(dict.fromkeys(own.arm for own in arms if own.score.count))
+    for number, name in enumerate(names):
+        own = sorted((o for o in arms if o.arm == name and o.score.count), key=lambda o: o.macs)
+        margins = [0 if math.isnan(o.score.margin) else 100 * o.score.margin for o in own]
+        # Arms of equal cost would hide each other.
+        nudge = 1 + 0.012 * (number - (len(names) - 1) / 2)
+        axes.errorbar(
+            [o.macs / 1e6 * nudge for o in own],
+            [100 * o.score.mean for o in own],
+            yerr=margins,
+            fmt="o-",
+            color=COLOURS[number % len(COLOURS)],
+            capsize=3,
+            label=name,
+        )
+    axes.set_xscale("log")
+    axes.set_xlabel("multiply-accumulates an image, millions")
+    axes.set_ylabel("mAP@0.5, % (mean and 95 % interval)")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150)
+    plt.close(figure)
+
+
+def _label(own: ArmSummary) -> str:
+    return own.arm + "".join(f", {key.split('.')[-1]} {value}" for key, value in own.point.items())
+
+
+def report(folders: Sequence[Path], out: Path) -> str:
+    """Write the report of studies as one Markdown file with its plots beside it, and return its text.
+
+    Args:
+        folders: that `run_study` wrote.
+        out: the Markdown file.
+
+    Raises:
+        InputError: a folder holds no study, or the report cannot be written.
+    """
+    parts = ["# Results", "", f"Made by `qmimic study report {' '.join(map(str, folders))} --out {out}`.", ""]
+    for folder in folders:
+        study, results = read_study(folder), read_results(folder)
+        arms = summarize(study, results)
+        pictures = out.parent / f"{out.stem}-{study.name}"
+        draw_gains(study, arms, Path(f"{pictures}-gains.png"))
+        draw_cost(arms, Path(f"{pictures}-cost.png"))
+        parts += [markdown(study, results), f"![Differences]({pictures.name}-gains.png)", ""]
+        parts += [f"![mAP against cost]({pictures.name}-cost.png)", ""]
+    text = "\n".join(parts)
+    write_text(out, text)
+    return text

@@ -1,0 +1,132 @@
+"""Running a study's jobs side by side, each in a process of its own; what others wait for comes first."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from qmimic.pipeline.lock import alone
+from qmimic.study.spec import Run, Study
+from qmimic.study.table import JobRow, plan, read_jobs, update
+
+POLL_SECONDS = 0.3
+NEED_FAILED = "What it needs failed: "
+ORDER = ("teacher", "quantized", "student")  # many wait for a teacher, nobody for a student
+
+
+class Worker(Protocol):
+    """A job that runs somewhere."""
+
+    def exit_code(self) -> int | None:
+        """None as long as it runs."""
+
+    def stop(self) -> None:
+        """End it, and wait until it has ended."""
+
+
+class Process:
+    """A job as a process of this machine."""
+
+    def __init__(self, folder: Path, job: str, log: Path) -> None:
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "qmimic.study.worker", str(folder), job],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+
+    def exit_code(self) -> int | None:
+        """See `Worker`."""
+        return self._process.poll()
+
+    def stop(self) -> None:
+        """See `Worker`."""
+        self._process.terminate()
+        self._process.wait()
+
+
+Start = Callable[[Path, str, Path], Worker]
+
+
+def run_study(
+    study: Study,
+    runs: tuple[Run, ...],
+    folder: Path,
+    workers: int,
+    show: Callable[[list[JobRow]], None],
+    start: Start = Process,
+) -> list[JobRow]:
+    """Compute all jobs of a study that are not done; safe to kill at any moment and to call again.
+
+    Args:
+        study: what it is.
+        runs: all of them.
+        folder: of the table, the stages and the logs.
+        workers: jobs at a time.
+        show: called about three times a second with all jobs.
+        start: how a job is started.
+
+    Returns:
+        All jobs; those that failed say why, the others are done.
+
+    Raises:
+        InputError: another process runs this study, or the folder cannot be written.
+    """
+    with alone(folder):
+        plan(folder, study, runs)
+        (folder / "logs").mkdir(exist_ok=True)
+        active: dict[str, Worker] = {}
+        try:
+            while True:
+                for job, worker in list(active.items()):
+                    code = worker.exit_code()
+                    if code is not None:
+                        del active[job]
+                        _settle(folder, job, code)
+                jobs = _without_hope(folder)
+                show(jobs)
+                for row in ready(jobs)[: workers - len(active)]:
+                    update(folder, row.id, status="running")
+                    active[row.id] = start(folder, row.id, folder / "logs" / f"{row.id}.log")
+                if not active:
+                    return jobs
+                time.sleep(POLL_SECONDS)
+        finally:
+            for job, worker in active.items():
+                worker.stop()
+                if any(row.id == job and row.status == "running" for row in read_jobs(folder)):
+                    update(folder, job, status="waiting")
+
+
+def ready(jobs: list[JobRow]) -> list[JobRow]:
+    """Waiting jobs whose need is done; those that most others wait for first."""
+    done = {job.id for job in jobs if job.status == "done"}
+    waiting = [job for job in jobs if job.status == "waiting" and (not job.needs or job.needs in done)]
+    return sorted(waiting, key=lambda job: ORDER.index(job.kind))
+
+
+def _settle(folder: Path, job: str, code: int) -> None:
+    """A job that ended without a word has failed; its log says how."""
+    row = next(row for row in read_jobs(folder) if row.id == job)
+    if row.status == "running":
+        log = folder / "logs" / f"{job}.log"
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"]
+        update(folder, job, status="failed", error=f"The process ended with code {code}: {lines[-1]} ({log})")
+
+
+def _without_hope(folder: Path) -> list[JobRow]:
+    """All jobs, after those whose need has failed have failed as well, and those that need these, and so on."""
+    while True:
+        jobs = read_jobs(folder)
+        failed = {job.id: job for job in jobs if job.status == "failed"}
+        hopeless = [job for job in jobs if job.status == "waiting" and job.needs in failed]
+        if not hopeless:
+            return jobs
+        for job in hopeless:
+            reason = failed[job.needs].error.removeprefix(NEED_FAILED)
+            update(folder, job.id, status="failed", error=NEED_FAILED + reason)

@@ -1,0 +1,141 @@
+"""A study: one recipe, arms that change it, a grid of settings for all arms, seeds and folds. Plain data."""
+
+import copy
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from qmimic.config import Recipe, explain, fingerprint, load_tree, put, recipe_from
+from qmimic.errors import InputError
+from qmimic.pipeline.stages import needs_teachers
+
+
+class Study(BaseModel):
+    """What a study's YAML file says. Keys of `set`, `grid` and `arms` are a recipe's, dotted: `student.steps`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the study")
+    question: str = Field("", description="what it asks, a sentence for the report")
+    recipe: str = Field(description="the recipe's file, relative to the study's")
+    set: dict[str, Any] = Field({}, description="settings of every run")
+    grid: dict[str, list[Any]] = Field({}, description="settings of which every combination is run with every arm")
+    arms: dict[str, dict[str, Any]] = Field(min_length=1, description="name of an arm to its settings")
+    control: str = Field("", description="the arm that others are compared to, seed by seed; empty: the first")
+    seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1, description="every arm runs with each of them")
+    folds: int = Field(1, ge=1, description="parts of cross-validation over `data.train`; 1: none")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Study":
+        if self.control and self.control not in self.arms:
+            raise ValueError(f"control: {self.control!r} is none of the arms ({', '.join(self.arms)})")
+        for key in (key for keys in (self.set, self.grid, *self.arms.values()) for key in keys):
+            if key.split(".")[0] in ("seed", "baselines", "name") or key in ("run", "run.dir", "run.threads"):
+                raise ValueError(f"{key}: the study itself sets this for every run; leave it out")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError("seeds: one is named twice, and pairs would count double")
+        return self
+
+    @property
+    def compared_to(self) -> str:
+        """The control arm."""
+        return self.control or next(iter(self.arms))
+
+
+@dataclass(frozen=True)
+class Run:
+    """One student to train and score.
+
+    Attributes:
+        arm: name.
+        point: its place in the grid, dotted keys to values.
+        seed, fold: which repetition.
+        recipe: resolved.
+    """
+
+    arm: str
+    point: dict[str, Any]
+    seed: int
+    fold: int
+    recipe: Recipe
+
+
+@dataclass(frozen=True)
+class Job:
+    """One stage to compute, once for all runs that share it.
+
+    Attributes:
+        id: fingerprint of what decides its result.
+        kind: teacher, quantized or student.
+        needs: id of the job that must be done before; empty if none.
+        recipe: of any run that needs it.
+    """
+
+    id: str
+    kind: str
+    needs: str
+    recipe: Recipe
+
+
+def load_study(path: Path) -> Study:
+    """Read a study.
+
+    Raises:
+        InputError: the file is missing, not YAML, or has an unknown key or a bad value.
+    """
+    try:
+        return Study.model_validate(load_tree(path, "study"))
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(Study.model_fields)
+            raise InputError(f"In {path}: unknown key {first['loc'][0]!r}; a study has {known}.") from error
+        raise InputError(f"In {path}: {explain(error)}") from error
+
+
+def expand(study: Study, source: Path, folder: Path) -> tuple[Run, ...]:
+    """All runs of a study, every recipe checked.
+
+    Args:
+        study: as read.
+        source: the study's file; its recipe is named relative to it.
+        folder: where the stages of all runs go.
+
+    Raises:
+        InputError: the recipe cannot be read, or an arm or a point of the grid is no setting of a recipe.
+    """
+    base = load_tree(source.parent / study.recipe, "recipe")
+    points = [dict(zip(study.grid, values, strict=True)) for values in itertools.product(*study.grid.values())]
+    runs = []
+    for point, (arm, own), seed, fold in itertools.product(points, study.arms.items(), study.seeds, range(study.folds)):
+        tree = copy.deepcopy(base)
+        place = f"arm {arm} of {source}"
+        for key, value in {**study.set, **point, **own}.items():
+            put(tree, key, copy.deepcopy(value), place)
+        put(tree, "seed", seed, place)
+        put(tree, "baselines", [], place)
+        put(tree, "run.dir", str(folder), place)
+        put(tree, "run.threads", 1, place)  # two tiny trainings of one thread each beat one of two threads
+        if study.folds > 1:
+            put(tree, "data.fold", [fold, study.folds], place)
+        runs.append(Run(arm, point, seed, fold, recipe_from(tree, place)))
+    return tuple(runs)
+
+
+def jobs_of(run: Run) -> tuple[Job, ...]:
+    """The jobs of a run, the student's last. Runs that share a teacher name the same job."""
+    recipe = run.recipe
+    shared = (recipe.seed, recipe.data, recipe.detector, recipe.augment, recipe.run.precision)
+    if not needs_teachers(recipe, recipe.mimic):
+        return (Job(fingerprint("student", *shared, recipe.student), "student", "", recipe),)
+    teacher = fingerprint("teacher", *shared, recipe.teacher)
+    quantized = fingerprint("quantized", teacher, recipe.quantized_teacher, recipe.quantizer)
+    student = fingerprint("student", quantized, recipe.student, recipe.mimic)
+    return (
+        Job(teacher, "teacher", "", recipe),
+        Job(quantized, "quantized", teacher, recipe),
+        Job(student, "student", quantized, recipe),
+    )

@@ -1,0 +1,173 @@
+"""The study's table: one SQLite file that many processes write to and that survives a kill at any moment.
+
+`jobs` holds what is computed; the view `results` has one row a run, in columns for whoever analyses it.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qmimic.config import Recipe
+from qmimic.errors import InputError
+from qmimic.study.spec import Run, Study, jobs_of
+
+FILE = "study.sqlite"
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS study (description TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS jobs (
+    id TEXT PRIMARY KEY, kind TEXT NOT NULL, needs TEXT NOT NULL, recipe TEXT NOT NULL,
+    status TEXT NOT NULL DEFAULT 'waiting', error TEXT NOT NULL DEFAULT '',
+    step INTEGER NOT NULL DEFAULT 0, steps INTEGER NOT NULL DEFAULT 0, seconds REAL NOT NULL DEFAULT 0,
+    result TEXT NOT NULL DEFAULT '{}'
+);
+CREATE TABLE IF NOT EXISTS runs (
+    arm TEXT NOT NULL, point TEXT NOT NULL, seed INTEGER NOT NULL, fold INTEGER NOT NULL,
+    job TEXT NOT NULL, teacher TEXT NOT NULL, quantized TEXT NOT NULL
+);
+DROP VIEW IF EXISTS results;
+CREATE VIEW results AS
+SELECT runs.arm, runs.point, runs.seed, runs.fold, job.status, job.error, job.seconds,
+    json_extract(job.result, '$.backbone') AS backbone,
+    json_extract(job.result, '$.map50') AS map50,
+    json_extract(job.result, '$.map07') AS map07,
+    json_extract(job.result, '$.coco_map') AS coco_map,
+    json_extract(job.result, '$.matching') AS matching,
+    json_extract(job.result, '$.matching_nonzero') AS matching_nonzero,
+    json_extract(job.result, '$.parameters') AS parameters,
+    json_extract(job.result, '$.macs') AS macs,
+    json_extract(job.result, '$.bytes') AS bytes,
+    json_extract(teacher.result, '$.map50') AS teacher_map50,
+    json_extract(quantized.result, '$.map50') AS quantized_map50,
+    json_extract(quantized.result, '$.map50_before') AS quantized_map50_before
+FROM runs JOIN jobs AS job ON job.id = runs.job
+LEFT JOIN jobs AS teacher ON teacher.id = runs.teacher
+LEFT JOIN jobs AS quantized ON quantized.id = runs.quantized
+ORDER BY runs.rowid;
+"""
+
+
+@dataclass(frozen=True)
+class JobRow:
+    """A job as it stands: `status` is waiting, running, done or failed."""
+
+    id: str
+    kind: str
+    needs: str
+    status: str
+    error: str
+    step: int
+    steps: int
+    seconds: float
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[sqlite3.Connection]:
+    """The table of a study's folder; what the body wrote is kept if it ends well.
+
+    Raises:
+        InputError: the file is no table, or cannot be written.
+    """
+    try:
+        with closing(sqlite3.connect(folder / FILE, timeout=60)) as connection, connection:
+            connection.row_factory = sqlite3.Row
+            yield connection
+    except sqlite3.Error as error:
+        raise InputError(f"{folder / FILE} cannot be used ({error}); free some space, or remove the file.") from error
+
+
+def plan(folder: Path, study: Study, runs: Iterable[Run]) -> None:
+    """Make the table hold exactly these runs. What is done and still wanted stays; all else waits, failed jobs too."""
+    with opened(folder) as table:
+        table.executescript(SCHEMA)
+        table.execute("DELETE FROM study")
+        table.execute("INSERT INTO study VALUES (?)", (study.model_dump_json(),))
+        table.execute("DELETE FROM runs")
+        wanted = set()
+        for run in runs:
+            jobs = jobs_of(run)
+            for job in jobs:
+                wanted.add(job.id)
+                table.execute(
+                    "INSERT OR IGNORE INTO jobs (id, kind, needs, recipe) VALUES (?, ?, ?, ?)",
+                    (job.id, job.kind, job.needs, job.recipe.model_dump_json()),
+                )
+            ids = {job.kind: job.id for job in jobs}
+            table.execute(
+                "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (
+                    run.arm,
+                    json.dumps(run.point, sort_keys=True),
+                    run.seed,
+                    run.fold,
+                    ids["student"],
+                    ids.get("teacher", ""),
+                    ids.get("quantized", ""),
+                ),
+            )
+        for row in table.execute("SELECT id FROM jobs").fetchall():
+            if row["id"] not in wanted:
+                table.execute("DELETE FROM jobs WHERE id = ?", (row["id"],))
+        table.execute("UPDATE jobs SET status = 'waiting', error = '' WHERE status IN ('running', 'failed')")
+
+
+def read_study(folder: Path) -> Study:
+    """What a study's folder was made from.
+
+    Raises:
+        InputError: it is no study's folder.
+    """
+    if not (folder / FILE).is_file():
+        raise InputError(f"{folder} holds no study; name the folder that `qmimic study` wrote.")
+    with opened(folder) as table:
+        row = table.execute("SELECT description FROM study").fetchone()
+    if row is None:
+        raise InputError(f"{folder / FILE} describes no study; run it again.")
+    return Study.model_validate_json(row["description"])
+
+
+def read_jobs(folder: Path) -> list[JobRow]:
+    """All jobs in the order in which they were planned."""
+    with opened(folder) as table:
+        rows = table.execute("SELECT id, kind, needs, status, error, step, steps, seconds FROM jobs ORDER BY rowid")
+        return [JobRow(**row) for row in rows.fetchall()]
+
+
+def read_results(folder: Path) -> list[dict[str, Any]]:
+    """The view `results`: one row a run."""
+    with opened(folder) as table:
+        return [{**row, "point": json.loads(row["point"])} for row in table.execute("SELECT * FROM results")]
+
+
+def names(folder: Path) -> dict[str, str]:
+    """Words for every student's job, from the first run that needs it: its arm, point, seed and fold."""
+    with opened(folder) as table:
+        rows = table.execute("SELECT job, arm, point, seed, fold FROM runs ORDER BY rowid DESC").fetchall()
+    found = {}
+    for row in rows:
+        point = "".join(f" {key}={value}" for key, value in json.loads(row["point"]).items())
+        found[row["job"]] = f"{row['arm']}{point}, seed {row['seed']}, fold {row['fold']}"
+    return found
+
+
+def recipe_of(folder: Path, job: str) -> tuple[str, Recipe]:
+    """A job's kind and recipe.
+
+    Raises:
+        InputError: the study has no such job.
+    """
+    with opened(folder) as table:
+        row = table.execute("SELECT kind, recipe FROM jobs WHERE id = ?", (job,)).fetchone()
+    if row is None:
+        raise InputError(f"{folder / FILE} has no job {job}.")
+    return row["kind"], Recipe.model_validate_json(row["recipe"])
+
+
+def update(folder: Path, job: str, **values: str | int | float) -> None:
+    """Set columns of a job."""
+    columns = ", ".join(f"{name} = ?" for name in values)
+    with opened(folder) as table:
+        table.execute(f"UPDATE jobs SET {columns} WHERE id = ?", (*values.values(), job))

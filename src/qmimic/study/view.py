@@ -1,0 +1,67 @@
+"""What a person sees while a study runs: how much is done, what is at work, how long it will take."""
+
+import time
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from qmimic.study.table import JobRow, names
+
+LINE_SECONDS = 60  # where there is no terminal, a line so often
+
+
+class View:
+    """A table of the jobs at work; a context manager.
+
+    Args:
+        console: where to draw; if it is no terminal, a line is printed every minute instead.
+        folder: of the study.
+    """
+
+    def __init__(self, console: Console, folder: Path) -> None:
+        self.console, self.folder = console, folder
+        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._names: dict[str, str] = {}
+        self._began, self._first_done, self._line = time.monotonic(), -1, 0.0
+
+    def __enter__(self) -> "View":
+        if self.console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def show(self, jobs: list[JobRow]) -> None:
+        """Draw the jobs as they stand."""
+        if self._first_done < 0:
+            self._first_done = sum(job.status == "done" for job in jobs)
+            self._names = names(self.folder)
+        title = self._title(jobs)
+        if self.console.is_terminal:
+            table = Table("at work", "step", title=title, title_justify="left")
+            for job in jobs:
+                if job.status == "running":
+                    table.add_row(
+                        self._names.get(job.id, job.kind), f"{job.step}/{job.steps}" if job.steps else "starting"
+                    )
+            self._live.update(table, refresh=True)
+        elif time.monotonic() - self._line >= LINE_SECONDS:
+            self._line = time.monotonic()
+            self.console.print(title, highlight=False)
+
+    def _title(self, jobs: list[JobRow]) -> str:
+        done, failed = (sum(job.status == status for job in jobs) for status in ("done", "failed"))
+        parts = [f"{done} of {len(jobs)} jobs done"]
+        if failed:
+            parts.append(f"{failed} failed")
+        fresh, passed = done - self._first_done, time.monotonic() - self._began
+        if fresh:
+            minutes = passed / fresh * (len(jobs) - done - failed) / 60
+            parts.append(f"about {minutes:.0f} min left")
+        return ", ".join(parts)

@@ -1,0 +1,111 @@
+"""Means, paired differences and intervals against SciPy's own tests and by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy import stats
+
+from qmimic.study.report import draw_cost, draw_gains, estimate, interval, markdown, summarize
+from qmimic.study.spec import Study
+
+SCORES = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=3, max_size=8)
+
+
+def study(**settings: Any) -> Study:
+    return Study(name="s", recipe="r.yaml", arms={"scratch": {}, "mimic": {}}, **settings)
+
+
+def row(arm: str, seed: int, map50: float, **values: Any) -> dict[str, Any]:
+    defaults = {
+        "arm": arm,
+        "point": {},
+        "seed": seed,
+        "fold": 0,
+        "status": "done",
+        "error": "",
+        "backbone": "resnet18/16",
+        "map50": map50,
+        "matching": None,
+        "matching_nonzero": None,
+        "parameters": 1000,
+        "macs": 10_000_000,
+        "bytes": 5000,
+        "teacher_map50": 0.9,
+        "quantized_map50": 0.92,
+    }
+    return defaults | values
+
+
+@given(pairs=SCORES)
+@settings(max_examples=50, deadline=None)
+def test_intervals_are_those_of_the_paired_t_test(pairs: list[tuple[float, float]]) -> None:
+    control, other = np.array(pairs).T
+    if np.ptp(other - control) < 1e-6:
+        return  # SciPy warns of lost precision
+    rows = [row("scratch", seed, score) for seed, score in enumerate(control)]
+    rows += [row("mimic", seed, score) for seed, score in enumerate(other)]
+    first, second = summarize(study(), rows)
+    assert first.gain is None
+    assert second.gain is not None
+    assert second.gain.mean == pytest.approx(np.mean(other - control), abs=1e-12)
+    low, high = stats.ttest_rel(other, control).confidence_interval(0.95)
+    assert second.gain.mean - second.gain.margin == pytest.approx(low, abs=1e-9)
+    assert second.gain.mean + second.gain.margin == pytest.approx(high, abs=1e-9)
+    assert second.score.error == pytest.approx(stats.sem(other), abs=1e-12)
+
+
+def test_only_pairs_are_compared() -> None:
+    rows = [row("scratch", 0, 0.5), row("scratch", 1, 0.6), row("scratch", 2, 0.9, status="failed", error="why")]
+    rows += [row("mimic", seed, 0.7) for seed in range(3)]
+    scratch, mimic = summarize(study(), rows)
+    assert scratch.score.count == 2
+    assert mimic.score.count == 3
+    assert mimic.gain is not None
+    assert mimic.gain.count == 2
+    assert mimic.gain.mean == pytest.approx(0.15)
+    assert scratch.failed == ("why",)
+
+
+def test_folds_of_a_seed_are_one_repetition_and_with_one_seed_folds_are() -> None:
+    rows = [row("scratch", seed, 0.1 * seed + 0.2 * fold, fold=fold) for seed in (0, 1) for fold in (0, 1)]
+    rows += [row("mimic", seed, 0.5, fold=fold) for seed in (0, 1) for fold in (0, 1)][:-1]
+    scratch, mimic = summarize(study(folds=2), rows)
+    assert scratch.score == estimate([0.1, 0.2])
+    rows[-1] = row("mimic", 1, 0.5, fold=0)
+    rows.append(row("mimic", 1, 0.0, fold=1, status="waiting"))
+    scratch, mimic = summarize(study(folds=2), rows)
+    assert mimic.score.count == 1  # seed 1 lacks a fold
+    single = [row("scratch", 0, score, fold=fold) for fold, score in enumerate((0.3, 0.4, 0.5))]
+    assert summarize(study(folds=3), single)[0].score == estimate([0.3, 0.4, 0.5])
+
+
+def test_a_single_repetition_has_no_interval() -> None:
+    scratch, mimic = summarize(study(), [row("scratch", 0, 0.5), row("mimic", 0, 0.6)])
+    assert mimic.gain is not None
+    assert interval(mimic.gain) == "+10.0"
+    assert np.isnan(scratch.score.margin)
+
+
+def test_the_report_says_everything(tmp_path: Path) -> None:
+    rows = [row("scratch", seed, 0.5 + 0.01 * seed, teacher_map50=None, quantized_map50=None) for seed in range(3)]
+    rows += [row("mimic", seed, 0.52 + 0.02 * seed, matching=0.7, matching_nonzero=0.4) for seed in range(2)]
+    rows.append(row("mimic", 2, 0.0, status="failed", error="It broke."))
+    text = markdown(study(question="Does it help?"), rows)
+    assert "Does it help?" in text
+    assert "5 of 6 runs done, 1 failed" in text
+    assert "The teachers reach 90.0 on average, and 92.0 quantized" in text
+    assert "| scratch | resnet18/16 | 3 | 51.0 ± 0.6 | - |" in text
+    assert "| mimic | resnet18/16 | 2 | 53.0 ± 1.0 | +2.5 [-3.9, +8.9] | 70.0 | 40.0 | 1,000 | 10.0 | 5 |" in text
+    assert "mimic: 1 runs failed. It broke." in text
+    arms = summarize(study(), rows)
+    for draw, path in (
+        (lambda p: draw_gains(study(), arms, p), "gains.png"),
+        (lambda p: draw_cost(arms, p), "cost.png"),
+    ):
+        draw(tmp_path / path)
+        assert np.asarray(Image.open(tmp_path / path)).std() > 5

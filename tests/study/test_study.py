@@ -1,0 +1,209 @@
+"""Studies run: order and sharing of jobs, failures as rows, and the same table after any kill."""
+
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from study_cases import STUDY, study_file
+
+from qmimic.cli import main
+from qmimic.errors import InputError
+from qmimic.study import worker
+from qmimic.study.report import report
+from qmimic.study.schedule import run_study
+from qmimic.study.spec import expand, load_study
+from qmimic.study.table import JobRow, read_jobs, read_results, update
+
+
+class Here:
+    """A job that runs in this process, at once; notes the order of all."""
+
+    started: list[str]
+
+    def __init__(self, folder: Path, job: str, log: Path) -> None:
+        self.started.append(job)
+        self.code = worker.main(folder, job)
+
+    def exit_code(self) -> int | None:
+        return self.code
+
+    def stop(self) -> None: ...
+
+
+def run_here(path: Path, folder: Path) -> tuple[list[JobRow], list[str]]:
+    """Run a study in this process; its jobs, and the ids in the order in which they were started."""
+    study = load_study(path)
+    started: list[str] = []
+    start = type("Noted", (Here,), {"started": started})
+    return run_study(study, expand(study, path, folder), folder, 2, lambda jobs: None, start), started
+
+
+def without_times(folder: Path) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in read_results(folder)]
+
+
+def test_a_study_computes_what_is_shared_once_and_first(tmp_path: Path) -> None:
+    path, folder = study_file(tmp_path), tmp_path / "out"
+    jobs, started = run_here(path, folder)
+    assert {job.status for job in jobs} == {"done"}
+    kinds = {job.id: job.kind for job in jobs}
+    assert sorted(kinds[job] for job in started) == ["quantized"] * 2 + ["student"] * 6 + ["teacher"] * 2
+    needs = {job.id: job.needs for job in jobs}
+    for place, job in enumerate(started):
+        assert not needs[job] or needs[job] in started[:place]
+    results = read_results(folder)
+    assert [(row["arm"], row["seed"]) for row in results] == [
+        (arm, seed) for arm in ("scratch", "mimic", "quantized") for seed in (3, 4)
+    ]
+    assert all(0 <= row["map50"] <= 1 and row["parameters"] > 0 for row in results)
+    assert results[0]["teacher_map50"] is None
+    assert results[2]["teacher_map50"] == results[4]["teacher_map50"]
+    assert results[2]["matching"] is not None
+    # Again: nothing is left to do.
+    assert run_here(path, folder)[1] == []
+    text = report([folder], tmp_path / "report.md")
+    assert "6 of 6 runs done" in text
+    assert (tmp_path / "report-small-gains.png").is_file()
+
+
+def test_a_changed_study_keeps_what_still_holds(tmp_path: Path) -> None:
+    path, folder = study_file(tmp_path), tmp_path / "out"
+    run_here(path, folder)
+    study_file(tmp_path, STUDY.replace("mimic.weight: 0.5", "mimic.weight: 0.7"))
+    jobs, started = run_here(path, folder)
+    assert len(started) == 2
+    assert len(jobs) == 10
+    assert len(read_results(folder)) == 6
+
+
+def test_a_failure_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:
+    text = STUDY.replace("mimic.weight: 0.5", "student.weights: none.safetensors")
+    path, folder = study_file(tmp_path, text.replace("[3, 4]", "[3]")), tmp_path / "out"
+    run_here(path, folder)
+    rows = {row["arm"]: row for row in read_results(folder)}
+    assert rows["scratch"]["status"] == rows["mimic"]["status"] == "done"
+    assert rows["quantized"]["status"] == "failed"
+    assert "none.safetensors" in rows["quantized"]["error"]
+    assert rows["quantized"]["map50"] is None
+    # It is tried again next time.
+    assert len(run_here(path, folder)[1]) == 1
+
+
+def test_what_needs_a_failed_job_fails_with_it(tmp_path: Path) -> None:
+    path, folder = study_file(tmp_path, STUDY.replace("[3, 4]", "[3]") + "\n"), tmp_path / "out"
+    (tmp_path / "recipe.yaml").write_text((tmp_path / "recipe.yaml").read_text().replace("min_map: 0}", "min_map: 1}"))
+    _, started = run_here(path, folder)
+    rows = {row["arm"]: row for row in read_results(folder)}
+    assert rows["scratch"]["status"] == "done"
+    assert rows["mimic"]["status"] == rows["quantized"]["status"] == "failed"
+    assert "What it needs failed: The teacher reaches only" in rows["mimic"]["error"]
+    assert len(started) == 2
+
+
+def test_a_process_that_dies_is_a_failed_row_with_its_last_words(tmp_path: Path) -> None:
+    path, folder = study_file(tmp_path, STUDY.replace("[3, 4]", "[3]")), tmp_path / "out"
+
+    class Dies:
+        def __init__(self, folder: Path, job: str, log: Path) -> None:
+            log.write_text("some output\nSegmentation fault\n")
+
+        def exit_code(self) -> int | None:
+            return -11
+
+        def stop(self) -> None: ...
+
+    study = load_study(path)
+    jobs = run_study(study, expand(study, path, folder), folder, 2, lambda jobs: None, Dies)
+    assert {job.status for job in jobs} == {"failed"}
+    assert "ended with code -11: Segmentation fault" in jobs[0].error
+
+
+def test_a_study_killed_at_any_moment_ends_in_the_same_table(tmp_path: Path) -> None:
+    path = study_file(tmp_path, STUDY.replace("[3, 4]", "[3]").replace("set: {", "set: {student.checkpoint_every: 1, "))
+    run_here(path, tmp_path / "whole")
+    folder = tmp_path / "killed"
+    command = [sys.executable, "-m", "qmimic", "study", str(path), "--out", str(folder), "--workers", "2"]
+    for wanted in (1, 3):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for _ in range(1200):
+            done = 0
+            if (folder / "study.sqlite").is_file():
+                try:
+                    done = sum(job.status == "done" for job in read_jobs(folder))
+                except InputError:
+                    done = 0  # the table is being made
+            if done >= wanted or process.poll() is not None:
+                break
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    _, started = run_here(path, folder)
+    assert len(started) < 5
+    assert without_times(folder) == without_times(tmp_path / "whole")
+
+
+def test_orphans_of_a_killed_study_are_waited_for(tmp_path: Path) -> None:
+    path, folder = study_file(tmp_path, STUDY.replace("[3, 4]", "[3]")), tmp_path / "out"
+    study = load_study(path)
+    run_study(study, expand(study, path, folder), folder, 1, lambda jobs: None, type("Noted", (Here,), {"started": []}))
+    job = read_jobs(folder)[0].id
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys, time; from pathlib import Path; from qmimic.pipeline.lock import alone\n"
+            "with alone(Path(sys.argv[1])): print('in', flush=True); time.sleep(2)",
+            str(folder / "jobs" / job),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "in\n"
+    update(folder, job, status="running")
+    assert worker.main(folder, job) == 0
+    assert read_jobs(folder)[0].status == "done"
+    holder.wait()
+
+
+def test_the_command_runs_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, folder = study_file(tmp_path, STUDY.replace("[3, 4]", "[3]")), tmp_path / "out"
+    assert main(["study", str(path), "--out", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "3 of 3 runs done" in out
+    assert str(folder / "report.md") in out
+    assert main(["study", "report", str(folder), "--out", str(tmp_path / "r.md")]) == 0
+    assert (tmp_path / "r.md").read_text().startswith("# Results")
+    with sqlite3.connect(folder / "study.sqlite") as table:
+        assert table.execute("SELECT count(*) FROM results WHERE map50 IS NOT NULL").fetchone() == (3,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("report",), "Name the folders"),
+        (("report", "nowhere"), "nowhere holds no study"),
+        (("none.yaml",), "Cannot read the study none.yaml"),
+        (("none.yaml", "extra"), "one argument too many"),
+        (("none.yaml", "--workers", "0"), "give at least 1"),
+    ],
+)
+def test_bad_arguments_end_in_one_sentence(
+    arguments: tuple[str, ...], part: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["study", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert part in error
+    assert error.count("\n") == 1
+
+
+def test_a_damaged_table_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "study.sqlite").write_bytes(b"SQLite format 3\0" + b"x" * 500)
+    with pytest.raises(InputError, match="cannot be used"):
+        report([tmp_path], tmp_path / "r.md")
