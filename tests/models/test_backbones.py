@@ -68,7 +68,7 @@ def check_same_map(ours: Tensor, torchvisions: Tensor) -> None:
     torch.testing.assert_close(ours, torchvisions, atol=1e-4 * float(torchvisions.abs().max()), rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name", [*TORCHVISION, "vgg16"])
 def test_weights_at_full_width_have_torchvisions_names_and_shapes(name: str) -> None:
     with torch.device("meta"):
         ours = build_backbone(name, 16)
@@ -148,6 +148,26 @@ def test_channels_of_vgg_are_divided_and_rounded_up(name: str, widths: list[int]
     depths = (2, 2, 3, 3, 3)
     expected = [width for width, depth in zip(widths, depths, strict=True) for _ in range(depth)]
     assert [layer.out_channels for layer in convolutions] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "widths", "groups"),
+    [
+        ("resnet18_grouped/16", [4, 8, 16, 32], [2, 2, 2, 2]),
+        ("resnet18_grouped/13", [4, 10, 20, 40], [2, 2, 2, 2]),
+        ("resnet18_grouped/4096", [2, 2, 2, 2], [2, 2, 2, 2]),
+        ("resnet18_separable/13", [5, 10, 20, 40], [5, 10, 20, 40]),
+    ],
+)
+def test_groups_of_the_second_convolutions(name: str, widths: list[int], groups: list[int]) -> None:
+    with torch.device("meta"):
+        backbone = build_backbone(name, 16)
+    for stage, width, count in zip((1, 2, 3, 4), widths, groups, strict=True):
+        conv = backbone.get_submodule(f"layer{stage}.0.conv2")
+        first = conv[0] if isinstance(conv, nn.Sequential) else conv
+        assert (first.in_channels, first.groups, first.kernel_size) == (width, count, (3, 3))
+        if isinstance(conv, nn.Sequential):
+            assert (conv[-1].kernel_size, conv[-1].groups, conv[-1].out_channels) == ((1, 1), 1, width)
 
 
 @pytest.mark.parametrize("family", BACKBONES)

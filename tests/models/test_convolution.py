@@ -60,3 +60,21 @@ def test_sizes_that_do_not_divide_take_the_plain_way(size: tuple[int, int]) -> N
     for own in (Conv2d(3, 2, 7, 2, 3), Conv2d(3, 2, 3, 1, 2, 2)):
         x = torch.randn(1, 3, *size)
         assert torch.allclose(own.train()(x), own.eval()(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=["channels last", "contiguous"])
+@pytest.mark.parametrize(
+    ("channels", "groups", "stride", "dilation"),
+    [(4, 4, 1, 1), (5, 5, 2, 1), (8, 8, 1, 2), (3, 3, 1, 4), (6, 2, 1, 1), (8, 2, 2, 1), (10, 2, 1, 2)],
+)
+def test_grouped_convolutions_equal_torchs_in_float64(
+    channels: int, groups: int, stride: int, dilation: int, layout: torch.memory_format
+) -> None:
+    torch.manual_seed(0)
+    own = Conv2d(channels, channels, 3, stride, dilation, dilation, groups=groups, bias=False).train()
+    reference = nn.Conv2d(channels, channels, 3, stride, dilation, dilation, groups=groups, bias=False).double()
+    reference.load_state_dict(own.state_dict())
+    x = torch.randn(2, channels, 16, 32).contiguous(memory_format=layout)
+    wanted = gradients(reference, x.double().contiguous(), True)
+    for ours, theirs in zip(gradients(own, x, True), wanted, strict=True):
+        assert torch.allclose(ours.double(), theirs, rtol=1e-4, atol=1e-4 * float(theirs.abs().max()))

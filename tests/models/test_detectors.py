@@ -9,7 +9,7 @@ from torch import nn
 
 from qmimic.config import QuantizerConfig
 from qmimic.errors import InputError
-from qmimic.models.detectors import build, fold_batch_norm, mac_count, parameter_count
+from qmimic.models.detectors import build, equal_cost, fold_batch_norm, mac_count, parameter_count
 from qmimic.quantize import Quantizer
 
 # resnet18/64 on 64 x 64 pixels: inputs, outputs, kernel and side of the output of every convolution.
@@ -26,6 +26,14 @@ VGG16_64 = [
     *[(2, 4, 3, 16), (4, 4, 3, 16), (4, 4, 3, 16)],
     *[(4, 8, 3, 8), (8, 8, 3, 8), (8, 8, 3, 8)],
     *[(8, 8, 3, 4), (8, 8, 3, 4), (8, 8, 3, 4)],
+]
+FOLDED = [
+    "resnet18/16",
+    "resnet50/16",
+    "vgg16/16",
+    "resnet18_separable/12",
+    "vgg16_separable/12",
+    "resnet18_grouped/12",
 ]
 RPN = [(8, 8, 3, 4), (8, 2, 1, 4), (8, 8, 1, 4)]  # two anchors
 HEAD = [(8 * 3 * 3, 6), (6, 6), (6, 1 + 3), (6, 4 * 3)]  # three classes, regions of 3 x 3, width 6
@@ -67,7 +75,7 @@ def test_counting_leaves_the_detector_as_it_was() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("backbone", ["resnet18/16", "resnet50/16", "vgg16/16"])
+@pytest.mark.parametrize("backbone", FOLDED)
 def test_folding_batch_norm_changes_no_map(backbone: str) -> None:
     # In float64, where rounding hides nothing.
     detector = lively(tiny_spec(backbone=backbone)).eval().double()
@@ -83,7 +91,7 @@ def test_folding_batch_norm_changes_no_map(backbone: str) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("backbone", ["resnet18/16", "resnet50/16", "vgg16/16"])
+@pytest.mark.parametrize("backbone", FOLDED)
 def test_folding_batch_norm_changes_no_detection(backbone: str) -> None:
     detector, images = lively(tiny_spec(backbone=backbone)).eval(), some_images(7)
     ours, folded = detector.detect(images), fold_batch_norm(detector).detect(images)
@@ -115,3 +123,20 @@ def test_without_a_width_the_head_is_divided_as_the_backbone(backbone: str, widt
 def test_an_unknown_backbone_is_refused() -> None:
     with pytest.raises(InputError, match="resnet81"):
         build(tiny_spec(backbone="resnet81/16"))
+
+
+@pytest.mark.parametrize("backbone", ["resnet18/16", "vgg16/32"])
+@pytest.mark.parametrize("kind", ["separable", "grouped"])
+def test_equal_cost_is_within_a_twentieth(backbone: str, kind: str) -> None:
+    spec = tiny_spec(backbone=backbone, size=(128, 128), head_width=None)
+    other = equal_cost(spec, f"{backbone.split('/')[0]}_{kind}")
+    cost = mac_count(build(spec.model_copy(update={"backbone": other})))
+    assert cost == pytest.approx(mac_count(build(spec)), rel=0.05)
+
+
+def test_a_family_at_equal_cost_to_itself_is_itself() -> None:
+    spec = tiny_spec(backbone="resnet18/16", head_width=None)
+    cost = mac_count(build(spec.model_copy(update={"backbone": equal_cost(spec, "resnet18")})))
+    assert cost == mac_count(build(spec))
+    with pytest.raises(InputError, match="Unknown backbone"):
+        equal_cost(spec, "resnet19")

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from difflib import get_close_matches
 
 from qmimic.errors import InputError
-from qmimic.models.resnet import ResNet, resnet18, resnet34, resnet50
-from qmimic.models.vgg import VGG, vgg16
+from qmimic.models.resnet import ResNet, resnet18, resnet18_grouped, resnet18_separable, resnet34, resnet50
+from qmimic.models.vgg import VGG, vgg16, vgg16_grouped, vgg16_separable
 
 Backbone = ResNet | VGG
 
@@ -15,6 +15,10 @@ BACKBONES: dict[str, Callable[[float, int], Backbone]] = {
     "resnet34": resnet34,
     "resnet50": resnet50,
     "vgg16": vgg16,
+    "resnet18_separable": resnet18_separable,
+    "resnet18_grouped": resnet18_grouped,
+    "vgg16_separable": vgg16_separable,
+    "vgg16_grouped": vgg16_grouped,
 }
 
 
@@ -24,7 +28,7 @@ def parse_name(name: str) -> tuple[str, float]:
     Raises:
         InputError: the family is unknown or the divisor is not a number of at least 1.
     """
-    match = re.fullmatch(r"([a-z0-9]+)(?:/(\d+(?:\.\d+)?))?", name)
+    match = re.fullmatch(r"([a-z0-9_]+)(?:/(\d+(?:\.\d+)?))?", name)
     family = match[1] if match else name.split("/")[0]
     if family not in BACKBONES:
         near = get_close_matches(family, BACKBONES, n=1, cutoff=0.0)[0]

@@ -4,10 +4,16 @@ In evaluation mode and on other devices it is torch's own; in training on the CP
 sums sooner.
 """
 
+import math
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qmimic.models.batch_norm import BatchNorm2d
+
+GROUPS = 2  # of a grouped convolution
 LANES = 8  # channels that one vector holds: with fewer outputs the rest of it is idle
 
 
@@ -32,7 +38,8 @@ class Conv2d(nn.Conv2d):
 
     def _dilated(self, x: Tensor, step: int) -> Tensor:
         """A dilated convolution as plain ones over the interleaved images that it consists of."""
-        return _woven(F.conv2d(_interleaved(x, step), self.weight, self.bias, padding=self.kernel_size[0] // 2), step)
+        parts, padding = _interleaved(x, step), self.kernel_size[0] // 2
+        return _woven(F.conv2d(parts, self.weight, self.bias, padding=padding, groups=self.groups), step)
 
     def _packed(self, x: Tensor, several: int) -> Tensor:
         """`several` neighbouring outputs as channels of one: in channels-last memory that is the same tensor.
@@ -48,6 +55,37 @@ class Conv2d(nn.Conv2d):
         batch, _, height, width = packed.shape
         pixels = packed.permute(0, 2, 3, 1).reshape(batch, height, width * several, self.out_channels)
         return pixels.permute(0, 3, 1, 2)
+
+
+SpatialConvolution = Callable[[int, int, int, int, bool], nn.Module]  # inputs, outputs, stride, dilation, bias
+
+
+def dense(inputs: int, outputs: int, stride: int, dilation: int, bias: bool) -> Conv2d:
+    """A 3x3 convolution that keeps the size up to its stride."""
+    return Conv2d(inputs, outputs, 3, stride, dilation, dilation, bias=bias)
+
+
+def separable(inputs: int, outputs: int, stride: int, dilation: int, bias: bool) -> nn.Sequential:
+    """A 3x3 convolution in each channel, then a 1x1 convolution over them (Howard et al., MobileNets, 2017)."""
+    depthwise = Conv2d(inputs, inputs, 3, stride, dilation, dilation, groups=inputs, bias=False)
+    pointwise = Conv2d(inputs, outputs, 1, bias=bias)
+    return nn.Sequential(depthwise, BatchNorm2d(inputs), nn.ReLU(inplace=True), pointwise)
+
+
+def grouped(inputs: int, outputs: int, stride: int, dilation: int, bias: bool) -> Conv2d:
+    """A 3x3 convolution in `GROUPS` groups of channels, or as many as divide both numbers of channels."""
+    groups = math.gcd(GROUPS, math.gcd(inputs, outputs))
+    return Conv2d(inputs, outputs, 3, stride, dilation, dilation, groups=groups, bias=bias)
+
+
+def at_least_one(channels: float) -> int:
+    """A share of a network's channels as a number of them: rounded up."""
+    return math.ceil(channels)
+
+
+def whole_groups(channels: float) -> int:
+    """The same for grouped convolutions: the nearest whole groups, so that costs rise in small steps."""
+    return GROUPS * max(1, round(channels / GROUPS))
 
 
 def _interleaved(x: Tensor, step: int) -> Tensor:

@@ -48,6 +48,32 @@ def at_size(detector: Detector, size: tuple[int, int]) -> Detector:
     return other.to(detector.anchors.device).eval()
 
 
+def equal_cost(spec: DetectorSpec, family: str) -> str:
+    """The backbone of a family at which a detector costs as many multiply-accumulates as another one.
+
+    Args:
+        spec: the other detector.
+        family: of backbones, such as `resnet18_separable`.
+
+    Returns:
+        `family/n`, n to a hundredth, of the nearest cost; it can be off by what one channel costs.
+
+    Raises:
+        InputError: the family is unknown.
+    """
+    wanted = mac_count(build(spec))
+
+    def cost(hundredths: int) -> int:
+        return mac_count(build(spec.model_copy(update={"backbone": f"{family}/{hundredths / 100:g}"})))
+
+    low, high = 100, 100 * 256  # the wider, the dearer
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(middle) > wanted else (low, middle)
+    best = min((low, high), key=lambda hundredths: abs(cost(hundredths) - wanted))
+    return f"{family}/{best / 100:g}"
+
+
 def fold_batch_norm(detector: Detector) -> Detector:
     """A copy for inference, with every batch norm folded into the convolution before it."""
     folded = copy.deepcopy(detector).eval()
@@ -57,9 +83,13 @@ def fold_batch_norm(detector: Detector) -> Detector:
         if isinstance(parent, nn.Sequential):
             pairs = [(a, b) for (a, _), (b, _) in pairwise(children)]
         for conv_name, norm_name in pairs:
-            conv, norm = getattr(parent, conv_name), getattr(parent, norm_name, None)
+            holder, name, norm = parent, conv_name, getattr(parent, norm_name, None)
+            if isinstance(getattr(holder, name), nn.Sequential):  # a separable convolution ends in one
+                holder = getattr(holder, name)
+                name = str(len(holder) - 1)
+            conv = getattr(holder, name)
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(parent, conv_name, fuse_conv_bn_eval(conv, norm))
+                setattr(holder, name, fuse_conv_bn_eval(conv, norm))
                 setattr(parent, norm_name, nn.Identity())
     return folded
 

@@ -4,19 +4,26 @@ Parameters are named as in torchvision, so its weights at full width load as the
 stages are dilated instead of strided, so that the map keeps an output stride of 16 or 8.
 """
 
-import math
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qmimic.models.batch_norm import BatchNorm2d
-from qmimic.models.convolution import Conv2d
+from qmimic.models.convolution import (
+    Conv2d,
+    SpatialConvolution,
+    at_least_one,
+    dense,
+    grouped,
+    separable,
+    whole_groups,
+)
 
 
-def conv_bn(inputs: int, outputs: int, kernel: int, stride: int, dilation: int) -> tuple[Conv2d, BatchNorm2d]:
-    """A bias-free convolution that keeps the size up to its stride, and its batch norm."""
-    padding = dilation * (kernel // 2)
-    return Conv2d(inputs, outputs, kernel, stride, padding, dilation, bias=False), BatchNorm2d(outputs)
+def pointwise(inputs: int, outputs: int, stride: int = 1) -> Conv2d:
+    """A 1x1 convolution without bias."""
+    return Conv2d(inputs, outputs, 1, stride, bias=False)
 
 
 class BasicBlock(nn.Module):
@@ -24,13 +31,15 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, inputs: int, width: int, stride: int, first_dilation: int, dilation: int) -> None:
+    def __init__(
+        self, inputs: int, width: int, stride: int, first_dilation: int, dilation: int, spatial: SpatialConvolution
+    ) -> None:
         super().__init__()
-        self.conv1, self.bn1 = conv_bn(inputs, width, 3, stride, first_dilation)
-        self.conv2, self.bn2 = conv_bn(width, width, 3, 1, dilation)
+        self.conv1, self.bn1 = spatial(inputs, width, stride, first_dilation, False), BatchNorm2d(width)
+        self.conv2, self.bn2 = spatial(width, width, 1, dilation, False), BatchNorm2d(width)
         self.downsample: nn.Sequential | None = None
         if stride != 1 or inputs != width:
-            self.downsample = nn.Sequential(*conv_bn(inputs, width, 1, stride, 1))
+            self.downsample = nn.Sequential(pointwise(inputs, width, stride), BatchNorm2d(width))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs, H, W] to [B, width, H/stride, W/stride]."""
@@ -44,15 +53,17 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, inputs: int, width: int, stride: int, first_dilation: int, dilation: int) -> None:
+    def __init__(
+        self, inputs: int, width: int, stride: int, first_dilation: int, dilation: int, spatial: SpatialConvolution
+    ) -> None:
         super().__init__()
         outputs = width * self.expansion
-        self.conv1, self.bn1 = conv_bn(inputs, width, 1, 1, 1)
-        self.conv2, self.bn2 = conv_bn(width, width, 3, stride, first_dilation)
-        self.conv3, self.bn3 = conv_bn(width, outputs, 1, 1, 1)
+        self.conv1, self.bn1 = pointwise(inputs, width), BatchNorm2d(width)
+        self.conv2, self.bn2 = spatial(width, width, stride, first_dilation, False), BatchNorm2d(width)
+        self.conv3, self.bn3 = pointwise(width, outputs), BatchNorm2d(outputs)
         self.downsample: nn.Sequential | None = None
         if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(*conv_bn(inputs, outputs, 1, stride, 1))
+            self.downsample = nn.Sequential(pointwise(inputs, outputs, stride), BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs, H, W] to [B, 4 width, H/stride, W/stride]."""
@@ -77,10 +88,12 @@ class ResNet(nn.Module):
         depths: tuple[int, int, int, int],
         width_divisor: float,
         output_stride: int,
+        spatial: SpatialConvolution = dense,
+        rounding: Callable[[float], int] = at_least_one,
     ) -> None:
         super().__init__()
-        widths = [max(1, math.ceil(channels / width_divisor)) for channels in (64, 128, 256, 512)]
-        self.conv1, self.bn1 = conv_bn(3, widths[0], 7, 2, 1)
+        widths = [rounding(channels / width_divisor) for channels in (64, 128, 256, 512)]
+        self.conv1, self.bn1 = Conv2d(3, widths[0], 7, 2, 3, bias=False), BatchNorm2d(widths[0])
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         inputs, stride, dilation = widths[0], 4, 1
         for stage, (width, depth) in enumerate(zip(widths, depths, strict=True), start=1):
@@ -90,9 +103,9 @@ class ResNet(nn.Module):
                     step, stride = 2, stride * 2
                 else:
                     dilation *= 2  # from its second block on, as torchvision's replace_stride_with_dilation
-            blocks = [block(inputs, width, step, first_dilation, dilation)]
+            blocks = [block(inputs, width, step, first_dilation, dilation, spatial)]
             inputs = width * block.expansion
-            blocks += [block(inputs, width, 1, dilation, dilation) for _ in range(1, depth)]
+            blocks += [block(inputs, width, 1, dilation, dilation, spatial) for _ in range(1, depth)]
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
         self.channels, self.stride, self.width_divisor = inputs, stride, width_divisor
         for module in self.modules():
@@ -111,6 +124,16 @@ class ResNet(nn.Module):
 def resnet18(width_divisor: float, output_stride: int) -> ResNet:
     """ResNet-18 at 1/width_divisor of its channels."""
     return ResNet(BasicBlock, (2, 2, 2, 2), width_divisor, output_stride)
+
+
+def resnet18_separable(width_divisor: float, output_stride: int) -> ResNet:
+    """ResNet-18 of depthwise-separable convolutions, a baseline of the paper."""
+    return ResNet(BasicBlock, (2, 2, 2, 2), width_divisor, output_stride, separable)
+
+
+def resnet18_grouped(width_divisor: float, output_stride: int) -> ResNet:
+    """ResNet-18 of group convolutions, a baseline of the paper; channels are rounded to whole groups."""
+    return ResNet(BasicBlock, (2, 2, 2, 2), width_divisor, output_stride, grouped, whole_groups)
 
 
 def resnet34(width_divisor: float, output_stride: int) -> ResNet:

@@ -3,12 +3,19 @@
 Layers are numbered as in torchvision's `vgg16_bn().features`, so its weights at full width load as they stand.
 """
 
-import math
+from collections.abc import Callable
 
 from torch import Tensor, nn
 
 from qmimic.models.batch_norm import BatchNorm2d
-from qmimic.models.convolution import Conv2d
+from qmimic.models.convolution import (
+    SpatialConvolution,
+    at_least_one,
+    dense,
+    grouped,
+    separable,
+    whole_groups,
+)
 
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 
@@ -22,18 +29,22 @@ class VGG(nn.Module):
         width_divisor: n of `vgg16/n`.
     """
 
-    def __init__(self, width_divisor: float, output_stride: int) -> None:
+    def __init__(
+        self,
+        width_divisor: float,
+        output_stride: int,
+        spatial: SpatialConvolution = dense,
+        rounding: Callable[[float], int] = at_least_one,
+    ) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         inputs, stride, dilation = 3, 1, 1
         for stage, (channels, depth) in enumerate(STAGES, start=1):
-            outputs = max(1, math.ceil(channels / width_divisor))
+            outputs = rounding(channels / width_divisor)
             for _ in range(depth):
-                conv = Conv2d(inputs, outputs, 3, padding=dilation, dilation=dilation)
-                nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-                assert conv.bias is not None
-                nn.init.zeros_(conv.bias)
-                layers += [conv, BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+                # The image's three channels are no place to save.
+                convolution = dense if inputs == 3 else spatial
+                layers += [convolution(inputs, outputs, 1, dilation, True), BatchNorm2d(outputs), nn.ReLU(inplace=True)]
                 inputs = outputs
             if stage == len(STAGES):
                 break
@@ -44,6 +55,11 @@ class VGG(nn.Module):
                 layers.append(nn.Identity())  # keeps torchvision's numbers of the layers that follow
                 dilation *= 2
         self.features = nn.Sequential(*layers)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         self.channels, self.stride, self.width_divisor = inputs, stride, width_divisor
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,3 +71,13 @@ class VGG(nn.Module):
 def vgg16(width_divisor: float, output_stride: int) -> VGG:
     """VGG16 at 1/width_divisor of its channels."""
     return VGG(width_divisor, output_stride)
+
+
+def vgg16_separable(width_divisor: float, output_stride: int) -> VGG:
+    """VGG16 of depthwise-separable convolutions, a baseline of the paper."""
+    return VGG(width_divisor, output_stride, separable)
+
+
+def vgg16_grouped(width_divisor: float, output_stride: int) -> VGG:
+    """VGG16 of group convolutions, a baseline of the paper; channels are rounded to whole groups."""
+    return VGG(width_divisor, output_stride, grouped, whole_groups)

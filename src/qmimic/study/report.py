@@ -197,6 +197,7 @@ def draw_gains(study: Study, arms: Sequence[ArmSummary], path: Path) -> None:
         axes.errorbar(100 * own.gain.mean, row, xerr=margin, fmt="o", color=COLOURS[0], capsize=3)
     axes.axvline(0, color="0.6", linewidth=1)
     axes.set_yticks(range(len(shown)), [_label(own) for own in reversed(shown)])
+    axes.set_ylim(-0.6, len(shown) - 0.4)
     axes.set_xlabel(f"mAP@0.5 above {study.compared_to}, points (mean and 95 % interval)")
     axes.spines[["top", "right"]].set_visible(False)
     with replacing(path) as temporary:
@@ -223,6 +224,8 @@ def draw_cost(arms: Sequence[ArmSummary], path: Path) -> None:
             label=name,
         )
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter("{x:g}")
     axes.set_xlabel("multiply-accumulates an image, millions")
     axes.set_ylabel("mAP@0.5, % (mean and 95 % interval)")
     axes.spines[["top", "right"]].set_visible(False)
