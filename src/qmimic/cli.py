@@ -14,6 +14,8 @@ from qmimic.errors import InputError
 from qmimic.memory import is_lack_of_memory
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from qmimic.scores.summary import Scores
 
 EXIT_BAD_INPUT = 2
@@ -68,6 +70,7 @@ class _Parser(argparse.ArgumentParser):
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     from qmimic.config import settings
+    from qmimic.data.download import SETS
     from qmimic.data.formats import WRITERS
 
     top = _Parser(prog="qmimic", description="Very tiny object detectors by quantization mimic.")
@@ -86,6 +89,11 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("target", type=Path, help="new folder")
     convert.add_argument("--to", choices=list(WRITERS), required=True, help="layout of the new folder")
     convert.set_defaults(run=_convert)
+    fetch = data.add_parser("get", help="fetch the paper's data; the same command goes on where it stopped")
+    fetch.add_argument("name", choices=list(SETS))
+    fetch.add_argument("--to", type=Path, required=True, help="folder")
+    fetch.add_argument("--mirror", default="", help="address of a folder that has the same files")
+    fetch.set_defaults(run=_get)
     keys = "\n".join(f"  {key:<34} {text}" for key, text in settings())
     train = commands.add_parser(
         "train",
@@ -167,6 +175,24 @@ def _convert(options: argparse.Namespace) -> int:
     from qmimic.data.formats import load_dataset
 
     print(convert(load_dataset(options.source), options.target, options.to))
+    return 0
+
+
+def _get(options: argparse.Namespace) -> int:
+    from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    from qmimic.data.download import SETS, get
+
+    with Progress("{task.description}", DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def show(name: str, here: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name)
+            bar.update(tasks[name], completed=here, total=total or None)
+
+        get(SETS[options.name], options.to, options.mirror, show)
+    print(f"{options.name} is in {options.to}.")
     return 0
 
 
