@@ -107,6 +107,10 @@ def parser() -> argparse.ArgumentParser:
     schema = commands.add_parser("schema", help="print the recipe's JSON schema, for editors")
     schema.set_defaults(run=_schema)
 
+    cost = commands.add_parser("cost", help="what a backbone costs, and baselines of other convolutions at equal cost")
+    cost.add_argument("backbone", help="family and width divisor, such as resnet18/16")
+    cost.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), default=(128, 128), help="image size, pixels")
+    cost.set_defaults(run=_cost)
     study = commands.add_parser(
         "study", help="a grid of recipes, arms and seeds, side by side; a report with intervals"
     )
@@ -220,6 +224,20 @@ def _train(options: argparse.Namespace) -> int:
         console.print(remark, highlight=False, soft_wrap=True)
     console.print(f"Table: {result.folder / 'results.md'}   pictures: {result.folder / 'examples.png'}", soft_wrap=True)
     console.print(f"To ship: {result.student}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _cost(options: argparse.Namespace) -> int:
+    from qmimic.api import build_detector
+    from qmimic.models.backbones import BACKBONES, parse_name
+    from qmimic.models.detectors import at_size, equal_cost, mac_count, parameter_count
+
+    family, _ = parse_name(options.backbone)
+    detector = at_size(build_detector(options.backbone, ("object",)), tuple(options.size))
+    names = [equal_cost(detector.spec, other) for other in BACKBONES if other.startswith(f"{family}_")]
+    for name in (options.backbone, *names):
+        own = build_detector(name, ("object",), detector.spec.size)
+        print(f"{name:<26} {mac_count(own) / 1e6:8.2f} MMACs  {parameter_count(own):>10,} parameters")
     return 0
 
 
