@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from cli_cases import RECIPE, Refused, coco, train
 
+from cli_cases import RECIPE, Refused, coco, train
 from qmimic.cli import main
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli_cases import RECIPE, Refused, coco
 from PIL import Image
 from pycocotools.coco import COCO
 
+from cli_cases import RECIPE, Refused, coco
 from qmimic.cli import main
 
 

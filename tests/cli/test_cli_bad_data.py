@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli_cases import Refused, coco, train
 from PIL import Image
 
+from cli_cases import Refused, coco, train
 from qmimic.cli import main
 
 Change = Callable[[dict[str, Any]], None]

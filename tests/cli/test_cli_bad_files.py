@@ -5,11 +5,11 @@ import struct
 from pathlib import Path
 
 import pytest
-from cli_cases import RECIPE, Refused, coco, train
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from cli_cases import RECIPE, Refused, coco, train
 from qmimic.cli import main
 
 

@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-from cli_cases import Refused, coco
 from PIL import Image
 from safetensors.torch import load_file
 
+from cli_cases import Refused, coco
 from qmimic.cli import main
 from qmimic.training.progress import Screen
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from folders import coco_json, picture, voc_list, voc_object, voc_xml
 
+from folders import coco_json, picture, voc_list, voc_object, voc_xml
 from qmimic.cli import main
 from qmimic.data.formats import load_dataset, usable
 from qmimic.errors import InputError

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from folders import coco_json, contents, picture
 from pycocotools.coco import COCO
 
+from folders import coco_json, contents, picture
 from qmimic.data import coco
 from qmimic.data.convert import convert
 from qmimic.errors import InputError

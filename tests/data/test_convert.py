@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from folders import coco_json, contents, picture, sample_of, voc_list, voc_object, voc_xml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from folders import coco_json, contents, picture, sample_of, voc_list, voc_object, voc_xml
 from qmimic.cli import main
 from qmimic.data import coco, voc, yolo
 from qmimic.data.convert import convert

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from folders import picture
 from numpy.typing import NDArray
 from PIL import Image
 
+from folders import picture
 from qmimic.data.images import image_size, read_image
 from qmimic.errors import InputError
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from folders import picture, sample_of
 from PIL import Image
 
+from folders import picture, sample_of
 from qmimic.data.letterbox import letterbox
 from qmimic.data.loader import Batch, Loader
 from qmimic.data.sample import Dataset

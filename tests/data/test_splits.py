@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from folders import contents, voc_list, voc_object, voc_xml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from folders import contents, voc_list, voc_object, voc_xml
 from qmimic.data.formats import load_dataset
 from qmimic.data.splits import TRAIN, VAL, choose, samples_of
 from qmimic.data.synthetic import digits

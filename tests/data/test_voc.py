@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from folders import contents, picture, voc_list, voc_object, voc_xml
 
+from folders import contents, picture, voc_list, voc_object, voc_xml
 from qmimic.data import coco, voc
 from qmimic.data.formats import load_dataset
 from qmimic.errors import InputError

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from folders import contents, picture
-from wider_cases import write_mat
 
+from folders import contents, picture
 from qmimic.cli import main
 from qmimic.data.check import check
 from qmimic.data.formats import load_dataset, usable
 from qmimic.errors import InputError
+from wider_cases import write_mat
 
 TEXT = """0--Parade/0_a.jpg
 2

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from folders import contents, picture
 
+from folders import contents, picture
 from qmimic.data import yolo
 from qmimic.data.formats import load_dataset, usable
 from qmimic.errors import InputError
