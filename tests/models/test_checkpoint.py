@@ -144,6 +144,12 @@ def test_weights_are_not_loaded_into_another_network(saved: Path, changes: dict[
     assert all(torch.equal(value, before[name]) for name, value in other.state_dict().items())
 
 
+def test_a_file_whose_head_is_ordered_otherwise_is_refused(saved: Path) -> None:
+    assert "was written by an older qmimic (format 1)" in refusal(
+        rewritten(saved, lambda header, _: header.update(format=1))
+    )
+
+
 def test_a_file_of_a_newer_version_is_refused(saved: Path) -> None:
     sentence = refusal(rewritten(saved, lambda header, _: header.update(format=999)))
     assert "newer" in sentence

@@ -207,3 +207,11 @@ def test_a_damaged_table_is_refused(tmp_path: Path) -> None:
     (tmp_path / "study.sqlite").write_bytes(b"SQLite format 3\0" + b"x" * 500)
     with pytest.raises(InputError, match="cannot be used"):
         report([tmp_path], tmp_path / "r.md")
+
+
+def test_a_table_of_another_study_format_is_refused(tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "study.sqlite") as table:
+        table.execute("CREATE TABLE study (description TEXT)")
+        table.execute('INSERT INTO study VALUES (\'{"name": "x"}\')')
+    with pytest.raises(InputError, match="describes a study that cannot be"):
+        report([tmp_path], tmp_path / "r.md")

@@ -19,7 +19,7 @@ from qmimic.models.spec import DetectorSpec
 from qmimic.models.two_stage import Detector
 from qmimic.quantize import Quantizer
 
-FORMAT = 1
+FORMAT = 2  # 1 held the first layer of the head channel by channel
 HEADER = "qmimic"
 
 
@@ -128,6 +128,11 @@ def load_detector(path: Path) -> tuple[Detector, dict[str, Any]]:
     file = read_tensors(path)
     if "spec" not in file.header:
         raise InputError(f"{path} is no qmimic detector: its header lacks the description; name a file of a run.")
+    if file.header["format"] < FORMAT:
+        raise InputError(
+            f"{path} was written by an older qmimic (format {file.header['format']}), whose head orders its weights "
+            "otherwise; train again."
+        )
     try:
         spec = DetectorSpec.model_validate(file.header["spec"])
         quantizer = file.header.get("quantizer")

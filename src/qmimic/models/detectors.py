@@ -42,7 +42,7 @@ def at_size(detector: Detector, size: tuple[int, int]) -> Detector:
         spec = DetectorSpec.model_validate({**detector.spec.model_dump(), "size": size})
     except ValidationError as error:
         raise InputError(f"A detector cannot have the size {size[0]}x{size[1]}: {explain(error)}") from error
-    other = Detector(spec)
+    other = build(spec)
     other.quantizer = copy.deepcopy(detector.quantizer)
     other.load_state_dict(detector.state_dict())
     return other.to(detector.anchors.device).eval()

@@ -27,7 +27,7 @@ from qmimic.scores.summary import score
 from qmimic.training.loop import Job, Objective, Watcher, fit
 from qmimic.training.objectives import DetectionObjective, MimicObjective
 
-VERSION = 1  # raised when the same recipe would give other weights
+VERSION = 2  # raised when the same recipe would give other weights
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qmimic.config import Recipe
+from pydantic import ValidationError
+
+from qmimic.config import Recipe, explain
 from qmimic.errors import InputError
 from qmimic.study.spec import Run, Study, jobs_of
 
@@ -126,7 +128,10 @@ def read_study(folder: Path) -> Study:
         row = table.execute("SELECT description FROM study").fetchone()
     if row is None:
         raise InputError(f"{folder / FILE} describes no study; run it again.")
-    return Study.model_validate_json(row["description"])
+    try:
+        return Study.model_validate_json(row["description"])
+    except ValidationError as error:
+        raise InputError(f"{folder / FILE} describes a study that cannot be: {explain(error)}") from error
 
 
 def read_jobs(folder: Path) -> list[JobRow]:
