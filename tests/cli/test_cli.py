@@ -12,6 +12,7 @@ from pycocotools.coco import COCO
 
 from cli_cases import RECIPE, Refused, coco
 from qmimic.cli import main
+from qmimic.models.checkpoint import FORMAT
 
 
 def test_eval_and_score_agree_and_end_in_one_json_line(
@@ -114,7 +115,9 @@ def test_detectors_that_cannot_be_used(trained: Path, tmp_path: Path, refused: R
         path.write_bytes(damaged)
         assert f"{name}.safetensors is cut short" in refused("eval", path, "--data", cats)
     newer = tmp_path / "newer.safetensors"
-    newer.write_bytes(content.replace(b'\\"format\\": 1', b'\\"format\\": 9'))
+    written = rf'\"format\": {FORMAT}'.encode()
+    assert written in content
+    newer.write_bytes(content.replace(written, rb'\"format\": 9'))
     assert "newer qmimic" in refused("eval", newer, "--data", cats)
     assert "no checkpoint" in refused("eval", tmp_path, "--data", cats)
     pets = coco(tmp_path / "pets", classes=("cat", "dog"))
