@@ -215,6 +215,19 @@ class MimicConfig(Section):
         return self
 
 
+class PruningConfig(Section):
+    """How the student is cut out of the trained teacher, a baseline of the paper."""
+
+    method: Literal["none", "taylor", "lasso"] = Field(
+        "none", description="taylor, lasso: the teacher pruned to the cost of student.backbone; none: a fresh network"
+    )
+    rounds: int = Field(20, ge=1, le=1000, description="taylor: removals of channels, after training for some steps")
+    steps: int = Field(10, ge=1, description="taylor: steps of one round, over which the criterion is averaged")
+    learning_rate: float = Field(3e-4, gt=0, description="taylor: learning rate of these steps")
+    images: int = Field(256, ge=1, description="lasso: training images to fit on")
+    places: int = Field(10, ge=1, le=1024, description="lasso: places of a layer's output in each of these images")
+
+
 class RunConfig(Section):
     """Where the run goes and how it computes."""
 
@@ -224,7 +237,7 @@ class RunConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 for wide networks where it pays")
 
 
-Arm = Literal["scratch", "mimic"]
+Arm = Literal["scratch", "quantized", "mimic", "separable", "grouped", "taylor", "lasso"]
 
 
 class Recipe(Section):
@@ -232,7 +245,10 @@ class Recipe(Section):
 
     name: str = Field("demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run")
     seed: int = Field(0, ge=0, lt=2**31, description="one seed gives one result")
-    baselines: tuple[Arm, ...] = Field(("scratch",), description="students of equal schedule trained beside it")
+    baselines: tuple[Arm, ...] = Field(
+        ("scratch",),
+        description="students of equal schedule and cost trained beside it: " + ", ".join(get_args(Arm)),
+    )
     data: DataConfig = DataConfig()
     detector: DetectorConfig = DetectorConfig()
     augment: AugmentConfig = AugmentConfig()
@@ -241,14 +257,17 @@ class Recipe(Section):
     student: StudentConfig = StudentConfig()
     quantizer: QuantizerConfig = QuantizerConfig()
     mimic: MimicConfig = MimicConfig()
+    pruning: PruningConfig = PruningConfig()
     run: RunConfig = RunConfig()
 
     @model_validator(mode="after")
     def _pairs(self) -> "Recipe":
         if self.data.fold is None and set(self.data.train.split("+")) & set(self.data.val.split("+")):
             raise ValueError("data.train and data.val share a split; scores on training images say nothing")
-        if self.student.quantize_map and self.quantizer.per_channel:
+        if self.quantizer.per_channel and (self.student.quantize_map or "quantized" in self.baselines):
             raise ValueError("student.quantize_map needs one s for the whole map; set quantizer.per_channel=false")
+        if self.pruning.method != "none" and self.student.weights:
+            raise ValueError("a student has student.weights or is cut out of the teacher by pruning.method, not both")
         return self
 
     @property

@@ -115,9 +115,9 @@ def test_detectors_that_cannot_be_used(trained: Path, tmp_path: Path, refused: R
         path.write_bytes(damaged)
         assert f"{name}.safetensors is cut short" in refused("eval", path, "--data", cats)
     newer = tmp_path / "newer.safetensors"
-    written = rf'\"format\": {FORMAT}'.encode()
+    written = rf"\"format\": {FORMAT}".encode()
     assert written in content
-    newer.write_bytes(content.replace(written, rb'\"format\": 9'))
+    newer.write_bytes(content.replace(written, rb"\"format\": 9"))
     assert "newer qmimic" in refused("eval", newer, "--data", cats)
     assert "no checkpoint" in refused("eval", tmp_path, "--data", cats)
     pets = coco(tmp_path / "pets", classes=("cat", "dog"))

@@ -12,7 +12,6 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from tiny_detectors import lively, some_images, tiny_spec
 from torchvision.models import resnet18
 
 from qmimic.config import QuantizerConfig
@@ -28,6 +27,7 @@ from qmimic.models.checkpoint import (
 from qmimic.models.detectors import build
 from qmimic.models.two_stage import Detector
 from qmimic.quantize import Quantizer
+from tiny_detectors import lively, some_images, tiny_spec
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,13 @@ import copy
 
 import pytest
 import torch
-from tiny_detectors import lively, some_images, tiny_spec
 from torch import nn
 
 from qmimic.config import QuantizerConfig
 from qmimic.errors import InputError
 from qmimic.models.detectors import build, equal_cost, fold_batch_norm, mac_count, parameter_count
 from qmimic.quantize import Quantizer
+from tiny_detectors import lively, some_images, tiny_spec
 
 # resnet18/64 on 64 x 64 pixels: inputs, outputs, kernel and side of the output of every convolution.
 RESNET18_64 = [

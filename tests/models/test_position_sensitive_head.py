@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_detectors import lively, some_images, tiny_spec
 from torch import Tensor
 from torchvision.ops import ps_roi_align, ps_roi_pool
 
 from qmimic.models.position_sensitive_head import vote
 from qmimic.models.roi_pooling import BIN_WEIGHTS
+from tiny_detectors import lively, some_images, tiny_spec
 
 STRIDE = 16
 HEIGHT, WIDTH = 7, 9  # of the map; the image is 112 pixels high and 144 wide

@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_detectors import tiny_spec
 from torch import Tensor
 
 from qmimic.data.targets import IGNORED, PADDING, Targets
 from qmimic.models.regions import detect_regions, hardest, pad_with_truth, region_losses
 from qmimic.models.rpn import RPN, first
+from tiny_detectors import tiny_spec
 
 SIZE = (96, 96)
 APART = torch.tensor(

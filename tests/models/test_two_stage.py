@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tiny_detectors import Truth, as_targets, lively, some_images, some_truth, tiny_spec
 from torch import Tensor
 
 from qmimic.config import QuantizerConfig
 from qmimic.data.targets import IGNORED, PADDING, Targets
 from qmimic.models.two_stage import HEADS, Detector
 from qmimic.quantize import Quantizer
+from tiny_detectors import Truth, as_targets, lively, some_images, some_truth, tiny_spec
 from torchvision_twin import channel_by_channel, twin
 
 TWINS = {

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from qmimic.config import explain
 from qmimic.errors import InputError
+from qmimic.models.narrowing import keep_channels
 from qmimic.models.spec import DetectorSpec
 from qmimic.models.two_stage import Detector
 
@@ -21,11 +22,14 @@ def build(spec: DetectorSpec, seed: int = 0) -> Detector:
     """A detector with fresh weights that depend on the seed alone.
 
     Raises:
-        InputError: the backbone's name is unknown.
+        InputError: the backbone's name is unknown, or the spec's channels are not the network's.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Detector(spec)
+        detector = Detector(spec)
+    if spec.channels:
+        keep_channels(detector, {name: torch.arange(count) for name, count in spec.channels.items()})
+    return detector
 
 
 def at_size(detector: Detector, size: tuple[int, int]) -> Detector:
@@ -64,7 +68,9 @@ def equal_cost(spec: DetectorSpec, family: str) -> str:
     wanted = mac_count(build(spec))
 
     def cost(hundredths: int) -> int:
-        return mac_count(build(spec.model_copy(update={"backbone": f"{family}/{hundredths / 100:g}"})))
+        return mac_count(
+            build(spec.model_copy(update={"backbone": f"{family}/{hundredths / 100:g}", "channels": None}))
+        )
 
     low, high = 100, 100 * 256  # the wider, the dearer
     while high - low > 1:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qmimic.models.batch_norm import BatchNorm2d
+from qmimic.models.channel_group import ChannelGroup
 from qmimic.models.convolution import (
     Conv2d,
     SpatialConvolution,
@@ -119,6 +120,23 @@ class ResNet(nn.Module):
         for stage in (1, 2, 3, 4):
             x = self.get_submodule(f"layer{stage}")(x)
         return x
+
+    def channel_groups(self) -> tuple[ChannelGroup, ...]:
+        """Channels that come and go together, the map's last. A stage's blocks share those that their shortcuts add."""
+        found: list[ChannelGroup] = []
+        makers, users = ["conv1", "bn1"], list[str]()
+        for stage in (1, 2, 3, 4):
+            for number, block in enumerate(self.get_submodule(f"layer{stage}").children()):
+                path = f"layer{stage}.{number}"
+                users.append(f"{path}.conv1")
+                if getattr(block, "downsample", None) is not None:
+                    found.append(ChannelGroup(tuple(makers), (*users, f"{path}.downsample.0")))
+                    makers, users = [f"{path}.downsample.0", f"{path}.downsample.1"], []
+                last = 3 if isinstance(block, Bottleneck) else 2
+                for conv in range(1, last):
+                    found.append(ChannelGroup((f"{path}.conv{conv}", f"{path}.bn{conv}"), (f"{path}.conv{conv + 1}",)))
+                makers += [f"{path}.conv{last}", f"{path}.bn{last}"]
+        return (*found, ChannelGroup(tuple(makers), tuple(users)))
 
 
 def resnet18(width_divisor: float, output_stride: int) -> ResNet:

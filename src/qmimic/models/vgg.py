@@ -8,6 +8,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from qmimic.models.batch_norm import BatchNorm2d
+from qmimic.models.channel_group import ChannelGroup
 from qmimic.models.convolution import (
     SpatialConvolution,
     at_least_one,
@@ -66,6 +67,13 @@ class VGG(nn.Module):
         """Normalised images [B, 3, H, W] to a map [B, channels, H/stride, W/stride], after ReLU."""
         out: Tensor = self.features(x)
         return out
+
+    def channel_groups(self) -> tuple[ChannelGroup, ...]:
+        """Channels that come and go together, the map's last."""
+        places = [place for place, layer in enumerate(self.features) if isinstance(layer, nn.Conv2d)]
+        users = [(f"features.{place}",) for place in places[1:]] + [()]
+        makers = [(f"features.{place}", f"features.{place + 1}") for place in places]
+        return tuple(map(ChannelGroup, makers, users))
 
 
 def vgg16(width_divisor: float, output_stride: int) -> VGG:

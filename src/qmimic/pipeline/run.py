@@ -2,18 +2,28 @@
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from qmimic.config import MimicConfig, Recipe, save_recipe
+from qmimic.config import Recipe, save_recipe
 from qmimic.data.splits import VAL
 from qmimic.draw import contact_sheet, draw
 from qmimic.errors import InputError
 from qmimic.files import replacing, write_text
+from qmimic.models.backbones import parse_name
 from qmimic.models.checkpoint import load_detector
+from qmimic.models.detectors import equal_cost
 from qmimic.pipeline.lock import alone
 from qmimic.pipeline.prepare import Prepared, environment, prepare
-from qmimic.pipeline.stages import Stage, StageResult, Teachers, quantize_teacher, train_student, train_teacher
+from qmimic.pipeline.stages import (
+    Stage,
+    StageResult,
+    Teachers,
+    macs_to_prune_to,
+    quantize_teacher,
+    train_student,
+    train_teacher,
+)
 from qmimic.prediction import predict
 from qmimic.training.log import draw_curves, read_log
 from qmimic.training.loop import Watcher
@@ -71,11 +81,12 @@ def train(recipe: Recipe, watcher: Watcher) -> RunResult:
 
 def _train(prepared: Prepared, watcher: Watcher) -> RunResult:
     recipe = prepared.recipe
+    students = arms(prepared)  # first: what is wrong with them must not wait for a teacher
     teacher = train_teacher(prepared, watcher)
     quantized = quantize_teacher(prepared, teacher, watcher)
     stages = [teacher, quantized]
-    for name, mimic in arms(recipe).items():
-        stages.append(train_student(prepared, name, mimic, Teachers(teacher, quantized), watcher))
+    for name, own in students.items():
+        stages.append(train_student(replace(prepared, recipe=own), name, Teachers(teacher, quantized), watcher))
 
     results = tuple(stage.result for stage in stages)
     said = remarks(results)
@@ -99,11 +110,34 @@ def _write_results(prepared: Prepared, stages: list[Stage], said: tuple[str, ...
     write_text(folder / "results.md", markdown(results) + "\n" + "".join(f"\n{remark}\n" for remark in said))
 
 
-def arms(recipe: Recipe) -> dict[str, MimicConfig]:
-    """The students of a run by name, the one to ship last; they differ in `mimic.mode` alone."""
-    modes = {"scratch": "none", "mimic": "mimic"}
-    found = {str(name): recipe.mimic.model_copy(update={"mode": modes[name]}) for name in recipe.baselines}
-    found["student"] = recipe.mimic
+def arms(prepared: Prepared) -> dict[str, Recipe]:
+    """The recipes of a run's students by name, the one to ship last.
+
+    Raises:
+        InputError: a baseline's backbone is not there, or the teacher is none that can be pruned.
+    """
+    recipe = prepared.recipe
+    fresh = recipe.model_copy(update={"pruning": recipe.pruning.model_copy(update={"method": "none"})})
+    alone = fresh.model_copy(update={"mimic": recipe.mimic.model_copy(update={"mode": "none"})})
+    found: dict[str, Recipe] = {}
+    for name in recipe.baselines:
+        if name == "mimic":
+            found[name] = fresh.model_copy(update={"mimic": recipe.mimic.model_copy(update={"mode": "mimic"})})
+        elif name in ("taylor", "lasso"):
+            pruning = recipe.pruning.model_copy(update={"method": name})
+            found[name] = alone.model_copy(update={"pruning": pruning})
+        else:
+            student = recipe.student
+            if name == "quantized":
+                student = student.model_copy(update={"quantize_map": True})
+            elif name != "scratch":
+                family = f"{parse_name(student.backbone)[0].split('_')[0]}_{name}"
+                backbone = equal_cost(prepared.spec(student.backbone), family)
+                student = student.model_copy(update={"backbone": backbone})
+            found[name] = alone.model_copy(update={"student": student})
+    found["student"] = recipe
+    if any(own.pruning.method != "none" for own in found.values()):
+        macs_to_prune_to(prepared)
     return found
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from qmimic.config import MimicConfig, Recipe, ScheduleConfig, fingerprint
+from qmimic.config import Recipe, ScheduleConfig, fingerprint
 from qmimic.data.splits import VAL
 from qmimic.errors import InputError
 from qmimic.evaluation import channel_rms, detect_all, matching
@@ -20,11 +20,15 @@ from qmimic.files import write_text
 from qmimic.mimic import Mimic
 from qmimic.models.checkpoint import load_backbone, load_detector, save_detector
 from qmimic.models.detectors import build, mac_count, parameter_count
+from qmimic.models.narrowing import channel_groups
 from qmimic.models.two_stage import Detector
 from qmimic.pipeline.prepare import Prepared
+from qmimic.pruning.cost import equal_share
+from qmimic.pruning.lasso import prune_by_lasso
+from qmimic.pruning.taylor import prune_by_taylor
 from qmimic.quantize import Quantizer, absolute_stride
 from qmimic.scores.summary import score
-from qmimic.training.loop import Job, Objective, Watcher, fit
+from qmimic.training.loop import Job, Objective, Watcher, chance_of, fit
 from qmimic.training.objectives import DetectionObjective, MimicObjective
 
 VERSION = 2  # raised when the same recipe would give other weights
@@ -35,7 +39,7 @@ class StageResult:
     """What a finished stage says of itself; kept as `result.json`.
 
     Attributes:
-        name: of the stage: teacher, quantized_teacher, scratch, mimic or student.
+        name: of the stage: teacher, quantized_teacher, student, one of the baselines, or a pruned teacher.
         key: its fingerprint.
         backbone: family and width divisor.
         map50: VOC mAP@0.5 (area) on val, 0..1.
@@ -85,9 +89,9 @@ class Teachers:
     quantized: Stage
 
 
-def needs_teachers(recipe: Recipe, mimic: MimicConfig) -> bool:
-    """Whether an arm depends on teachers at all: it is taught, or its map is quantized by the teacher's stride."""
-    return mimic.mode != "none" or recipe.student.quantize_map
+def needs_teachers(recipe: Recipe) -> bool:
+    """Whether a student depends on teachers: it is taught, cut out of one, or its map is quantized by one's stride."""
+    return recipe.mimic.mode != "none" or recipe.student.quantize_map or recipe.pruning.method != "none"
 
 
 def train_teacher(prepared: Prepared, watcher: Watcher) -> Stage:
@@ -153,26 +157,86 @@ def quantize_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> St
     return stage
 
 
-def train_student(
-    prepared: Prepared, name: str, mimic: MimicConfig, teachers: Teachers | None, watcher: Watcher
-) -> Stage:
-    """Train one arm. All arms share initial weights, order, views and schedule; they differ in the mimic loss alone.
+def macs_to_prune_to(prepared: Prepared) -> int:
+    """Multiply-accumulates of the recipe's student.
+
+    Raises:
+        InputError: the teacher's channels cannot be pruned, or it costs no more than that.
+    """
+    teacher, student = (prepared.recipe.teacher.backbone, prepared.recipe.student.backbone)
+    whole, macs = build(prepared.spec(teacher)), mac_count(build(prepared.spec(student)))
+    channel_groups(whole)
+    if macs >= mac_count(whole):
+        raise InputError(
+            f"The teacher {teacher} costs no more than {student}, so nothing can be pruned; "
+            "take a wider teacher or a narrower student."
+        )
+    return macs
+
+
+def prune_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> Stage:
+    """Prune the full-precision teacher to the cost of the recipe's student; it is not yet trained on.
+
+    Raises:
+        InputError: as `macs_to_prune_to`.
+    """
+    recipe = prepared.recipe
+    config = recipe.pruning
+    backbone = recipe.student.backbone
+    key = fingerprint(VERSION, teacher.result.key, config, backbone, recipe.student.batch_size, recipe.seed)
+    name = f"pruned_{config.method}"
+    macs = macs_to_prune_to(prepared)
+
+    def pruned() -> Detector:
+        detector, _ = load_detector(teacher.file)
+        detector.to(prepared.accelerator.device)
+        loader = prepared.train.with_batch_size(recipe.student.batch_size)
+        if config.method == "lasso":
+            left = equal_share(detector, macs)
+            watcher.start(name, len(left), 0)
+            return prune_by_lasso(detector, left, config, loader, recipe.seed, lambda n: watcher.step(n, 0, 0.0))
+        steps = config.rounds * config.steps
+        watcher.start(name, steps, 0)
+        return prune_by_taylor(
+            DetectionObjective(detector, recipe.augment),
+            macs,
+            config,
+            loader.steps(recipe.seed, 0, steps),
+            lambda step: chance_of(recipe.seed, step, prepared.accelerator),
+            lambda step, loss: watcher.step(step, loader.batch_size, loss),
+        )
+
+    folder = recipe.folder / "stages" / f"{name}-{key}"
+    stage = _once(prepared, folder, watcher, lambda: _write(prepared, name, key, pruned, folder, dict))
+    watcher.say(
+        f"Pruned by {config.method} to {stage.result.macs / 1e6:.1f} MMACs, the teacher has "
+        f"{100 * stage.result.map50:.1f} mAP@0.5 before it is trained on."
+    )
+    return stage
+
+
+def train_student(prepared: Prepared, name: str, teachers: Teachers | None, watcher: Watcher) -> Stage:
+    """Train one arm. All arms share order, views and schedule, and initial weights where they start afresh.
 
     Args:
-        prepared: the run.
+        prepared: the run, with the arm's recipe.
         name: of the arm.
-        mimic: its mimic settings; mode none is the scratch student.
         teachers: `mimic.mode` says which of the two is imitated; None will do where `needs_teachers` says no.
         watcher: told of every step.
     """
     recipe = prepared.recipe
-    config = recipe.student
+    config, mimic = recipe.student, recipe.mimic
     taught_by = None
     if mimic.mode != "none" and teachers:
         quantized = mimic.mode in ("quantization", "teacher_only")
         taught_by = teachers.quantized if quantized else teachers.full_precision
     # Whoever is taught, or sees its map quantized, depends on the stride s.
-    grid = teachers.quantized if teachers and needs_teachers(recipe, mimic) else None
+    grid = teachers.quantized if teachers and (mimic.mode != "none" or config.quantize_map) else None
+    start = (
+        prune_teacher(prepared, teachers.full_precision, watcher)
+        if teachers and recipe.pruning.method != "none"
+        else None
+    )
     key = fingerprint(
         VERSION,
         prepared.key,
@@ -182,12 +246,16 @@ def train_student(
         mimic if taught_by else None,
         taught_by.result.key if taught_by else None,
         grid.result.key if grid else None,
+        *([start.result.key] if start else []),
     )
 
     def objective() -> Objective:
-        student = build(prepared.spec(config.backbone), recipe.seed)
-        if config.weights:
-            load_backbone(student, Path(config.weights))
+        if start:
+            student, _ = load_detector(start.file)
+        else:
+            student = build(prepared.spec(config.backbone), recipe.seed)
+            if config.weights:
+                load_backbone(student, Path(config.weights))
         if config.quantize_map and grid:
             student.quantizer = _quantizer_of(grid)
         if not taught_by or not grid:
@@ -227,24 +295,31 @@ def _run(
 ) -> Stage:
     """Do a stage, or find it done; go on from its last checkpoint if it was interrupted."""
     folder = prepared.recipe.folder / "stages" / f"{name}-{key}"
+
+    def work() -> None:
+        objective = make()
+        job = Job(name, folder, key, prepared.recipe.seed, schedule, prepared.bf16(backbone))
+        trained = objective.detector.eval()
+        if schedule.steps:
+            loader = prepared.train.with_batch_size(schedule.batch_size)
+            trained = fit(job, objective, loader, lambda d: _map50(prepared, d), prepared.accelerator, watcher)
+        objective.eval()
+        _write(prepared, name, key, lambda: trained, folder, lambda: extra(objective))
+
+    return _once(prepared, folder, watcher, work)
+
+
+def _once(prepared: Prepared, folder: Path, watcher: Watcher, work: Callable[[], None]) -> Stage:
+    """A stage that is found done in its folder, or that `work`, called in every process, has the main one write."""
     done = _finished(folder)
     # All processes have looked before one of them writes: they must take the same way.
     prepared.accelerator.wait_for_everyone()
     if done:
-        watcher.say(f"{name}: done before, taken from {folder}.")
+        watcher.say(f"{done.name}: done before, taken from {folder}.")
         return Stage(done, folder)
-    objective = make()
-    job = Job(name, folder, key, prepared.recipe.seed, schedule, prepared.bf16(backbone))
-    trained = objective.detector.eval()
-    if schedule.steps:
-        loader = prepared.train.with_batch_size(schedule.batch_size)
-        trained = fit(job, objective, loader, lambda d: _map50(prepared, d), prepared.accelerator, watcher)
-    objective.eval()
-    result: StageResult | None = None
-    if prepared.accelerator.is_main_process:
-        result = _write(prepared, name, key, backbone, trained, folder, extra(objective))
+    work()
     prepared.accelerator.wait_for_everyone()
-    result = result or _finished(folder)
+    result = _finished(folder)
     if result is None:
         raise InputError(f"{folder} lacks what the main process wrote; put run.dir on a disk that all processes share.")
     return Stage(result, folder)
@@ -254,12 +329,14 @@ def _write(
     prepared: Prepared,
     name: str,
     key: str,
-    backbone: str,
-    trained: Detector,
+    make: Callable[[], Detector],
     folder: Path,
-    extra: dict[str, Any],
-) -> StageResult:
-    """Score a trained detector and write it with its result, the mark of a finished stage."""
+    extra: Callable[[], dict[str, Any]],
+) -> None:
+    """Score a detector and write it with its result, the mark of a finished stage; the main process does, alone."""
+    if not prepared.accelerator.is_main_process:
+        return
+    trained = make()
     scores = score(prepared.dataset, VAL, detect_all(trained, prepared.val))
     file = folder / "detector.safetensors"
     notes = {"stage": name, "key": key, "map50": scores.voc_map50, "seed": prepared.recipe.seed}
@@ -267,17 +344,16 @@ def _write(
     result = StageResult(
         name=name,
         key=key,
-        backbone=backbone,
+        backbone=f"{trained.spec.backbone} pruned" if trained.spec.channels else trained.spec.backbone,
         map50=scores.voc_map50,
         map07=scores.voc07_map50,
         coco_map=scores.coco_map,
         parameters=parameter_count(trained),
         macs=mac_count(trained),
         bytes=file.stat().st_size,
-        **extra,
+        **extra(),
     )
     write_text(folder / "result.json", json.dumps(asdict(result), indent=1))  # last: its presence means done
-    return result
 
 
 def _finished(folder: Path) -> StageResult | None:

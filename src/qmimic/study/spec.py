@@ -129,11 +129,11 @@ def jobs_of(run: Run) -> tuple[Job, ...]:
     """The jobs of a run, the student's last. Runs that share a teacher name the same job."""
     recipe = run.recipe
     shared = (recipe.seed, recipe.data, recipe.detector, recipe.augment, recipe.run.precision)
-    if not needs_teachers(recipe, recipe.mimic):
+    if not needs_teachers(recipe):
         return (Job(fingerprint("student", *shared, recipe.student), "student", "", recipe),)
     teacher = fingerprint("teacher", *shared, recipe.teacher)
     quantized = fingerprint("quantized", teacher, recipe.quantized_teacher, recipe.quantizer)
-    student = fingerprint("student", quantized, recipe.student, recipe.mimic)
+    student = fingerprint("student", quantized, recipe.student, recipe.mimic, recipe.pruning)
     return (
         Job(teacher, "teacher", "", recipe),
         Job(quantized, "quantized", teacher, recipe),

@@ -52,15 +52,15 @@ def work(folder: Path, job: str) -> StageResult:
     kind, recipe = recipe_of(folder, job)
     watcher = Reporter(folder, job)
     prepared = prepare(recipe)
-    if kind == "student" and not needs_teachers(recipe, recipe.mimic):
-        return train_student(prepared, "student", recipe.mimic, None, watcher).result
+    if kind == "student" and not needs_teachers(recipe):
+        return train_student(prepared, "student", None, watcher).result
     teacher = train_teacher(prepared, watcher)
     if kind == "teacher":
         return teacher.result
     quantized = quantize_teacher(prepared, teacher, watcher)
     if kind == "quantized":
         return quantized.result
-    return train_student(prepared, "student", recipe.mimic, Teachers(teacher, quantized), watcher).result
+    return train_student(prepared, "student", Teachers(teacher, quantized), watcher).result
 
 
 def main(folder: Path, job: str) -> int:

@@ -145,7 +145,7 @@ def _advance(
     for group in optimizer.param_groups:
         group["lr"] = rate
     images, targets = _own_share(batch, accelerator)
-    chance = _chance(job.seed, step, accelerator)
+    chance = chance_of(job.seed, step, accelerator)
     # Accelerate knows one precision a process, stages differ: so autocast is entered here.
     with torch.autocast(images.device.type, torch.bfloat16, enabled=job.bf16):
         terms: dict[str, Tensor] = objective(images, targets, chance, step / job.schedule.steps)
@@ -171,8 +171,8 @@ def _own_share(batch: Batch, accelerator: Accelerator) -> tuple[Tensor, Targets]
     return batch.images[rows].to(accelerator.device), targets.to(accelerator.device)
 
 
-def _chance(seed: int, step: int, accelerator: Accelerator) -> Chance:
-    """The step's generators: functions of seed, step and process, so that nothing of them is ever saved."""
+def chance_of(seed: int, step: int, accelerator: Accelerator) -> Chance:
+    """A step's generators: functions of seed, step and process, so that nothing of them is ever saved."""
 
     def generator(purpose: str) -> torch.Generator:
         name = fingerprint(seed, step, accelerator.process_index, purpose)
