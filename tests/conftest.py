@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from cli_cases import Refused
+from qmimic.cli import main
+
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
@@ -24,3 +27,19 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Runs a command that has to end in one sentence on stderr and exit code 2; gives the sentence."""
+
+    def run(*arguments: object) -> str:
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("qmimic: ")
+        assert said.count("\n") == 1
+        assert "Traceback" not in said
+        return said
+
+    return run

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -117,7 +118,10 @@ def parser() -> argparse.ArgumentParser:
     study.add_argument("what", metavar="FILE | report", help="a study's YAML file to run, or the word report")
     study.add_argument("folders", type=Path, nargs="*", metavar="FOLDER", help="of studies, for the report")
     study.add_argument("--out", type=Path, help="folder of the study (runs/study-NAME), file of the report (report.md)")
-    study.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="jobs at a time, of one thread each")
+    study.add_argument("--workers", type=int, help="jobs at a time, of one thread each (as many as there are cores)")
+    study.add_argument(
+        "--ray", metavar="ADDRESS", help="run on a Ray cluster: auto, or host:port (pip install qmimic[ray])"
+    )
     study.set_defaults(run=_study)
 
     evaluate = commands.add_parser("eval", help="score a trained detector on a split")
@@ -255,21 +259,23 @@ def _study(options: argparse.Namespace) -> int:
 
 
 def _run_study(options: argparse.Namespace) -> int:
+    from qmimic.study.cluster import Cluster
     from qmimic.study.report import report
-    from qmimic.study.schedule import run_study
+    from qmimic.study.schedule import Process, run_study
     from qmimic.study.spec import expand, load_study
     from qmimic.study.view import View
     from qmimic.training.progress import Screen
 
-    if options.workers < 1:
+    if options.workers is not None and options.workers < 1:
         raise InputError(f"--workers {options.workers} does nothing; give at least 1.")
     source = Path(options.what)
     study = load_study(source)
     folder = options.out or Path(f"runs/study-{study.name}")
     runs = expand(study, source, folder)
     console = Screen()
-    with View(console, folder) as view:
-        jobs = run_study(study, runs, folder, options.workers, view.show)
+    with Cluster(options.ray) if options.ray else nullcontext() as cluster, View(console, folder) as view:
+        workers = options.workers or (cluster.cores if cluster else os.cpu_count() or 1)
+        jobs = run_study(study, runs, folder, workers, view.show, cluster.start if cluster else Process)
     for job in jobs:
         if job.status == "failed":
             console.print(f"failed: {job.kind} {job.id}: {job.error}", highlight=False, soft_wrap=True)

@@ -221,9 +221,12 @@ class PruningConfig(Section):
     method: Literal["none", "taylor", "lasso"] = Field(
         "none", description="taylor, lasso: the teacher pruned to the cost of student.backbone; none: a fresh network"
     )
-    rounds: int = Field(20, ge=1, le=1000, description="taylor: removals of channels, after training for some steps")
+    rounds: int = Field(30, ge=1, le=1000, description="taylor: removals of channels, after training for some steps")
     steps: int = Field(10, ge=1, description="taylor: steps of one round, over which the criterion is averaged")
     learning_rate: float = Field(3e-4, gt=0, description="taylor: learning rate of these steps")
+    cost_weight: float = Field(
+        3.0, ge=0, description="taylor: how much a channel's share of the multiply-accumulates counts against it"
+    )
     images: int = Field(256, ge=1, description="lasso: training images to fit on")
     places: int = Field(10, ge=1, le=1024, description="lasso: places of a layer's output in each of these images")
 

@@ -1,11 +1,10 @@
-"""A recipe, a finished run, and the check of every refusal."""
+"""A recipe and a finished run."""
 
 from pathlib import Path
 
 import pytest
 
-from cli_cases import RECIPE, Refused, coco, train
-from qmimic.cli import main
+from cli_cases import RECIPE, coco, train
 
 
 @pytest.fixture
@@ -23,19 +22,3 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     coco(root / "cats")
     assert train(root / "recipe.yaml", root / "cats", root / "run") == 0
     return root
-
-
-@pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
-    """Runs a command that has to end in one sentence on stderr and exit code 2; gives the sentence."""
-
-    def run(*arguments: object) -> str:
-        capsys.readouterr()
-        assert main([str(argument) for argument in arguments]) == 2
-        said = capsys.readouterr().err
-        assert said.startswith("qmimic: ")
-        assert said.count("\n") == 1
-        assert "Traceback" not in said
-        return said
-
-    return run

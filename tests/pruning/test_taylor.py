@@ -59,7 +59,7 @@ def test_those_that_matter_least_for_their_cost_go_until_the_cost_is_met() -> No
     generator = torch.Generator().manual_seed(0)
     criterion = {name: torch.rand(count, generator=generator) + 0.1 for name, count in cost.full.items()}
     goal = 0.5 * cost.of({})
-    kept = least(criterion, cost, goal)
+    kept = least(criterion, cost, goal, 3.0)
     assert abs(cost.of({name: len(index) for name, index in kept.items()}) / goal - 1) <= TOLERANCE
     for name, index in kept.items():
         values = criterion[name]
@@ -68,4 +68,4 @@ def test_those_that_matter_least_for_their_cost_go_until_the_cost_is_met() -> No
         assert not gone or float(values[gone].max()) <= float(values[index].min())
     # Scale within a group says nothing: groups are normalised.
     scaled = {name: values * (1 + 7 * place) for place, (name, values) in enumerate(criterion.items())}
-    assert all(torch.equal(index, kept[name]) for name, index in least(scaled, cost, goal).items())
+    assert all(torch.equal(index, kept[name]) for name, index in least(scaled, cost, goal, 3.0).items())

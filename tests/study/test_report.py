@@ -80,6 +80,8 @@ def test_folds_of_a_seed_are_one_repetition_and_with_one_seed_folds_are() -> Non
     rows.append(row("mimic", 1, 0.0, fold=1, status="waiting"))
     scratch, mimic = summarize(study(folds=2), rows)
     assert mimic.score.count == 1  # seed 1 lacks a fold
+    own = [row("scratch", seed, 0.1 * seed, fold=fold) for seed, fold in ((0, 0), (1, 1))]
+    assert summarize(study(folds=2, fold_of_seed=True, seeds=[0, 1]), own)[0].score == estimate([0.0, 0.1])
     single = [row("scratch", 0, score, fold=fold) for fold, score in enumerate((0.3, 0.4, 0.5))]
     assert summarize(study(folds=3), single)[0].score == estimate([0.3, 0.4, 0.5])
 

@@ -56,6 +56,13 @@ def test_a_student_whose_map_is_quantized_needs_the_teachers_stride(tmp_path: Pa
     assert [job.kind for job in jobs_of(runs[0])] == ["teacher", "quantized", "student"]
 
 
+def test_each_seed_may_have_a_fold_of_its_own(tmp_path: Path) -> None:
+    runs = runs_of(tmp_path, STUDY.replace("[3, 4]", "[3, 4, 8, 9]") + "folds: 2\nfold_of_seed: true\n")
+    assert {(run.seed, run.fold) for run in runs} == {(3, 0), (4, 1), (8, 0), (9, 1)}
+    assert len(runs) == 3 * 4
+    assert all(run.recipe.data.fold == (run.fold, 2) for run in runs)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "part"),
     [
@@ -63,6 +70,7 @@ def test_a_student_whose_map_is_quantized_needs_the_teachers_stride(tmp_path: Pa
         ("mimic.weight: 0.5", "seed: 1", "seed: the study itself sets this"),
         ("seeds: [3, 4]", "seeds: [3, 3]", "one is named twice"),
         ("seeds: [3, 4]", "seeds: []", "seeds: "),
+        ("seeds: [3, 4]", "seeds: [3, 4]\nfolds: 3\nfold_of_seed: true", "as many seeds as folds"),
         ("seeds: [3, 4]", "control: none", "control: 'none' is none of the arms"),
         ("seeds: [3, 4]", "sedes: [3]", "unknown key 'sedes'; a study has name"),
         ("recipe: recipe.yaml", "recipe: none.yaml", "Cannot read the recipe"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from study_cases import STUDY, study_file
+from study_cases import STUDY, run_here, study_file, without_times
 
 from qmimic.cli import main
 from qmimic.errors import InputError
@@ -17,34 +17,7 @@ from qmimic.study import worker
 from qmimic.study.report import report
 from qmimic.study.schedule import run_study
 from qmimic.study.spec import expand, load_study
-from qmimic.study.table import JobRow, read_jobs, read_results, update
-
-
-class Here:
-    """A job that runs in this process, at once; notes the order of all."""
-
-    started: list[str]
-
-    def __init__(self, folder: Path, job: str, log: Path) -> None:
-        self.started.append(job)
-        self.code = worker.main(folder, job)
-
-    def exit_code(self) -> int | None:
-        return self.code
-
-    def stop(self) -> None: ...
-
-
-def run_here(path: Path, folder: Path) -> tuple[list[JobRow], list[str]]:
-    """Run a study in this process; its jobs, and the ids in the order in which they were started."""
-    study = load_study(path)
-    started: list[str] = []
-    start = type("Noted", (Here,), {"started": started})
-    return run_study(study, expand(study, path, folder), folder, 2, lambda jobs: None, start), started
-
-
-def without_times(folder: Path) -> list[dict[str, Any]]:
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in read_results(folder)]
+from qmimic.study.table import read_jobs, read_results, update
 
 
 def test_a_study_computes_what_is_shared_once_and_first(tmp_path: Path) -> None:
@@ -149,8 +122,7 @@ def test_a_study_killed_at_any_moment_ends_in_the_same_table(tmp_path: Path) -> 
 
 def test_orphans_of_a_killed_study_are_waited_for(tmp_path: Path) -> None:
     path, folder = study_file(tmp_path, STUDY.replace("[3, 4]", "[3]")), tmp_path / "out"
-    study = load_study(path)
-    run_study(study, expand(study, path, folder), folder, 1, lambda jobs: None, type("Noted", (Here,), {"started": []}))
+    run_here(path, folder)
     job = read_jobs(folder)[0].id
     holder = subprocess.Popen(
         [

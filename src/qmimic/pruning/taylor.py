@@ -2,9 +2,8 @@
 
 A channel z matters as much as the loss C would change without it, to first order |dC/dz * z| summed over its places:
 the gradient to a gate that multiplies it. It is taken image by image, averaged, and normalised within a layer by its l2
-norm, as the paper has it. Channels that shortcuts add have one gate. Two departures: channels go in rounds instead of
-one by one, and in the order of criterion per multiply-accumulate saved, where the paper subtracts a share of the cost;
-a detector that must lose nine tenths of it would otherwise keep its dear first layer and nothing behind it.
+norm; what it costs is subtracted, as a share of the network as it is by then, so that dear layers do not outlive all.
+Channels that shortcuts add have one gate. One departure from the paper: channels go in rounds instead of one by one.
 """
 
 from collections.abc import Callable, Iterator
@@ -59,17 +58,18 @@ def prune_by_taylor(
             loss = _learn(objective, optimizer, next(batches), chance(step), schedule.clip_norm, criterion)
             show(step + 1, loss)
         goal = whole * (macs / whole) ** ((done + 1) / config.rounds)
-        keep_channels(detector, least(criterion, Cost(detector), goal))
+        keep_channels(detector, least(criterion, Cost(detector), goal, config.cost_weight))
     return detector
 
 
-def least(criterion: dict[str, Tensor], cost: Cost, goal: float) -> dict[str, Tensor]:
-    """Which channels stay when those go that matter least for what they cost.
+def least(criterion: dict[str, Tensor], cost: Cost, goal: float, cost_weight: float) -> dict[str, Tensor]:
+    """Which channels stay when those go that matter least, less what they cost.
 
     Args:
         criterion: by group, [channels], how much each matters; of any scale within a group.
         cost: of the network as it is.
         goal: multiply-accumulates to come to.
+        cost_weight: of a channel's share of the present multiply-accumulates.
 
     Returns:
         By group, the indices that stay, in order; at least one of each.
@@ -85,9 +85,9 @@ def least(criterion: dict[str, Tensor], cost: Cost, goal: float) -> dict[str, Te
             if left[name] == 1:
                 continue
             after = cost.of({**left, name: left[name] - 1})
-            price = float(matters[name][candidates[0]]) / (present - after)
-            if after >= goal * (1 - TOLERANCE) and (best is None or price < best[0]):
-                best = price, name, after
+            worth = float(matters[name][candidates[0]]) - cost_weight * (1 - after / present)
+            if after >= goal * (1 - TOLERANCE) and (best is None or worth < best[0]):
+                best = worth, name, after
         if best is None:
             break
         _, name, present = best

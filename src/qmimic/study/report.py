@@ -87,14 +87,13 @@ def repetitions(rows: Sequence[dict[str, Any]]) -> dict[int, float]:
     Folds of one seed share most of their training images, and seeds share all: taken as independent, folds times seeds
     would make intervals too narrow. A seed with a fold missing is left out.
     """
-    by_seed: dict[int, dict[int, float]] = defaultdict(dict)
+    by_seed: dict[int, dict[int, float | None]] = defaultdict(dict)
     for row in rows:
-        if row["status"] == "done":
-            by_seed[row["seed"]][row["fold"]] = row["map50"]
-    folds = {row["fold"] for row in rows}
-    if len({row["seed"] for row in rows}) == 1:
-        return {fold: value for own in by_seed.values() for fold, value in own.items()}
-    return {seed: float(np.mean(list(own.values()))) for seed, own in by_seed.items() if set(own) == folds}
+        by_seed[row["seed"]][row["fold"]] = row["map50"] if row["status"] == "done" else None
+    if len(by_seed) == 1:
+        by_seed = {fold: {fold: value} for own in by_seed.values() for fold, value in own.items()}
+    whole = {seed: [value for value in own.values() if value is not None] for seed, own in by_seed.items()}
+    return {seed: float(np.mean(values)) for seed, values in whole.items() if len(values) == len(by_seed[seed])}
 
 
 def summarize(study: Study, results: Sequence[dict[str, Any]]) -> list[ArmSummary]:
@@ -154,6 +153,7 @@ def markdown(study: Study, results: Sequence[dict[str, Any]]) -> str:
     if study.question:
         lines += [study.question, ""]
     folds = f", {study.folds}-fold cross-validation" if study.folds > 1 else ""
+    folds += ", one fold a seed" if study.fold_of_seed else ""
     lines.append(
         f"{counts['done']} of {len(results)} runs done{unfinished}; seeds "
         f"{', '.join(map(str, study.seeds))}{folds}. mAP@0.5 in %, ± standard error; the difference to "

@@ -27,6 +27,7 @@ class Study(BaseModel):
     control: str = Field("", description="the arm that others are compared to, seed by seed; empty: the first")
     seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1, description="every arm runs with each of them")
     folds: int = Field(1, ge=1, description="parts of cross-validation over `data.train`; 1: none")
+    fold_of_seed: bool = Field(False, description="the k-th seed reports on fold k alone, not every seed on every fold")
 
     @model_validator(mode="after")
     def _consistent(self) -> "Study":
@@ -37,6 +38,8 @@ class Study(BaseModel):
                 raise ValueError(f"{key}: the study itself sets this for every run; leave it out")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError("seeds: one is named twice, and pairs would count double")
+        if self.fold_of_seed and len(self.seeds) % self.folds:
+            raise ValueError("fold_of_seed: needs as many seeds as folds, or a multiple, so that every image counts")
         return self
 
     @property
@@ -109,8 +112,11 @@ def expand(study: Study, source: Path, folder: Path) -> tuple[Run, ...]:
     """
     base = load_tree(source.parent / study.recipe, "recipe")
     points = [dict(zip(study.grid, values, strict=True)) for values in itertools.product(*study.grid.values())]
+    repetitions = list(itertools.product(study.seeds, range(study.folds)))
+    if study.fold_of_seed:
+        repetitions = [(seed, number % study.folds) for number, seed in enumerate(study.seeds)]
     runs = []
-    for point, (arm, own), seed, fold in itertools.product(points, study.arms.items(), study.seeds, range(study.folds)):
+    for point, (arm, own), (seed, fold) in itertools.product(points, study.arms.items(), repetitions):
         tree = copy.deepcopy(base)
         place = f"arm {arm} of {source}"
         for key, value in {**study.set, **point, **own}.items():

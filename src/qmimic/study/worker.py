@@ -1,17 +1,20 @@
-"""One job of a study in a process of its own: python -m qmimic.study.worker FOLDER JOB."""
+"""One job of a study, wherever it runs; as a process of its own: python -m qmimic.study.worker FOLDER JOB."""
 
 import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from qmimic.config import Recipe
 from qmimic.errors import InputError
 from qmimic.pipeline.lock import alone
 from qmimic.pipeline.prepare import prepare
 from qmimic.pipeline.stages import StageResult, Teachers, needs_teachers, quantize_teacher, train_student, train_teacher
 from qmimic.study.table import recipe_of, update
+from qmimic.training.loop import Watcher
 
 REPORT_EVERY = 20  # steps
 ORPHANED = 3  # exit code
@@ -19,24 +22,25 @@ ORPHANS_END = 120.0  # seconds
 
 
 class Reporter:
-    """A watcher that keeps the job's row up to date, and ends the process when the study that started it is gone."""
+    """A watcher that prints what is said and passes on how far the job is.
 
-    def __init__(self, folder: Path, job: str) -> None:
-        self.folder, self.job = folder, job
-        self.parent = os.getppid()
+    Args:
+        note: told of steps done and steps in all, now and then.
+    """
+
+    def __init__(self, note: Callable[[int, int], None]) -> None:
+        self.note = note
         self.steps = 0
 
     def start(self, stage: str, steps: int, done: int) -> None:
         """See `Watcher`."""
         self.steps = steps
-        update(self.folder, self.job, step=done, steps=steps)
+        self.note(done, steps)
 
     def step(self, step: int, images: int, loss: float) -> None:
         """See `Watcher`."""
-        if os.getppid() != self.parent:
-            sys.exit(ORPHANED)
         if step % REPORT_EVERY == 0:
-            update(self.folder, self.job, step=step)
+            self.note(step, self.steps)
 
     def scored(self, step: int, map50: float) -> None:
         """See `Watcher`."""
@@ -47,10 +51,42 @@ class Reporter:
         print(text, flush=True)
 
 
-def work(folder: Path, job: str) -> StageResult:
-    """Compute a job, or find it computed. Raises: as the stages."""
-    kind, recipe = recipe_of(folder, job)
-    watcher = Reporter(folder, job)
+class Child(Reporter):
+    """The same, which ends the process when the study that started it is gone."""
+
+    def __init__(self, note: Callable[[int, int], None]) -> None:
+        super().__init__(note)
+        self.parent = os.getppid()
+
+    def step(self, step: int, images: int, loss: float) -> None:
+        """See `Watcher`."""
+        if os.getppid() != self.parent:
+            sys.exit(ORPHANED)
+        super().step(step, images, loss)
+
+
+def outcome(folder: Path, job: str, kind: str, recipe: Recipe, watcher: Watcher) -> dict[str, str | float]:
+    """Compute a job, or find it computed: its row. What is wrong with it is a row as well.
+
+    Args:
+        folder: of the study.
+        job: its id.
+        kind: teacher, quantized or student.
+        recipe: of a run that needs it.
+        watcher: told of progress.
+    """
+    began = time.monotonic()
+    try:
+        # A killed study's processes end at their next step; until then the job is theirs.
+        with alone(folder / "jobs" / job, patience=ORPHANS_END):
+            result = work(kind, recipe, watcher)
+    except InputError as error:
+        return {"status": "failed", "error": str(error)}
+    return {"status": "done", "result": json.dumps(asdict(result)), "seconds": time.monotonic() - began}
+
+
+def work(kind: str, recipe: Recipe, watcher: Watcher) -> StageResult:
+    """The stage that a job is, after those that it needs. Raises: as the stages."""
     prepared = prepare(recipe)
     if kind == "student" and not needs_teachers(recipe):
         return train_student(prepared, "student", None, watcher).result
@@ -64,16 +100,10 @@ def work(folder: Path, job: str) -> StageResult:
 
 
 def main(folder: Path, job: str) -> int:
-    """Compute a job and write its row; what is wrong with it is a row as well, not a failure of this process."""
-    began = time.monotonic()
-    try:
-        # A killed study's processes end at their next step; until then the job is theirs.
-        with alone(folder / "jobs" / job, patience=ORPHANS_END):
-            result = work(folder, job)
-    except InputError as error:
-        update(folder, job, status="failed", error=str(error))
-        return 0
-    update(folder, job, status="done", result=json.dumps(asdict(result)), seconds=time.monotonic() - began)
+    """Compute a job in this process and write its row."""
+    kind, recipe = recipe_of(folder, job)
+    watcher = Child(lambda step, steps: update(folder, job, step=step, steps=steps))
+    update(folder, job, **outcome(folder, job, kind, recipe, watcher))
     return 0
 
 
