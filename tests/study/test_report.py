@@ -86,6 +86,24 @@ def test_folds_of_a_seed_are_one_repetition_and_with_one_seed_folds_are() -> Non
     assert summarize(study(folds=3), single)[0].score == estimate([0.3, 0.4, 0.5])
 
 
+def test_the_report_says_what_the_intervals_say_beside_what_was_published() -> None:
+    arms = {"scratch": {}, "better": {}, "worse": {}, "alike": {}}
+    own = Study(name="s", recipe="r.yaml", arms=arms, published={"better": "47.0"})
+    gains = {"scratch": (0, 0, 0), "better": (0.1, 0.11, 0.12), "worse": (-0.1, -0.11, -0.12), "alike": (-0.1, 0, 0.1)}
+    rows = [
+        row(arm, seed, 0.45 + gain, teacher_map50=None if arm == "scratch" else 0.9)
+        for arm, values in gains.items()
+        for seed, gain in enumerate(values)
+    ]
+    text = markdown(own, rows)
+    assert "better is above scratch; worse is below scratch; alike is not told apart from scratch." in text
+    lines = {line.split(" | ")[0]: line.split(" | ") for line in text.splitlines() if line.startswith("| ")}
+    place = lines["| arm"].index("of teacher")
+    assert lines["| arm"][place + 1] == "published"
+    assert (lines["| scratch"][place], lines["| better"][place]) == ("50", "62")  # scratch too: its seed has a teacher
+    assert (lines["| scratch"][place + 1], lines["| better"][place + 1]) == ("-", "47.0")
+
+
 def test_a_single_repetition_has_no_interval() -> None:
     scratch, mimic = summarize(study(), [row("scratch", 0, 0.5), row("mimic", 0, 0.6)])
     assert mimic.gain is not None
@@ -102,7 +120,7 @@ def test_the_report_says_everything(tmp_path: Path) -> None:
     assert "5 of 6 runs done, 1 failed" in text
     assert "The teachers reach 90.0 on average, and 92.0 quantized" in text
     assert "| scratch | resnet18/16 | 3 | 51.0 ± 0.6 | - |" in text
-    assert "| mimic | resnet18/16 | 2 | 53.0 ± 1.0 | +2.5 [-3.9, +8.9] | 70.0 | 40.0 | 1,000 | 10.0 | 5 |" in text
+    assert "| mimic | resnet18/16 | 2 | 53.0 ± 1.0 | +2.5 [-3.9, +8.9] | 59 | 70.0 | 40.0 | 1,000 | 10.0 | 5 |" in text
     assert "mimic: 1 runs failed. It broke." in text
     arms = summarize(study(), rows)
     for draw, path in (

@@ -72,6 +72,7 @@ def test_each_seed_may_have_a_fold_of_its_own(tmp_path: Path) -> None:
         ("seeds: [3, 4]", "seeds: []", "seeds: "),
         ("seeds: [3, 4]", "seeds: [3, 4]\nfolds: 3\nfold_of_seed: true", "as many seeds as folds"),
         ("seeds: [3, 4]", "control: none", "control: 'none' is none of the arms"),
+        ("seeds: [3, 4]", "published: {mimc: best}", "published: 'mimc' is none of the arms"),
         ("seeds: [3, 4]", "sedes: [3]", "unknown key 'sedes'; a study has name"),
         ("recipe: recipe.yaml", "recipe: none.yaml", "Cannot read the recipe"),
         ("name: small", "name: ../small", "name: "),

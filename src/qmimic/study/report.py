@@ -54,6 +54,7 @@ class ArmSummary:
     Attributes:
         arm, point: which.
         score: mAP@0.5, 0..1; gain: its paired difference to the control, None of the control itself.
+        of_teacher: mean share of the mAP@0.5 of the teacher of the same seed and fold; None without one.
         matching, matching_nonzero: means, None without a mimic.
         backbone, parameters, macs, bytes: of its network.
         failed: runs that are missing because they failed, and why the first did.
@@ -63,6 +64,7 @@ class ArmSummary:
     point: dict[str, Any]
     score: Estimate
     gain: Estimate | None
+    of_teacher: float | None
     matching: float | None
     matching_nonzero: float | None
     backbone: str
@@ -99,6 +101,7 @@ def repetitions(rows: Sequence[dict[str, Any]]) -> dict[int, float]:
 def summarize(study: Study, results: Sequence[dict[str, Any]]) -> list[ArmSummary]:
     """Every arm at every point, in the study's order."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    teachers = {(row["seed"], row["fold"]): row["teacher_map50"] for row in results if row["teacher_map50"]}
     for row in results:
         groups[repr(row["point"]), row["arm"]].append(row)
     found = []
@@ -107,6 +110,9 @@ def summarize(study: Study, results: Sequence[dict[str, Any]]) -> list[ArmSummar
         control = repetitions(groups[point, study.compared_to])
         pairs = [value - control[key] for key, value in own.items() if key in control]
         done = [row for row in rows if row["status"] == "done"]
+        shares = [
+            row["map50"] / teachers[row["seed"], row["fold"]] for row in done if (row["seed"], row["fold"]) in teachers
+        ]
         some: dict[str, Any] = done[0] if done else {"backbone": "-", "parameters": 0, "macs": 0, "bytes": 0}
         found.append(
             ArmSummary(
@@ -114,6 +120,7 @@ def summarize(study: Study, results: Sequence[dict[str, Any]]) -> list[ArmSummar
                 point=rows[0]["point"],
                 score=estimate(list(own.values())),
                 gain=None if arm == study.compared_to else estimate(pairs),
+                of_teacher=float(np.mean(shares)) if shares else None,
                 matching=_mean(done, "matching"),
                 matching_nonzero=_mean(done, "matching_nonzero"),
                 backbone=some["backbone"],
@@ -166,22 +173,46 @@ def markdown(study: Study, results: Sequence[dict[str, Any]]) -> str:
         lines.append(
             f"The teachers reach {percent(means[0])} on average, and {percent(means[1])} quantized and fine-tuned."
         )
-    lines += ["", *_table(study, arms)]
+    lines += ["", *_table(study, arms), "", *verdicts(study, arms)]
     for own in arms:
         if own.failed:
             lines += ["", f"{own.arm}: {len(own.failed)} runs failed. {own.failed[0]}"]
     return "\n".join(lines) + "\n"
 
 
+def verdicts(study: Study, arms: Sequence[ArmSummary]) -> list[str]:
+    """What the intervals say in words, a sentence for every point of the grid."""
+    points: dict[str, list[ArmSummary]] = defaultdict(list)
+    for own in arms:
+        points["".join(f" at {key} {value}" for key, value in own.point.items())].append(own)
+    return [_verdict(study.compared_to, place, group) for place, group in points.items()]
+
+
+def _verdict(control: str, place: str, group: Sequence[ArmSummary]) -> str:
+    told: dict[str, list[str]] = {"above": [], "below": [], "not told apart from": []}
+    for own in group:
+        if own.gain is not None and own.gain.count > 1:
+            low, high = own.gain.mean - own.gain.margin, own.gain.mean + own.gain.margin
+            told["above" if low > 0 else "below" if high < 0 else "not told apart from"].append(own.arm)
+    said = [
+        f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} {word} {control}"
+        for word, names in told.items()
+        if names
+    ]
+    return f"By these intervals{place}: {'; '.join(said) or 'nothing can be said yet'}.\n"
+
+
 def _table(study: Study, arms: Sequence[ArmSummary]) -> list[str]:
     keys = list(study.grid)
     header = [*keys, "arm", "backbone", "n", "mAP@0.5", f"difference to {study.compared_to}", "matching", "non-zero"]
+    header[-2:-2] = ["of teacher", *(["published"] if study.published else [])]
     header += ["parameters", "MMACs", "kB"]
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * (len(keys) + 2) + "---:|" * (len(header) - len(keys) - 2)]
     for own in arms:
         error = "" if math.isnan(own.score.error) else f" ± {100 * own.score.error:.1f}"
         cells = [*(str(own.point[key]) for key in keys), own.arm, own.backbone, str(own.score.count)]
         cells += [percent(own.score.mean) + error, "-" if own.gain is None else interval(own.gain)]
+        cells += [percent(own.of_teacher, 0), *([study.published.get(own.arm, "-")] if study.published else [])]
         cells += [percent(own.matching), percent(own.matching_nonzero), f"{own.parameters:,}", f"{own.macs / 1e6:.1f}"]
         lines.append("| " + " | ".join([*cells, f"{own.bytes / 1000:.0f}"]) + " |")
     return lines
@@ -198,7 +229,7 @@ def draw_gains(study: Study, arms: Sequence[ArmSummary], path: Path) -> None:
     axes.axvline(0, color="0.6", linewidth=1)
     axes.set_yticks(range(len(shown)), [_label(own) for own in reversed(shown)])
     axes.set_ylim(-0.6, len(shown) - 0.4)
-    axes.set_xlabel(f"mAP@0.5 above {study.compared_to}, points (mean and 95 % interval)")
+    figure.supxlabel(f"mAP@0.5 above {study.compared_to}, points (mean and 95 % interval)", fontsize="medium")
     axes.spines[["top", "right"]].set_visible(False)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150)

@@ -25,6 +25,7 @@ class Study(BaseModel):
     grid: dict[str, list[Any]] = Field({}, description="settings of which every combination is run with every arm")
     arms: dict[str, dict[str, Any]] = Field(min_length=1, description="name of an arm to its settings")
     control: str = Field("", description="the arm that others are compared to, seed by seed; empty: the first")
+    published: dict[str, str] = Field({}, description="arms to what their authors report, for a column of the table")
     seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1, description="every arm runs with each of them")
     folds: int = Field(1, ge=1, description="parts of cross-validation over `data.train`; 1: none")
     fold_of_seed: bool = Field(False, description="the k-th seed reports on fold k alone, not every seed on every fold")
@@ -33,6 +34,9 @@ class Study(BaseModel):
     def _consistent(self) -> "Study":
         if self.control and self.control not in self.arms:
             raise ValueError(f"control: {self.control!r} is none of the arms ({', '.join(self.arms)})")
+        stranger = next((arm for arm in self.published if arm not in self.arms), None)
+        if stranger is not None:
+            raise ValueError(f"published: {stranger!r} is none of the arms ({', '.join(self.arms)})")
         for key in (key for keys in (self.set, self.grid, *self.arms.values()) for key in keys):
             if key.split(".")[0] in ("seed", "baselines", "name") or key in ("run", "run.dir", "run.threads"):
                 raise ValueError(f"{key}: the study itself sets this for every run; leave it out")
