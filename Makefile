@@ -9,7 +9,7 @@ demo: $(READY)
 	$(BIN)/qmimic train recipes/demo.yaml
 
 test: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist worksteal
 
 lint: $(READY)
 	$(BIN)/ruff check .

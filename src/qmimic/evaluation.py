@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
 from qmimic.config import DetectorConfig
 from qmimic.data.loader import Loader
@@ -42,6 +41,8 @@ def merge(views: list[dict[str, Detections]], config: DetectorConfig) -> dict[st
         views: by image id, boxes in pixels of the original images.
         config: IoU of the suppression, and how many stay.
     """
+    from torchvision.ops import batched_nms  # here, since importing it takes a second
+
     found = {}
     for image_id in views[0]:
         together = [view[image_id] for view in views]

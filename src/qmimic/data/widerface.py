@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.io import loadmat
 
 from qmimic.data.labels import MAX_LABEL_BYTES, finite, inside, make_sample, read_text
 from qmimic.data.sample import Dataset, LabelDefect, Sample
@@ -123,6 +122,8 @@ def mat_images(path: Path) -> Iterator[FaceImage]:
         raise InputError(f"There is no {path}; WIDER FACE's evaluation tools hold it.")
     if path.stat().st_size > MAX_LABEL_BYTES:
         raise InputError(f"{path} is over 1 GiB, which no annotation is.")
+    from scipy.io import loadmat  # here: other formats need not wait for it
+
     try:
         content = loadmat(str(path))
     except Exception as error:  # of a damaged file SciPy makes a dozen kinds of error

@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torchvision.ops import roi_pool as torchvision_roi_pool
 
 SAMPLES = 2  # sampling points of a bin on each side, as torchvision's sampling_ratio
 
@@ -95,6 +94,8 @@ def roi_pool(features: Tensor, rois: Tensor, size: int, stride: int) -> Tensor:
 
     Args, returns: as `roi_align`.
     """
+    from torchvision.ops import roi_pool as torchvision_roi_pool  # here, since importing it takes a second
+
     batch, count = rois.shape[:2]
     index = torch.arange(batch, device=rois.device, dtype=torch.float32).repeat_interleave(count)
     flat = torch.cat([index[:, None], rois.detach().float().reshape(-1, 4)], 1)

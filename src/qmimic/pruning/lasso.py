@@ -20,8 +20,6 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import lars_path_gram
 from torch import Tensor, nn
 
 from qmimic.config import PruningConfig
@@ -111,6 +109,10 @@ def choose(evidence: list[Evidence], channels: int, count: int) -> Tensor:
     Returns:
         int64 [count], in order.
     """
+    # Here, since importing it takes a second that most runs need not wait.
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import lars_path_gram
+
     gram, xy = np.zeros((channels, channels)), np.zeros(channels)
     for own in evidence:
         scale = float(own.outputs.square().sum().clamp(min=1e-12))

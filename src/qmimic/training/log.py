@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from qmimic.errors import InputError
@@ -71,6 +70,8 @@ def draw_curves(logs: dict[str, list[dict[str, Any]]], path: Path) -> None:
         logs: stage name to its lines.
         path: of the picture.
     """
+    from matplotlib.figure import Figure  # here: a job of a study draws nothing
+
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, lines in logs.items():
