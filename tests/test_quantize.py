@@ -13,7 +13,16 @@ from torch import Tensor
 from torchvision.ops import roi_pool as torchvision_roi_pool
 
 from qmimic.config import QuantizerConfig
-from qmimic.quantize import Quantizer, absolute_stride, power_of_two, uniform
+from qmimic.quantize import DICTIONARIES, Quantizer, absolute_stride
+
+
+def uniform(f: Tensor, stride: Tensor, upper: int | None = None) -> Tensor:
+    return DICTIONARIES["uniform"].values(DICTIONARIES["uniform"].levels(f, stride, upper), stride)
+
+
+def power_of_two(f: Tensor, stride: Tensor, upper: int | None = None) -> Tensor:
+    return DICTIONARIES["power_of_two"].values(DICTIONARIES["power_of_two"].levels(f, stride, upper), stride)
+
 
 KINDS = {"uniform": uniform, "power_of_two": power_of_two}
 DYADIC = [2.0**-6, 0.25, 0.5, 0.75, 1.0, 3.0]  # strides whose multiples and midpoints are exact in float32
@@ -225,3 +234,20 @@ def test_max_pooling_of_regions_commutes_with_quantization(kind: str, seed: int,
     quantizer = Quantizer(QuantizerConfig(kind=kind, upper=upper, per_channel=True), torch.tensor([0.3, 1.0, 2.7]))
     quantized_first = torchvision_roi_pool(quantizer(f), rois, 3)
     assert torch.equal(quantized_first, quantizer(torchvision_roi_pool(f, rois, 3)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@given(values=st.lists(floats, min_size=1, max_size=40), stride=st.floats(0.01, 5), upper=st.none() | st.integers(1, 9))
+@settings(max_examples=60, deadline=None)
+def test_levels_are_whole_numbers_that_give_the_values_back(
+    kind: str, values: list[float], stride: float, upper: int | None
+) -> None:
+    f = torch.tensor(values)
+    quantizer = Quantizer(QuantizerConfig(kind=kind, upper=upper), torch.tensor([stride]))
+    levels = quantizer.levels(f.view(1, 1, -1))
+    assert torch.equal(levels, levels.round())
+    assert float(levels.min()) >= 0
+    assert upper is None or float(levels.max()) <= upper
+    quantized = quantizer(f.view(1, 1, -1))
+    assert torch.equal(quantizer.values(levels), quantized)
+    assert torch.equal(quantizer(quantized), quantized)  # Q(Q(f)) = Q(f): a stored map stays what it is

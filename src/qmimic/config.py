@@ -237,6 +237,9 @@ class RunConfig(Section):
     dir: str | None = Field(None, description="run folder; null: runs/NAME")
     threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0: one for each core")
     device: Literal["auto", "cpu"] = Field("auto", description="auto: a GPU where there is one")
+    bank_mib: int = Field(
+        8192, ge=0, description="largest teacher bank, MiB on disk; a larger one is not made, the teacher runs instead"
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 for wide networks where it pays")
 
 

@@ -28,6 +28,15 @@ QUANTIZED_SIDES = {
 }
 
 
+def sees_levels(config: MimicConfig) -> bool:
+    """Whether the loss is the same for the teacher's map and for the map quantized, to the last bit.
+
+    It is where the map is quantized before anything else, and where maxima are taken first, which commute with Q.
+    """
+    first = config.order == "quantize_pool" or config.regions == "map" or config.pooling == "pool"
+    return QUANTIZED_SIDES[config.mode][0] and first
+
+
 def mimic_loss(teacher: Tensor, student: Tensor, valid: Tensor) -> Tensor:
     """L_m as the paper writes it: 1/(2N) times the sum over regions of the squared distance.
 

@@ -9,6 +9,7 @@ go to 0. The gradient passes straight through, also where an upper level cuts.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,16 +18,16 @@ from torch import Tensor, nn
 from qmimic.config import QuantizerConfig
 
 
-def uniform(f: Tensor, stride: Tensor, upper: int | None = None) -> Tensor:
-    """Nearest value of {0, s, 2s, ...}, ties down.
+def uniform_levels(f: Tensor, stride: Tensor, upper: int | None = None) -> Tensor:
+    """Index of the nearest value of {0, s, 2s, ...}, ties down.
 
     Args:
         f: map of any shape, float.
         stride: s, broadcast against f.
-        upper: index of the highest level, so that no value exceeds `upper` * s.
+        upper: index of the highest level.
 
     Returns:
-        Quantized map of f's shape and dtype; no gradient.
+        Whole numbers in f's shape and dtype; no gradient.
     """
     f = f.detach()
     level = torch.ceil(f / stride - 0.5).clamp_(min=0, max=upper)
@@ -34,32 +35,46 @@ def uniform(f: Tensor, stride: Tensor, upper: int | None = None) -> Tensor:
     here, above = level * stride, (level + 1) * stride
     level += (f > (here + above) / 2).to(f.dtype)
     level -= ((level > 0) & (f <= ((level - 1) * stride + level * stride) / 2)).to(f.dtype)
-    return level.clamp_(max=upper) * stride if upper is not None else level * stride
+    return level.clamp_(max=upper) if upper is not None else level
 
 
-def power_of_two(f: Tensor, stride: Tensor, upper: int | None = None) -> Tensor:
-    """Nearest value of {0, s, 2s, 4s, ...}, ties down.
+def uniform_values(level: Tensor, stride: Tensor) -> Tensor:
+    """Level times s."""
+    return level * stride
 
-    Args:
-        f: map of any shape, float.
-        stride: s, the smallest value above zero, broadcast against f.
-        upper: index of the highest level, so that no value exceeds 2^(upper - 1) * s.
 
-    Returns:
-        Quantized map of f's shape and dtype; no gradient.
-    """
+def power_of_two_levels(f: Tensor, stride: Tensor, upper: int | None = None) -> Tensor:
+    """Index of the nearest value of {0, s, 2s, 4s, ...}, ties down. Args, returns: as `uniform_levels`."""
     ratio = f.detach() / stride
     mantissa, exponent = torch.frexp(ratio.clamp(min=0.5))  # ratio = mantissa 2^exponent, mantissa in [1/2, 1)
     # Between 2^(e-1) and 2^e the midpoint is 3/4 2^e: at or below it the lower neighbour is nearer.
-    power = exponent - (mantissa <= 0.75).to(exponent.dtype)
-    power = power.clamp(min=0, max=None if upper is None else upper - 1)
-    value = torch.ldexp(torch.ones_like(ratio), power) * stride
-    return torch.where(ratio > 0.5, value, torch.zeros_like(value))
+    level = exponent - (mantissa <= 0.75).to(exponent.dtype) + 1
+    level = level.clamp(min=1, max=upper).to(f.dtype)
+    return torch.where(ratio > 0.5, level, torch.zeros_like(level))
 
 
-DICTIONARIES: dict[str, Callable[[Tensor, Tensor, int | None], Tensor]] = {
-    "uniform": uniform,
-    "power_of_two": power_of_two,
+def power_of_two_values(level: Tensor, stride: Tensor) -> Tensor:
+    """0 for level 0, then 2^(level - 1) s."""
+    power = torch.ldexp(torch.ones_like(level), level.to(torch.int32) - 1) * stride
+    return torch.where(level > 0, power, torch.zeros_like(power))
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """How the values of a dictionary are counted.
+
+    Attributes:
+        levels: of a map, its stride s and the index of the highest level: the index of the nearest value, 0 and up.
+        values: the inverse: of such indices and s, the values.
+    """
+
+    levels: Callable[[Tensor, Tensor, int | None], Tensor]
+    values: Callable[[Tensor, Tensor], Tensor]
+
+
+DICTIONARIES = {
+    "uniform": Dictionary(uniform_levels, uniform_values),
+    "power_of_two": Dictionary(power_of_two_levels, power_of_two_values),
 }
 
 
@@ -96,9 +111,19 @@ class Quantizer(nn.Module):
 
     def forward(self, f: Tensor) -> Tensor:
         """Q(f) for f [B, C, H, W], or any shape with channels at dim 1; dtype and gradient of f."""
-        stride = self.stride.to(f.dtype).view(1, -1, *[1] * (f.dim() - 2))
-        quantized: Tensor = _StraightThrough.apply(f, DICTIONARIES[self.config.kind](f, stride, self.config.upper))
+        quantized: Tensor = _StraightThrough.apply(f, self.values(self.levels(f)))
         return quantized
+
+    def levels(self, f: Tensor) -> Tensor:
+        """Index in the dictionary of every entry's value: whole numbers in f's shape and dtype; no gradient."""
+        return DICTIONARIES[self.config.kind].levels(f, self._stride_beside(f), self.config.upper)
+
+    def values(self, levels: Tensor) -> Tensor:
+        """The values with these indices: `values(levels(f))` is Q(f), to the last bit."""
+        return DICTIONARIES[self.config.kind].values(levels, self._stride_beside(levels))
+
+    def _stride_beside(self, f: Tensor) -> Tensor:
+        return self.stride.to(f.dtype).view(1, -1, *[1] * (f.dim() - 2))
 
 
 def absolute_stride(config: QuantizerConfig, rms: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from qmimic.config import AugmentConfig
-from qmimic.data.augment import augment
+from qmimic.data.augment import augment, exact_views
 from qmimic.data.letterbox import FILL
 from qmimic.data.targets import IGNORED, PADDING, Targets
 
@@ -16,7 +16,8 @@ BOX = (40.0, 30.0, 80.0, 50.0)
 
 
 def view(images: Tensor, targets: Targets, config: AugmentConfig, seed: int = 0) -> tuple[Tensor, Targets]:
-    return augment(images, targets, config, torch.Generator().manual_seed(seed))
+    seen = augment(images, targets, config, torch.Generator().manual_seed(seed))
+    return seen.images, seen.targets
 
 
 def rectangles(boxes: list[tuple[float, ...]], label: int = 0) -> tuple[Tensor, Targets]:
@@ -159,3 +160,25 @@ def test_grey_stays_grey_when_only_colours_change() -> None:
     pixels, _ = view(images, targets, OFF.model_copy(update={"colour": 1.0}))
     assert torch.allclose(pixels[:, 0], pixels[:, 1], atol=1e-2)
     assert torch.allclose(pixels[:, 0], pixels[:, 2], atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"flip": 0.5}, {"flip_vertical": 0.5}, {"flip": 0.5, "flip_vertical": 0.5}, {"flip": 1.0}]
+)
+def test_flips_make_few_views_and_each_says_which_it_is(changes: dict[str, float]) -> None:
+    config = OFF.model_copy(update=changes)
+    images = torch.randint(0, 256, (1, 3, 8, 12), dtype=torch.uint8).expand(64, -1, -1, -1)
+    targets = Targets(torch.zeros(64, 1, 4), torch.full((64, 1), PADDING))
+    seen = augment(images, targets, config, torch.Generator().manual_seed(0))
+    assert seen.kinds is not None
+    count = exact_views(config)
+    assert count is not None
+    assert int(seen.kinds.max()) < count
+    by_kind = {kind: {image.numpy().tobytes() for image in seen.images[seen.kinds == kind]} for kind in range(count)}
+    assert all(len(pictures) <= 1 for pictures in by_kind.values())  # one kind is one picture
+    drawn = [picture for pictures in by_kind.values() for picture in pictures]
+    assert len(set(drawn)) == len(drawn)
+    for more in ({"scale": (0.9, 1.1)}, {"shift": 0.1}, {"colour": 0.1}):
+        other = config.model_copy(update=more)
+        assert exact_views(other) is None
+        assert augment(images, targets, other, torch.Generator().manual_seed(0)).kinds is None

@@ -1,5 +1,7 @@
 """Random views of a whole batch: one affine map (flip, scale, crop) and one colour map for each image."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,9 +16,29 @@ LUMA = (0.299, 0.587, 0.114)
 STILL = AugmentConfig(flip=0, flip_vertical=0, scale=(1, 1), shift=0, colour=0)
 
 
-def augment(
-    images: Tensor, targets: Targets, config: AugmentConfig, generator: torch.Generator
-) -> tuple[Tensor, Targets]:
+@dataclass(frozen=True)
+class Views:
+    """Random views of a batch.
+
+    Attributes:
+        images: [B, 3, H, W] in 0..255, uint8 if no view needs more, else float32, padded where a view leaves the image.
+        targets: moved along; boxes that have mostly left the view are ignored.
+        kinds: int64 [B], which of the `exact_views` each is; None if they are not so few.
+    """
+
+    images: Tensor
+    targets: Targets
+    kinds: Tensor | None
+
+
+def exact_views(config: AugmentConfig) -> int | None:
+    """How many views an image has, if flips alone make them; None if scale, shift or colour make each a new one."""
+    if config.scale != (1, 1) or config.shift or config.colour:
+        return None
+    return (2 if config.flip else 1) * (2 if config.flip_vertical else 1)
+
+
+def augment(images: Tensor, targets: Targets, config: AugmentConfig, generator: torch.Generator) -> Views:
     """A random view of every image.
 
     Args:
@@ -24,13 +46,9 @@ def augment(
         targets: boxes in pixels of these images.
         config: how far views may go.
         generator: the only source of chance.
-
-    Returns:
-        Images [B, 3, H, W] in 0..255, uint8 if no view needs more, else float32, padded where a view leaves the
-        image; and the targets moved along: boxes that have mostly left the view are ignored.
     """
     if config == STILL:
-        return images, targets
+        return Views(images, targets, torch.zeros(len(images), dtype=torch.int64, device=images.device))
     batch, _, height, width = images.shape
     drawn = torch.rand(batch, 8, generator=generator, device=images.device)
     low, high = config.scale
@@ -38,6 +56,10 @@ def augment(
     mirror_x = 1 - 2 * (drawn[:, 1] < config.flip).float()
     mirror_y = 1 - 2 * (drawn[:, 2] < config.flip_vertical).float()
     shift = (2 * drawn[:, 3:5] - 1) * 2 * config.shift  # in the -1..1 coordinates of the view
+    kinds = None
+    if exact_views(config):
+        across, down = (mirror_x < 0).long(), (mirror_y < 0).long()
+        kinds = across + down * (2 if config.flip else 1)
     if low == high == 1 and config.shift == 0:
         # Flips alone stay in uint8: a quarter of the memory traffic.
         pixels = torch.where((mirror_x < 0).view(-1, 1, 1, 1), images.flip(3), images) if config.flip else images
@@ -60,7 +82,7 @@ def augment(
     boxes = torch.cat([corners.amin(2), corners.amax(2)], -1)
     seen = clip(boxes, (height, width))
     hidden = (area(seen) < MIN_VISIBLE * area(boxes)) & (targets.labels >= 0)
-    return pixels, Targets(seen, targets.labels.masked_fill(hidden, IGNORED))
+    return Views(pixels, Targets(seen, targets.labels.masked_fill(hidden, IGNORED)), kinds)
 
 
 def _recolour(pixels: Tensor, drawn: Tensor, strength: float) -> Tensor:

@@ -26,12 +26,14 @@ class Batch:
         targets: boxes [B, M, 4] and labels [B, M]; M is the split's largest number of boxes.
         placed: how each image lies in its input.
         samples: where each image came from.
+        indices: int64 [B], their places in the split.
     """
 
     images: Tensor
     targets: Targets
     placed: tuple[Letterbox, ...]
     samples: tuple[Sample, ...]
+    indices: Tensor
 
 
 class Loader:
@@ -117,6 +119,7 @@ class Loader:
             targets,
             tuple(placed),
             tuple(self.samples[i] for i in indices),
+            torch.tensor(list(indices)),
         )
 
     def _image(self, index: int) -> tuple[NDArray[np.uint8], Letterbox]:

@@ -23,6 +23,7 @@ from qmimic.models.detectors import build, mac_count, parameter_count
 from qmimic.models.narrowing import channel_groups
 from qmimic.models.two_stage import Detector
 from qmimic.pipeline.prepare import Prepared
+from qmimic.pipeline.teaching import teacher_of
 from qmimic.pruning.cost import equal_share
 from qmimic.pruning.lasso import prune_by_lasso
 from qmimic.pruning.taylor import prune_by_taylor
@@ -263,21 +264,23 @@ def train_student(prepared: Prepared, name: str, teachers: Teachers | None, watc
         master, _ = load_detector(taught_by.file)
         master.to(prepared.accelerator.device)
         rms: Tensor = channel_rms(master, prepared.train.with_batch_size(config.batch_size)).square().mean().sqrt()
+        quantizer = _quantizer_of(grid)
         pair = Mimic(
             mimic,
             student.backbone.channels,
             master.backbone.channels,
-            _quantizer_of(grid),
+            quantizer,
             rms,
             prepared.detector.output_stride,
             recipe.seed,
         )
-        return MimicObjective(student, pair, master, mimic, recipe.augment, prepared.bf16(recipe.teacher.backbone))
+        teacher = teacher_of(prepared, master, taught_by.result.key, quantizer, watcher)
+        return MimicObjective(student, pair, teacher, mimic, recipe.augment)
 
     def extra(trained: Objective) -> dict[str, Any]:
         if not isinstance(trained, MimicObjective):
             return {"mode": mimic.mode}
-        counts = matching(trained.detector, trained.teacher, trained.mimic, prepared.val)
+        counts = matching(trained.detector, trained.teacher.detector, trained.mimic, prepared.val)
         return {"mode": mimic.mode, "matching": counts.ratio, "matching_nonzero": counts.nonzero_ratio}
 
     return _run(prepared, name, key, config, config.backbone, objective, watcher, extra)

@@ -144,11 +144,12 @@ def _advance(
     """
     for group in optimizer.param_groups:
         group["lr"] = rate
-    images, targets = _own_share(batch, accelerator)
+    rows = slice(accelerator.process_index, None, accelerator.num_processes)  # of the global batch
+    images, targets = _own_share(batch, rows, accelerator)
     chance = chance_of(job.seed, step, accelerator)
     # Accelerate knows one precision a process, stages differ: so autocast is entered here.
     with torch.autocast(images.device.type, torch.bfloat16, enabled=job.bf16):
-        terms: dict[str, Tensor] = objective(images, targets, chance, step / job.schedule.steps)
+        terms: dict[str, Tensor] = objective(images, targets, chance, step / job.schedule.steps, batch.indices[rows])
     names, losses = list(terms), torch.stack(list(terms.values()))
     values: list[float] = losses.detach().tolist()  # one wait for the device
     if not all(map(math.isfinite, values)):
@@ -164,9 +165,8 @@ def _advance(
     return dict(zip(names, values, strict=True))
 
 
-def _own_share(batch: Batch, accelerator: Accelerator) -> tuple[Tensor, Targets]:
+def _own_share(batch: Batch, rows: slice, accelerator: Accelerator) -> tuple[Tensor, Targets]:
     """This process's rows of the global batch, on its device."""
-    rows = slice(accelerator.process_index, None, accelerator.num_processes)
     targets = Targets(batch.targets.boxes[rows], batch.targets.labels[rows])
     return batch.images[rows].to(accelerator.device), targets.to(accelerator.device)
 

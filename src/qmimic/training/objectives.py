@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from qmimic.config import AugmentConfig, MimicConfig
-from qmimic.data.augment import augment
+from qmimic.data.augment import augment, exact_views
 from qmimic.data.targets import Targets
 from qmimic.mimic import Mimic, choose_regions
 from qmimic.models.two_stage import Detector
+from qmimic.training.teacher import Teacher
 
 Phase = Literal["map", "joint", "detection"]
 
@@ -37,7 +38,9 @@ class DetectionObjective(nn.Module):
         self.detector = detector
         self.augmentation = augmentation
 
-    def forward(self, images: Tensor, targets: Targets, chance: Chance, progress: float) -> dict[str, Tensor]:
+    def forward(
+        self, images: Tensor, targets: Targets, chance: Chance, progress: float, indices: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """The terms of the loss, scalars; their sum is minimised.
 
         Args:
@@ -45,9 +48,10 @@ class DetectionObjective(nn.Module):
             targets: boxes in pixels of these images.
             chance: of this step.
             progress: share of the steps done, 0..1.
+            indices: int64 [B], places of the images in the training split; only a teacher's bank needs them.
         """
-        views, targets = augment(images, targets, self.augmentation, chance.views)
-        return self.detector.losses(self.detector.features(views), targets, chance.samples).losses
+        views = augment(images, targets, self.augmentation, chance.views)
+        return self.detector.losses(self.detector.features(views.images), views.targets, chance.samples).losses
 
 
 class MimicObjective(nn.Module):
@@ -56,40 +60,34 @@ class MimicObjective(nn.Module):
     Args:
         student: the detector that learns.
         mimic: the adaptor and the loss.
-        teacher: frozen, in evaluation mode; it is no part of the module's state.
+        teacher: frozen; it is no part of the module's state.
         config: lambda, regions and phases.
         augmentation: the views.
-        teacher_bf16: run the teacher in bf16.
     """
 
     def __init__(
         self,
         student: Detector,
         mimic: Mimic,
-        teacher: Detector,
+        teacher: Teacher,
         config: MimicConfig,
         augmentation: AugmentConfig,
-        teacher_bf16: bool,
     ) -> None:
         super().__init__()
         self.detector = student
         self.mimic = mimic
         self.config = config
         self.augmentation = augmentation
-        self.teacher_bf16 = teacher_bf16
-        self._teacher = (teacher.eval().requires_grad_(False),)  # a tuple hides it from state_dict and train()
+        self.teacher = teacher
 
-    @property
-    def teacher(self) -> Detector:
-        """The frozen teacher."""
-        return self._teacher[0]
-
-    def forward(self, images: Tensor, targets: Targets, chance: Chance, progress: float) -> dict[str, Tensor]:
+    def forward(
+        self, images: Tensor, targets: Targets, chance: Chance, progress: float, indices: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """The terms of the loss, `mimic` already weighted by lambda. Args as `DetectionObjective.forward`."""
-        teacher = self.teacher
         phase = self.phase(progress)
-        views, targets = augment(images, targets, self.augmentation, chance.views)
-        raw = self.detector.raw_features(views)
+        views = augment(images, targets, self.augmentation, chance.views)
+        targets = views.targets
+        raw = self.detector.raw_features(views.images)
         losses: dict[str, Tensor] = {}
         proposals = None
         if phase != "map":
@@ -98,15 +96,17 @@ class MimicObjective(nn.Module):
             losses, proposals = dict(output.losses), output.proposals
         if phase == "detection":
             return losses
-        with torch.no_grad(), torch.autocast(views.device.type, torch.bfloat16, enabled=self.teacher_bf16):
-            teacher_map = teacher.raw_features(views)
-            if phase == "joint" and self.config.regions == "teacher":
-                seen = teacher_map if teacher.quantizer is None else teacher.quantizer(teacher_map)
-                proposals = teacher.propose(seen)
+        of_teacher = phase == "joint" and self.config.regions == "teacher"
+        records = None
+        if indices is not None and views.kinds is not None:
+            records = indices * (exact_views(self.augmentation) or 1) + views.kinds
+        taught = self.teacher.look(views.images, records, of_teacher)
+        if of_teacher:
+            proposals = taught.proposals
         regions = None
         if phase == "joint" and self.config.regions != "map":
             regions = choose_regions(self.config, proposals, targets, self.detector.spec.size, chance.samples)
-        losses["mimic"] = self.config.weight * self.mimic.loss(raw, teacher_map, regions)
+        losses["mimic"] = self.config.weight * self.mimic.loss(raw, taught.features, regions)
         return losses
 
     def phase(self, progress: float) -> Phase:
