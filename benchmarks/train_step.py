@@ -4,29 +4,40 @@ Both have the same backbone, image size, batch, anchors, sampling and optimizer;
 counts for neither. Ours includes its augmentation switched off, as torchvision's has none. Where the product computes
 a network in bf16 with channels last by default (wide networks on a CPU that has it), so does this benchmark.
 
+`mimic_over_scratch` is the time of a quantization-mimic step of `resnet18/16`, its teacher `resnet18/4` read from a
+full bank, over that of the same step without a teacher.
+
     python benchmarks/train_step.py --json
 """
 
 import argparse
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import torch
 
-from qmimic.config import Recipe, ScheduleConfig
+from qmimic.config import MimicConfig, QuantizerConfig, Recipe, ScheduleConfig
 from qmimic.data.augment import STILL
 from qmimic.data.targets import Targets
 from qmimic.memory import keep_freed_memory
+from qmimic.mimic import Mimic
 from qmimic.models.detectors import build
 from qmimic.models.spec import DetectorSpec
 from qmimic.precision import bf16_by_default
-from qmimic.training.objectives import Chance, DetectionObjective
+from qmimic.quantize import Quantizer
+from qmimic.training.bank import Bank, Layout
+from qmimic.training.objectives import Chance, DetectionObjective, MimicObjective
 from qmimic.training.optimizer import build_optimizer
+from qmimic.training.teacher import Teacher
 from torchvision_twin import twin
 
-NETWORKS = ("resnet18/16", "resnet18/1")
+NETWORKS = ("resnet18/16", "resnet18/1", "resnet18/4", "resnet18/32", "vgg16/32")
+STUDENT, TEACHER = "resnet18/16", "resnet18/4"
 BOXES = 8
 ANCHORS = tuple((side * ratio, side / ratio) for side in (24.0, 48.0, 96.0) for ratio in (0.71, 1.0, 1.41))
 
@@ -34,15 +45,38 @@ ANCHORS = tuple((side * ratio, side / ratio) for side in (24.0, 48.0, 96.0) for 
 def ours(spec: DetectorSpec, images: torch.Tensor, targets: Targets) -> Callable[[], None]:
     """One training step of ours as a function."""
     images = images.contiguous(memory_format=torch.channels_last)  # as the product's loader makes them
+    return stepping(DetectionObjective(build(spec), STILL), spec, images, targets)
+
+
+def mimicking(spec: DetectorSpec, images: torch.Tensor, targets: Targets, folder: Path) -> Callable[[], None]:
+    """The same step with quantization mimic, as the recipe's defaults have it, its teacher in a bank."""
+    images = images.contiguous(memory_format=torch.channels_last)
+    teacher = build(spec.model_copy(update={"backbone": TEACHER})).to(images.device)
+    quantizer = Quantizer(QuantizerConfig(), torch.ones(1))
+    student, config = build(spec), MimicConfig(last_step=1)
+    stride = spec.output_stride
+    channels = (student.backbone.channels, teacher.backbone.channels)
+    mimic = Mimic(config, *channels, quantizer, torch.ones(()), stride, seed=0)
+    shape = (channels[1], spec.size[0] // stride, spec.size[1] // stride)
+    bank = Bank(folder / "bank.bin", len(images), Layout(shape, np.dtype(np.float32), spec.post_nms), None)
+    taught = Teacher(teacher, bf16_by_default(TEACHER, images.device), bank)
+    return stepping(MimicObjective(student, mimic, taught, config, STILL), spec, images, targets)
+
+
+def stepping(
+    objective: DetectionObjective | MimicObjective, spec: DetectorSpec, images: torch.Tensor, targets: Targets
+) -> Callable[[], None]:
+    """A training step of an objective as a function."""
     device = images.device
     bf16 = bf16_by_default(spec.backbone, device)
-    objective = DetectionObjective(build(spec), STILL).to(device).train()
+    objective.to(device).train()
     optimizer = build_optimizer(objective, ScheduleConfig())
     chance = Chance(torch.Generator(device).manual_seed(0), torch.Generator(device).manual_seed(1))
+    indices = torch.arange(len(images))
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            losses = objective(images, targets, chance, 0.0)
+            losses = objective(images, targets, chance, 0.0, indices)
         optimizer.zero_grad()
         torch.stack(list(losses.values())).sum().backward()
         optimizer.step()
@@ -107,20 +141,32 @@ def main() -> None:
     device = torch.device(options.device)
     images, targets = made_batch(options.size, options.batch, device)
     settings = Recipe().detector.model_dump(exclude={"anchors"})
-    table = {}
+    table: dict[str, dict[str, float] | float] = {}
+
+    def spec_of(backbone: str) -> DetectorSpec:
+        size = (options.size, options.size)
+        return DetectorSpec(**settings, backbone=backbone, classes=("a", "b", "c"), size=size, anchors=ANCHORS)
+
     for name in options.networks:
-        spec = DetectorSpec(
-            **settings, backbone=name, classes=("a", "b", "c"), size=(options.size, options.size), anchors=ANCHORS
-        )
+        spec = spec_of(name)
         seconds = alternate(
             {"ours": ours(spec, images, targets), "torchvision": torchvisions(spec, images, targets)}, options.repeats
         )
-        table[name] = {
+        row = {
             "images_per_s": round(options.batch / seconds["ours"], 1),
             "torchvision_images_per_s": round(options.batch / seconds["torchvision"], 1),
             "ratio": round(seconds["torchvision"] / seconds["ours"], 2),
         }
-        print(name, *(f"{key} {value}" for key, value in table[name].items()), sep="  ", flush=True)
+        table[name] = row
+        print(name, *(f"{key} {value}" for key, value in row.items()), sep="  ", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        steps = {
+            "scratch": ours(spec_of(STUDENT), images, targets),
+            "mimic": mimicking(spec_of(STUDENT), images, targets, Path(folder)),
+        }
+        seconds = alternate(steps, options.repeats)
+    table["mimic_over_scratch"] = round(seconds["mimic"] / seconds["scratch"], 2)
+    print("mimic_over_scratch", table["mimic_over_scratch"], sep="  ")
     if options.json:
         print(json.dumps(table))
 

@@ -116,6 +116,26 @@ def test_every_mode_quantizes_its_own_sides_in_the_order_of_the_recipe(mode: str
     assert mimic.loss(student, teacher, regions).item() == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("order", ["quantize_pool", "pool_quantize"])
+def test_the_adaptor_sees_regions_as_the_equation_has_it_or_the_map(order: str) -> None:
+    quantizer = Quantizer(QuantizerConfig(), torch.tensor([1.0]))
+    mimic = Mimic(MimicConfig(order=order, normalize="paper"), 2, CHANNELS, quantizer, torch.tensor(1.0), STRIDE, 4)
+    student, teacher, regions = maps(1, channels=2), maps(2), regions_of(3)
+    weight = mimic.adaptor.weight[:, :, 0, 0].detach()
+
+    def r(features: Tensor, letters: str) -> Tensor:
+        return torch.einsum(f"oi,{letters.replace('c', 'i')}->{letters.replace('c', 'o')}", weight, features).clamp(0)
+
+    if order == "pool_quantize":
+        own = whole_numbers(r(pooled(student, regions, "align"), "bpchw"))
+        taught = whole_numbers(pooled(teacher, regions, "align"))
+    else:
+        own = pooled(whole_numbers(r(student, "bchw")), regions, "align")
+        taught = pooled(whole_numbers(teacher), regions, "align")
+    expected = paper_loss(taught, own, regions.valid)
+    assert mimic.loss(student, teacher, regions).item() == pytest.approx(expected, rel=1e-4)
+
+
 @pytest.mark.parametrize("mode", QUANTIZES)
 @given(seed=st.integers(0, 10**6), relu=st.booleans())
 @settings(max_examples=10, deadline=None)

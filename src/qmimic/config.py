@@ -197,7 +197,7 @@ class MimicConfig(Section):
     )
     adaptor_relu: bool = Field(True, description="ReLU after the adaptor r, before Q")
     order: QuantizationOrder = Field(
-        "pool_quantize", description="quantize pooled regions, as the equation has it, or the maps before pooling"
+        "pool_quantize", description="pool, then r, then Q, as the equation has it, or the maps through r and Q first"
     )
     pooling: Literal["align", "pool"] = Field("align", description="how regions are pooled for the mimic loss")
     regions: Literal["teacher", "student", "ground_truth", "random", "map"] = Field(

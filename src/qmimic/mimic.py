@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qmimic.config import MimicConfig, QuantizationOrder
+from qmimic.config import MimicConfig
 from qmimic.data.targets import Targets
 from qmimic.models.roi_pooling import ROI_POOLINGS
 from qmimic.models.rpn import Proposals, first
@@ -48,7 +48,7 @@ def mimic_loss(teacher: Tensor, student: Tensor, valid: Tensor) -> Tensor:
     Returns:
         Scalar; 0 if no region counts.
     """
-    squares = (teacher - student).square().flatten(2).sum(-1)
+    squares = (teacher - student).square().sum(tuple(range(2, teacher.dim())))
     return (squares * valid).sum() / (2 * valid.sum().clamp(min=1))
 
 
@@ -127,10 +127,11 @@ class Mimic(nn.Module):
         nn.init.zeros_(self.adaptor.bias)
         self.register_buffer("rms", rms.reshape(()).clone())
 
-    def adapt(self, student_map: Tensor) -> Tensor:
-        """r(f_s), with the ReLU if the recipe wants it: [B, C_s, H, W] to [B, C_t, H, W]."""
-        adapted = self.adaptor(student_map)
-        return F.relu(adapted) if self.config.adaptor_relu else adapted
+    def adapt(self, features: Tensor) -> Tensor:
+        """r(f_s), with the ReLU if the recipe wants it: [..., C_s, H, W] to [..., C_t, H, W]."""
+        # A 1x1 convolution as the product that it is: the same for a map and for regions of one.
+        adapted = F.linear(features.movedim(-3, -1), self.adaptor.weight.flatten(1), self.adaptor.bias)
+        return (F.relu(adapted) if self.config.adaptor_relu else adapted).movedim(-1, -3)
 
     def loss(self, student_map: Tensor, teacher_map: Tensor, regions: Proposals | None) -> Tensor:
         """L_m, scalar, not yet weighted by lambda.
@@ -141,10 +142,13 @@ class Mimic(nn.Module):
             regions: where the maps are compared; None: every entry of the whole map.
         """
         teacher_side, student_side = QUANTIZED_SIDES[self.config.mode]
-        order = self.config.order
-        teacher, valid = self._pooled(teacher_map.detach().float(), regions, order if teacher_side else None)
-        student, _ = self._pooled(self.adapt(student_map).float(), regions, order if student_side else None)
-        loss = mimic_loss(teacher, student, valid)
+        if self.config.order == "quantize_pool":
+            teacher = self._pooled(self._quantized(teacher_map.detach().float(), teacher_side), regions)
+            student = self._pooled(self._quantized(self.adapt(student_map).float(), student_side), regions)
+        else:
+            teacher = self._quantized(self._pooled(teacher_map.detach().float(), regions), teacher_side)
+            student = self._quantized(self.adapt(self._pooled(student_map, regions)).float(), student_side)
+        loss = mimic_loss(teacher, student, self._valid(student_map, regions))
         if self.config.normalize == "entry":
             loss = loss * 2 / (teacher[0, 0].numel() * self.rms.square())
         return loss
@@ -154,23 +158,29 @@ class Mimic(nn.Module):
 
         Quantized maps that RoIAlign then averages leave the dictionary, and hardly any entry could be equal.
         """
-        teacher, valid = self._pooled(teacher_map.float(), regions, "pool_quantize")
-        student, _ = self._pooled(self.adapt(student_map).float(), regions, "pool_quantize")
-        return count_matches(teacher, student, valid)
+        teacher = self._quantized(self._pooled(teacher_map.float(), regions), True)
+        adapted = (
+            self._pooled(self.adapt(student_map), regions)
+            if self.config.order == "quantize_pool"
+            else self.adapt(self._pooled(student_map, regions))
+        )
+        return count_matches(teacher, self._quantized(adapted.float(), True), regions.valid)
 
-    def _pooled(
-        self, features: Tensor, regions: Proposals | None, quantized: QuantizationOrder | None
-    ) -> tuple[Tensor, Tensor]:
-        """Regions [B, P, C, k, k] of a map and which of them count; the whole map is one region, [B, 1, C, H, W]."""
+    def _pooled(self, features: Tensor, regions: Proposals | None) -> Tensor:
+        """Regions [B, P, C, k, k] of a map; the whole map is one region, [B, 1, C, H, W]."""
         if regions is None:
-            features = self.quantizer(features) if quantized else features
-            return features[:, None], torch.ones(len(features), 1, dtype=torch.bool, device=features.device)
-        if quantized == "quantize_pool":
-            features = self.quantizer(features)
-        pooled = ROI_POOLINGS[self.config.pooling](features, regions.boxes, REGION_SIZE, self.stride)
-        if quantized == "pool_quantize":
-            pooled = self.quantizer(pooled.flatten(0, 1)).view_as(pooled)
-        return pooled, regions.valid
+            return features[:, None]
+        return ROI_POOLINGS[self.config.pooling](features, regions.boxes, REGION_SIZE, self.stride)
+
+    def _quantized(self, features: Tensor, wanted: bool) -> Tensor:
+        """Q of a map [B, C, H, W] or of regions [B, P, C, k, k], if it is wanted."""
+        if not wanted:
+            return features
+        quantized: Tensor = self.quantizer(features.movedim(-3, 1))  # where a stride for each channel is looked for
+        return quantized.movedim(1, -3)
+
+    def _valid(self, student_map: Tensor, regions: Proposals | None) -> Tensor:
+        return student_map.new_ones(len(student_map), 1, dtype=torch.bool) if regions is None else regions.valid
 
 
 REGION_SIZE = 5  # bins of a region on each side

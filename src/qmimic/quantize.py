@@ -30,11 +30,10 @@ def uniform_levels(f: Tensor, stride: Tensor, upper: int | None = None) -> Tenso
         Whole numbers in f's shape and dtype; no gradient.
     """
     f = f.detach()
-    level = torch.ceil(f / stride - 0.5).clamp_(min=0, max=upper)
-    # f / s is rounded, so near a tie `level` may be one off; settle it on the dictionary's own midpoints.
-    here, above = level * stride, (level + 1) * stride
-    level += (f > (here + above) / 2).to(f.dtype)
-    level -= ((level > 0) & (f <= ((level - 1) * stride + level * stride) / 2)).to(f.dtype)
+    # f / s is rounded, so ties are settled on the dictionary's own midpoints: this is the level or the one below it.
+    level = (f / stride).sub_(0.75).ceil_().clamp_(min=0)
+    midpoint = (level + 1).mul_(stride).add_(level * stride).mul_(0.5)
+    level += midpoint.sub_(f).lt_(0)  # in place and without a type of its own: a map is large
     return level.clamp_(max=upper) if upper is not None else level
 
 

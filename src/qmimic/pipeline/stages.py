@@ -33,6 +33,7 @@ from qmimic.training.loop import Job, Objective, Watcher, chance_of, fit
 from qmimic.training.objectives import DetectionObjective, MimicObjective
 
 VERSION = 2  # raised when the same recipe would give other weights
+MIMIC_VERSION = 1  # the same for students that are taught
 
 
 @dataclass(frozen=True)
@@ -244,7 +245,7 @@ def train_student(prepared: Prepared, name: str, teachers: Teachers | None, watc
         config,
         recipe.augment,
         recipe.seed,
-        mimic if taught_by else None,
+        [MIMIC_VERSION, mimic.model_dump(mode="json")] if taught_by else None,
         taught_by.result.key if taught_by else None,
         grid.result.key if grid else None,
         *([start.result.key] if start else []),

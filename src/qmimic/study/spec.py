@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from qmimic.config import Recipe, explain, fingerprint, load_tree, put, recipe_from
 from qmimic.errors import InputError
-from qmimic.pipeline.stages import needs_teachers
+from qmimic.pipeline.stages import MIMIC_VERSION, VERSION, needs_teachers
 
 
 class Study(BaseModel):
@@ -138,12 +138,12 @@ def expand(study: Study, source: Path, folder: Path) -> tuple[Run, ...]:
 def jobs_of(run: Run) -> tuple[Job, ...]:
     """The jobs of a run, the student's last. Runs that share a teacher name the same job."""
     recipe = run.recipe
-    shared = (recipe.seed, recipe.data, recipe.detector, recipe.augment, recipe.run.precision)
+    shared = (VERSION, recipe.seed, recipe.data, recipe.detector, recipe.augment, recipe.run.precision)
     if not needs_teachers(recipe):
         return (Job(fingerprint("student", *shared, recipe.student), "student", "", recipe),)
     teacher = fingerprint("teacher", *shared, recipe.teacher)
     quantized = fingerprint("quantized", teacher, recipe.quantized_teacher, recipe.quantizer)
-    student = fingerprint("student", quantized, recipe.student, recipe.mimic, recipe.pruning)
+    student = fingerprint("student", MIMIC_VERSION, quantized, recipe.student, recipe.mimic, recipe.pruning)
     return (
         Job(teacher, "teacher", "", recipe),
         Job(quantized, "quantized", teacher, recipe),

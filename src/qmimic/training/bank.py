@@ -117,7 +117,7 @@ class Bank:
         channels, height, width = self.layout.shape
         length = channels * height * width * self.layout.kind.itemsize
         stored = records[:, :length].copy().view(self.layout.kind).reshape(-1, height, width, channels)
-        features = torch.from_numpy(stored.astype(np.float32)).permute(0, 3, 1, 2)
+        features = torch.from_numpy(stored.astype(np.float32, copy=False)).permute(0, 3, 1, 2)
         if self.quantizer is not None:
             features = self.quantizer.values(features)
         if not self.layout.proposals:
