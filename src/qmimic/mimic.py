@@ -17,6 +17,7 @@ from qmimic.config import MimicConfig
 from qmimic.data.targets import Targets
 from qmimic.models.roi_pooling import ROI_POOLINGS
 from qmimic.models.rpn import Proposals, first
+from qmimic.processes import Source, mean_over, rand
 from qmimic.quantize import Quantizer
 
 QUANTIZED_SIDES = {
@@ -49,7 +50,7 @@ def mimic_loss(teacher: Tensor, student: Tensor, valid: Tensor) -> Tensor:
         Scalar; 0 if no region counts.
     """
     squares = (teacher - student).square().sum(tuple(range(2, teacher.dim())))
-    return (squares * valid).sum() / (2 * valid.sum().clamp(min=1))
+    return (squares * valid).sum() / (2 * mean_over(valid.sum()).clamp(min=1))
 
 
 @dataclass(frozen=True)
@@ -191,7 +192,7 @@ def choose_regions(
     proposals: Proposals | None,
     targets: Targets,
     size: tuple[int, int],
-    generator: torch.Generator,
+    source: Source,
 ) -> Proposals:
     """The regions on which maps are matched, at most `region_count` an image.
 
@@ -200,13 +201,13 @@ def choose_regions(
         proposals: the teacher's or the student's, as `config.regions` says; unused by the other choices.
         targets: ground truth.
         size: height and width of the network's input, pixels.
-        generator: source of random regions.
+        source: of random regions.
     """
     truth = Proposals(targets.boxes, targets.labels >= 0)
     if config.regions == "ground_truth":
         return first(truth.boxes, truth.valid, config.region_count)
     if config.regions == "random":
-        proposals = random_regions(len(targets.boxes), config.region_count, size, generator)
+        proposals = random_regions(len(targets.boxes), config.region_count, size, source)
     assert proposals is not None, f"mimic.regions={config.regions} needs proposals"
     boxes, valid = proposals.boxes, proposals.valid
     if config.with_truth:
@@ -214,9 +215,9 @@ def choose_regions(
     return first(boxes, valid, config.region_count)
 
 
-def random_regions(batch: int, count: int, size: tuple[int, int], generator: torch.Generator) -> Proposals:
+def random_regions(batch: int, count: int, size: tuple[int, int], source: Source) -> Proposals:
     """Boxes with sides from 1/8 of the image's to the whole, anywhere inside it."""
-    drawn = torch.rand(batch, count, 4, generator=generator, device=generator.device)
+    drawn = rand(source, batch, count, 4)
     whole = drawn.new_tensor([size[1], size[0]])
     sides = (0.125 + 0.875 * drawn[..., :2]) * whole
     corner = drawn[..., 2:] * (whole - sides)

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -85,41 +86,52 @@ def test_ctrl_c_where_nothing_was_begun(
     assert refused("data", "check", tmp_path) == "qmimic: interrupted.\n"
 
 
-def test_of_many_processes_one_writes_and_speaks(recipe: Path, tmp_path: Path) -> None:
-    data, run = coco(tmp_path / "data"), tmp_path / "run"
+def together(command: list[str], count: int) -> list[tuple[int, str, str, int]]:
+    """Exit code, output, errors and id of processes of one run, started as `torchrun` starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "qmimic", "train", str(recipe), f"data.root={data}", f"run.dir={run}"]
-    # More steps than phases: in each of them some weights are not used, and no process may wait for those.
-    command += ["run.device=cpu", "student.steps=4", "mimic.map_steps=0.4", "mimic.last_step=0.8"]
     processes = []
-    for rank in ("0", "1"):
-        world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    for rank in map(str, range(count)):
+        world = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
         world |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
         processes.append(
             subprocess.Popen(
                 command, env={**os.environ, **world}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             )
         )
-    shown = []
     try:
-        for process in processes:
-            out, said = process.communicate(timeout=120)
-            assert process.returncode == 0, said
-            shown.append(out)
+        ended = [process.communicate(timeout=120) for process in processes]
     finally:
         for process in processes:
             process.kill()
+    return [(p.returncode, out, said, p.pid) for p, (out, said) in zip(processes, ended, strict=True)]
+
+
+def test_of_many_processes_one_writes_and_speaks_and_all_do_what_one_would(recipe: Path, tmp_path: Path) -> None:
+    data, run = coco(tmp_path / "data"), tmp_path / "run"
+    # More steps than phases: in each of them some weights are not used, and no process may wait for those.
+    settings = [str(recipe), f"data.root={data}", "run.device=cpu", "run.threads=1", "student.steps=4"]
+    settings += ["mimic.map_steps=0.4", "mimic.last_step=0.8", "student.batch_size=3", "baselines=[scratch,taylor]"]
+    settings += ["teacher.backbone=resnet18/16", "pruning.rounds=2", "pruning.steps=1"]
+    ended = together([sys.executable, "-m", "qmimic", "train", *settings, f"run.dir={run}"], 2)
+    assert [code for code, *_ in ended] == [0, 0], ended[0][2] + ended[1][2]
+    shown = [out for _, out, *_ in ended]
+    main_id = ended[0][3]
+    assert main(["train", *settings, f"run.dir={tmp_path / 'one'}"]) == 0
+    for name in ("teacher", "scratch", "taylor", "student"):
+        two, one = (load_file(folder / f"{name}.safetensors") for folder in (run, tmp_path / "one"))
+        for key in one:
+            torch.testing.assert_close(two[key], one[key], rtol=1e-3, atol=2e-4, msg=lambda m, k=key: f"{k}: {m}")
     assert "To ship" in shown[0]
     assert shown[1] == ""
     for stage in run.glob("stages/*"):
-        boards = [path for path in stage.rglob("*tfevents*") if f".{processes[0].pid}." in path.name]
+        boards = [path for path in stage.rglob("*tfevents*") if f".{main_id}." in path.name]
         assert boards == list(stage.rglob("*tfevents*"))
         if (stage / "log.jsonl").exists():
             steps = [line for line in map(json.loads, (stage / "log.jsonl").read_text().splitlines()) if "loss" in line]
             assert len(steps) == 1
-    assert len(list(run.glob("stages/*/detector.safetensors"))) == 3
+    assert len(list(run.glob("stages/*/detector.safetensors"))) == 6
     assert json.loads((run / "environment.json").read_text())["processes"] == 2
 
 

@@ -10,6 +10,7 @@ from qmimic.boxes import area, clip
 from qmimic.config import AugmentConfig
 from qmimic.data.letterbox import FILL
 from qmimic.data.targets import IGNORED, Targets
+from qmimic.processes import Source, rand
 
 MIN_VISIBLE = 0.3  # a box of which less is left is ignored
 LUMA = (0.299, 0.587, 0.114)
@@ -38,19 +39,19 @@ def exact_views(config: AugmentConfig) -> int | None:
     return (2 if config.flip else 1) * (2 if config.flip_vertical else 1)
 
 
-def augment(images: Tensor, targets: Targets, config: AugmentConfig, generator: torch.Generator) -> Views:
+def augment(images: Tensor, targets: Targets, config: AugmentConfig, source: Source) -> Views:
     """A random view of every image.
 
     Args:
         images: uint8 [B, 3, H, W].
         targets: boxes in pixels of these images.
         config: how far views may go.
-        generator: the only source of chance.
+        source: of all chance.
     """
     if config == STILL:
         return Views(images, targets, torch.zeros(len(images), dtype=torch.int64, device=images.device))
     batch, _, height, width = images.shape
-    drawn = torch.rand(batch, 8, generator=generator, device=images.device)
+    drawn = rand(source, batch, 8)
     low, high = config.scale
     scale = low * (high / low) ** drawn[:, 0]
     mirror_x = 1 - 2 * (drawn[:, 1] < config.flip).float()

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qmimic import processes
+
 FEW = 8  # with more, torch's own is faster
 LANES = 64
 
@@ -22,6 +24,8 @@ class BatchNorm2d(nn.BatchNorm2d):
         """Normalise [B, C, H, W]."""
         few = self.num_features <= FEW and x.is_contiguous(memory_format=torch.channels_last)
         plain = x.device.type == "cpu" and x.dtype == torch.float32
+        if self.training and self.momentum and processes.count() > 1:
+            return self._over_processes(x)
         if not (self.training and few and plain and self.momentum):
             return super().forward(x)
         assert self.running_mean is not None
@@ -34,6 +38,28 @@ class BatchNorm2d(nn.BatchNorm2d):
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         return out
+
+    def _over_processes(self, x: Tensor) -> Tensor:
+        """With the statistics of the whole batch, of which each process has a part. (torch's own is for GPUs only.)"""
+        wide, channels, places = x.float(), x.shape[1], (0, 2, 3)
+        pixels = torch.full((1,), x.numel() // channels, dtype=torch.float64, device=x.device)
+        # A variance as a difference of sums needs the digits.
+        sums = [wide.sum(places, dtype=torch.float64), wide.square().sum(places, dtype=torch.float64), pixels]
+        total, squares, count = processes.sum_over(torch.cat(sums)).split([channels, channels, 1])
+        mean = total / count
+        variance = (squares / count - mean.square()).clamp(min=0).float()
+        mean, count = mean.float(), count.float()
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.momentum is not None
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), self.momentum)
+            if self.num_batches_tracked is not None:
+                self.num_batches_tracked.add_(1)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        shift = self.bias - mean * scale
+        return torch.addcmul(shift.view(1, -1, 1, 1), wide, scale.view(1, -1, 1, 1)).to(x.dtype)
 
 
 class _FewChannels(torch.autograd.Function):

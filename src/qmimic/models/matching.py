@@ -7,6 +7,7 @@ from torch import Tensor
 
 from qmimic.boxes import iou, take
 from qmimic.data.targets import IGNORED, Targets
+from qmimic.processes import Source, rand
 
 
 @dataclass(frozen=True)
@@ -64,19 +65,19 @@ class Sampled:
     valid: Tensor
 
 
-def sample(matches: Matches, count: int, positive_share: float, generator: torch.Generator) -> Sampled:
+def sample(matches: Matches, count: int, positive_share: float, source: Source) -> Sampled:
     """Draw `count` candidates an image at random, of which at most `positive_share` positive.
 
     Args:
         matches: of N candidates an image.
         count: S; fewer if there are fewer candidates.
         positive_share: of the sample; negatives fill the rest.
-        generator: source of chance, on the device of the matches.
+        source: of chance, on the device of the matches.
     """
     candidates = matches.positive.shape[1]
     count = min(count, candidates)
     most = min(max(1, int(count * positive_share)), candidates)
-    keys = torch.rand(matches.positive.shape, generator=generator, device=matches.positive.device)
+    keys = rand(source, *matches.positive.shape)
     # The `most` luckiest positives come before all negatives; the others do not take part.
     lucky = keys.masked_fill(~matches.positive, -1).topk(most, sorted=False)
     order = keys.masked_fill_(~matches.negative, -1)

@@ -10,6 +10,7 @@ from qmimic import boxes as box_ops
 from qmimic.config import DetectorConfig
 from qmimic.data.targets import Targets
 from qmimic.models.matching import match, matched_boxes, sample
+from qmimic.processes import Source, mean_over
 
 DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 HIGH_IOU, LOW_IOU = 0.7, 0.3
@@ -77,21 +78,21 @@ class RPN(nn.Module):
         return first(candidates, stays, self.config.post_nms)
 
     def losses(
-        self, logits: Tensor, deltas: Tensor, anchors: Tensor, targets: Targets, generator: torch.Generator
+        self, logits: Tensor, deltas: Tensor, anchors: Tensor, targets: Targets, source: Source
     ) -> tuple[Tensor, Tensor]:
         """L_cls^rpn and L_reg^rpn on a sample of anchors, scalars.
 
         Args:
             logits: [B, N]; deltas: [B, N, 4]; anchors: [N, 4].
             targets: ground truth.
-            generator: source of the sample.
+            source: of the sample.
         """
         with torch.no_grad():
             matches = match(anchors[None], targets, HIGH_IOU, LOW_IOU, keep_best=True)
-            sampled = sample(matches, self.config.rpn_samples, POSITIVE_SHARE, generator)
+            sampled = sample(matches, self.config.rpn_samples, POSITIVE_SHARE, source)
             boxes, _ = matched_boxes(targets, matches, sampled)
             wanted = box_ops.encode(boxes, anchors[sampled.index], DELTA_WEIGHTS)
-            count = sampled.valid.sum().clamp(min=1)
+            count = mean_over(sampled.valid.sum()).clamp(min=1)
         classification = F.binary_cross_entropy_with_logits(
             logits.gather(1, sampled.index), sampled.positive.float(), sampled.valid.float(), reduction="sum"
         )

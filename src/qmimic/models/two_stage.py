@@ -20,6 +20,7 @@ from qmimic.models.regions import BatchDetections, detect_regions, hardest, pad_
 from qmimic.models.rpn import RPN, Proposals
 from qmimic.models.spec import DetectorSpec
 from qmimic.models.two_layer_head import TwoLayerHead
+from qmimic.processes import Source, mean_over
 from qmimic.quantize import Quantizer
 
 HEAD_IOU = 0.5
@@ -96,16 +97,16 @@ class Detector(nn.Module):
         features = self.raw_features(images)
         return features if self.quantizer is None else self.quantizer(features)
 
-    def losses(self, features: Tensor, targets: Targets, generator: torch.Generator) -> TrainingOutput:
+    def losses(self, features: Tensor, targets: Targets, source: Source) -> TrainingOutput:
         """The four detection losses.
 
         Args:
             features: map that RPN and head see, [B, C, H/stride, W/stride].
             targets: ground truth.
-            generator: source of the samples.
+            source: of the samples.
         """
         logits, deltas = self.rpn(features)
-        rpn_cls, rpn_reg = self.rpn.losses(logits, deltas, self.anchors, targets, generator)
+        rpn_cls, rpn_reg = self.rpn.losses(logits, deltas, self.anchors, targets, source)
         proposals = self.rpn.propose(logits, deltas, self.anchors, self.spec.size)
         with torch.no_grad():
             rois, valid = pad_with_truth(proposals.boxes, proposals.valid, targets)
@@ -114,7 +115,7 @@ class Detector(nn.Module):
             if self.spec.ohem:
                 sampled = everything(usable)
             else:
-                sampled = sample(usable, self.spec.roi_samples, HEAD_POSITIVE_SHARE, generator)
+                sampled = sample(usable, self.spec.roi_samples, HEAD_POSITIVE_SHARE, source)
             boxes, labels = matched_boxes(targets, matches, sampled)
             rois = take(rois, sampled.index)
         logits, deltas = self.head(features, rois)
@@ -122,7 +123,7 @@ class Detector(nn.Module):
         counts = sampled.valid
         if self.spec.ohem:
             counts = hardest(entropy + distance, counts, self.spec.roi_samples)
-        count = counts.sum().clamp(min=1)
+        count = mean_over(counts.sum()).clamp(min=1)
         det_cls, det_reg = (entropy * counts).sum() / count, (distance * counts).sum() / count
         losses = {"rpn_cls": rpn_cls, "rpn_reg": rpn_reg, "det_cls": det_cls, "det_reg": det_reg}
         return TrainingOutput(losses, proposals)

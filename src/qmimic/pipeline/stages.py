@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from qmimic import processes
 from qmimic.config import Recipe, ScheduleConfig, fingerprint
 from qmimic.data.splits import VAL
 from qmimic.errors import InputError
@@ -204,12 +205,18 @@ def prune_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> Stage
             macs,
             config,
             loader.steps(recipe.seed, 0, steps),
-            lambda step: chance_of(recipe.seed, step, prepared.accelerator),
+            lambda step: chance_of(recipe.seed, step, prepared.accelerator.device),
             lambda step, loss: watcher.step(step, loader.batch_size, loss),
         )
 
     folder = recipe.folder / "stages" / f"{name}-{key}"
-    stage = _once(prepared, folder, watcher, lambda: _write(prepared, name, key, pruned, folder, dict))
+
+    def work() -> None:
+        if prepared.accelerator.is_main_process:
+            with processes.apart():
+                _write(prepared, name, key, pruned(), folder, {})
+
+    stage = _once(prepared, folder, watcher, work)
     watcher.say(
         f"Pruned by {config.method} to {stage.result.macs / 1e6:.1f} MMACs, the teacher has "
         f"{100 * stage.result.map50:.1f} mAP@0.5 before it is trained on."
@@ -308,13 +315,15 @@ def _run(
             loader = prepared.train.with_batch_size(schedule.batch_size)
             trained = fit(job, objective, loader, lambda d: _map50(prepared, d), prepared.accelerator, watcher)
         objective.eval()
-        _write(prepared, name, key, lambda: trained, folder, lambda: extra(objective))
+        if prepared.accelerator.is_main_process:
+            with processes.apart():
+                _write(prepared, name, key, trained, folder, extra(objective))
 
     return _once(prepared, folder, watcher, work)
 
 
 def _once(prepared: Prepared, folder: Path, watcher: Watcher, work: Callable[[], None]) -> Stage:
-    """A stage that is found done in its folder, or that `work`, called in every process, has the main one write."""
+    """A stage that is found done in its folder, or done by `work`; all processes call that, the main one writes."""
     done = _finished(folder)
     # All processes have looked before one of them writes: they must take the same way.
     prepared.accelerator.wait_for_everyone()
@@ -329,18 +338,8 @@ def _once(prepared: Prepared, folder: Path, watcher: Watcher, work: Callable[[],
     return Stage(result, folder)
 
 
-def _write(
-    prepared: Prepared,
-    name: str,
-    key: str,
-    make: Callable[[], Detector],
-    folder: Path,
-    extra: Callable[[], dict[str, Any]],
-) -> None:
-    """Score a detector and write it with its result, the mark of a finished stage; the main process does, alone."""
-    if not prepared.accelerator.is_main_process:
-        return
-    trained = make()
+def _write(prepared: Prepared, name: str, key: str, trained: Detector, folder: Path, extra: dict[str, Any]) -> None:
+    """Score a detector and write it with its result, the mark of a finished stage."""
     scores = score(prepared.dataset, VAL, detect_all(trained, prepared.val))
     file = folder / "detector.safetensors"
     notes = {"stage": name, "key": key, "map50": scores.voc_map50, "seed": prepared.recipe.seed}
@@ -355,7 +354,7 @@ def _write(
         parameters=parameter_count(trained),
         macs=mac_count(trained),
         bytes=file.stat().st_size,
-        **extra(),
+        **extra,
     )
     write_text(folder / "result.json", json.dumps(asdict(result), indent=1))  # last: its presence means done
 

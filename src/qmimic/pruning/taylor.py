@@ -43,7 +43,7 @@ def prune_by_taylor(
         show: told of every step and its loss.
 
     Returns:
-        The pruned detector; its cost is within `TOLERANCE` of `macs` unless no channel fits the gap.
+        The pruned detector in evaluation mode; its cost is within `TOLERANCE` of `macs` unless no channel fits the gap.
 
     Raises:
         InputError: its channels cannot be pruned.
@@ -59,7 +59,7 @@ def prune_by_taylor(
             show(step + 1, loss)
         goal = whole * (macs / whole) ** ((done + 1) / config.rounds)
         keep_channels(detector, least(criterion, Cost(detector), goal, config.cost_weight))
-    return detector
+    return detector.eval()
 
 
 def least(criterion: dict[str, Tensor], cost: Cost, goal: float, cost_weight: float) -> dict[str, Tensor]:

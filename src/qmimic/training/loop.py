@@ -18,6 +18,7 @@ from qmimic.data.loader import Batch, Loader
 from qmimic.data.targets import Targets
 from qmimic.errors import InputError
 from qmimic.models.two_stage import Detector
+from qmimic.processes import mean_over
 from qmimic.training.log import Log
 from qmimic.training.objectives import Chance, DetectionObjective, MimicObjective
 from qmimic.training.optimizer import build_optimizer, learning_rate
@@ -146,12 +147,14 @@ def _advance(
         group["lr"] = rate
     rows = slice(accelerator.process_index, None, accelerator.num_processes)  # of the global batch
     images, targets = _own_share(batch, rows, accelerator)
-    chance = chance_of(job.seed, step, accelerator)
+    chance = chance_of(job.seed, step, accelerator.device)
+    if accelerator.num_processes > 1:
+        chance = chance.of_rows(rows, len(batch.images))
     # Accelerate knows one precision a process, stages differ: so autocast is entered here.
     with torch.autocast(images.device.type, torch.bfloat16, enabled=job.bf16):
         terms: dict[str, Tensor] = objective(images, targets, chance, step / job.schedule.steps, batch.indices[rows])
     names, losses = list(terms), torch.stack(list(terms.values()))
-    values: list[float] = losses.detach().tolist()  # one wait for the device
+    values: list[float] = mean_over(losses.detach()).tolist()  # one wait for the device; all processes see the same
     if not all(map(math.isfinite, values)):
         raise InputError(
             f"The loss of {job.name} became {sum(values)} at step {step}; the last good checkpoint is kept in "
@@ -171,11 +174,10 @@ def _own_share(batch: Batch, rows: slice, accelerator: Accelerator) -> tuple[Ten
     return batch.images[rows].to(accelerator.device), targets.to(accelerator.device)
 
 
-def chance_of(seed: int, step: int, accelerator: Accelerator) -> Chance:
-    """A step's generators: functions of seed, step and process, so that nothing of them is ever saved."""
+def chance_of(seed: int, step: int, device: torch.device) -> Chance:
+    """A step's generators: functions of seed and step, so that nothing of them is ever saved."""
 
     def generator(purpose: str) -> torch.Generator:
-        name = fingerprint(seed, step, accelerator.process_index, purpose)
-        return torch.Generator(accelerator.device).manual_seed(int(name, 16))
+        return torch.Generator(device).manual_seed(int(fingerprint(seed, step, 0, purpose), 16))
 
     return Chance(generator("views"), generator("samples"))

@@ -14,6 +14,7 @@ from qmimic.data.augment import augment, exact_views
 from qmimic.data.targets import Targets
 from qmimic.mimic import Mimic, choose_regions
 from qmimic.models.two_stage import Detector
+from qmimic.processes import Share, Source
 from qmimic.training.teacher import Teacher
 
 Phase = Literal["map", "joint", "detection"]
@@ -26,8 +27,14 @@ class Chance:
     The two are apart so that arms which sample differently still see the same views.
     """
 
-    views: torch.Generator
-    samples: torch.Generator
+    views: Source
+    samples: Source
+
+    def of_rows(self, rows: slice, total: int) -> "Chance":
+        """What falls to these rows of a batch of `total` images."""
+        assert isinstance(self.views, torch.Generator)
+        assert isinstance(self.samples, torch.Generator)
+        return Chance(Share(self.views, rows, total), Share(self.samples, rows, total))
 
 
 class DetectionObjective(nn.Module):

@@ -1,0 +1,94 @@
+"""Several processes that train one network: each has rows of a batch, together they do what one process would do."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+_apart = False
+
+
+def count() -> int:
+    """How many processes train together."""
+    together = dist.is_available() and dist.is_initialized() and not _apart
+    return dist.get_world_size() if together else 1
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """What one process does while the others wait: as long as the body runs it is the only one."""
+    global _apart
+    before, _apart = _apart, True
+    try:
+        yield
+    finally:
+        _apart = before
+
+
+def mean_over(values: Tensor) -> Tensor:
+    """The mean of a tensor over the processes; no gradient.
+
+    A loss that is a sum over a process's rows, divided by the mean of what they count, has as mean over the processes
+    (which is what DistributedDataParallel takes of gradients) the loss of the whole batch.
+    """
+    processes = count()
+    if processes == 1:
+        return values
+    summed = values.detach().clone()
+    dist.all_reduce(summed)
+    return summed / processes
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over processes; its gradient is the sum over processes of the gradients."""
+
+    @staticmethod
+    def forward(values: Tensor) -> Tensor:
+        summed = values.clone()
+        dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def setup_context(ctx: object, inputs: object, output: object) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: object, *gradients: Tensor) -> Tensor:
+        summed = gradients[0].contiguous().clone()
+        dist.all_reduce(summed)
+        return summed
+
+
+def sum_over(values: Tensor) -> Tensor:
+    """The sum of a tensor over the processes, with its gradient."""
+    summed: Tensor = _Sum.apply(values) if count() > 1 else values
+    return summed
+
+
+@dataclass(frozen=True)
+class Share:
+    """A generator that draws for a whole batch, of which a process takes its rows.
+
+    Attributes:
+        generator: the same in all processes.
+        rows: which of the batch's rows are this process's.
+        total: rows of the whole batch.
+    """
+
+    generator: torch.Generator
+    rows: slice
+    total: int
+
+
+Source = torch.Generator | Share
+
+
+def rand(source: Source, batch: int, *shape: int) -> Tensor:
+    """Numbers from 0 to 1, float32 [batch, *shape] on the source's device; a row's do not depend on the processes."""
+    if isinstance(source, torch.Generator):
+        return torch.rand(batch, *shape, generator=source, device=source.device)
+    whole = torch.rand(source.total, *shape, generator=source.generator, device=source.generator.device)
+    return whole[source.rows]
