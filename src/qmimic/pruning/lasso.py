@@ -77,14 +77,15 @@ def prune_by_lasso(
     for number, (name, group) in enumerate(channel_groups(detector).items()):
         count = len(layer(pruned, name).weight)
         generator = torch.Generator().manual_seed(seed)
-        pairs = [(_record(pruned, group.users, view), _record(detector, group.users, view)) for view in views]
+        samples: dict[str, list[tuple[Tensor, Tensor]]] = {user: [] for user in group.users}
+        for view in views:  # whole maps of many images would not fit into memory
+            own, wanted = _record(pruned, group.users, view), _record(detector, group.users, view)
+            for user, taken in samples.items():
+                given, target = own[user].inputs, wanted[user].outputs
+                taken.append(_sample(layer(pruned, user), given, target, count, config.places, generator))
         found = {}
-        for user in group.users:
-            samples = [
-                _sample(layer(pruned, user), own[user].inputs, wanted[user].outputs, count, config.places, generator)
-                for own, wanted in pairs
-            ]
-            inputs, outputs = (torch.cat([sample[side] for sample in samples]) for side in (0, 1))
+        for user, taken in samples.items():
+            inputs, outputs = (torch.cat([pair[side] for pair in taken]) for side in (0, 1))
             bias = layer(detector, user).bias
             outputs = outputs if bias is None else outputs - bias.double().cpu()
             outputs = outputs[:, remaining[user]] if user in remaining else outputs
