@@ -7,6 +7,7 @@ import torch
 from sklearn.linear_model import Lasso
 
 from qmimic.config import PruningConfig
+from qmimic.data.loader import Batch
 from qmimic.models.narrowing import channel_groups, keep_channels, layer, widths
 from qmimic.pruning.cost import equal_share
 from qmimic.pruning.lasso import Evidence, choose, prune_by_lasso, refit
@@ -60,12 +61,9 @@ def test_layers_that_share_channels_decide_together() -> None:
     assert choose([one, other], 4, 2).tolist() == choose([one, loud], 4, 2).tolist()  # errors are relative
 
 
-class Images:
-    """A loader of two batches."""
-
-    def once(self):
-        for seed in (1, 2):
-            yield type("Batch", (), {"images": some_images(seed), "targets": as_targets(some_truth())})
+def two_batches() -> list[Batch]:
+    targets = as_targets(some_truth())
+    return [Batch(some_images(seed), targets, (), (), torch.arange(2)) for seed in (1, 2)]
 
 
 @torch.no_grad()
@@ -75,7 +73,7 @@ def test_a_pruned_detector_resembles_the_whole_one_more_than_one_cut_anyhow() ->
         left = {name: max(1, count * 3 // 4) for name, count in widths(detector, channel_groups(detector)).items()}
         config = PruningConfig(method="lasso", images=4, places=60)
         done: list[int] = []
-        pruned = prune_by_lasso(detector, left, config, Images(), 0, done.append)  # type: ignore[arg-type]
+        pruned = prune_by_lasso(detector, left, config, two_batches(), 0, done.append)
         assert widths(pruned, channel_groups(pruned)) == left
         assert done == list(range(1, len(left) + 1))
         images = some_images(1)
@@ -92,7 +90,7 @@ def test_keeping_every_channel_keeps_the_function() -> None:
     full = widths(detector, channel_groups(detector))
     assert equal_share(detector, 1e18) == full
     config = PruningConfig(method="lasso", images=4, places=20)
-    same = prune_by_lasso(detector, full, config, Images(), 0, lambda _: None)  # type: ignore[arg-type]
+    same = prune_by_lasso(detector, full, config, two_batches(), 0, lambda _: None)
     images = some_images(3)
     torch.testing.assert_close(
         same.rpn(same.features(images)), detector.rpn(detector.features(images)), rtol=1e-3, atol=1e-3

@@ -3,7 +3,6 @@
 import multiprocessing
 import socket
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -89,7 +88,7 @@ def test_processes_count_together_and_apart() -> None:
 
 
 @pytest.mark.parametrize("batch", [4, 5])
-def test_a_row_s_chance_does_not_depend_on_the_processes(batch: int, tmp_path: Path) -> None:
+def test_a_row_s_chance_does_not_depend_on_the_processes(batch: int) -> None:
     def generator() -> torch.Generator:
         return torch.Generator().manual_seed(3)
 

@@ -197,7 +197,7 @@ def prune_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> Stage
         if config.method == "lasso":
             left = equal_share(detector, macs)
             watcher.start(name, len(left), 0)
-            return prune_by_lasso(detector, left, config, loader, recipe.seed, lambda n: watcher.step(n, 0, 0.0))
+            return prune_by_lasso(detector, left, config, loader.once(), recipe.seed, lambda n: watcher.step(n, 0, 0.0))
         steps = config.rounds * config.steps
         watcher.start(name, steps, 0)
         return prune_by_taylor(
@@ -259,12 +259,7 @@ def train_student(prepared: Prepared, name: str, teachers: Teachers | None, watc
     )
 
     def objective() -> Objective:
-        if start:
-            student, _ = load_detector(start.file)
-        else:
-            student = build(prepared.spec(config.backbone), recipe.seed)
-            if config.weights:
-                load_backbone(student, Path(config.weights))
+        student = _untrained(prepared, start)
         if config.quantize_map and grid:
             student.quantizer = _quantizer_of(grid)
         if not taught_by or not grid:
@@ -292,6 +287,17 @@ def train_student(prepared: Prepared, name: str, teachers: Teachers | None, watc
         return {"mode": mimic.mode, "matching": counts.ratio, "matching_nonzero": counts.nonzero_ratio}
 
     return _run(prepared, name, key, config, config.backbone, objective, watcher, extra)
+
+
+def _untrained(prepared: Prepared, start: Stage | None) -> Detector:
+    """A student before its first step: cut out of the teacher, from published weights, or fresh."""
+    if start:
+        return load_detector(start.file)[0]
+    config = prepared.recipe.student
+    student = build(prepared.spec(config.backbone), prepared.recipe.seed)
+    if config.weights:
+        load_backbone(student, Path(config.weights))
+    return student
 
 
 def _run(

@@ -13,7 +13,7 @@ relative to its Y. Left out: the paper's correction of a residual branch for wha
 
 import copy
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qmimic.config import PruningConfig
-from qmimic.data.loader import Loader
+from qmimic.data.loader import Batch
 from qmimic.models.narrowing import channel_groups, keep_channels, layer
 from qmimic.models.regions import pad_with_truth
 from qmimic.models.two_stage import Detector
@@ -51,7 +51,7 @@ def prune_by_lasso(
     detector: Detector,
     left: Mapping[str, int],
     config: PruningConfig,
-    loader: Loader,
+    batches: Iterable[Batch],
     seed: int,
     show: Callable[[int], None],
 ) -> Detector:
@@ -61,7 +61,7 @@ def prune_by_lasso(
         detector: in evaluation mode.
         left: channels that stay, for every group.
         config: images, and places in each, to fit on.
-        loader: of training images.
+        batches: of training images; as many are taken as the images need.
         seed: of the places.
         show: told of every group that is done.
 
@@ -72,7 +72,7 @@ def prune_by_lasso(
         InputError: its channels cannot be pruned.
     """
     pruned = copy.deepcopy(detector).eval()
-    views = _views(detector, loader, config.images)
+    views = _views(detector, batches, config.images)
     remaining: dict[str, Tensor] = {}  # output channels of the layers whose group is done
     for number, (name, group) in enumerate(channel_groups(detector).items()):
         count = len(layer(pruned, name).weight)
@@ -151,10 +151,10 @@ class _View:
     rois: Tensor
 
 
-def _views(detector: Detector, loader: Loader, count: int) -> list[_View]:
+def _views(detector: Detector, batches: Iterable[Batch], count: int) -> list[_View]:
     """Batches of about `count` images, with the detector's proposals and the ground truth."""
     views: list[_View] = []
-    for batch in loader.once():
+    for batch in batches:
         if sum(len(view.images) for view in views) >= count:
             break
         images, targets = batch.images.to(detector.anchors.device), batch.targets.to(detector.anchors.device)

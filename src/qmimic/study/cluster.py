@@ -121,7 +121,7 @@ def remote_job(where: tuple[str, str, str], job: str, kind: str, recipe: str, bo
     here, folder, log = where
     try:
         os.chdir(here)
-        output = Path(log).open("a", encoding="utf-8")  # noqa: SIM115
+        Path(log).touch()
     except OSError as error:
         reason = (
             f"{socket.gethostname()} cannot use {error.filename} ({error.strerror}); put the study on a disk that all "
@@ -130,5 +130,9 @@ def remote_job(where: tuple[str, str, str], job: str, kind: str, recipe: str, bo
         return {"status": "failed", "error": reason}
     os.environ["OMP_NUM_THREADS"] = "1"
     watcher = Reporter(lambda step, steps: board.put.remote(job, step, steps))
-    with output, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+    with (
+        Path(log).open("a", encoding="utf-8") as output,
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(output),
+    ):
         return outcome(Path(folder), job, kind, Recipe.model_validate_json(recipe), watcher)
