@@ -16,6 +16,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -42,13 +43,28 @@ BOXES = 8
 ANCHORS = tuple((side * ratio, side / ratio) for side in (24.0, 48.0, 96.0) for ratio in (0.71, 1.0, 1.41))
 
 
-def ours(spec: DetectorSpec, images: torch.Tensor, targets: Targets) -> Callable[[], None]:
-    """One training step of ours as a function."""
+@dataclass(frozen=True)
+class Made:
+    """A training step of ours as a function, and what it trains."""
+
+    step: Callable[[], None]
+    objective: DetectionObjective | MimicObjective
+    optimizer: torch.optim.Optimizer
+
+
+def spec_of(backbone: str, size: int) -> DetectorSpec:
+    """The recipe's default detector of three classes."""
+    settings = Recipe().detector.model_dump(exclude={"anchors"})
+    return DetectorSpec(**settings, backbone=backbone, classes=("a", "b", "c"), size=(size, size), anchors=ANCHORS)
+
+
+def ours(spec: DetectorSpec, images: torch.Tensor, targets: Targets) -> Made:
+    """One training step of ours."""
     images = images.contiguous(memory_format=torch.channels_last)  # as the product's loader makes them
     return stepping(DetectionObjective(build(spec), STILL), spec, images, targets)
 
 
-def mimicking(spec: DetectorSpec, images: torch.Tensor, targets: Targets, folder: Path) -> Callable[[], None]:
+def mimicking(spec: DetectorSpec, images: torch.Tensor, targets: Targets, folder: Path) -> Made:
     """The same step with quantization mimic, as the recipe's defaults have it, its teacher in a bank."""
     images = images.contiguous(memory_format=torch.channels_last)
     teacher = build(spec.model_copy(update={"backbone": TEACHER})).to(images.device)
@@ -65,8 +81,8 @@ def mimicking(spec: DetectorSpec, images: torch.Tensor, targets: Targets, folder
 
 def stepping(
     objective: DetectionObjective | MimicObjective, spec: DetectorSpec, images: torch.Tensor, targets: Targets
-) -> Callable[[], None]:
-    """A training step of an objective as a function."""
+) -> Made:
+    """A training step of an objective."""
     device = images.device
     bf16 = bf16_by_default(spec.backbone, device)
     objective.to(device).train()
@@ -82,7 +98,7 @@ def stepping(
         optimizer.step()
         losses["det_cls"].item()
 
-    return step
+    return Made(step, objective, optimizer)
 
 
 def torchvisions(spec: DetectorSpec, images: torch.Tensor, targets: Targets) -> Callable[[], None]:
@@ -140,17 +156,13 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     device = torch.device(options.device)
     images, targets = made_batch(options.size, options.batch, device)
-    settings = Recipe().detector.model_dump(exclude={"anchors"})
     table: dict[str, dict[str, float] | float] = {}
 
-    def spec_of(backbone: str) -> DetectorSpec:
-        size = (options.size, options.size)
-        return DetectorSpec(**settings, backbone=backbone, classes=("a", "b", "c"), size=size, anchors=ANCHORS)
-
     for name in options.networks:
-        spec = spec_of(name)
+        spec = spec_of(name, options.size)
         seconds = alternate(
-            {"ours": ours(spec, images, targets), "torchvision": torchvisions(spec, images, targets)}, options.repeats
+            {"ours": ours(spec, images, targets).step, "torchvision": torchvisions(spec, images, targets)},
+            options.repeats,
         )
         row = {
             "images_per_s": round(options.batch / seconds["ours"], 1),
@@ -161,8 +173,8 @@ def main() -> None:
         print(name, *(f"{key} {value}" for key, value in row.items()), sep="  ", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         steps = {
-            "scratch": ours(spec_of(STUDENT), images, targets),
-            "mimic": mimicking(spec_of(STUDENT), images, targets, Path(folder)),
+            "scratch": ours(spec_of(STUDENT, options.size), images, targets).step,
+            "mimic": mimicking(spec_of(STUDENT, options.size), images, targets, Path(folder)).step,
         }
         seconds = alternate(steps, options.repeats)
     table["mimic_over_scratch"] = round(seconds["mimic"] / seconds["scratch"], 2)

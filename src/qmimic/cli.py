@@ -90,6 +90,10 @@ def parser() -> argparse.ArgumentParser:
     convert.add_argument("target", type=Path, help="new folder")
     convert.add_argument("--to", choices=list(WRITERS), required=True, help="layout of the new folder")
     convert.set_defaults(run=_convert)
+    index = data.add_parser("index", help="check a large dataset once, so that training opens it in a moment")
+    index.add_argument("path", type=Path, help="folder of a dataset; the index is written into it")
+    index.add_argument("--drop-bad", action="store_true", help="leave out what `data check` refuses")
+    index.set_defaults(run=_index)
     fetch = data.add_parser("get", help="fetch the paper's data; the same command goes on where it stopped")
     fetch.add_argument("name", choices=list(SETS))
     fetch.add_argument("--to", type=Path, required=True, help="folder")
@@ -183,6 +187,14 @@ def _convert(options: argparse.Namespace) -> int:
     from qmimic.data.formats import load_dataset
 
     print(convert(load_dataset(options.source), options.target, options.to))
+    return 0
+
+
+def _index(options: argparse.Namespace) -> int:
+    from qmimic.data.formats import load_dataset
+    from qmimic.data.index import write
+
+    print(write(load_dataset(options.path), options.drop_bad))
     return 0
 
 

@@ -67,7 +67,7 @@ class DataConfig(Section):
     )
     size: InputSize = Field((128, 128), description="height and width that images are fitted into, pixels")
     drop_bad_boxes: bool = Field(False, description="go on without the boxes and images that `data check` refuses")
-    cache_mib: int = Field(2048, ge=0, description="decoded images kept in memory at most, MiB")
+    cache_mib: int = Field(2048, ge=0, description="decoded images kept on disk at most, MiB; 0: none")
 
     @field_validator("fold")
     @classmethod

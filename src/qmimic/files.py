@@ -1,7 +1,8 @@
-"""Files that are either whole or absent: write beside, then rename."""
+"""Files and folders that are either whole or absent: write beside, then rename."""
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,3 +50,36 @@ def write_text(path: Path, text: str) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def building(target: Path, replace: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder beside `target`; on success it becomes `target`, else it goes.
+
+    Args:
+        target: the folder.
+        replace: a folder that is there gives way.
+
+    Raises:
+        InputError: `target` exists, is not an empty folder and is not to be replaced, or the disk is full.
+    """
+    target = target.resolve()
+    if not replace and target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise InputError(f"{target} exists and is not empty; name a new folder.")
+    temporary: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+        yield temporary
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o777 & ~umask)
+        if replace:
+            shutil.rmtree(target, ignore_errors=True)
+        temporary.replace(target)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"Cannot write {target}: {reason}; free some space or choose another folder.") from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from qmimic.data.images import read_image
-from qmimic.data.letterbox import letterbox
+from qmimic.data.letterbox import letterbox, letterbox_file
 from qmimic.detections import Detections
 from qmimic.draw import draw
 from qmimic.errors import InputError
@@ -31,8 +31,11 @@ def predict(detector: Detector, image: Image.Image | Path | str, min_score: floa
     Raises:
         InputError: the file is missing, truncated, too large or not an image.
     """
-    picture = image.convert("RGB") if isinstance(image, Image.Image) else read_image(Path(image))
-    pixels, placed = letterbox(picture, detector.spec.size)
+    size = detector.spec.size
+    if isinstance(image, Image.Image):
+        pixels, placed = letterbox(image.convert("RGB"), size)
+    else:
+        pixels, placed = letterbox_file(Path(image), size)
     found = unpad(detector.detect(torch.from_numpy(pixels).permute(2, 0, 1)[None].to(detector.anchors.device)), 0)
     keep = found.scores >= min_score
     return Detections(placed.undo(found.boxes)[keep], found.scores[keep], found.labels[keep])
@@ -71,9 +74,8 @@ def draw_predictions(
             )
     loaded, _ = load_detector(detector)
     for path in images:
-        image = read_image(path)
-        found = predict(loaded, image, min_score)
+        found = predict(loaded, path, min_score)
         target = out / f"{path.stem}.png"
         with replacing(target) as temporary:
-            draw(image, found, loaded.spec.classes, min_score).save(temporary)
+            draw(read_image(path), found, loaded.spec.classes, min_score).save(temporary)
         yield path, len(found.boxes), target

@@ -1,12 +1,15 @@
 """Images fitted into the network's input, and boxes there and back."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from qmimic.data.letterbox import FILL, fit, letterbox
+from qmimic.data.images import read_image
+from qmimic.data.letterbox import FILL, fit, letterbox, letterbox_file
 
 sides = st.integers(1, 5000)
 inputs = st.tuples(st.integers(2, 40), st.integers(2, 40)).map(lambda s: (16 * s[0], 16 * s[1]))
@@ -62,3 +65,26 @@ def test_boxes_stay_on_their_pixels_and_the_rest_is_filled(size: tuple[int, int]
     rows, columns = np.flatnonzero(white.any(1)), np.flatnonzero(white.any(0))
     seen = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
     assert np.abs(np.array(seen) - np.array(box) * placed.scale).max() <= 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("size", [(32, 48), (64, 64), (96, 256)])
+def test_a_file_is_fitted_as_its_picture_is(tmp_path: Path, orientation: int, size: tuple[int, int]) -> None:
+    coarse = np.random.default_rng(orientation).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    photo = Image.fromarray(coarse).resize((643, 479), Image.Resampling.BICUBIC)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    photo.save(tmp_path / "photo.jpg", quality=95, exif=exif)
+    pixels, placed = letterbox_file(tmp_path / "photo.jpg", size)
+    wanted, where = letterbox(read_image(tmp_path / "photo.jpg"), size)
+    assert placed == where  # of the whole picture's size, however small it was read
+    difference = np.abs(pixels.astype(int) - wanted)
+    assert difference.mean() < 1  # grey levels
+
+
+def test_only_jpegs_lose_anything(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (400, 600, 3), dtype=np.uint8)
+    for name, same in (("a.png", True), ("a.jpg", False)):
+        Image.fromarray(noise).save(tmp_path / name)
+        pixels, _ = letterbox_file(tmp_path / name, (64, 96))
+        assert np.array_equal(pixels, letterbox(read_image(tmp_path / name), (64, 96))[0]) == same

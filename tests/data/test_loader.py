@@ -12,9 +12,11 @@ from PIL import Image
 from folders import picture, sample_of
 from qmimic.data.letterbox import letterbox
 from qmimic.data.loader import Batch, Loader
+from qmimic.data.pixel_cache import PixelCache
 from qmimic.data.sample import Dataset
 from qmimic.data.targets import IGNORED, PADDING
 from qmimic.errors import InputError
+from qmimic.records import RecordFile
 
 COUNT = 7
 
@@ -38,9 +40,11 @@ def same(a: Batch, b: Batch) -> bool:
     return names(a) == names(b) and a.placed == b.placed and all(torch.equal(x, y) for x, y in pairs)
 
 
-def test_a_batch_depends_on_seed_and_step_alone(dataset: Dataset) -> None:
+def test_a_batch_depends_on_seed_and_step_alone(dataset: Dataset, tmp_path: Path) -> None:
     whole = list(Loader(dataset, "train", (32, 48), 3).steps(seed=5, first=0, last=9))
-    for first, last, cache in ((0, 9, 64), (4, 7, 0), (8, 9, 1)):
+    for first, last, kept in ((0, 9, COUNT), (4, 7, 0), (8, 9, 2)):
+        limit = kept * RecordFile.size(1, 3 * 32 * 48 + 16)
+        cache = PixelCache(tmp_path / f"{kept}.bin", COUNT, (32, 48), limit)
         part = list(Loader(dataset, "train", (32, 48), 3, cache).steps(seed=5, first=first, last=last))
         assert len(part) == last - first
         assert all(same(a, b) for a, b in zip(part, whole[first:last], strict=True))
@@ -60,10 +64,11 @@ def test_every_image_comes_once_an_epoch(dataset: Dataset, batch_size: int) -> N
         assert epochs[0] != epochs[1]
 
 
-def test_once_gives_every_image_in_order(dataset: Dataset) -> None:
+def test_once_gives_every_image_in_order(dataset: Dataset, tmp_path: Path) -> None:
     batches = list(Loader(dataset, "train", (32, 32), 3).once())
     assert [names(batch) for batch in batches] == [["0", "1", "2"], ["3", "4", "5"], ["6"]]
-    one = list(Loader(dataset, "train", (32, 32), 3, cache_mib=1).with_batch_size(1).once())
+    cache = PixelCache(tmp_path / "pixels.bin", COUNT, (32, 32), 1 << 20)
+    one = list(Loader(dataset, "train", (32, 32), 3, cache).with_batch_size(1).once())
     assert [names(batch) for batch in one] == [[str(k)] for k in range(COUNT)]
     assert torch.equal(torch.cat([batch.images for batch in one]), torch.cat([batch.images for batch in batches]))
 

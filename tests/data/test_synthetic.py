@@ -50,7 +50,10 @@ def test_the_named_set_has_four_classes_and_boxes_in_the_image() -> None:
         sides = boxes[:, 2:] - boxes[:, :2]
         assert sides.min() >= 6
         assert all(1 <= len(sample.boxes) <= 4 for sample in samples)
-    assert usable(dataset, drop_bad=False) is dataset
+    for split, samples in usable(dataset, drop_bad=False).splits.items():
+        for one, other in zip(samples, dataset.splits[split], strict=True):
+            assert (one.image_id, one.image, one.size) == (other.image_id, other.image, other.size)
+            assert np.array_equal(one.boxes, other.boxes)
 
 
 def test_boxes_do_not_overlap() -> None:

@@ -9,7 +9,7 @@ import pytest
 from folders import contents, picture
 from qmimic.cli import main
 from qmimic.data.check import check
-from qmimic.data.formats import load_dataset, usable
+from qmimic.data.formats import load_dataset
 from qmimic.errors import InputError
 from wider_cases import write_mat
 
@@ -77,13 +77,6 @@ def test_both_splits_and_what_they_hold(tmp_path: Path) -> None:
     assert report.images == {"train": 3, "val": 3}
     assert report.attributes["blur"] == {"0": 2, "1": 2, "2": 2}
     assert "blur: 0: 2 boxes, 1: 2 boxes, 2: 2 boxes" in report.as_text()
-
-
-def test_attributes_go_with_their_boxes(tmp_path: Path) -> None:
-    dataset = usable(load_dataset(folder(tmp_path, TEXT.replace("10 20 30 40", "10 20 0 40"))), drop_bad=True)
-    first = dataset.splits["train"][0]
-    assert len(first.boxes) == 1
-    assert first.attributes["invalid"].tolist() == [1]
 
 
 @pytest.mark.parametrize("line", ["10 20 30", "10 20 nan 40 2 0 0 0 1 0", "ten 20 30 40 2 0 0 0 1 0"])

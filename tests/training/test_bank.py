@@ -13,6 +13,7 @@ from qmimic.errors import InputError
 from qmimic.mimic import Mimic, sees_levels
 from qmimic.models.rpn import Proposals
 from qmimic.quantize import Quantizer
+from qmimic.records import RecordFile
 from qmimic.training.bank import Bank, Layout, TeacherView
 
 SHAPE = (5, 3, 4)
@@ -51,7 +52,7 @@ def test_what_is_written_is_read_to_the_last_bit(
         assert seen.proposals is not None
         assert torch.equal(found.proposals.boxes, seen.proposals.boxes)
         assert torch.equal(found.proposals.valid, seen.proposals.valid)
-    assert (tmp_path / "bank.bin").stat().st_size == 6 * layout.bytes
+    assert (tmp_path / "bank.bin").stat().st_size == RecordFile.size(6, layout.bytes)
     assert bank.read(np.array([4, 1])) is None
 
 
@@ -59,7 +60,8 @@ def test_every_damaged_byte_is_noticed(tmp_path: Path) -> None:
     path, layout = tmp_path / "bank.bin", Layout(SHAPE, np.dtype(np.float32), 6)
     Bank(path, 6, layout, None).write(ROWS, a_view())
     whole = path.read_bytes()
-    for place in (0, layout.bytes - 1, 2 * layout.bytes + 77, 3 * layout.bytes - 2):
+    record = RecordFile.size(1, layout.bytes)
+    for place in (0, record - 1, 2 * record + 77, 3 * record - 2):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
         bank = Bank(path, 6, layout, None)
         assert bank.read(ROWS) is None

@@ -1,10 +1,6 @@
 """The same images and labels in another layout."""
 
-import contextlib
-import os
 import shutil
-import tempfile
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +9,7 @@ from qmimic.data.images import read_image
 from qmimic.data.labels import image_name, one_line
 from qmimic.data.sample import Dataset, Sample
 from qmimic.errors import InputError
+from qmimic.files import building
 
 
 def convert(dataset: Dataset, target: Path, to: str) -> str:
@@ -38,7 +35,7 @@ def convert(dataset: Dataset, target: Path, to: str) -> str:
         # Split names become names of files and folders.
         if not one_line(split) or "/" in split or split != split.strip() or split.strip(".") == "":
             raise InputError(f"The split {split!r} has no name for a folder; rename it to letters and digits.")
-    with _building(target) as folder:
+    with building(target) as folder:
         places = writer.write(folder, dataset)
         for parent in {place.parent for place in places}:
             (folder / parent).mkdir(parents=True, exist_ok=True)
@@ -65,30 +62,3 @@ def _put(dataset: Dataset, sample: Sample, folder: Path) -> None:
     else:
         read_image(sample.image)  # a broken image is refused here, not by whoever trains on the copy
         shutil.copyfile(sample.image, path)
-
-
-@contextlib.contextmanager
-def _building(target: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `target`; on success it becomes `target`, else it goes.
-
-    Raises:
-        InputError: `target` exists and is not an empty folder, or the disk is full.
-    """
-    target = target.resolve()
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise InputError(f"{target} exists and is not empty; name a new folder.")
-    temporary: Path | None = None
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)
-        temporary.replace(target)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"Cannot write {target}: {reason}; free some space or choose another folder.") from error
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)

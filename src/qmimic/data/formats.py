@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from qmimic.data import coco, synthetic, voc, widerface, yolo
+from qmimic.data.columns import in_columns
 from qmimic.data.images import whole_size
 from qmimic.data.sample import Dataset, Sample, has_area, leaves
 from qmimic.errors import InputError
@@ -79,48 +80,50 @@ def usable(dataset: Dataset, drop_bad: bool) -> Dataset:
         drop_bad: drop bad boxes, labels and images; if False, any of them is an error.
 
     Returns:
-        Boxes clipped to their images, those without area and samples without a readable image left out.
+        Boxes clipped to their images, those without area and samples without a readable image left out; its splits
+        are `Columns` of one store.
 
     Raises:
         InputError: there is something bad and `drop_bad` is False.
     """
-    if dataset.root is None:
+    if dataset.checked:
         return dataset
+    root = dataset.root
+    if root is None:
+        return replace(dataset, splits=in_columns(dataset.splits, root), checked=True)
     bad = [f"{defect.file}: {defect.detail}" for defect in dataset.defects if defect.kind != "image_without_label"]
     sizes = _sizes(dataset)
-    splits: dict[str, tuple[Sample, ...]] = {}
-    for split, samples in dataset.splits.items():
-        kept = []
-        for sample in samples:
-            assert sample.image is not None
-            size = sizes[sample.image]
-            if isinstance(size, InputError):
-                bad.append(str(size))
-                continue
-            width, height = size
-            boxes = np.clip(sample.boxes, 0, np.array([width, height, width, height], np.float32))
-            keep = has_area(boxes)
-            if not keep.all() or leaves(sample.boxes, (width, height)).any():
-                bad.append(f"{sample.image_id}: a box without area or outside its image")
-            kept.append(
-                replace(
-                    sample,
-                    boxes=boxes[keep],
-                    labels=sample.labels[keep],
-                    difficult=sample.difficult[keep],
-                    crowd=sample.crowd[keep],
-                    size=size,
-                    attributes={name: values[keep] for name, values in sample.attributes.items()},
-                )
-            )
-        splits[split] = tuple(kept)
+    good: dict[int, Sample] = {}  # by identity: a sample of several splits stays one
+    for sample in {id(sample): sample for samples in dataset.splits.values() for sample in samples}.values():
+        assert sample.image is not None
+        size = sizes[sample.image]
+        if isinstance(size, InputError):
+            bad.append(str(size))
+            continue
+        width, height = size
+        boxes = np.clip(sample.boxes, 0, np.array([width, height, width, height], np.float32))
+        keep = has_area(boxes)
+        if not keep.all() or leaves(sample.boxes, (width, height)).any():
+            bad.append(f"{sample.image_id}: a box without area or outside its image")
+        good[id(sample)] = replace(
+            sample,
+            boxes=boxes[keep],
+            labels=sample.labels[keep],
+            difficult=sample.difficult[keep],
+            crowd=sample.crowd[keep],
+            size=size,
+        )
     bad = list(dict.fromkeys(bad))  # an image of two splits is bad once
     if bad and not drop_bad:
         raise InputError(
             f"{dataset.root} has {len(bad)} bad labels or images, the first: {bad[0].rstrip('.')}; mend them, "
             "or train without them by data.drop_bad_boxes=true."
         )
-    return replace(dataset, splits=splits)
+    kept = {
+        split: tuple(good[id(sample)] for sample in samples if id(sample) in good)
+        for split, samples in dataset.splits.items()
+    }
+    return replace(dataset, splits=in_columns(kept, root), checked=True)
 
 
 def _sizes(dataset: Dataset) -> dict[Path, tuple[int, int] | InputError]:

@@ -3,7 +3,7 @@
 import contextlib
 import struct
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,17 @@ from PIL import Image, ImageOps
 from qmimic.errors import InputError
 
 MAX_PIXELS = 100_000_000
+# What makes a picture upright, by EXIF's orientation, as in `ImageOps.exif_transpose`.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+LYING = {TURNS[5], TURNS[6], TURNS[7], TURNS[8]}
 # What Pillow raises, as fuzzing shows, when bytes are not what the header promises.
 BROKEN = (
     OSError,
@@ -38,6 +49,41 @@ def read_image(path: Path) -> Image.Image:
         return _rgb(ImageOps.exif_transpose(file))
 
 
+def read_resized(path: Path, target: Callable[[int, int], tuple[int, int]]) -> tuple[Image.Image, tuple[int, int]]:
+    """An image file as a smaller (or larger) RGB picture, and the (width, height) that it had.
+
+    A JPEG holds frequencies, of which a decoder can leave out the highest: half, a quarter or an eighth of the size
+    costs a fraction of the time. So it is decoded no larger than a quarter more than what is wanted; pixels then differ
+    by less than a grey level on average.
+
+    Args:
+        path: of the file.
+        target: from the whole (width, height), as a person sees the picture, to the wanted one.
+
+    Raises:
+        InputError: as `read_image`.
+    """
+    with _opened(path) as file:
+        turn = TURNS.get(_orientation(file))
+        lies = turn in LYING
+        whole = (file.height, file.width) if lies else (file.width, file.height)
+        wanted = target(*whole)
+        width, height = wanted[::-1] if lies else wanted
+        drafted = file.draft(None, (width * 5 // 4, height * 5 // 4))
+        file.load()
+        # Where sides are no multiples of 8 the last pixels of a draft are in part beyond the picture; the box is not.
+        picture = resized(_rgb(file), (width, height), drafted[1] if drafted else None)
+        return picture if turn is None else picture.transpose(turn), whole
+
+
+def resized(
+    picture: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float] | None = None
+) -> Image.Image:
+    """A picture, or a box of it in pixels, at another (width, height)."""
+    # `reducing_gap` shrinks by whole factors first: far faster, and no visible difference at 3.
+    return picture.resize(size, Image.Resampling.BILINEAR, box, reducing_gap=3.0)
+
+
 def image_size(path: Path) -> tuple[int, int]:
     """(width, height) as a person sees the picture, from the file's header alone.
 
@@ -45,8 +91,8 @@ def image_size(path: Path) -> tuple[int, int]:
         InputError: the file is missing, over 100 megapixels or not an image.
     """
     with _opened(path) as file:
-        turned = file.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        return (file.height, file.width) if turned else (file.width, file.height)
+        lies = TURNS.get(_orientation(file)) in LYING
+        return (file.height, file.width) if lies else (file.width, file.height)
 
 
 def whole_size(path: Path) -> tuple[int, int]:
@@ -78,6 +124,11 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             raise InputError(f"{path} has over {MAX_PIXELS // 10**6} million pixels; shrink it first.") from error
         except BROKEN as error:
             raise InputError(f"{path} is no whole image ({error}); replace or remove it.") from error
+
+
+def _orientation(file: Image.Image) -> int:
+    """EXIF's, 1 to 8; 1 is upright."""
+    return int(file.getexif().get(0x0112, 1))
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -11,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qmimic.data.letterbox import Letterbox, letterbox
+from qmimic.data.columns import box_counts
+from qmimic.data.letterbox import Letterbox
+from qmimic.data.pixel_cache import PixelCache
 from qmimic.data.sample import Dataset, Sample
 from qmimic.data.splits import samples_of
 from qmimic.data.targets import IGNORED, PADDING, Targets
@@ -37,26 +39,30 @@ class Batch:
 
 
 class Loader:
-    """Decodes images once, keeps them as long as memory allows, and makes batches ahead of time.
+    """Decodes images, or reads them decoded, and makes batches ahead of time.
 
     Args:
         dataset: the dataset.
         split: one of its splits, or several joined by +.
         size: height and width of the network's input, pixels.
         batch_size: images a batch.
-        cache_mib: decoded images kept at most, MiB.
+        cache: of this split and size; None to decode an image whenever it comes up.
     """
 
     def __init__(
-        self, dataset: Dataset, split: str, size: tuple[int, int], batch_size: int, cache_mib: int = 0
+        self,
+        dataset: Dataset,
+        split: str,
+        size: tuple[int, int],
+        batch_size: int,
+        cache: PixelCache | None = None,
     ) -> None:
         self.dataset = dataset
         self.samples = samples_of(dataset, split)
         self.size = size
         self.batch_size = batch_size
-        self.places = max(1, max((len(sample.boxes) for sample in self.samples), default=1))
-        self._capacity = (cache_mib << 20) // (3 * size[0] * size[1])
-        self._cache: dict[int, tuple[NDArray[np.uint8], Letterbox]] = {}
+        self.places = max(1, int(box_counts(self.samples).max(initial=0)))
+        self.cache = cache
 
     def with_batch_size(self, batch_size: int) -> "Loader":
         """The same images in batches of another size; decoded images are shared."""
@@ -123,9 +129,9 @@ class Loader:
         )
 
     def _image(self, index: int) -> tuple[NDArray[np.uint8], Letterbox]:
-        if index in self._cache:
-            return self._cache[index]
-        loaded = letterbox(self.dataset.load(self.samples[index]), self.size)
-        if len(self._cache) < self._capacity:
-            self._cache[index] = loaded
-        return loaded
+        kept = self.cache.read(index) if self.cache else None
+        if kept is None:
+            kept = self.dataset.fitted(self.samples[index], self.size)
+            if self.cache:
+                self.cache.write(index, *kept)
+        return kept

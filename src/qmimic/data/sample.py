@@ -1,6 +1,6 @@
 """What every reader returns: an image's labels, and the dataset that holds them. Plain data."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from qmimic.data.images import read_image
+from qmimic.data.letterbox import Letterbox, letterbox, letterbox_file
 
 
 @dataclass(frozen=True)
@@ -85,14 +86,16 @@ class Dataset:
         classes: class names; the index is the label.
         splits: split name ("train", "val", ...) to its samples.
         defects: what the reader passed over.
+        checked: every image and box is known to be good, see `qmimic.data.formats.usable`.
         render: draws a sample's image, for embedded data; None where the images are files.
     """
 
     name: str
     root: Path | None
     classes: tuple[str, ...]
-    splits: dict[str, tuple[Sample, ...]]
+    splits: Mapping[str, Sequence[Sample]]
     defects: tuple[LabelDefect, ...] = ()
+    checked: bool = False
     render: Callable[[Sample], Image.Image] | None = None
 
     @property
@@ -119,3 +122,18 @@ class Dataset:
             return self.render(sample)
         assert sample.image is not None, "a dataset without files draws its images"
         return read_image(sample.image)
+
+    def fitted(self, sample: Sample, size: tuple[int, int]) -> tuple[NDArray[np.uint8], Letterbox]:
+        """The sample's pixels as the network takes them, uint8 [H, W, 3], and how the picture lies in them.
+
+        Args:
+            sample: of this dataset.
+            size: height and width of the network's input, pixels.
+
+        Raises:
+            InputError: as `load`.
+        """
+        if self.render is not None:
+            return letterbox(self.render(sample), size)
+        assert sample.image is not None, "a dataset without files draws its images"
+        return letterbox_file(sample.image, size)

@@ -1,16 +1,18 @@
 """Which images are trained on and which are scored: splits by name, joined by +, or parts of one."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from qmimic.data.columns import Columns, in_columns
 from qmimic.data.sample import Dataset, Sample
 from qmimic.errors import InputError
 
 TRAIN, VAL = "train", "val"
 
 
-def samples_of(dataset: Dataset, split: str) -> tuple[Sample, ...]:
+def samples_of(dataset: Dataset, split: str) -> Sequence[Sample]:
     """The samples of a split, or of several joined by + (`train+val`), none of them twice.
 
     Raises:
@@ -18,12 +20,16 @@ def samples_of(dataset: Dataset, split: str) -> tuple[Sample, ...]:
     """
     if split in dataset.splits:
         return dataset.splits[split]
-    found: dict[str, Sample] = {}
-    for name in split.split("+"):
+    names = split.split("+")
+    for name in names:
         if name not in dataset.splits:
             known = ", ".join(dataset.splits) or "none"
             raise InputError(f"{dataset.name} has no split {name!r}; its splits: {known}.")
-        found.update({sample.image_id: sample for sample in dataset.splits[name]})
+    parts = [part for name in names if isinstance(part := dataset.splits[name], Columns)]
+    if len(parts) == len(names):  # of one store, then: no sample needs to be made
+        rows = {own: row for part in parts for own, row in zip(part.ids, part.rows.tolist(), strict=True)}
+        return Columns(parts[0].store, parts[0].root, np.array(list(rows.values()), np.int64))
+    found = {sample.image_id: sample for name in names for sample in dataset.splits[name]}
     return tuple(found.values())
 
 
@@ -46,12 +52,14 @@ def choose(dataset: Dataset, train: str, val: str, fold: tuple[int, int] | None)
         part, parts = fold
         if len(samples) < parts:
             raise InputError(f"The split {train!r} of {dataset.name} has fewer than {parts} images; set data.fold.")
+        samples = in_columns({train: samples}, dataset.root)[train]
+        ids = samples.ids
+        ordered = sorted(range(len(samples)), key=ids.__getitem__)
         order = np.random.default_rng(parts).permutation(len(samples))
-        ordered = sorted(samples, key=lambda sample: sample.image_id)
         own = set(order[part::parts].tolist())
         chosen = {
-            TRAIN: tuple(sample for place, sample in enumerate(ordered) if place not in own),
-            VAL: tuple(sample for place, sample in enumerate(ordered) if place in own),
+            TRAIN: samples.take([place for rank, place in enumerate(ordered) if rank not in own]),
+            VAL: samples.take([place for rank, place in enumerate(ordered) if rank in own]),
         }
     for name, found in chosen.items():
         if not found:

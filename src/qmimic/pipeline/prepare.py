@@ -3,7 +3,7 @@
 import hashlib
 import os
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -14,9 +14,12 @@ from accelerate.utils import DistributedDataParallelKwargs
 from numpy.typing import NDArray
 
 from qmimic.config import DataConfig, DetectorConfig, Recipe, fingerprint
+from qmimic.data import index
+from qmimic.data.columns import Columns, in_columns
 from qmimic.data.formats import load_dataset, usable
-from qmimic.data.letterbox import fit
+from qmimic.data.letterbox import PIXELS, fit
 from qmimic.data.loader import Loader
+from qmimic.data.pixel_cache import PixelCache
 from qmimic.data.sample import Dataset, has_area
 from qmimic.data.splits import TRAIN, VAL, choose
 from qmimic.errors import InputError
@@ -86,12 +89,17 @@ def prepare(recipe: Recipe) -> Prepared:
                 "raise it or start fewer processes."
             )
     data = recipe.data
-    dataset = usable(load_dataset(Path(data.root)), drop_bad=data.drop_bad_boxes)
+    root = Path(data.root)
+    if index.exists(root):
+        dataset = index.read(root, data.drop_bad_boxes)
+    else:
+        dataset = usable(load_dataset(root), data.drop_bad_boxes)
     dataset = choose(dataset, data.train, data.val, data.fold)
     _check_classes(dataset, data)
-    train = Loader(dataset, TRAIN, data.size, recipe.student.batch_size, data.cache_mib)
-    val = Loader(dataset, VAL, data.size, EVALUATION_BATCH, data.cache_mib)
-    sizes = box_sizes(dataset, TRAIN, data.size)
+    train = Loader(dataset, TRAIN, data.size, recipe.student.batch_size, _cache(dataset, TRAIN, recipe))
+    val = Loader(dataset, VAL, data.size, EVALUATION_BATCH, _cache(dataset, VAL, recipe))
+    splits = in_columns(dataset.splits, dataset.root)
+    sizes = box_sizes(splits[TRAIN], data.size)
     if not len(sizes):
         raise InputError(
             f"No image of the split {data.train!r} of {data.root} has a box to learn from; label some objects."
@@ -102,33 +110,49 @@ def prepare(recipe: Recipe) -> Prepared:
     key = fingerprint(
         dataset_fingerprint(dataset),
         data.model_dump(include={"size", "drop_bad_boxes"}),
+        PIXELS,
         detector,
     )
     return Prepared(recipe, dataset, train, val, detector, key, accelerator)
 
 
-def box_sizes(dataset: Dataset, split: str, size: tuple[int, int]) -> NDArray[np.float32]:
-    """Widths and heights of a split's boxes in pixels at the training size, [N, 2], those without area left out."""
-    found = [np.zeros((0, 2), np.float32)]
-    for sample in dataset.splits[split]:
-        if len(sample.boxes):
-            width, height = sample.size or dataset.load(sample).size
-            keep = has_area(sample.boxes) & ~sample.difficult & ~sample.crowd
-            boxes = sample.boxes[keep] * fit(width, height, size).scale
-            found.append(boxes[:, 2:] - boxes[:, :2])
-    return np.concatenate(found)
+def _cache(dataset: Dataset, split: str, recipe: Recipe) -> PixelCache | None:
+    data, samples = recipe.data, dataset.splits[split]
+    if not data.cache_mib:
+        return None
+    only = replace(dataset, splits={split: samples})
+    name = fingerprint(PIXELS, dataset_fingerprint(only), data.size, version("pillow"))
+    return PixelCache(recipe.folder / "pixels" / f"{name}.bin", len(samples), data.size, data.cache_mib << 20)
+
+
+def box_sizes(samples: Columns, size: tuple[int, int]) -> NDArray[np.float32]:
+    """Widths and heights of a split's boxes in pixels at the training size, [N, 2], those without area left out.
+
+    Args:
+        samples: with images of known sizes.
+        size: height and width of the network's input, pixels.
+    """
+    store, rows = samples.store, samples.box_rows
+    known, which = np.unique(samples.image_sizes, axis=0, return_inverse=True)
+    scales = np.array([fit(width, height, size).scale for width, height in known], np.float32).reshape(-1, 4)[which]
+    boxes = store.boxes[rows]
+    keep = has_area(boxes) & ~store.difficult[rows] & ~store.crowd[rows]
+    scaled = (boxes * np.repeat(scales, samples.counts, 0))[keep]
+    sides: NDArray[np.float32] = scaled[:, 2:] - scaled[:, :2]
+    return sides
 
 
 def dataset_fingerprint(dataset: Dataset) -> str:
     """A name for the labels and the image files of a dataset's splits; pixels count by file size."""
-    digest = hashlib.sha256("\n".join(dataset.classes).encode("utf-8", "surrogatepass"))
-    for split, samples in dataset.splits.items():
-        for sample in samples:
-            length = sample.image.stat().st_size if sample.image else 0
-            # A file's name need not be UTF-8.
-            digest.update(f"{split}/{sample.image_id}/{length}".encode("utf-8", "surrogatepass"))
-            for array in (sample.boxes, sample.labels, sample.difficult, sample.crowd):
-                digest.update(array.tobytes())
+    digest = hashlib.sha256("\n".join(dataset.classes).encode("utf-8", "surrogateescape"))
+    for split, samples in in_columns(dataset.splits, dataset.root).items():
+        store, boxes = samples.store, samples.box_rows
+        digest.update(f"{split} {len(samples)}\n".encode("utf-8", "surrogateescape"))
+        digest.update("\n".join(samples.ids).encode("utf-8", "surrogateescape"))
+        for array in (samples.image_lengths, samples.counts):
+            digest.update(array.tobytes())
+        for column in (store.boxes, store.labels, store.difficult, store.crowd):
+            digest.update(column[boxes].tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -146,10 +170,12 @@ def environment(accelerator: Accelerator) -> dict[str, str | int]:
 
 
 def _check_classes(dataset: Dataset, data: DataConfig) -> None:
-    def seen(split: str) -> set[int]:
-        return {int(label) for sample in dataset.splits[split] for label in sample.labels[~sample.crowd]}
+    def seen(samples: Columns) -> set[int]:
+        rows = samples.box_rows
+        return set(np.unique(samples.store.labels[rows][~samples.store.crowd[rows]]).tolist())
 
-    unknown = sorted(seen(VAL) - seen(TRAIN))
+    splits = in_columns(dataset.splits, dataset.root)
+    unknown = sorted(seen(splits[VAL]) - seen(splits[TRAIN]))
     if unknown:
         names = ", ".join(dataset.classes[label] for label in unknown)
         raise InputError(

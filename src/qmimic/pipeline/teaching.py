@@ -9,6 +9,7 @@ from qmimic.mimic import sees_levels
 from qmimic.models.two_stage import Detector
 from qmimic.pipeline.prepare import Prepared
 from qmimic.quantize import Quantizer
+from qmimic.records import RecordFile
 from qmimic.training.bank import Bank, Layout
 from qmimic.training.loop import Watcher
 from qmimic.training.teacher import Teacher
@@ -53,7 +54,7 @@ def _bank(prepared: Prepared, detector: Detector, key: str, quantizer: Quantizer
         proposals=config.post_nms if mimic.regions == "teacher" else 0,
     )
     records = views * len(prepared.train.samples)
-    size = records * layout.bytes
+    size = RecordFile.size(records, layout.bytes)
     if size > recipe.run.bank_mib << 20:
         watcher.say(
             f"The teacher runs in every step: its bank would take {size / 1e6:.0f} MB, above run.bank_mib="

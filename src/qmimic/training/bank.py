@@ -1,17 +1,11 @@
 """The teacher bank: what the frozen teacher sees in every view of every training image, kept on disk.
 
-A teacher never changes while its student learns, so its map and its proposals are computed once for each view and then
-read: a file of records of equal length, memory-mapped, filled as the views come up. What a record holds is what the
-teacher would compute, to the last bit: the map as float32 or, where the loss sees it quantized anyway, as the levels of
-its dictionary, one byte each (two if one does not hold them). A record carries a checksum: one that is missing, half
-written by a killed process or damaged is computed again. So a bank needs no making, and is never stale: its name is the
-fingerprint of all that decides what is in it.
+A teacher never changes while its student learns, so its map and its proposals are computed once for each view, as the
+views come up, and then read. What a record holds is what the teacher would compute, to the last bit: the map as float32
+or, where the loss sees it quantized anyway, as the levels of its dictionary, one byte each (two if one does not hold
+them).
 """
 
-import contextlib
-import errno
-import os
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,13 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qmimic.errors import InputError
 from qmimic.models.rpn import Proposals
 from qmimic.quantize import Quantizer
+from qmimic.records import RecordFile
 
 Kind = np.dtype[np.uint8] | np.dtype[np.uint16] | np.dtype[np.float32]
 
-SUM_BYTES, BOX_BYTES = 4, 17  # a checksum; a proposal's four float32 and whether it counts
+BOX_BYTES = 17  # a proposal's four float32 and whether it counts
 
 
 @dataclass(frozen=True)
@@ -46,7 +40,7 @@ class Layout:
     @property
     def bytes(self) -> int:
         """Of a record."""
-        return int(np.prod(self.shape)) * self.kind.itemsize + self.proposals * BOX_BYTES + SUM_BYTES
+        return int(np.prod(self.shape)) * self.kind.itemsize + self.proposals * BOX_BYTES
 
 
 @dataclass(frozen=True)
@@ -84,25 +78,7 @@ class Bank:
 
     def __init__(self, path: Path, records: int, layout: Layout, quantizer: Quantizer | None) -> None:
         self.layout, self.quantizer = layout, quantizer
-        size = records * layout.bytes
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
-                # All of it at once: a mapped file that finds the disk full later would kill the process.
-                os.posix_fallocate(handle, 0, size)
-                os.ftruncate(handle, size)
-            finally:
-                os.close(handle)
-            self._file: NDArray[np.uint8] = np.memmap(path, np.uint8, "r+", shape=(records, layout.bytes))
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                with contextlib.suppress(OSError):
-                    path.unlink()
-            raise InputError(
-                f"The teacher bank {path} of {size / 1e6:.0f} MB cannot be made ({error.strerror}); "
-                "free some space, or set run.bank_mib=0 to do without."
-            ) from error
+        self._file = RecordFile(path, records, layout.bytes, "teacher bank", "run.bank_mib")
 
     def read(self, rows: NDArray[np.int64]) -> TeacherView | None:
         """The records of a batch; None if one of them is missing or damaged.
@@ -110,10 +86,11 @@ class Bank:
         Args:
             rows: int64 [B], which.
         """
-        records = self._file[rows]
-        sums = records[:, -SUM_BYTES:].copy().view(np.uint32)[:, 0]
-        if any(zlib.crc32(record[:-SUM_BYTES]) != wanted for record, wanted in zip(records, sums, strict=True)):
+        found = [self._file.read(int(row)) for row in rows]
+        kept = [record for record in found if record is not None]
+        if len(kept) < len(found):
             return None
+        records = np.stack(kept)
         channels, height, width = self.layout.shape
         length = channels * height * width * self.layout.kind.itemsize
         stored = records[:, :length].copy().view(self.layout.kind).reshape(-1, height, width, channels)
@@ -122,7 +99,7 @@ class Bank:
             features = self.quantizer.values(features)
         if not self.layout.proposals:
             return TeacherView(features, None)
-        regions = records[:, length:-SUM_BYTES].reshape(len(rows), self.layout.proposals, BOX_BYTES)
+        regions = records[:, length:].reshape(len(rows), self.layout.proposals, BOX_BYTES)
         boxes = torch.from_numpy(regions[..., :-1].copy().view(np.float32))
         return TeacherView(features, Proposals(boxes, torch.from_numpy(regions[..., -1] > 0)))
 
@@ -149,5 +126,4 @@ class Bank:
         content = np.concatenate(parts, 1)
         for row, record, fit in zip(rows, content, fits, strict=True):
             if fit:
-                self._file[row, :-SUM_BYTES] = record
-                self._file[row, -SUM_BYTES:] = np.frombuffer(np.uint32(zlib.crc32(record)).tobytes(), np.uint8)
+                self._file.write(int(row), record)

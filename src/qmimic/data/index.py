@@ -1,0 +1,189 @@
+"""An index: a checked dataset as columns on disk, so that a million images open in a moment.
+
+It lies in the dataset's own folder, as `.npy` files that are memory-mapped and a JSON file that describes them.
+Training reads it instead of the label files; everything else reads the labels themselves.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
+
+from qmimic.config import explain
+from qmimic.data.columns import Columns, Store, in_columns
+from qmimic.data.formats import usable
+from qmimic.data.labels import read_text
+from qmimic.data.sample import Dataset
+from qmimic.errors import InputError
+from qmimic.files import building
+
+FOLDER = "qmimic-index"
+VERSION = 1
+COLUMNS = {  # dtype and length: of N samples, their N + 1 starts, T boxes or bytes of text
+    "id_bytes": (np.uint8, ""),
+    "id_starts": (np.int64, "N+1"),
+    "image_bytes": (np.uint8, ""),
+    "image_starts": (np.int64, "N+1"),
+    "image_sizes": (np.int32, "N"),
+    "image_lengths": (np.int64, "N"),
+    "starts": (np.int64, "N+1"),
+    "boxes": (np.float32, "T"),
+    "labels": (np.int32, "T"),
+    "difficult": (np.bool_, "T"),
+    "crowd": (np.bool_, "T"),
+}
+FEW = 100  # in a folder of no more files, each label file is watched
+LABEL_SUFFIXES = (".json", ".yaml", ".yml", ".txt", ".xml", ".mat")
+
+
+class _Description(BaseModel):
+    """What an index says of itself.
+
+    Attributes:
+        version: of the layout.
+        classes: names; the index is the label.
+        splits: names; split k's rows are in `split-k.npy`.
+        drop_bad: bad boxes and images were left out.
+        stamps: last change (ns) and size of the dataset's folders and of label files that stand beside few others.
+    """
+
+    version: int
+    classes: list[str]
+    splits: list[str]
+    drop_bad: bool
+    stamps: dict[str, tuple[int, int]]
+
+
+def write(dataset: Dataset, drop_bad: bool) -> str:
+    """Check a dataset of files and write its index into its folder, in place of an older one.
+
+    Args:
+        dataset: as read.
+        drop_bad: leave out bad boxes and images; if False, any of them is an error.
+
+    Returns:
+        One sentence for a person.
+
+    Raises:
+        InputError: something is bad and `drop_bad` is False, or the disk is full.
+    """
+    root = dataset.root
+    if root is None:
+        raise InputError(f"{dataset.name} is drawn and needs no index; name the folder of a dataset.")
+    splits = in_columns(usable(dataset, drop_bad).splits, root)
+    if not splits:
+        raise InputError(f"{root} has no split, there is nothing to index.")
+    store = next(iter(splits.values())).store
+    stamps = _stamps(root)
+    with building(root / FOLDER, replace=True) as folder:
+        for name in COLUMNS:
+            np.save(folder / f"{name}.npy", getattr(store, name))
+        for number, samples in enumerate(splits.values()):
+            np.save(folder / f"split-{number}.npy", samples.rows)
+        description = _Description(
+            version=VERSION,
+            classes=list(dataset.classes),
+            splits=list(splits),
+            drop_bad=drop_bad,
+            stamps=stamps,
+        )
+        (folder / "index.json").write_text(description.model_dump_json(), encoding="utf-8")
+    size = sum(path.stat().st_size for path in (root / FOLDER).iterdir())
+    counts = ", ".join(f"{split} {len(samples):,}" for split, samples in splits.items())
+    return f"{root / FOLDER}: {counts} images with {len(store.boxes):,} boxes in {size / 1e6:.1f} MB."
+
+
+def exists(root: Path) -> bool:
+    """Whether a dataset's folder has an index."""
+    return (root / FOLDER / "index.json").is_file()
+
+
+def read(root: Path, drop_bad: bool) -> Dataset:
+    """Open the index of a dataset's folder. Only what is asked for is read from the disk.
+
+    Args:
+        root: the dataset's folder.
+        drop_bad: whether bad boxes and images are to be left out; the index must have been made so.
+
+    Raises:
+        InputError: the index is broken, of another version, was made otherwise, or the folder has changed since.
+    """
+    folder = root / FOLDER
+    again = f"run `qmimic data index {root}` again, or delete {folder}"
+    try:
+        description = _Description.model_validate_json(read_text(folder / "index.json"))
+    except ValidationError as error:
+        raise InputError(f"{folder} is no whole index ({explain(error)}); {again}.") from error
+    if description.version != VERSION:
+        raise InputError(f"{folder} is of another version of qmimic; {again}.")
+    if description.drop_bad and not drop_bad:
+        raise InputError(f"{folder} leaves out bad boxes; set data.drop_bad_boxes=true, or delete it.")
+    changed = _changed(root, description.stamps)
+    if changed is not None:
+        raise InputError(f"{changed} has changed since {folder} was made; {again}.")
+    try:
+        # Mapped, and never unpickled.
+        store = Store(**{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in COLUMNS})
+        rows = [np.load(folder / f"split-{k}.npy", mmap_mode="r") for k in range(len(description.splits))]
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"{folder} is no whole index ({error}); {again}.") from error
+    fault = _fault(store, rows, len(description.classes))
+    if fault is not None:
+        raise InputError(f"{folder} is no whole index ({fault}); {again}.")
+    splits = {split: Columns(store, root, own) for split, own in zip(description.splits, rows, strict=True)}
+    return Dataset(root.name, root, tuple(description.classes), splits, checked=True)
+
+
+def _fault(store: Store, rows: Sequence[NDArray[np.int64]], classes: int) -> str | None:
+    """What is wrong with the arrays of an index, None if nothing."""
+    lengths = {"N": len(store.image_lengths), "N+1": len(store.image_lengths) + 1, "T": len(store.labels)}
+    for name, (dtype, length) in COLUMNS.items():
+        column: NDArray[np.generic] = getattr(store, name)
+        tail = {"boxes": (4,), "image_sizes": (2,)}.get(name, ())
+        if column.dtype != dtype or column.shape != (lengths.get(length, len(column)), *tail):
+            return f"{name} has the shape {column.shape} of {column.dtype}"
+    for name, total in (("id", store.id_bytes), ("image", store.image_bytes), ("", store.boxes)):
+        starts = getattr(store, f"{name}_starts" if name else "starts")
+        if starts[0] != 0 or starts[-1] != len(total) or (np.diff(starts) < 0).any():
+            return f"{name or 'box'} starts are out of order"
+    for own in rows:
+        if own.dtype != np.int64 or own.ndim != 1 or (len(own) and not 0 <= own.min() <= own.max() < lengths["N"]):
+            return "a split names samples that are not there"
+    if lengths["T"] and not 0 <= store.labels.min() <= store.labels.max() < classes:
+        return "a label has no class"
+    if not np.isfinite(store.boxes.sum(dtype=np.float64)):
+        return "a box is not finite"
+    return None
+
+
+def _stamps(root: Path) -> dict[str, tuple[int, int]]:
+    """Last change and size of folders below a dataset's, and of label files that stand beside few others."""
+    watched: list[Path] = []
+    for name, folders, files in os.walk(root):
+        here = Path(name)
+        if FOLDER in folders:
+            folders.remove(FOLDER)
+        watched += [here / folder for folder in folders]
+        if len(files) <= FEW:
+            watched += [here / file for file in files if Path(file).suffix.lower() in LABEL_SUFFIXES]
+    return {str(path.relative_to(root)): _stamp(path) for path in watched}
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_mtime_ns, status.st_size
+
+
+def _changed(root: Path, stamps: dict[str, tuple[int, int]]) -> Path | None:
+    """The first folder or file that is no longer as it was."""
+    for name, stamp in stamps.items():
+        path = root / name
+        try:
+            if _stamp(path) != stamp:
+                return path
+        except (OSError, ValueError):
+            return path
+    return None

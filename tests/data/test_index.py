@@ -1,0 +1,131 @@
+"""An index gives the checked dataset, and is refused when it is broken, strange or out of date."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cli_cases import RECIPE, Refused, coco, train
+from folders import picture, voc_list, voc_object, voc_xml
+from qmimic.cli import main
+from qmimic.data import index
+from qmimic.data.formats import load_dataset, usable
+from qmimic.errors import InputError
+from qmimic.pipeline.prepare import dataset_fingerprint
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    """Three images, the last with a box without area; train, val, and both."""
+    for k, name in enumerate(("a", "b", "c")):
+        picture(tmp_path / "JPEGImages" / f"{name}.png", (90 + k, 70), k)
+    voc_xml(tmp_path, "a", voc_object("cat", 2, 3, 40, 50), voc_object("dog", 5, 5, 30, 30))
+    voc_xml(tmp_path, "b")
+    voc_xml(tmp_path, "c", voc_object("dog", 9, 9, 60, 60), voc_object("cat", 7, 7, 7, 7))
+    voc_list(tmp_path, "train", "a", "b")
+    voc_list(tmp_path, "val", "c")
+    voc_list(tmp_path, "trainval", "a", "b", "c")
+    return tmp_path
+
+
+def test_it_is_the_checked_dataset(voc: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError, match="without area"):
+        index.write(load_dataset(voc), drop_bad=False)
+    assert not index.exists(voc)
+    assert main(["data", "index", str(voc), "--drop-bad"]) == 0
+    assert "train 2, trainval 3, val 1 images with 3 boxes in" in capsys.readouterr().out
+    wanted = usable(load_dataset(voc), drop_bad=True)
+    found = index.read(voc, drop_bad=True)
+    assert (found.name, found.root, found.classes) == (wanted.name, wanted.root, wanted.classes)
+    assert dict(found.splits).keys() == dict(wanted.splits).keys()
+    for split, samples in wanted.splits.items():
+        for one, other in zip(found.splits[split], samples, strict=True):
+            assert (one.image_id, one.image, one.size) == (other.image_id, other.image, other.size)
+            assert np.array_equal(one.boxes, other.boxes)
+            assert np.array_equal(one.labels, other.labels)
+    assert dataset_fingerprint(found) == dataset_fingerprint(wanted)  # so a run goes on with or without it
+    assert usable(found, drop_bad=False) is found
+    assert len(load_dataset(voc).splits["trainval"]) == 3  # commands that look at labels still see them all
+    assert len(load_dataset(voc).splits["trainval"][2].boxes) == 2
+    with pytest.raises(InputError, match=r"leaves out bad boxes; set data\.drop_bad_boxes=true"):
+        index.read(voc, drop_bad=False)
+
+
+def test_it_is_made_anew_in_place_of_the_old(voc: Path) -> None:
+    index.write(load_dataset(voc), drop_bad=True)
+    voc_list(voc, "val", "b", "c")
+    index.write(load_dataset(voc), drop_bad=True)
+    assert len(index.read(voc, drop_bad=True).splits["val"]) == 2
+    assert sorted(path.name for path in voc.iterdir()) == ["Annotations", "ImageSets", "JPEGImages", index.FOLDER]
+
+
+@pytest.mark.parametrize("change", ["list", "label", "image", "gone"])
+def test_a_folder_that_changed_since_is_told(voc: Path, change: str) -> None:
+    index.write(load_dataset(voc), drop_bad=True)
+    index.read(voc, drop_bad=True)
+    if change == "list":
+        voc_list(voc, "val", "b")
+    elif change == "label":
+        voc_xml(voc, "a", voc_object("cat", 2, 3, 40, 51))
+    elif change == "image":
+        picture(voc / "JPEGImages" / "d.png")
+    else:
+        (voc / "Annotations" / "b.xml").unlink()
+    with pytest.raises(InputError, match=r"has changed since .* run `qmimic data index .*` again, or delete"):
+        index.read(voc, drop_bad=True)
+
+
+def damaged(folder: Path, kind: str) -> None:
+    if kind == "json":
+        (folder / "index.json").write_text("{")
+    elif kind == "version":
+        content = json.loads((folder / "index.json").read_text())
+        (folder / "index.json").write_text(json.dumps({**content, "version": 99}))
+    elif kind == "missing":
+        (folder / "boxes.npy").unlink()
+    elif kind == "short":
+        os.truncate(folder / "boxes.npy", (folder / "boxes.npy").stat().st_size - 3)
+    else:
+        name, value = {
+            "dtype": ("labels", np.zeros(3, np.int64)),
+            "length": ("crowd", np.zeros(2, np.bool_)),
+            "starts": ("starts", np.array([0, 5, 2, 3])),
+            "label": ("labels", np.array([0, 1, 7], np.int32)),
+            "box": ("boxes", np.full((3, 4), np.nan, np.float32)),
+            "row": ("split-0", np.array([0, 3])),
+            "pickle": ("labels", np.array([{}, {}, {}], object)),
+        }[kind]
+        np.save(folder / f"{name}.npy", value, allow_pickle=True)
+
+
+KINDS = ["json", "version", "missing", "short", "dtype", "length", "starts", "label", "box", "row", "pickle"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_broken_index_is_refused(voc: Path, kind: str) -> None:
+    index.write(load_dataset(voc), drop_bad=True)
+    index.read(voc, drop_bad=True)
+    damaged(voc / index.FOLDER, kind)
+    with pytest.raises(InputError, match=r"run `qmimic data index .*` again, or delete") as caught:
+        index.read(voc, drop_bad=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_drawn_data_need_none(refused: Refused) -> None:
+    assert "synthetic:digits is drawn and needs no index" in refused("data", "index", "synthetic:digits")
+
+
+def test_training_reads_it(tmp_path: Path) -> None:
+    recipe, data = tmp_path / "recipe.yaml", coco(tmp_path / "data")
+    recipe.write_text(RECIPE)
+    assert train(recipe, data, tmp_path / "without") == 0
+    index.write(load_dataset(data), drop_bad=False)
+    for label in data.glob("instances_*.json"):
+        stamp = label.stat()
+        label.write_text("x" * stamp.st_size)  # no one looks into it
+        os.utime(label, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    assert train(recipe, data, tmp_path / "with") == 0
+    weights = [(tmp_path / run / "student.safetensors").read_bytes() for run in ("with", "without")]
+    assert weights[0] == weights[1]
