@@ -93,7 +93,8 @@ def watch(made: Made, clock: Clock) -> Callable[[], None]:
         places += [(module, name, "targets") for name in ("match", "sample", "matched_boxes")]
     places.append((two_stage, "pad_with_truth", "targets"))
     if isinstance(made.objective, objectives.MimicObjective):
-        places += [(made.objective.mimic, "loss", "mimic"), (objectives, "choose_regions", "mimic")]
+        places += [(made.objective.mimic, name, "mimic") for name in ("aim", "loss_to")]
+        places.append((objectives, "choose_regions", "mimic"))
         places.append((made.objective.teacher, "look", "teacher's bank"))
     for owner, name, part in places:
         setattr(owner, name, clock.around(part, getattr(owner, name)))

@@ -26,7 +26,7 @@ from qmimic.config import MimicConfig, QuantizerConfig, Recipe, ScheduleConfig
 from qmimic.data.augment import STILL
 from qmimic.data.targets import Targets
 from qmimic.memory import keep_freed_memory
-from qmimic.mimic import Mimic
+from qmimic.mimic import REGION_SIZE, Mimic
 from qmimic.models.detectors import build
 from qmimic.models.spec import DetectorSpec
 from qmimic.precision import bf16_by_default
@@ -52,10 +52,11 @@ class Made:
     optimizer: torch.optim.Optimizer
 
 
-def spec_of(backbone: str, size: int) -> DetectorSpec:
-    """The recipe's default detector of three classes."""
-    settings = Recipe().detector.model_dump(exclude={"anchors"})
-    return DetectorSpec(**settings, backbone=backbone, classes=("a", "b", "c"), size=(size, size), anchors=ANCHORS)
+def spec_of(backbone: str, size: int, classes: int = 3, **changes: int) -> DetectorSpec:
+    """The recipe's default detector, or a changed one."""
+    settings = {**Recipe().detector.model_dump(exclude={"anchors"}), **changes}
+    names = tuple(f"class {number}" for number in range(classes))
+    return DetectorSpec(**settings, backbone=backbone, classes=names, size=(size, size), anchors=ANCHORS)
 
 
 def ours(spec: DetectorSpec, images: torch.Tensor, targets: Targets) -> Made:
@@ -73,9 +74,11 @@ def mimicking(spec: DetectorSpec, images: torch.Tensor, targets: Targets, folder
     stride = spec.output_stride
     channels = (student.backbone.channels, teacher.backbone.channels)
     mimic = Mimic(config, *channels, quantizer, torch.ones(()), stride, seed=0)
-    shape = (channels[1], spec.size[0] // stride, spec.size[1] // stride)
-    bank = Bank(folder / "bank.bin", len(images), Layout(shape, np.dtype(np.float32), spec.post_nms), None)
-    taught = Teacher(teacher, bf16_by_default(TEACHER, images.device), bank)
+    layout = Layout(
+        (channels[1], config.region_count * REGION_SIZE, REGION_SIZE), np.dtype(np.uint8), config.region_count
+    )
+    bank = Bank(folder / "bank.bin", len(images), layout, quantizer)
+    taught = Teacher(teacher, bf16_by_default(TEACHER, images.device), bank, keeps_regions=True)
     return stepping(MimicObjective(student, mimic, taught, config, STILL), spec, images, targets)
 
 
@@ -119,13 +122,13 @@ def torchvisions(spec: DetectorSpec, images: torch.Tensor, targets: Targets) -> 
     return step
 
 
-def made_batch(size: int, batch: int, device: torch.device) -> tuple[torch.Tensor, Targets]:
-    """Noise images with boxes of 20 to 100 pixels."""
+def made_batch(size: int, batch: int, device: torch.device, boxes: int = BOXES) -> tuple[torch.Tensor, Targets]:
+    """Noise images of three classes with boxes of 20 to 100 pixels."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, generator=generator)
-    corner = torch.rand(batch, BOXES, 2, generator=generator) * (size - 100)
-    sides = 20 + 80 * torch.rand(batch, BOXES, 2, generator=generator)
-    labels = torch.randint(0, 3, (batch, BOXES), generator=generator)
+    corner = torch.rand(batch, boxes, 2, generator=generator) * (size - 100)
+    sides = 20 + 80 * torch.rand(batch, boxes, 2, generator=generator)
+    labels = torch.randint(0, 3, (batch, boxes), generator=generator)
     return images.to(device), Targets(torch.cat([corner, corner + sides], -1), labels).to(device)
 
 

@@ -20,6 +20,7 @@ from qmimic.models.rpn import Proposals, first
 from qmimic.processes import Source, mean_over, rand
 from qmimic.quantize import Quantizer
 
+REGION_SIZE = 5  # bins of a region on each side
 QUANTIZED_SIDES = {
     # mode: (teacher's map, student's map)
     "mimic": (False, False),
@@ -36,6 +37,12 @@ def sees_levels(config: MimicConfig) -> bool:
     """
     first = config.order == "quantize_pool" or config.regions == "map" or config.pooling == "pool"
     return QUANTIZED_SIDES[config.mode][0] and first
+
+
+def sees_region_levels(config: MimicConfig) -> bool:
+    """Whether all that the loss sees of the teacher are its own regions, pooled and then quantized."""
+    own = config.regions == "teacher" and config.order == "pool_quantize" and config.map_steps == 0
+    return QUANTIZED_SIDES[config.mode][0] and own
 
 
 def mimic_loss(teacher: Tensor, student: Tensor, valid: Tensor) -> Tensor:
@@ -142,13 +149,23 @@ class Mimic(nn.Module):
             teacher_map: [B, C_t, H, W], not quantized, no gradient.
             regions: where the maps are compared; None: every entry of the whole map.
         """
-        teacher_side, student_side = QUANTIZED_SIDES[self.config.mode]
+        return self.loss_to(student_map, self.aim(teacher_map, regions), regions)
+
+    def aim(self, teacher_map: Tensor, regions: Proposals | None) -> Tensor:
+        """The teacher's side, float32 [B, P, C_t, k, k], of the whole map [B, 1, C_t, H, W]. Args as `loss`."""
+        quantized, _ = QUANTIZED_SIDES[self.config.mode]
+        features = teacher_map.detach().float()
         if self.config.order == "quantize_pool":
-            teacher = self._pooled(self._quantized(teacher_map.detach().float(), teacher_side), regions)
-            student = self._pooled(self._quantized(self.adapt(student_map).float(), student_side), regions)
+            return self._pooled(self._quantized(features, quantized), regions)
+        return self._quantized(self._pooled(features, regions), quantized)
+
+    def loss_to(self, student_map: Tensor, teacher: Tensor, regions: Proposals | None) -> Tensor:
+        """L_m from a student's map to a teacher's side, see `aim`. Other args as `loss`."""
+        _, quantized = QUANTIZED_SIDES[self.config.mode]
+        if self.config.order == "quantize_pool":
+            student = self._pooled(self._quantized(self.adapt(student_map).float(), quantized), regions)
         else:
-            teacher = self._quantized(self._pooled(teacher_map.detach().float(), regions), teacher_side)
-            student = self._quantized(self.adapt(self._pooled(student_map, regions)).float(), student_side)
+            student = self._quantized(self.adapt(self._pooled(student_map, regions)).float(), quantized)
         loss = mimic_loss(teacher, student, self._valid(student_map, regions))
         if self.config.normalize == "entry":
             loss = loss * 2 / (teacher[0, 0].numel() * self.rms.square())
@@ -184,7 +201,15 @@ class Mimic(nn.Module):
         return student_map.new_ones(len(student_map), 1, dtype=torch.bool) if regions is None else regions.valid
 
 
-REGION_SIZE = 5  # bins of a region on each side
+def as_map(regions: Tensor) -> Tensor:
+    """Pooled regions [B, P, C, k, k] one below the other as a map [B, C, P k, k]."""
+    return regions.transpose(1, 2).flatten(2, 3)
+
+
+def as_regions(features: Tensor) -> Tensor:
+    """The inverse of `as_map`."""
+    regions: Tensor = features.unflatten(2, (-1, REGION_SIZE)).transpose(1, 2)
+    return regions
 
 
 def choose_regions(

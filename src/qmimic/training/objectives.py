@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from qmimic.config import AugmentConfig, MimicConfig
 from qmimic.data.augment import augment, exact_views
 from qmimic.data.targets import Targets
-from qmimic.mimic import Mimic, choose_regions
+from qmimic.mimic import Mimic, as_map, as_regions, choose_regions
+from qmimic.models.rpn import Proposals
 from qmimic.models.two_stage import Detector
 from qmimic.processes import Share, Source
+from qmimic.training.bank import TeacherView
 from qmimic.training.teacher import Teacher
 
 Phase = Literal["map", "joint", "detection"]
@@ -103,17 +105,28 @@ class MimicObjective(nn.Module):
             losses, proposals = dict(output.losses), output.proposals
         if phase == "detection":
             return losses
-        of_teacher = phase == "joint" and self.config.regions == "teacher"
         records = None
         if indices is not None and views.kinds is not None:
             records = indices * (exact_views(self.augmentation) or 1) + views.kinds
-        taught = self.teacher.look(views.images, records, of_teacher)
-        if of_teacher:
-            proposals = taught.proposals
-        regions = None
-        if phase == "joint" and self.config.regions != "map":
-            regions = choose_regions(self.config, proposals, targets, self.detector.spec.size, chance.samples)
-        losses["mimic"] = self.config.weight * self.mimic.loss(raw, taught.features, regions)
+
+        def choose(proposals: Proposals | None) -> Proposals | None:
+            if phase == "map" or self.config.regions == "map":
+                return None
+            return choose_regions(self.config, proposals, targets, self.detector.spec.size, chance.samples)
+
+        def pool(seen: TeacherView) -> TeacherView:
+            chosen = choose(seen.proposals)
+            return TeacherView(as_map(self.mimic.aim(seen.features, chosen)), chosen)
+
+        if phase == "joint" and self.teacher.keeps_regions:
+            taught = self.teacher.look(views.images, records, True, pool)
+            regions, aim = taught.proposals, as_regions(taught.features)
+        else:
+            of_teacher = phase == "joint" and self.config.regions == "teacher"
+            taught = self.teacher.look(views.images, records, of_teacher)
+            regions = choose(taught.proposals if of_teacher else proposals)
+            aim = self.mimic.aim(taught.features, regions)
+        losses["mimic"] = self.config.weight * self.mimic.loss_to(raw, aim, regions)
         return losses
 
     def phase(self, progress: float) -> Phase:
