@@ -50,9 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename else ""
         _complain(f"{where}{error.strerror or error}; check the path, its permissions and the disk.")
     except (MemoryError, RuntimeError) as error:
-        if not is_lack_of_memory(error):
+        from qmimic.processes import is_loss_of_process  # torch is here by now, else nothing raised this
+
+        if is_lack_of_memory(error):
+            _complain(
+                "there is not enough memory; lower batch_size, data.size or the networks' widths, or close programs."
+            )
+        elif is_loss_of_process(error):
+            _complain(f"another process of this run has gone, see what it said{goes_on}.")
+        else:
             raise
-        _complain("there is not enough memory; lower batch_size, data.size or the networks' widths, or close programs.")
     return EXIT_BAD_INPUT
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # of gloo; NCCL has a type
 _apart = False
 
 
@@ -15,6 +16,11 @@ def count() -> int:
     """How many processes train together."""
     together = dist.is_available() and dist.is_initialized() and not _apart
     return dist.get_world_size() if together else 1
+
+
+def is_loss_of_process(error: BaseException) -> bool:
+    """Whether an exception says that another process of the run has gone."""
+    return isinstance(error, dist.DistError) or (count() > 1 and any(sign in str(error) for sign in LOST))
 
 
 @contextmanager

@@ -135,6 +135,40 @@ def test_of_many_processes_one_writes_and_speaks_and_all_do_what_one_would(recip
     assert json.loads((run / "environment.json").read_text())["processes"] == 2
 
 
+def test_a_process_that_dies_ends_the_run_in_a_sentence_and_a_restart_goes_on(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Else torch's restarted processes look for each other at the addresses of the dead ones.
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    data, run, whole = coco(tmp_path / "data"), tmp_path / "run", tmp_path / "whole"
+    settings = [str(recipe), f"data.root={data}", "run.device=cpu", "run.threads=1", "teacher.backbone=resnet18/32"]
+    settings += ["teacher.checkpoint_every=2"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    command = ["-m", "qmimic", "train", *settings]
+
+    process = begun([*launcher, *command, "teacher.steps=100000", f"run.dir={run}"], run)
+    workers = children(process.pid)
+    assert len(workers) == 2
+    os.kill(workers[1], signal.SIGKILL)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "qmimic: another process of this run has gone, see what it said; the last checkpoint is kept" in said
+    for path in run.rglob("*.safetensors"):
+        load_file(path)
+
+    process = begun([*launcher, "--max-restarts=1", *command, "teacher.steps=60", f"run.dir={whole}"], whole)
+    os.kill(children(process.pid)[0], signal.SIGKILL)
+    shown, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert "going on from step" in shown
+    assert "To ship" in shown
+
+
+def children(process: int) -> list[int]:
+    """Ids of the processes that one has started and that are still there, in the order of their start."""
+    return [int(child) for child in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
 def test_a_process_that_is_not_the_main_one_writes_nothing(
     recipe: Path, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,48 +21,25 @@ class BatchNorm2d(nn.BatchNorm2d):
     """torch's `BatchNorm2d`: the same state, the same results to rounding."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise [B, C, H, W]."""
+        """Normalise [B, C, H, W]; in training by the statistics of the whole batch, however many processes share it."""
+        several = processes.count() > 1  # torch's own batch norm over processes is for GPUs only
         few = self.num_features <= FEW and x.is_contiguous(memory_format=torch.channels_last)
         plain = x.device.type == "cpu" and x.dtype == torch.float32
-        if self.training and self.momentum and processes.count() > 1:
-            return self._over_processes(x)
-        if not (self.training and few and plain and self.momentum):
+        if not (self.training and self.momentum and (several or (few and plain))):
             return super().forward(x)
         assert self.running_mean is not None
         assert self.running_var is not None
-        out: Tensor
-        out, mean, variance = _FewChannels.apply(x, self.weight, self.bias, self.eps)
-        count = x.numel() // x.shape[1]
+        wide = x.float().contiguous(memory_format=torch.channels_last)
+        out, mean, variance, count = _Rows.apply(wide, self.weight, self.bias, self.eps)
         self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance * (count / max(1, count - 1)), self.momentum)
+        self.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), self.momentum)
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-        return out
-
-    def _over_processes(self, x: Tensor) -> Tensor:
-        """With the statistics of the whole batch, of which each process has a part. (torch's own is for GPUs only.)"""
-        wide, channels, places = x.float(), x.shape[1], (0, 2, 3)
-        pixels = torch.full((1,), x.numel() // channels, dtype=torch.float64, device=x.device)
-        # A variance as a difference of sums needs the digits.
-        sums = [wide.sum(places, dtype=torch.float64), wide.square().sum(places, dtype=torch.float64), pixels]
-        total, squares, count = processes.sum_over(torch.cat(sums)).split([channels, channels, 1])
-        mean = total / count
-        variance = (squares / count - mean.square()).clamp(min=0).float()
-        mean, count = mean.float(), count.float()
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        assert self.momentum is not None
-        with torch.no_grad():
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), self.momentum)
-            if self.num_batches_tracked is not None:
-                self.num_batches_tracked.add_(1)
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        shift = self.bias - mean * scale
-        return torch.addcmul(shift.view(1, -1, 1, 1), wide, scale.view(1, -1, 1, 1)).to(x.dtype)
+        normal: Tensor = out.to(x.dtype)
+        return normal
 
 
-class _FewChannels(torch.autograd.Function):
+class _Rows(torch.autograd.Function):
     """Batch norm in training of a channels-last [B, C, H, W], as rows [R, n C] of n pixels each.
 
     torch's own kernels find the statistics of every lane of the rows, as if it were a channel. A channel's are the
@@ -70,40 +47,48 @@ class _FewChannels(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         channels, rows = weight.numel(), _rows(x)
         lane_mean, lane_variance = torch.batch_norm_update_stats(rows, None, None, 0.0)
-        average = _average(channels, rows.shape[1])
+        average = _average(channels, rows.shape[1], x.device)
         mean = average.mv(lane_mean)
         between = lane_mean - mean
         variance = average.mv(torch.addcmul(lane_variance, between, between))
+        count = torch.full((), rows.numel() // channels, dtype=torch.float64, device=x.device)
+        if processes.count() > 1:
+            own = mean[:channels].double()  # a variance as a difference of means needs the digits
+            moments = torch.cat([own, own.square() + variance[:channels], count.new_ones(1)]) * count
+            sums, squares, total = processes.sum_over(moments).split([channels, channels, 1])
+            count, whole = total[0], sums / total
+            mean = whole.float().repeat(len(mean) // channels)
+            variance = (squares / total - whole.square()).clamp(min=0).float().repeat(len(mean) // channels)
         inverse = torch.rsqrt(variance + eps)
         scale = (inverse.view(-1, channels) * weight).flatten()
         shift = torch.addcmul(bias, mean.view(-1, channels), scale.view(-1, channels), value=-1).flatten()
         # The result must not be a view: the ReLU that follows works in place, which for a view costs two copies.
         out = torch.empty_like(x)
         torch.addcmul(shift, rows, scale, out=_rows(out))
-        ctx.save_for_backward(x, mean, inverse, scale)
+        ctx.save_for_backward(x, mean, inverse, scale, count)
         ctx.channels = channels
-        mean, variance = mean[:channels], variance[:channels]
-        ctx.mark_non_differentiable(mean, variance)
-        return out, mean, variance
+        mean, variance, count = mean[:channels], variance[:channels], count.float()
+        ctx.mark_non_differentiable(mean, variance, count)
+        return out, mean, variance, count
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, mean, inverse, scale = ctx.saved_tensors
+        x, mean, inverse, scale, count = ctx.saved_tensors
         rows, to_out = _rows(x), _rows(gradients[0].contiguous(memory_format=torch.channels_last))
         _, *to_lanes = torch.ops.aten.native_batch_norm_backward(
             to_out, rows, None, None, None, mean, inverse, True, 0.0, [False, True, True]
         )
-        sums = torch.stack(to_lanes) @ _average(ctx.channels, rows.shape[1])  # of a channel: by n
-        slope, offset = sums * (scale / -rows.shape[0])
+        repeats = rows.shape[1] // ctx.channels
+        own = torch.stack(to_lanes).view(2, repeats, -1).sum(1)  # of a channel, and of this process
+        slope, offset = processes.sum_over(own).repeat(1, repeats) * (scale / -count.float())
         slope *= inverse
         offset = torch.addcmul(offset, slope, mean, value=-1)
         to_x = torch.empty_like(x)
         torch.addcmul(offset, to_out, scale, out=_rows(to_x)).addcmul_(rows, slope)
-        to_weight, to_bias = sums[:, : ctx.channels] * (rows.shape[1] // ctx.channels)
-        return to_x, to_weight, to_bias, None
+        return to_x, own[0], own[1], None
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -116,6 +101,7 @@ def _rows(x: Tensor) -> Tensor:
 
 
 @cache
-def _average(channels: int, lanes: int) -> Tensor:
+def _average(channels: int, lanes: int, device: torch.device) -> Tensor:
     """Symmetric [lanes, lanes] that puts the mean over a channel's lanes in each of them."""
-    return torch.eye(channels).repeat(lanes // channels, lanes // channels) * (channels / lanes)
+    repeats = lanes // channels
+    return torch.eye(channels, device=device).repeat(repeats, repeats) / repeats
