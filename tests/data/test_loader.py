@@ -52,6 +52,16 @@ def test_a_batch_depends_on_seed_and_step_alone(dataset: Dataset, tmp_path: Path
     assert [names(batch) for batch in other] != [names(batch) for batch in whole]
 
 
+def test_processes_share_a_batch(dataset: Dataset) -> None:
+    loader = Loader(dataset, "train", (32, 32), 5)
+    whole = list(loader.steps(seed=2, first=1, last=4))
+    parts = [list(loader.steps(seed=2, first=1, last=4, rows=slice(rank, None, 2))) for rank in range(2)]
+    for step, batch in enumerate(whole):
+        for rank in range(2):
+            assert names(parts[rank][step]) == names(batch)[rank::2]
+            assert torch.equal(parts[rank][step].targets.boxes, batch.targets.boxes[rank::2])
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 7, 10])
 def test_every_image_comes_once_an_epoch(dataset: Dataset, batch_size: int) -> None:
     batches = list(Loader(dataset, "train", (32, 32), batch_size).steps(seed=1, first=0, last=COUNT))

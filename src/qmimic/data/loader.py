@@ -75,20 +75,25 @@ class Loader:
         starts = range(0, len(self.samples), self.batch_size)
         yield from self._ahead(range(at, min(at + self.batch_size, len(self.samples))) for at in starts)
 
-    def steps(self, seed: int, first: int, last: int) -> Iterator[Batch]:
+    def steps(self, seed: int, first: int, last: int, rows: slice = slice(None)) -> Iterator[Batch]:
         """The shuffled training batches of steps first..last-1; all of them are full.
 
         Every image comes once before any comes twice; the order of an epoch depends on seed and epoch alone.
+
+        Args:
+            seed: of the order.
+            first, last: steps.
+            rows: which of every batch are made, where processes share it.
         """
         count = len(self.samples)
 
-        @lru_cache(maxsize=4)
+        @lru_cache(maxsize=2)
         def order(epoch: int) -> NDArray[np.int64]:
             return np.random.default_rng((seed, epoch)).permutation(count)
 
         def plan(step: int) -> list[int]:
             positions = range(step * self.batch_size, (step + 1) * self.batch_size)
-            return [int(order(position // count)[position % count]) for position in positions]
+            return [int(order(position // count)[position % count]) for position in positions[rows]]
 
         yield from self._ahead(plan(step) for step in range(first, last))
 

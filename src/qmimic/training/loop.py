@@ -15,7 +15,6 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from qmimic.config import ScheduleConfig, fingerprint
 from qmimic.data.loader import Batch, Loader
-from qmimic.data.targets import Targets
 from qmimic.errors import InputError
 from qmimic.models.two_stage import Detector
 from qmimic.processes import mean_over
@@ -95,6 +94,7 @@ def fit(
     average = None
     if schedule.ema:
         average = AveragedModel(objective.detector, multi_avg_fn=get_ema_multi_avg_fn(schedule.ema), use_buffers=True)
+    rows = slice(accelerator.process_index, None, accelerator.num_processes)  # of the global batch
     optimizer = build_optimizer(objective, schedule)
     done = load_checkpoint(job.folder / "checkpoints", job.key, objective, optimizer, average)
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
@@ -106,9 +106,9 @@ def fit(
     # One process keeps the log and the checkpoints: two would write over each other.
     keeps = closing(Log(job.folder, done)) if accelerator.is_main_process else nullcontext()
     with keeps as log:
-        for step, batch in enumerate(loader.steps(job.seed, done, schedule.steps), start=done):
+        for step, batch in enumerate(loader.steps(job.seed, done, schedule.steps, rows), start=done):
             rate = learning_rate(schedule, step)
-            losses = _advance(job, wrapped, optimizer, batch, step, rate, accelerator)
+            losses = _advance(job, wrapped, optimizer, batch, rows, step, rate, accelerator)
             value = sum(losses.values())
             if average is not None:
                 average.update_parameters(objective.detector)
@@ -134,25 +134,25 @@ def _advance(
     objective: Objective,
     optimizer: AcceleratedOptimizer,
     batch: Batch,
+    rows: slice,
     step: int,
     rate: float,
     accelerator: Accelerator,
 ) -> dict[str, float]:
-    """One optimizer step; the terms of the loss before it.
+    """One optimizer step on a process's rows of the global batch; the terms of the loss before it.
 
     Raises:
         InputError: the loss is not finite; nothing was changed.
     """
     for group in optimizer.param_groups:
         group["lr"] = rate
-    rows = slice(accelerator.process_index, None, accelerator.num_processes)  # of the global batch
-    images, targets = _own_share(batch, rows, accelerator)
+    images, targets = batch.images.to(accelerator.device), batch.targets.to(accelerator.device)
     chance = chance_of(job.seed, step, accelerator.device)
     if accelerator.num_processes > 1:
-        chance = chance.of_rows(rows, len(batch.images))
+        chance = chance.of_rows(rows, job.schedule.batch_size)
     # Accelerate knows one precision a process, stages differ: so autocast is entered here.
     with torch.autocast(images.device.type, torch.bfloat16, enabled=job.bf16):
-        terms: dict[str, Tensor] = objective(images, targets, chance, step / job.schedule.steps, batch.indices[rows])
+        terms: dict[str, Tensor] = objective(images, targets, chance, step / job.schedule.steps, batch.indices)
     names, losses = list(terms), torch.stack(list(terms.values()))
     values: list[float] = mean_over(losses.detach()).tolist()  # one wait for the device; all processes see the same
     if not all(map(math.isfinite, values)):
@@ -166,12 +166,6 @@ def _advance(
         accelerator.clip_grad_norm_(objective.parameters(), job.schedule.clip_norm)
     optimizer.step()
     return dict(zip(names, values, strict=True))
-
-
-def _own_share(batch: Batch, rows: slice, accelerator: Accelerator) -> tuple[Tensor, Targets]:
-    """This process's rows of the global batch, on its device."""
-    targets = Targets(batch.targets.boxes[rows], batch.targets.labels[rows])
-    return batch.images[rows].to(accelerator.device), targets.to(accelerator.device)
 
 
 def chance_of(seed: int, step: int, device: torch.device) -> Chance:
