@@ -87,7 +87,7 @@ def test_images_and_boxes_are_letterboxed_alike(dataset: Dataset) -> None:
     (batch,) = Loader(dataset, "train", (32, 48), COUNT).once()
     assert batch.images.shape == (COUNT, 3, 32, 48)
     assert batch.images.dtype == torch.uint8
-    assert batch.targets.boxes.shape == (COUNT, 3, 4)  # the split's largest number of boxes
+    assert batch.targets.boxes.shape == (COUNT, 4, 4)  # three boxes at most, so four places
     assert batch.targets.labels.dtype == torch.int64
     for row, sample in enumerate(batch.samples):
         assert sample.image is not None
@@ -96,14 +96,14 @@ def test_images_and_boxes_are_letterboxed_alike(dataset: Dataset) -> None:
         assert np.array_equal(batch.images[row].permute(1, 2, 0).numpy(), pixels)
         count = len(sample.boxes)
         assert np.allclose(batch.targets.boxes[row, :count].numpy(), sample.boxes * placed.scale)
-        assert batch.targets.labels[row].tolist() == [*sample.labels.tolist(), *[PADDING] * (3 - count)]
+        assert batch.targets.labels[row].tolist() == [*sample.labels.tolist(), *[PADDING] * (4 - count)]
 
 
 def test_difficult_and_crowd_boxes_are_ignored(dataset: Dataset) -> None:
     sample = dataset.splits["train"][3]
     flagged = replace(sample, difficult=np.array([True, False, False]), crowd=np.array([False, False, True]))
     (batch,) = Loader(replace(dataset, splits={"train": (flagged,)}), "train", (32, 32), 1).once()
-    assert batch.targets.labels.tolist() == [[IGNORED, 1, IGNORED]]
+    assert batch.targets.labels.tolist() == [[IGNORED, 1, IGNORED, PADDING]]
 
 
 def test_a_split_without_boxes_has_batches_of_one_shape(dataset: Dataset) -> None:

@@ -90,7 +90,7 @@ class Columns(Sequence[Sample]):
     @property
     def counts(self) -> NDArray[np.int64]:
         """Boxes of each sample, int64 [n]."""
-        counts: NDArray[np.int64] = (self.store.starts[1:] - self.store.starts[:-1])[self.rows]
+        counts: NDArray[np.int64] = self.store.starts[self.rows + 1] - self.store.starts[self.rows]
         return counts
 
     @property
@@ -104,12 +104,20 @@ class Columns(Sequence[Sample]):
         return self.store.image_lengths[self.rows]
 
     @property
+    def id_bytes(self) -> NDArray[np.uint8]:
+        """The names one behind the other, uint8 [..]."""
+        return self.store.id_bytes[_places(self.store.id_starts, self.rows)]
+
+    @property
+    def id_lengths(self) -> NDArray[np.int64]:
+        """Bytes of each name, int64 [n]."""
+        lengths: NDArray[np.int64] = self.store.id_starts[self.rows + 1] - self.store.id_starts[self.rows]
+        return lengths
+
+    @property
     def box_rows(self) -> NDArray[np.int64]:
         """Where in the store's columns of boxes these samples' are, int64 [t], in their order."""
-        counts = self.counts
-        first = np.cumsum(counts) - counts
-        rows: NDArray[np.int64] = np.arange(int(counts.sum())) + np.repeat(self.store.starts[self.rows] - first, counts)
-        return rows
+        return _places(self.store.starts, self.rows)
 
     def take(self, places: Sequence[int]) -> "Columns":
         """The samples at some places."""
@@ -158,6 +166,14 @@ def _store(samples: Sequence[Sample], root: Path | None) -> Store:
         difficult=joined(lambda sample: sample.difficult, np.zeros(0, np.bool_)),
         crowd=joined(lambda sample: sample.crowd, np.zeros(0, np.bool_)),
     )
+
+
+def _places(starts: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """All places from a row's start to the next one's, row after row."""
+    begin = starts[rows]
+    lengths = starts[rows + 1] - begin
+    places: NDArray[np.int64] = np.arange(int(lengths.sum())) + np.repeat(begin - np.cumsum(lengths) + lengths, lengths)
+    return places
 
 
 def _length(image: Path | None) -> int:

@@ -18,6 +18,8 @@ from qmimic.data.sample import Dataset, Sample
 from qmimic.data.splits import samples_of
 from qmimic.data.targets import IGNORED, PADDING, Targets
 
+Plan = tuple[Sequence[int], int]  # images of a batch, and places for their boxes
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -25,7 +27,8 @@ class Batch:
 
     Attributes:
         images: uint8 [B, 3, H, W], RGB, letterboxed, in channels-last memory as pictures and networks have it.
-        targets: boxes [B, M, 4] and labels [B, M]; M is the split's largest number of boxes.
+        targets: boxes [B, M, 4] and labels [B, M]; M is the power of two that holds the most boxes of an image in it:
+            a crowd in one image must not slow down all batches, nor each batch have a shape of its own.
         placed: how each image lies in its input.
         samples: where each image came from.
         indices: int64 [B], their places in the split.
@@ -61,7 +64,7 @@ class Loader:
         self.samples = samples_of(dataset, split)
         self.size = size
         self.batch_size = batch_size
-        self.places = max(1, int(box_counts(self.samples).max(initial=0)))
+        self._counts = box_counts(self.samples)
         self.cache = cache
 
     def with_batch_size(self, batch_size: int) -> "Loader":
@@ -73,7 +76,8 @@ class Loader:
     def once(self) -> Iterator[Batch]:
         """Every image once, in order; the last batch may be smaller."""
         starts = range(0, len(self.samples), self.batch_size)
-        yield from self._ahead(range(at, min(at + self.batch_size, len(self.samples))) for at in starts)
+        parts = (range(at, min(at + self.batch_size, len(self.samples))) for at in starts)
+        yield from self._ahead((part, self._places(part)) for part in parts)
 
     def steps(self, seed: int, first: int, last: int, rows: slice = slice(None)) -> Iterator[Batch]:
         """The shuffled training batches of steps first..last-1; all of them are full.
@@ -91,19 +95,25 @@ class Loader:
         def order(epoch: int) -> NDArray[np.int64]:
             return np.random.default_rng((seed, epoch)).permutation(count)
 
-        def plan(step: int) -> list[int]:
+        def plan(step: int) -> Plan:
             positions = range(step * self.batch_size, (step + 1) * self.batch_size)
-            return [int(order(position // count)[position % count]) for position in positions[rows]]
+            indices = [int(order(position // count)[position % count]) for position in positions]
+            return indices[rows], self._places(indices)  # of the whole batch: chance is drawn by its shape
 
         yield from self._ahead(plan(step) for step in range(first, last))
 
-    def _ahead(self, plans: Iterable[Sequence[int]]) -> Iterator[Batch]:
+    def _places(self, indices: Sequence[int]) -> int:
+        """Places for boxes in a batch of these images."""
+        most = int(self._counts[list(indices)].max(initial=1))
+        return 1 << (most - 1).bit_length()
+
+    def _ahead(self, plans: Iterable[Plan]) -> Iterator[Batch]:
         """Batches in order, the next two being made while one is used."""
         with ThreadPoolExecutor(1, thread_name_prefix="loader") as pool:
             waiting: list[Future[Batch]] = []
             try:
                 for plan in plans:
-                    waiting.append(pool.submit(self._batch, plan))
+                    waiting.append(pool.submit(self._batch, *plan))
                     if len(waiting) > 2:
                         yield waiting.pop(0).result()
                 while waiting:
@@ -112,10 +122,10 @@ class Loader:
                 for future in waiting:
                     future.cancel()
 
-    def _batch(self, indices: Sequence[int]) -> Batch:
+    def _batch(self, indices: Sequence[int], places: int) -> Batch:
         images = np.empty((len(indices), *self.size, 3), np.uint8)
-        boxes = np.zeros((len(indices), self.places, 4), np.float32)
-        labels = np.full((len(indices), self.places), PADDING, np.int64)
+        boxes = np.zeros((len(indices), places, 4), np.float32)
+        labels = np.full((len(indices), places), PADDING, np.int64)
         placed: list[Letterbox] = []
         for row, index in enumerate(indices):
             images[row], where = self._image(index)

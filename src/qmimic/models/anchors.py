@@ -5,6 +5,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+MOST_BOXES = 50_000
+
 
 def anchor_grid(sizes: tuple[tuple[float, float], ...], size: tuple[int, int], stride: int) -> Tensor:
     """All anchors of an image.
@@ -29,6 +31,8 @@ def anchor_grid(sizes: tuple[tuple[float, float], ...], size: tuple[int, int], s
 def fit_anchors(box_sizes: NDArray[np.float32], count: int, seed: int = 0) -> tuple[tuple[float, float], ...]:
     """Anchor sizes by k-means with 1 - IoU of centred boxes as the distance (Redmon & Farhadi, CVPR 2017).
 
+    Of more than `MOST_BOXES`, so many are drawn at random.
+
     Args:
         box_sizes: widths and heights of the training boxes in pixels at the training size, [N, 2], all > 0.
         count: number of anchors.
@@ -39,6 +43,8 @@ def fit_anchors(box_sizes: NDArray[np.float32], count: int, seed: int = 0) -> tu
     """
     random = np.random.default_rng(seed)
     boxes = box_sizes.astype(np.float64)
+    if len(boxes) > MOST_BOXES:
+        boxes = boxes[random.choice(len(boxes), MOST_BOXES, replace=False)]
     centres = boxes[random.integers(len(boxes))][None]
     while len(centres) < count:
         distance = 1 - _centred_iou(boxes, centres).max(1)

@@ -148,8 +148,7 @@ def dataset_fingerprint(dataset: Dataset) -> str:
     for split, samples in in_columns(dataset.splits, dataset.root).items():
         store, boxes = samples.store, samples.box_rows
         digest.update(f"{split} {len(samples)}\n".encode("utf-8", "surrogateescape"))
-        digest.update("\n".join(samples.ids).encode("utf-8", "surrogateescape"))
-        for array in (samples.image_lengths, samples.counts):
+        for array in (samples.id_bytes, samples.id_lengths, samples.image_lengths, samples.counts):
             digest.update(array.tobytes())
         for column in (store.boxes, store.labels, store.difficult, store.crowd):
             digest.update(column[boxes].tobytes())
