@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cli_cases import Refused
+from cli_cases import RECIPE, Refused, coco, train
 from qmimic.cli import main
 
 
@@ -43,3 +43,20 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
         return said
 
     return run
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of a few steps; its data lie beside it in `cats`."""
+    root = tmp_path_factory.mktemp("trained")
+    (root / "recipe.yaml").write_text(RECIPE)
+    coco(root / "cats")
+    assert train(root / "recipe.yaml", root / "cats", root / "run") == 0
+    return root

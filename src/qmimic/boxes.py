@@ -72,6 +72,10 @@ def suppress(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
     Returns:
         bool [B, K], True where a box stays.
     """
+    if torch.compiler.is_exporting():
+        # How often to iterate depends on the boxes, which no exported graph can follow: there it is one operation.
+        whole: Tensor = torch.ops.qmimic.suppress(boxes, valid, threshold)
+        return whole
     areas = area(boxes)
     # iou > t  <=>  overlap (1 + t) / t - area > area: no division, and all of it in one buffer.
     suppressors = intersections(boxes, boxes).mul_((1 + threshold) / threshold)
@@ -84,6 +88,16 @@ def suppress(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
             break
         stays = after
     return stays > 0
+
+
+@torch.library.custom_op("qmimic::suppress", mutates_args=())
+def _suppress(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
+    return suppress(boxes, valid, threshold)
+
+
+@_suppress.register_fake
+def _(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
+    return torch.empty_like(valid)
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:

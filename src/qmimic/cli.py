@@ -43,6 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(str(error))
     except KeyboardInterrupt:
         _complain(f"interrupted{goes_on}.")
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("qmimic"):
+            raise
+        _complain(f"{error.name} is not installed, which this command needs: pip install 'qmimic[train]'.")
     except BrokenPipeError:  # the reader of our output has gone
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         sys.stderr.close()
@@ -147,6 +151,14 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--flip", action="store_true", help="look at them mirrored as well")
     evaluate.add_argument("--json", action="store_true", help="print one JSON object last")
     evaluate.set_defaults(run=_evaluate)
+
+    export = commands.add_parser("export", help="a file to ship, after proof that it detects as the trained model does")
+    export.add_argument("detector", type=Path, help="a .safetensors file of a run")
+    export.add_argument("--to", choices=["onnx"], default="onnx")
+    export.add_argument("--out", type=Path, help="folder (deploy, beside the detector)")
+    export.add_argument("--data", help="dataset whose pictures it is proved on (that of the run's recipe.yaml)")
+    export.add_argument("--batch", type=int, default=1, help="images at once; 0: any number, a little slower")
+    export.set_defaults(run=_export)
 
     predict = commands.add_parser("predict", help="draw what a detector finds in pictures")
     predict.add_argument("detector", type=Path, help="a .safetensors file of a run")
@@ -324,6 +336,20 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.widerface:
         write_widerface(options.widerface, found)
     return _print_scores(score(dataset, options.split, found), options.json)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from qmimic.export.ship import export
+
+    if options.batch < 0:
+        raise InputError(f"--batch {options.batch} is no number of images; give 1 or more, or 0 for any number.")
+    target, parity = export(options.detector, options.out, options.data, options.batch or None)
+    print(
+        f"{target}: {target.stat().st_size / 1000:.0f} kB. On {parity.pictures} pictures with {parity.detections} "
+        f"detections scores differ by {parity.score_difference:.1e} at most from the trained model's, boxes by "
+        f"{parity.box_difference:.1e} pixels."
+    )
+    return 0
 
 
 def _predict(options: argparse.Namespace) -> int:

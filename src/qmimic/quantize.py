@@ -110,8 +110,8 @@ class Quantizer(nn.Module):
 
     def forward(self, f: Tensor) -> Tensor:
         """Q(f) for f [B, C, H, W], or any shape with channels at dim 1; dtype and gradient of f."""
-        quantized: Tensor = _StraightThrough.apply(f, self.values(self.levels(f)))
-        return quantized
+        quantized = self.values(self.levels(f))
+        return _StraightThrough.apply(f, quantized) if torch.is_grad_enabled() else quantized
 
     def levels(self, f: Tensor) -> Tensor:
         """Index in the dictionary of every entry's value: whole numbers in f's shape and dtype; no gradient."""

@@ -117,7 +117,7 @@ def usable(dataset: Dataset, drop_bad: bool) -> Dataset:
     if bad and not drop_bad:
         raise InputError(
             f"{dataset.root} has {len(bad)} bad labels or images, the first: {bad[0].rstrip('.')}; mend them, "
-            "or train without them by data.drop_bad_boxes=true."
+            "or leave them out (data.drop_bad_boxes=true, of `data index` --drop-bad)."
         )
     kept = {
         split: tuple(good[id(sample)] for sample in samples if id(sample) in good)

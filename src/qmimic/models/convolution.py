@@ -22,6 +22,8 @@ class Conv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs, H, W] to [B, outputs, H/stride, W/stride]."""
+        if torch.compiler.is_exporting():
+            return super().forward(x)
         if self.kernel_size == (1, 1) and self.stride != (1, 1):
             # oneDNN's own, of fewer than 8 channels in channels-last memory, writes past its buffers (torch 2.14,
             # backward pass: heap corruption). Taking the pixels first is the same convolution.
@@ -32,7 +34,12 @@ class Conv2d(nn.Conv2d):
             step, several = self.dilation[0], max(1, LANES // self.out_channels)
             if step > 1 and height % step == 0 and width % step == 0:
                 return self._dilated(x, step)
-            if several > 1 and step == 1 and not x.requires_grad and width % (several * self.stride[1]) == 0:
+            if (
+                several > 1
+                and step == self.groups == 1
+                and not x.requires_grad
+                and width % (several * self.stride[1]) == 0
+            ):
                 return self._packed(x, several)
         return super().forward(x)
 

@@ -136,7 +136,11 @@ class Detector(nn.Module):
     @torch.no_grad()
     def detect(self, images: Tensor) -> BatchDetections:
         """Detections in images [B, 3, H, W], RGB, uint8 or float in 0..255, of the spec's size."""
-        features = self.features(images)
+        return self.detect_on(self.features(images))
+
+    @torch.no_grad()
+    def detect_on(self, features: Tensor) -> BatchDetections:
+        """Detections from the map [B, C, H/stride, W/stride] that RPN and head see."""
         proposals = self.propose(features)
         logits, deltas = self.head(features, proposals.boxes)
         return detect_regions(logits, deltas, proposals.boxes, proposals.valid, self.spec.size, self.spec)

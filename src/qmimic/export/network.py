@@ -1,0 +1,45 @@
+"""The network that ships: a trained detector from the pixels of an image to its detections, as one module."""
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+from qmimic.models.two_stage import Detector
+
+
+class ShippedNetwork(nn.Module):
+    """A detector whose input are pictures as they lie in memory, and whose outputs are plain tensors.
+
+    The runtime fits a picture into the input; all else is in here, normalisation and suppression too.
+
+    Args:
+        detector: in evaluation mode; it is copied.
+    """
+
+    mean: Tensor
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = copy.deepcopy(detector).eval().requires_grad_(False).cpu()
+        self.register_buffer("mean", self.detector.mean.clone())
+        first = next(module for module in self.detector.backbone.modules() if isinstance(module, nn.Conv2d))
+        # Dividing the weights by the deviation saves a pass over the image; padding stays the mean colour, 0.
+        first.weight.div_(self.detector.std)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Detections, those of an image in falling order of score.
+
+        Args:
+            images: uint8 [N, H, W, 3], RGB, of the detector's size.
+
+        Returns:
+            Boxes float32 [N, D, 4], xyxy in pixels of the input; scores float32 [N, D], below 0 where an image has
+            fewer than D; classes int64 [N, D].
+        """
+        features = self.detector.backbone(images.permute(0, 3, 1, 2).float() - self.mean)
+        if self.detector.quantizer is not None:
+            features = self.detector.quantizer(features)
+        found = self.detector.detect_on(features)
+        return found.boxes, found.scores, found.labels

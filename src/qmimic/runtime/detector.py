@@ -1,0 +1,111 @@
+"""A deployed detector on pictures: the same pixels in and boxes out as where it was trained."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from PIL import Image
+
+from qmimic.data.letterbox import Letterbox, letterbox, letterbox_file
+from qmimic.detections import Detections
+from qmimic.errors import InputError
+from qmimic.runtime.metadata import INPUT, OUTPUTS, Metadata, from_properties
+
+Picture = Image.Image | Path | str | NDArray[np.uint8]
+
+
+class Detector:
+    """An ONNX file that `qmimic export` wrote.
+
+    Args:
+        path: of the file.
+        threads: that one picture is computed on.
+
+    Attributes:
+        metadata: what the file says of itself.
+
+    Raises:
+        InputError: there is no such file, it is not qmimic's, its description was edited, or the installed ONNX Runtime
+            cannot run it.
+    """
+
+    metadata: Metadata
+
+    def __init__(self, path: Path | str, threads: int = 1) -> None:
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"There is no file {path}; name an .onnx file that `qmimic export` wrote.")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3  # its warnings are for those who build graphs
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's exceptions have no common type but this
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"{path} cannot be run by ONNX Runtime {onnxruntime.__version__} ({reason}); copy or export it again, "
+                "or upgrade onnxruntime."
+            ) from error
+        self.metadata = from_properties(self._session.get_modelmeta().custom_metadata_map, path)
+        shapes = {value.name: value.shape for value in self._session.get_inputs()}
+        if list(shapes) != [INPUT] or tuple(shapes[INPUT][1:]) != (*self.metadata.size, 3):
+            raise InputError(f"The graph in {path} does not fit its description; export the detector again.")
+        batch = shapes[INPUT][0]
+        self.batch: int | None = batch if isinstance(batch, int) else None
+
+    def __call__(self, picture: Picture, min_score: float = 0.0) -> Detections:
+        """Detections in one picture; see `many`."""
+        return next(self.many([picture], min_score))
+
+    def many(self, pictures: Sequence[Picture], min_score: float = 0.0, batch: int = 1) -> Iterator[Detections]:
+        """Detections in pictures, in their order.
+
+        Args:
+            pictures: files, Pillow images, or RGB arrays uint8 [H, W, 3].
+            min_score: detections below this score are left out.
+            batch: pictures computed at once, if the file takes any number.
+
+        Yields:
+            Boxes xyxy in pixels of the picture as a person sees it (EXIF rotation applied).
+
+        Raises:
+            InputError: a file is missing, truncated, too large or not an image; an array is of another shape or type.
+        """
+        count = self.batch or batch
+        for first in range(0, len(pictures), count):
+            fitted = [self._fitted(picture) for picture in pictures[first : first + count]]
+            pixels = np.stack([image for image, _ in fitted])
+            if len(pixels) < count:  # a graph of fixed batch takes no fewer
+                missing = count - len(pixels) if self.batch else 0
+                pixels = np.concatenate([pixels, np.repeat(pixels[:1], missing, 0)])
+            boxes, scores, labels = self.raw(pixels)
+            for row, (_, placed) in enumerate(fitted):
+                keep = scores[row] >= max(min_score, 0.0)
+                yield Detections(placed.undo(boxes[row])[keep], scores[row][keep], labels[row][keep])
+
+    def raw(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+        """What the graph gives.
+
+        Args:
+            images: uint8 [N, H, W, 3], RGB, fitted into the input.
+
+        Returns:
+            Boxes [N, D, 4], xyxy in pixels of the input; scores [N, D], below 0 where an image has fewer than D;
+            classes [N, D].
+        """
+        boxes, scores, labels = self._session.run(list(OUTPUTS), {INPUT: images})
+        return boxes, scores, labels
+
+    def _fitted(self, picture: Picture) -> tuple[NDArray[np.uint8], Letterbox]:
+        if isinstance(picture, np.ndarray):
+            if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3 or 0 in picture.shape:
+                raise InputError(
+                    f"A picture as an array is uint8 [height, width, 3], RGB; this one is {picture.dtype} "
+                    f"{list(picture.shape)}."
+                )
+            picture = Image.fromarray(picture)
+        if isinstance(picture, Image.Image):
+            return letterbox(picture.convert("RGB"), self.metadata.size)
+        return letterbox_file(Path(picture), self.metadata.size)

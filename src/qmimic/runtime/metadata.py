@@ -1,0 +1,74 @@
+"""What a deployed file says of itself, as JSON in its metadata."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from qmimic.errors import InputError
+
+FORMAT = 1
+KEY, SUM = "qmimic", "qmimic_sha256"
+INPUT, OUTPUTS = "images", ("boxes", "scores", "labels")
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """The description of a deployed detector.
+
+    Attributes:
+        classes: class names; the index is the label.
+        size: height and width of the input, pixels.
+        score_threshold: detections below it are left out by the graph.
+        nms_threshold: IoU above which the weaker of two detections of a class is left out by the graph.
+        backbone, architecture: what it is.
+        precision: fp32 or int8.
+        grid: the stride s of the quantized map that it was trained with; None without one.
+        version: of qmimic.
+        training: notes of the run: stage, seed, scores, key of the recipe.
+        parity: how far it is from the trained model, see `qmimic.export.parity`.
+        format: of this description.
+    """
+
+    classes: tuple[str, ...]
+    size: tuple[int, int]
+    score_threshold: float
+    nms_threshold: float
+    backbone: str
+    architecture: str
+    precision: str
+    grid: tuple[float, ...] | None
+    version: str
+    training: dict[str, Any] = field(default_factory=dict)
+    parity: dict[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+
+def as_properties(metadata: Metadata) -> dict[str, str]:
+    """The properties of a file."""
+    text = json.dumps(asdict(metadata), sort_keys=True)
+    return {KEY: text, SUM: hashlib.sha256(text.encode()).hexdigest()}
+
+
+def from_properties(properties: Mapping[str, str], path: object) -> Metadata:
+    """What a file says of itself.
+
+    Raises:
+        InputError: the file is not qmimic's, of a newer version, or its description was edited.
+    """
+    text = properties.get(KEY)
+    if text is None:
+        raise InputError(f"{path} is no detector of qmimic; name a file that `qmimic export` wrote.")
+    again = "export the detector again"
+    if hashlib.sha256(text.encode()).hexdigest() != properties.get(SUM):
+        raise InputError(f"The description in {path} was edited and may no longer fit its weights; {again}.")
+    try:
+        plain = json.loads(text)
+        if plain["format"] > FORMAT:
+            raise InputError(f"{path} was written by a newer qmimic (format {plain['format']}); upgrade qmimic.")
+        plain |= {"classes": tuple(plain["classes"]), "size": tuple(plain["size"])}
+        plain["grid"] = None if plain["grid"] is None else tuple(plain["grid"])
+        return Metadata(**plain)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise InputError(f"The description in {path} cannot be read ({error}); {again}.") from error
