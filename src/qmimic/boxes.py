@@ -57,7 +57,7 @@ def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height]))
 
 
-def suppress(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
+def suppress(boxes: Tensor, valid: Tensor, threshold: float, most: int | None = None) -> Tensor:
     """Greedy non-maximum suppression of a batch at once.
 
     A box stays if no *staying* box before it overlaps it by more than `threshold`. That recursion has one fixed
@@ -68,13 +68,14 @@ def suppress(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
         boxes: [B, K, 4] in falling order of score.
         valid: bool [B, K]; invalid boxes neither stay nor suppress.
         threshold: largest IoU that two staying boxes may have.
+        most: how many are wanted, None for all; whether boxes beyond the first so many stay is left open.
 
     Returns:
         bool [B, K], True where a box stays.
     """
     if torch.compiler.is_exporting():
         # How often to iterate depends on the boxes, which no exported graph can follow: there it is one operation.
-        whole: Tensor = torch.ops.qmimic.suppress(boxes, valid, threshold)
+        whole: Tensor = torch.ops.qmimic.suppress(boxes, valid, threshold, most or boxes.shape[1])
         return whole
     areas = area(boxes)
     # iou > t  <=>  overlap (1 + t) / t - area > area: no division, and all of it in one buffer.
@@ -91,12 +92,12 @@ def suppress(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
 
 
 @torch.library.custom_op("qmimic::suppress", mutates_args=())
-def _suppress(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
-    return suppress(boxes, valid, threshold)
+def _suppress(boxes: Tensor, valid: Tensor, threshold: float, most: int) -> Tensor:
+    return suppress(boxes, valid, threshold, most)
 
 
 @_suppress.register_fake
-def _(boxes: Tensor, valid: Tensor, threshold: float) -> Tensor:
+def _(boxes: Tensor, valid: Tensor, threshold: float, most: int) -> Tensor:
     return torch.empty_like(valid)
 
 

@@ -55,14 +55,13 @@ def build_graph(detector: Detector, batch: int | None) -> onnx.ModelProto:
     return model
 
 
-def _suppress(boxes: Any, valid: Any, threshold: float) -> Any:
+def _suppress(boxes: Any, valid: Any, threshold: float, most: int) -> Any:
     """`qmimic.boxes.suppress` by ONNX's own operator, which wants scores: the boxes' order is all that there is."""
     count = op.Squeeze(op.Shape(valid, start=1, end=2))
     falling = op.Cast(op.Range(count, op.Constant(value_int=0), op.Constant(value_int=-1)), to=onnx.TensorProto.FLOAT)
     scores = op.Unsqueeze(op.Where(valid, falling, op.Constant(value_float=-1.0)), op.Constant(value_ints=[1]))
-    staying = op.NonMaxSuppression(
-        boxes, scores, count, op.Constant(value_float=threshold), op.Constant(value_float=0.0)
-    )
+    limits = op.Constant(value_int=most), op.Constant(value_float=threshold), op.Constant(value_float=0.0)
+    staying = op.NonMaxSuppression(boxes, scores, *limits)
     places = op.Gather(staying, op.Constant(value_ints=[0, 2]), axis=1)  # of [image, class, box]
     none = op.ConstantOfShape(op.Shape(valid), value=_tensor(0.0))
     ones = op.ConstantOfShape(op.Shape(places, start=0, end=1), value=_tensor(1.0))

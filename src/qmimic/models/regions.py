@@ -104,6 +104,6 @@ def detect_regions(
     boxes = box_ops.take(boxes.flatten(1, 2), index)
     labels = index % classes
     apart = labels[..., None] * (max(size) + 1.0)  # classes far from each other do not suppress each other
-    stays = box_ops.suppress(boxes + apart, best >= 0, config.nms_threshold)
+    stays = box_ops.suppress(boxes + apart, best >= 0, config.nms_threshold, config.max_detections)
     kept, place = best.masked_fill(~stays, -1).topk(min(config.max_detections, best.shape[1]), sorted=True)
     return BatchDetections(box_ops.take(boxes, place), kept, labels.gather(1, place), kept >= 0)

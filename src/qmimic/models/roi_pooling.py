@@ -75,7 +75,8 @@ def _bilinear_weights(low: Tensor, high: Tensor, size: int, length: int) -> Tens
     at = at.clamp(min=0, max=length - 1)
     hat = (1 - (at[..., None] - torch.arange(length, device=low.device)).abs_()).clamp_(min=0)
     hat *= inside[..., None]
-    bins: Tensor = hat.unflatten(2, (size, SAMPLES)).mean(3)
+    samples = hat.unflatten(2, (size, SAMPLES)).unbind(3)
+    bins: Tensor = sum(samples[1:], samples[0]) / SAMPLES  # what `mean` gives, at less cost in a deployed file
     return bins
 
 

@@ -74,7 +74,7 @@ class RPN(nn.Module):
         candidates = box_ops.clip(candidates, size)
         sides = candidates[..., 2:] - candidates[..., :2]
         valid = (sides > 1e-3).all(-1)
-        stays = box_ops.suppress(candidates, valid, NMS_IOU)
+        stays = box_ops.suppress(candidates, valid, NMS_IOU, self.config.post_nms)
         return first(candidates, stays, self.config.post_nms)
 
     def losses(
