@@ -28,9 +28,8 @@ KINDS = {
     "faster_rcnn": {},
     "rfcn": {"architecture": "rfcn", "roi_size": 3, "nms_threshold": 0.2, "score_threshold": 0.01},
     "rfcn, stride 8": {"architecture": "rfcn", "output_stride": 8, "size": (64, 96), "roi_pooling": "pool"},
-    "vgg": {"backbone": "vgg16/32", "size": (96, 64), "max_detections": 7},
+    "vgg, one class": {"backbone": "vgg16/32", "size": (96, 64), "max_detections": 7, "classes": ("face",)},
     "separable": {"backbone": "resnet18_separable/16"},
-    "one class": {"classes": ("face",), "backbone": "resnet50/32"},
 }
 
 
