@@ -31,11 +31,16 @@ def begun(command: list[str], run: Path) -> subprocess.Popen[str]:
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=reset_interrupt
     )
+    until_checkpoint(process, run, kept)
+    return process
+
+
+def until_checkpoint(process: subprocess.Popen[str], run: Path, kept: Path | None) -> None:
+    """Wait for a checkpoint newer than `kept`, or for the end of the process."""
     for _ in range(1200):
         if max(run.rglob("step-*.safetensors"), default=None) != kept or process.poll() is not None:
             break
         time.sleep(0.05)
-    return process
 
 
 def test_after_a_kill_and_after_ctrl_c_the_same_command_goes_on(
@@ -86,8 +91,8 @@ def test_ctrl_c_where_nothing_was_begun(
     assert refused("data", "check", tmp_path) == "qmimic: interrupted.\n"
 
 
-def together(command: list[str], count: int) -> list[tuple[int, str, str, int]]:
-    """Exit code, output, errors and id of processes of one run, started as `torchrun` starts them."""
+def started(command: list[str], count: int) -> list[subprocess.Popen[str]]:
+    """Processes of one run, started as `torchrun` starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -100,6 +105,12 @@ def together(command: list[str], count: int) -> list[tuple[int, str, str, int]]:
                 command, env={**os.environ, **world}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
             )
         )
+    return processes
+
+
+def together(command: list[str], count: int) -> list[tuple[int, str, str, int]]:
+    """Exit code, output, errors and id of processes of one run."""
+    processes = started(command, count)
     try:
         ended = [process.communicate(timeout=120) for process in processes]
     finally:
@@ -135,7 +146,7 @@ def test_of_many_processes_one_writes_and_speaks_and_all_do_what_one_would(recip
     assert json.loads((run / "environment.json").read_text())["processes"] == 2
 
 
-def test_a_process_that_dies_ends_the_run_in_a_sentence_and_a_restart_goes_on(
+def test_a_process_that_dies_ends_the_run_in_a_sentence_and_torchrun_goes_on(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Else torch's restarted processes look for each other at the addresses of the dead ones.
@@ -143,13 +154,18 @@ def test_a_process_that_dies_ends_the_run_in_a_sentence_and_a_restart_goes_on(
     data, run = coco(tmp_path / "data"), tmp_path / "run"
     settings = [str(recipe), f"data.root={data}", f"run.dir={run}", "run.device=cpu", "run.threads=1"]
     settings += ["teacher.backbone=resnet18/32", "teacher.checkpoint_every=2", "teacher.steps=60"]
+    alive, dying = started([sys.executable, "-m", "qmimic", "train", *settings], 2)
+    until_checkpoint(alive, run, None)
+    dying.kill()
+    _, said = alive.communicate(timeout=60)
+    dying.communicate(timeout=60)
+    assert alive.returncode == 2
+    assert said.splitlines()[-1].startswith("qmimic: another process of this run has gone, see what it said; the last")
+
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     process = begun([*launcher, "-m", "qmimic", "train", *settings], run)
-    workers = children(process.pid)
-    assert len(workers) == 2
-    os.kill(workers[1], signal.SIGKILL)
+    os.kill(children(process.pid)[1], signal.SIGKILL)
     shown, said = process.communicate(timeout=120)
-    assert "qmimic: another process of this run has gone, see what it said; the last checkpoint is kept" in said
     assert process.returncode == 0, said
     assert "going on from step" in shown
     assert "To ship" in shown
