@@ -19,7 +19,7 @@ ROOT = Path("/nowhere")
 def samples(draw: st.DrawFn) -> Sample:
     count = draw(st.integers(0, 3))
     random = np.random.default_rng(draw(st.integers(0, 1000)))
-    name = draw(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\0"), min_size=1, max_size=5))
+    name = draw(st.text(st.characters(exclude_characters="/\0"), min_size=1, max_size=5))
     return Sample(
         name,
         ROOT / "images" / f"x{name}.jpg",
@@ -66,12 +66,12 @@ def test_splits_share_one_store_and_a_shared_sample_is_held_once() -> None:
     assert in_columns(columns, None)["train"] is columns["train"]
 
 
-def test_a_path_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+def test_a_path_out_of_the_folder_or_no_path_is_refused(tmp_path: Path) -> None:
     none = np.zeros(0, np.bool_)
     sample = Sample("a", tmp_path / "a.jpg", np.zeros((0, 4), np.float32), np.zeros(0, np.int64), none, none)
     store = in_columns({"train": [sample]}, tmp_path)["train"].store
-    for name in ("../../a", "/etc/a", "x\0yzw_"):
-        text = np.frombuffer(name.encode(), np.uint8)
+    for name in (b"../../a", b"/etc/a", b"x\0yzw_", b"\xff.jpg"):
+        text = np.frombuffer(name, np.uint8)
         evil = replace(store, image_bytes=text, image_starts=np.array([0, len(text)], np.int64))
         with pytest.raises(InputError):
             Columns(evil, tmp_path, np.array([0]))[0]

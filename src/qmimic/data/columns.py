@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from qmimic.data.labels import inside
 from qmimic.data.sample import Sample
+from qmimic.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -186,9 +187,12 @@ def _length(image: Path | None) -> int:
 
 def _texts(texts: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     """Texts one behind the other, uint8 [..], and where each begins, int64 [N + 1]. A file's name need not be UTF-8."""
-    encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
+    encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
     return np.frombuffer(b"".join(encoded), np.uint8), np.cumsum([0, *map(len, encoded)], dtype=np.int64)
 
 
 def _text(blob: NDArray[np.uint8], starts: NDArray[np.int64], row: int) -> str:
-    return blob[int(starts[row]) : int(starts[row + 1])].tobytes().decode("utf-8", "surrogateescape")
+    try:
+        return blob[int(starts[row]) : int(starts[row + 1])].tobytes().decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError as error:  # of an index that was damaged or made up
+        raise InputError(f"Sample {row} of an index has no readable name; run `qmimic data index` again.") from error
