@@ -241,6 +241,13 @@ def test_half_precision_maps_give_a_float32_loss() -> None:
     assert math.isfinite(loss.item())
 
 
+def test_what_a_bank_keeps_does_not_depend_on_how_the_student_is_computed() -> None:
+    mimic = identity_mimic()
+    wanted = mimic.aim(maps(2), regions_of(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(mimic.aim(maps(2), regions_of(3)), wanted)
+
+
 def test_count_matches_by_hand() -> None:
     teacher = torch.tensor([[[0.0, 1.0, 2.0, 0.0], [5.0, 5.0, 5.0, 5.0]]])
     student = torch.tensor([[[0.0, 1.0, 3.0, 1.0], [5.0, 5.0, 5.0, 5.0]]])

@@ -210,10 +210,9 @@ def _convert(options: argparse.Namespace) -> int:
 
 
 def _index(options: argparse.Namespace) -> int:
-    from qmimic.data.formats import load_dataset
-    from qmimic.data.index import write
+    from qmimic.data.index import make
 
-    print(write(load_dataset(options.path), options.drop_bad))
+    print(make(options.path, options.drop_bad))
     return 0
 
 

@@ -63,7 +63,7 @@ def building(target: Path, replace: bool = False) -> Iterator[Path]:
     Raises:
         InputError: `target` exists, is not an empty folder and is not to be replaced, or the disk is full.
     """
-    target = target.resolve()
+    target = target.parent.resolve() / target.name if replace else target.resolve()
     if not replace and target.exists() and not (target.is_dir() and not any(target.iterdir())):
         raise InputError(f"{target} exists and is not empty; name a new folder.")
     temporary: Path | None = None
@@ -74,9 +74,13 @@ def building(target: Path, replace: bool = False) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o777 & ~umask)
-        if replace:
-            shutil.rmtree(target, ignore_errors=True)
-        temporary.replace(target)
+        if replace and target.exists():
+            old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+            target.replace(old)
+            temporary.replace(target)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            temporary.replace(target)
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(f"Cannot write {target}: {reason}; free some space or choose another folder.") from error

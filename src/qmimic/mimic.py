@@ -155,9 +155,11 @@ class Mimic(nn.Module):
         """The teacher's side, float32 [B, P, C_t, k, k], of the whole map [B, 1, C_t, H, W]. Args as `loss`."""
         quantized, _ = QUANTIZED_SIDES[self.config.mode]
         features = teacher_map.detach().float()
-        if self.config.order == "quantize_pool":
-            return self._pooled(self._quantized(features, quantized), regions)
-        return self._quantized(self._pooled(features, regions), quantized)
+        # A bank keeps this: it must not be rounded by how the student is computed.
+        with torch.autocast(features.device.type, enabled=False):
+            if self.config.order == "quantize_pool":
+                return self._pooled(self._quantized(features, quantized), regions)
+            return self._quantized(self._pooled(features, regions), quantized)
 
     def loss_to(self, student_map: Tensor, teacher: Tensor, regions: Proposals | None) -> Tensor:
         """L_m from a student's map to a teacher's side, see `aim`. Other args as `loss`."""

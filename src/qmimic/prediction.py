@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from qmimic.data.images import read_image
+from qmimic.data.images import read_image, upright
 from qmimic.data.letterbox import letterbox, letterbox_file
 from qmimic.detections import Detections
 from qmimic.draw import draw
@@ -33,7 +33,7 @@ def predict(detector: Detector, image: Image.Image | Path | str, min_score: floa
     """
     size = detector.spec.size
     if isinstance(image, Image.Image):
-        pixels, placed = letterbox(image.convert("RGB"), size)
+        pixels, placed = letterbox(upright(image), size)
     else:
         pixels, placed = letterbox_file(Path(image), size)
     found = unpad(detector.detect(torch.from_numpy(pixels).permute(2, 0, 1)[None].to(detector.anchors.device)), 0)

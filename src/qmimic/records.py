@@ -36,6 +36,7 @@ class RecordFile:
     def __init__(self, path: Path, count: int, length: int, name: str, without: str) -> None:
         self.count, self.length = count, length
         size = self.size(count, length)
+        existed = path.exists()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -47,7 +48,7 @@ class RecordFile:
                 os.close(handle)
             self._file: NDArray[np.uint8] = np.memmap(path, np.uint8, "r+", shape=(count, length + SUM_BYTES))
         except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and not existed:
                 with contextlib.suppress(OSError):
                     path.unlink()
             raise InputError(

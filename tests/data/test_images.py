@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from folders import picture
-from qmimic.data.images import image_size, read_image
+from qmimic.data.images import image_size, read_image, read_resized
 from qmimic.errors import InputError
 
 ORIENTATION = 0x0112
@@ -149,3 +149,17 @@ def test_a_damaged_file_is_a_picture_or_one_sentence(tmp_path: Path) -> None:
         for read in (read_image, image_size):
             with contextlib.suppress(InputError):
                 read(path)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tiff", ".webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_format_is_turned_once(tmp_path: Path, suffix: str, orientation: int) -> None:
+    blocks = Image.fromarray(np.random.default_rng(3).integers(0, 256, (2, 3, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"photo{suffix}"
+    blocks.resize((60, 40), Image.Resampling.NEAREST).save(path, exif=exif)
+    whole = read_image(path)
+    small, size = read_resized(path, lambda width, height: (width, height))
+    assert size == whole.size == image_size(path)
+    assert np.abs(np.asarray(small, int) - np.asarray(whole)).mean() < 3

@@ -61,7 +61,45 @@ def test_it_is_made_anew_in_place_of_the_old(voc: Path) -> None:
     assert sorted(path.name for path in voc.iterdir()) == ["Annotations", "ImageSets", "JPEGImages", index.FOLDER]
 
 
-@pytest.mark.parametrize("change", ["list", "label", "image", "gone"])
+def test_what_is_no_index_is_not_replaced(voc: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    elsewhere = tmp_path_factory.mktemp("thesis")
+    (elsewhere / "thesis.txt").write_text("years of work")
+    place = voc / index.FOLDER
+    place.symlink_to(elsewhere)
+    with pytest.raises(InputError, match="is no index of qmimic's and would be lost; move it away"):
+        index.make(voc, drop_bad=True)
+    place.unlink()
+    place.mkdir()
+    (place / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="would be lost"):
+        index.make(voc, drop_bad=True)
+    assert (elsewhere / "thesis.txt").exists()
+    assert (place / "notes.txt").exists()
+
+
+def test_names_of_any_bytes_and_links_that_lead_nowhere(voc: Path) -> None:
+    (voc / "notes.txt").symlink_to(voc / "gone.txt")
+    try:
+        (voc / "Annotations" / os.fsdecode(b"\xff")).mkdir()
+    except OSError:
+        pytest.skip("this disk takes no such names")
+    index.make(voc, drop_bad=True)
+    assert len(index.read(voc, drop_bad=True).splits["train"]) == 2
+
+
+def test_images_named_absolutely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tmp_path / "yolo"
+    picture(root / "images" / "train" / "a.png")
+    (root / "labels" / "train").mkdir(parents=True)
+    (root / "labels" / "train" / "a.txt").write_text("0 0.5 0.5 0.4 0.4\n")
+    (root / "data.yaml").write_text(f"train: {root}/images/train\nval: {root}/images/train\nnames: [cat]\n")
+    monkeypatch.chdir(tmp_path)
+    index.make(Path("yolo"), drop_bad=False)
+    (sample,) = index.read(Path("yolo"), drop_bad=False).splits["train"]
+    assert sample.image == Path("yolo/images/train/a.png")
+
+
+@pytest.mark.parametrize("change", ["list", "label", "image", "gone", "top"])
 def test_a_folder_that_changed_since_is_told(voc: Path, change: str) -> None:
     index.write(load_dataset(voc), drop_bad=True)
     index.read(voc, drop_bad=True)
@@ -71,6 +109,8 @@ def test_a_folder_that_changed_since_is_told(voc: Path, change: str) -> None:
         voc_xml(voc, "a", voc_object("cat", 2, 3, 40, 51))
     elif change == "image":
         picture(voc / "JPEGImages" / "d.png")
+    elif change == "top":
+        (voc / "data.yaml").write_text("names: [cat]")
     else:
         (voc / "Annotations" / "b.xml").unlink()
     with pytest.raises(InputError, match=r"has changed since .* run `qmimic data index .*` again, or delete"):
@@ -95,12 +135,30 @@ def damaged(folder: Path, kind: str) -> None:
             "label": ("labels", np.array([0, 1, 7], np.int32)),
             "box": ("boxes", np.full((3, 4), np.nan, np.float32)),
             "row": ("split-0", np.array([0, 3])),
+            "scalar": ("labels", np.array(3, np.int32)),
+            "size": ("image_sizes", np.zeros((3, 2), np.int32)),
+            "name": ("image_starts", np.array([0, 0, 5, 30])),
             "pickle": ("labels", np.array([{}, {}, {}], object)),
         }[kind]
         np.save(folder / f"{name}.npy", value, allow_pickle=True)
 
 
-KINDS = ["json", "version", "missing", "short", "dtype", "length", "starts", "label", "box", "row", "pickle"]
+KINDS = [
+    "json",
+    "version",
+    "missing",
+    "short",
+    "dtype",
+    "length",
+    "starts",
+    "label",
+    "box",
+    "row",
+    "pickle",
+    "scalar",
+    "size",
+    "name",
+]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -15,6 +15,7 @@ from folders import picture
 from qmimic.cli import main
 from qmimic.config import QuantizerConfig
 from qmimic.data.sample import Dataset, Sample
+from qmimic.errors import InputError
 from qmimic.export import ship
 from qmimic.export.onnx_file import OPSET, build_graph
 from qmimic.export.parity import Parity, compare, pictures
@@ -41,7 +42,7 @@ def shipped(detector: Detector, path: Path, batch: int | None) -> ShippedDetecto
     return ShippedDetector(path)
 
 
-@pytest.mark.parametrize(("kind", "batch"), [("faster_rcnn", 1), *((kind, None) for kind in KINDS)])
+@pytest.mark.parametrize(("kind", "batch"), [("faster_rcnn", 4), *((kind, None) for kind in KINDS)])
 def test_the_file_detects_as_the_model_does(kind: str, batch: int | None, tmp_path: Path) -> None:
     spec = tiny_spec(**KINDS[kind])
     detector = lively(spec).eval()
@@ -51,7 +52,8 @@ def test_the_file_detects_as_the_model_does(kind: str, batch: int | None, tmp_pa
     assert file.batch == batch
     images = some_images(7, 9, spec.size).permute(0, 2, 3, 1).contiguous().numpy()
     parity = compare(detector, file, images)
-    assert parity.detections > 20
+    assert parity.pictures == 9  # two batches of four, and one that is filled up
+    assert parity.detections == int(detector.detect(torch.from_numpy(images).permute(0, 3, 1, 2)).valid.sum()) > 20
     # These detectors' outputs are amplified, and so is rounding: trained ones are a hundred times nearer.
     assert not parity.unmatched
     assert parity.score_difference < 5e-4
@@ -84,6 +86,23 @@ def test_the_gate_s_pictures_have_several_shapes(tmp_path: Path) -> None:
     )
     assert len(shapes) >= 6
     assert len({image.tobytes() for image in images}) >= 9
+
+
+def test_the_gate_passes_over_broken_pictures(tmp_path: Path) -> None:
+    data = some_data(tmp_path)
+    (tmp_path / "0.png").write_bytes(b"")
+    assert len(pictures(data, (96, 96))) == 32
+    for name in ("1.png", "2.png"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(InputError, match="three has no readable image to compare on"):
+        pictures(data, (96, 96))
+
+
+def test_powers_of_two_are_refused_in_a_sentence() -> None:
+    detector = lively(tiny_spec()).eval()
+    detector.quantizer = Quantizer(QuantizerConfig(kind="power_of_two"), torch.tensor([0.25]))
+    with pytest.raises(InputError, match="powers of two cannot be exported yet"):
+        build_graph(detector, 1)
 
 
 def test_one_differing_weight_trips_the_gate(
@@ -146,6 +165,7 @@ def test_bad_input(trained: Path, tmp_path: Path, refused: Refused) -> None:
         ({"score_difference": 1.01e-4}, False),
         ({"box_difference": 0.021}, False),
         ({"unmatched": 1}, False),
+        ({"detections": 0}, False),
     ],
 )
 def test_what_holds(change: dict[str, float], holds: bool) -> None:

@@ -1,5 +1,6 @@
 """Samples as columns: a million of them are a few arrays, in memory or mapped from an index, not a million objects."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,7 +149,8 @@ def box_counts(samples: Sequence[Sample]) -> NDArray[np.int64]:
 
 def _store(samples: Sequence[Sample], root: Path | None) -> Store:
     id_bytes, id_starts = _texts([sample.image_id for sample in samples])
-    names = [str(sample.image.relative_to(root)) if sample.image and root else "" for sample in samples]
+    # Label files may name images absolutely where the dataset was named relatively.
+    names = [os.path.relpath(sample.image, root) if sample.image and root else "" for sample in samples]
     image_bytes, image_starts = _texts(names)
 
     def joined(pick: Callable[[Sample], NDArray[Any]], empty: NDArray[Any]) -> NDArray[Any]:

@@ -46,7 +46,7 @@ def read_image(path: Path) -> Image.Image:
     """
     with _opened(path) as file:
         file.load()
-        return _rgb(ImageOps.exif_transpose(file))
+        return upright(file)
 
 
 def read_resized(path: Path, target: Callable[[int, int], tuple[int, int]]) -> tuple[Image.Image, tuple[int, int]]:
@@ -82,6 +82,11 @@ def resized(
     """A picture, or a box of it in pixels, at another (width, height)."""
     # `reducing_gap` shrinks by whole factors first: far faster, and no visible difference at 3.
     return picture.resize(size, Image.Resampling.BILINEAR, box, reducing_gap=3.0)
+
+
+def upright(picture: Image.Image) -> Image.Image:
+    """An opened picture as `read_image` gives it."""
+    return _rgb(ImageOps.exif_transpose(picture))
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -127,8 +132,8 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def _orientation(file: Image.Image) -> int:
-    """EXIF's, 1 to 8; 1 is upright."""
-    return int(file.getexif().get(0x0112, 1))
+    """EXIF's, 1 to 8; 1 is upright, as Pillow makes TIFF files itself."""
+    return 1 if file.format == "TIFF" else int(file.getexif().get(0x0112, 1))
 
 
 def _rgb(image: Image.Image) -> Image.Image:

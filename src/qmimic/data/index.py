@@ -4,9 +4,12 @@ It lies in the dataset's own folder, as `.npy` files that are memory-mapped and 
 Training reads it instead of the label files; everything else reads the labels themselves.
 """
 
+import hashlib
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote, unquote_to_bytes
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +17,14 @@ from pydantic import BaseModel, ValidationError
 
 from qmimic.config import explain
 from qmimic.data.columns import Columns, Store, in_columns
-from qmimic.data.formats import usable
+from qmimic.data.formats import load_dataset, usable
 from qmimic.data.labels import read_text
 from qmimic.data.sample import Dataset
 from qmimic.errors import InputError
 from qmimic.files import building
 
 FOLDER = "qmimic-index"
+TOP = "."
 VERSION = 1
 COLUMNS = {  # dtype and length: of N samples, their N + 1 starts, T boxes or bytes of text
     "id_bytes": (np.uint8, ""),
@@ -73,6 +77,9 @@ def write(dataset: Dataset, drop_bad: bool) -> str:
     root = dataset.root
     if root is None:
         raise InputError(f"{dataset.name} is drawn and needs no index; name the folder of a dataset.")
+    place = root / FOLDER
+    if place.is_symlink() or (place.exists() and not exists(root)):
+        raise InputError(f"{place} is no index of qmimic's and would be lost; move it away.")
     splits = in_columns(usable(dataset, drop_bad).splits, root)
     if not splits:
         raise InputError(f"{root} has no split, there is nothing to index.")
@@ -94,6 +101,17 @@ def write(dataset: Dataset, drop_bad: bool) -> str:
     size = sum(path.stat().st_size for path in (root / FOLDER).iterdir())
     counts = ", ".join(f"{split} {len(samples):,}" for split, samples in splits.items())
     return f"{root / FOLDER}: {counts} images with {len(store.boxes):,} boxes in {size / 1e6:.1f} MB."
+
+
+def make(root: Path, drop_bad: bool) -> str:
+    """Read a dataset's folder and index it. Args, returns, raises: as `write`; and if the folder changes meanwhile."""
+    before = _stamps(root) if root.is_dir() else {}
+    said = write(load_dataset(root), drop_bad)
+    changed = _changed(root, before)
+    if changed is not None:
+        shutil.rmtree(root / FOLDER, ignore_errors=True)
+        raise InputError(f"{changed} changed while {root} was being indexed; run the same command again.")
+    return said
 
 
 def exists(root: Path) -> bool:
@@ -139,6 +157,8 @@ def read(root: Path, drop_bad: bool) -> Dataset:
 
 def _fault(store: Store, rows: Sequence[NDArray[np.int64]], classes: int) -> str | None:
     """What is wrong with the arrays of an index, None if nothing."""
+    if any(getattr(store, name).ndim == 0 for name in COLUMNS):
+        return "a column is a single number"
     lengths = {"N": len(store.image_lengths), "N+1": len(store.image_lengths) + 1, "T": len(store.labels)}
     for name, (dtype, length) in COLUMNS.items():
         column: NDArray[np.generic] = getattr(store, name)
@@ -149,6 +169,10 @@ def _fault(store: Store, rows: Sequence[NDArray[np.int64]], classes: int) -> str
         starts = getattr(store, f"{name}_starts" if name else "starts")
         if starts[0] != 0 or starts[-1] != len(total) or (np.diff(starts) < 0).any():
             return f"{name or 'box'} starts are out of order"
+    if not (np.diff(store.id_starts) > 0).all() or not (np.diff(store.image_starts) > 0).all():
+        return "a sample has no name"
+    if not (store.image_sizes > 0).all():
+        return "an image has no size"
     for own in rows:
         if own.dtype != np.int64 or own.ndim != 1 or (len(own) and not 0 <= own.min() <= own.max() < lengths["N"]):
             return "a split names samples that are not there"
@@ -169,7 +193,11 @@ def _stamps(root: Path) -> dict[str, tuple[int, int]]:
         watched += [here / folder for folder in folders]
         if len(files) <= FEW:
             watched += [here / file for file in files if Path(file).suffix.lower() in LABEL_SUFFIXES]
-    return {str(path.relative_to(root)): _stamp(path) for path in watched}
+    found = {TOP: _entries(root)}
+    for path in watched:
+        if path.exists():  # a link may lead nowhere
+            found[quote(os.fsencode(path.relative_to(root)))] = _stamp(path)
+    return found
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -179,11 +207,17 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 def _changed(root: Path, stamps: dict[str, tuple[int, int]]) -> Path | None:
     """The first folder or file that is no longer as it was."""
-    for name, stamp in stamps.items():
-        path = root / name
+    for name, stamp in {TOP: (0, 0), **stamps}.items():
+        path = root / os.fsdecode(unquote_to_bytes(name))
         try:
-            if _stamp(path) != stamp:
+            if (_entries(root) if name == TOP else _stamp(path)) != stamp:
                 return path
         except (OSError, ValueError):
             return path
     return None
+
+
+def _entries(root: Path) -> tuple[int, int]:
+    """A number for the names in the top folder, whose own time changes with the index, and how many they are."""
+    names = sorted(os.fsencode(path.name) for path in root.iterdir() if not path.name.lstrip(".").startswith(FOLDER))
+    return int(hashlib.sha256(b"\0".join(names)).hexdigest()[:12], 16), len(names)

@@ -9,6 +9,7 @@ import onnx
 import torch
 from onnxscript import opset20
 
+from qmimic.errors import InputError
 from qmimic.export.network import ShippedNetwork
 from qmimic.models.two_stage import Detector
 from qmimic.runtime.metadata import INPUT, OUTPUTS
@@ -23,7 +24,15 @@ def build_graph(detector: Detector, batch: int | None) -> onnx.ModelProto:
     Args:
         detector: in evaluation mode.
         batch: images that the graph takes at once; None: any number.
+
+    Raises:
+        InputError: the detector's map is quantized to powers of two, which the exporter cannot write.
     """
+    if detector.quantizer is not None and detector.quantizer.config.kind == "power_of_two":
+        raise InputError(
+            "A map quantized to powers of two cannot be exported yet; export a detector without student.quantize_map, "
+            "or one of quantizer.kind=uniform."
+        )
     network = ShippedNetwork(detector).eval()
     height, width = detector.spec.size
     images = torch.zeros(batch or 2, height, width, 3, dtype=torch.uint8)

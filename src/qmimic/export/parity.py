@@ -11,6 +11,7 @@ from qmimic.boxes import iou
 from qmimic.data.letterbox import letterbox
 from qmimic.data.sample import Dataset
 from qmimic.detections import Detections
+from qmimic.errors import InputError
 from qmimic.evaluation import unpad
 from qmimic.models.two_stage import Detector
 from qmimic.runtime.detector import Detector as ShippedDetector
@@ -44,7 +45,7 @@ class Parity:
     def holds(self) -> bool:
         """Whether the file may ship."""
         near = self.score_difference <= MAX_SCORE_DIFFERENCE and self.box_difference <= MAX_BOX_DIFFERENCE
-        return near and not self.unmatched
+        return near and not self.unmatched and self.detections > 0
 
 
 def pictures(dataset: Dataset, size: tuple[int, int], count: int = PICTURES) -> NDArray[np.uint8]:
@@ -60,7 +61,14 @@ def pictures(dataset: Dataset, size: tuple[int, int], count: int = PICTURES) -> 
     samples = [sample for split in reversed(list(dataset.splits)) for sample in dataset.splits[split]]
     found = []
     for number in range(count):
-        image = dataset.load(samples[number % len(samples)])
+        image = None
+        while image is None:
+            if not samples:
+                raise InputError(f"{dataset.name} has no readable image to compare on; name other --data.")
+            try:
+                image = dataset.load(samples[number % len(samples)])
+            except InputError:  # training may have gone without it as well
+                del samples[number % len(samples)]
         turn = (number + number // len(samples)) % 3
         right = max(1, image.width // 2) if turn == 1 else image.width
         lower = max(1, image.height // 2) if turn == 2 else image.height
@@ -91,11 +99,12 @@ def _both(
     trained: Detector, shipped: ShippedDetector, images: NDArray[np.uint8]
 ) -> Iterator[tuple[Detections, Detections]]:
     step = shipped.batch or BATCH
-    for first in range(0, len(images) - len(images) % step, step):
-        part = images[first : first + step]
+    for first in range(0, len(images), step):
+        own = images[first : first + step]
+        part = np.concatenate([own, np.repeat(own[:1], step - len(own), 0)])  # a graph of fixed batch takes no fewer
         output = trained.detect(torch.from_numpy(part).permute(0, 3, 1, 2))
         found = shipped.raw(part)
-        for row in range(step):
+        for row in range(len(own)):
             keep = found[1][row] >= 0
             yield unpad(output, row), Detections(*(values[row][keep] for values in found))
 

@@ -34,7 +34,7 @@ def export(path: Path, out: Path | None, data: str | None, batch: int | None) ->
 
     Raises:
         InputError: the detector or the data cannot be read, the file differs from the trained model, or the disk is
-            full. Then nothing was written.
+            full. Then no ONNX file was written.
     """
     detector, notes = load_detector(path)
     dataset = load_dataset(data) if data else _own_data(path)
@@ -48,6 +48,10 @@ def export(path: Path, out: Path | None, data: str | None, batch: int | None) ->
     with replacing(target) as temporary:
         _save(model, metadata, temporary)
         parity = compare(detector, ShippedDetector(temporary), images)
+        if not parity.detections:
+            raise InputError(
+                f"{path.name} finds nothing in {parity.pictures} pictures, so nothing can be proved; train it."
+            )
         if not parity.holds:
             raise InputError(
                 f"{target.name} would not detect as {path.name} does: scores differ by {parity.score_difference:.2g} "
@@ -56,7 +60,13 @@ def export(path: Path, out: Path | None, data: str | None, batch: int | None) ->
                 "counterpart; nothing was written; please report this detector."
             )
         _save(model, replace(metadata, parity=asdict(parity)), temporary)
-    write_text(out / "parity.json", json.dumps({target.name: asdict(parity)}, indent=1))
+    figures = out / "parity.json"
+    try:
+        before = json.loads(figures.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        before = {}
+    others = before if isinstance(before, dict) else {}
+    write_text(figures, json.dumps({**others, target.name: asdict(parity)}, indent=1))
     return target, parity
 
 

@@ -121,7 +121,7 @@ def _cache(dataset: Dataset, split: str, recipe: Recipe) -> PixelCache | None:
     if not data.cache_mib:
         return None
     only = replace(dataset, splits={split: samples})
-    name = fingerprint(PIXELS, dataset_fingerprint(only), data.size, version("pillow"))
+    name = fingerprint(PIXELS, dataset_fingerprint(only), data.size, data.cache_mib, version("pillow"))
     return PixelCache(recipe.folder / "pixels" / f"{name}.bin", len(samples), data.size, data.cache_mib << 20)
 
 

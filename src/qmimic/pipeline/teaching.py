@@ -16,7 +16,7 @@ from qmimic.training.bank import Bank, Layout
 from qmimic.training.loop import Watcher
 from qmimic.training.teacher import Teacher
 
-VERSION = 2  # raised when a bank's records change
+VERSION = 3  # raised when a bank's records change
 BATCHES_MEASURED = 4
 
 

@@ -1,8 +1,10 @@
 """`python -m qmimic.runtime MODEL PICTURES`: what a deployed detector finds, as lines, JSON lines or drawings."""
 
 import argparse
+import io
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,9 +37,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=1, help="pictures at once, if the file takes any number")
     options = parser.parse_args(arguments)
     try:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be printable
         _run(options)
     except InputError as error:
         print(f"qmimic: {' '.join(str(error).splitlines())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader of our output has gone
+        sys.stderr.close()
+        return 2
+    except OSError as error:
+        print(f"qmimic: {error.filename or 'output'}: {error.strerror or error}; check it.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 2
@@ -89,8 +99,8 @@ def _looked_at(
             yield f"{number:06}", frame, detector(frame, options.min_score)
         return
     paths = [path for given in options.pictures for path in _files(given)]
-    names = [path.stem for path in paths]
-    twice = next((name for name in names if options.out and names.count(name) > 1), None)
+    names = Counter(path.stem for path in paths)
+    twice = next((name for name, times in names.items() if options.out and times > 1), None)
     if twice:
         raise InputError(f"Several pictures are named {twice}, and one drawing would replace the other.")
     if options.out and any(path.parent.resolve() == options.out.resolve() for path in paths):

@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 from PIL import Image
 
+from qmimic.data.images import upright
 from qmimic.data.letterbox import Letterbox, letterbox, letterbox_file
 from qmimic.detections import Detections
 from qmimic.errors import InputError
@@ -34,6 +34,10 @@ class Detector:
     metadata: Metadata
 
     def __init__(self, path: Path | str, threads: int = 1) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise InputError("ONNX Runtime is not installed: pip install 'qmimic[runtime]'.") from error
         path = Path(path)
         if not path.is_file():
             raise InputError(f"There is no file {path}; name an .onnx file that `qmimic export` wrote.")
@@ -107,5 +111,5 @@ class Detector:
                 )
             picture = Image.fromarray(picture)
         if isinstance(picture, Image.Image):
-            return letterbox(picture.convert("RGB"), self.metadata.size)
+            return letterbox(upright(picture), self.metadata.size)
         return letterbox_file(Path(picture), self.metadata.size)
