@@ -92,8 +92,7 @@ class Columns(Sequence[Sample]):
     @property
     def counts(self) -> NDArray[np.int64]:
         """Boxes of each sample, int64 [n]."""
-        counts: NDArray[np.int64] = self.store.starts[self.rows + 1] - self.store.starts[self.rows]
-        return counts
+        return _lengths(self.store.starts, self.rows)
 
     @property
     def image_sizes(self) -> NDArray[np.int32]:
@@ -113,8 +112,7 @@ class Columns(Sequence[Sample]):
     @property
     def id_lengths(self) -> NDArray[np.int64]:
         """Bytes of each name, int64 [n]."""
-        lengths: NDArray[np.int64] = self.store.id_starts[self.rows + 1] - self.store.id_starts[self.rows]
-        return lengths
+        return _lengths(self.store.id_starts, self.rows)
 
     @property
     def box_rows(self) -> NDArray[np.int64]:
@@ -171,11 +169,18 @@ def _store(samples: Sequence[Sample], root: Path | None) -> Store:
     )
 
 
+def _lengths(starts: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """From a row's start to the next one's, int64 [n]."""
+    lengths: NDArray[np.int64] = starts[rows + 1] - starts[rows]
+    return lengths
+
+
 def _places(starts: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """All places from a row's start to the next one's, row after row."""
-    begin = starts[rows]
-    lengths = starts[rows + 1] - begin
-    places: NDArray[np.int64] = np.arange(int(lengths.sum())) + np.repeat(begin - np.cumsum(lengths) + lengths, lengths)
+    lengths = _lengths(starts, rows)
+    places: NDArray[np.int64] = np.arange(int(lengths.sum())) + np.repeat(
+        starts[rows] - np.cumsum(lengths) + lengths, lengths
+    )
     return places
 
 

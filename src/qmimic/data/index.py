@@ -6,7 +6,6 @@ Training reads it instead of the label files; everything else reads the labels t
 
 import hashlib
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes
@@ -61,12 +60,13 @@ class _Description(BaseModel):
     stamps: dict[str, tuple[int, int]]
 
 
-def write(dataset: Dataset, drop_bad: bool) -> str:
+def write(dataset: Dataset, drop_bad: bool, stamps: dict[str, tuple[int, int]] | None = None) -> str:
     """Check a dataset of files and write its index into its folder, in place of an older one.
 
     Args:
         dataset: as read.
         drop_bad: leave out bad boxes and images; if False, any of them is an error.
+        stamps: of the folder before it was read, so that what changed meanwhile is noticed; None: as it is now.
 
     Returns:
         One sentence for a person.
@@ -84,8 +84,8 @@ def write(dataset: Dataset, drop_bad: bool) -> str:
     if not splits:
         raise InputError(f"{root} has no split, there is nothing to index.")
     store = next(iter(splits.values())).store
-    stamps = _stamps(root)
-    with building(root / FOLDER, replace=True) as folder:
+    stamps = stamps or _stamps(root)  # before the folder that is being built stands in it
+    with building(place, replace=True) as folder:
         for name in COLUMNS:
             np.save(folder / f"{name}.npy", getattr(store, name))
         for number, samples in enumerate(splits.values()):
@@ -98,20 +98,15 @@ def write(dataset: Dataset, drop_bad: bool) -> str:
             stamps=stamps,
         )
         (folder / "index.json").write_text(description.model_dump_json(), encoding="utf-8")
-    size = sum(path.stat().st_size for path in (root / FOLDER).iterdir())
+    size = sum(path.stat().st_size for path in place.iterdir())
     counts = ", ".join(f"{split} {len(samples):,}" for split, samples in splits.items())
-    return f"{root / FOLDER}: {counts} images with {len(store.boxes):,} boxes in {size / 1e6:.1f} MB."
+    return f"{place}: {counts} images with {len(store.boxes):,} boxes in {size / 1e6:.1f} MB."
 
 
 def make(root: Path, drop_bad: bool) -> str:
-    """Read a dataset's folder and index it. Args, returns, raises: as `write`; and if the folder changes meanwhile."""
-    before = _stamps(root) if root.is_dir() else {}
-    said = write(load_dataset(root), drop_bad)
-    changed = _changed(root, before)
-    if changed is not None:
-        shutil.rmtree(root / FOLDER, ignore_errors=True)
-        raise InputError(f"{changed} changed while {root} was being indexed; run the same command again.")
-    return said
+    """Read a dataset's folder and index it. Args, returns, raises: as `write`."""
+    before = _stamps(root) if root.is_dir() else None
+    return write(load_dataset(root), drop_bad, before)
 
 
 def exists(root: Path) -> bool:

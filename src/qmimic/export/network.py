@@ -1,10 +1,9 @@
 """The network that ships: a trained detector from the pixels of an image to its detections, as one module."""
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
+from qmimic.models.detectors import fold_batch_norm
 from qmimic.models.two_stage import Detector
 
 
@@ -21,7 +20,7 @@ class ShippedNetwork(nn.Module):
 
     def __init__(self, detector: Detector) -> None:
         super().__init__()
-        self.detector = copy.deepcopy(detector).eval().requires_grad_(False).cpu()
+        self.detector = fold_batch_norm(detector).requires_grad_(False).cpu()
         self.register_buffer("mean", self.detector.mean.clone())
         first = next(module for module in self.detector.backbone.modules() if isinstance(module, nn.Conv2d))
         # Dividing the weights by the deviation saves a pass over the image; padding stays the mean colour, 0.

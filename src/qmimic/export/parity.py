@@ -100,11 +100,10 @@ def _both(
 ) -> Iterator[tuple[Detections, Detections]]:
     step = shipped.batch or BATCH
     for first in range(0, len(images), step):
-        own = images[first : first + step]
-        part = np.concatenate([own, np.repeat(own[:1], step - len(own), 0)])  # a graph of fixed batch takes no fewer
+        part = images[first : first + step]
         output = trained.detect(torch.from_numpy(part).permute(0, 3, 1, 2))
         found = shipped.raw(part)
-        for row in range(len(own)):
+        for row in range(len(part)):
             keep = found[1][row] >= 0
             yield unpad(output, row), Detections(*(values[row][keep] for values in found))
 

@@ -14,14 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from qmimic.data.images import read_image
+from qmimic.data.labels import SUFFIXES
 from qmimic.detections import Detections
 from qmimic.draw import draw
 from qmimic.errors import InputError
 from qmimic.files import replacing
 from qmimic.runtime.detector import Detector
 from qmimic.runtime.video import frames
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

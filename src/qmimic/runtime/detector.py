@@ -80,11 +80,7 @@ class Detector:
         count = self.batch or batch
         for first in range(0, len(pictures), count):
             fitted = [self._fitted(picture) for picture in pictures[first : first + count]]
-            pixels = np.stack([image for image, _ in fitted])
-            if len(pixels) < count:  # a graph of fixed batch takes no fewer
-                missing = count - len(pixels) if self.batch else 0
-                pixels = np.concatenate([pixels, np.repeat(pixels[:1], missing, 0)])
-            boxes, scores, labels = self.raw(pixels)
+            boxes, scores, labels = self.raw(np.stack([image for image, _ in fitted]))
             for row, (_, placed) in enumerate(fitted):
                 keep = scores[row] >= max(min_score, 0.0)
                 yield Detections(placed.undo(boxes[row])[keep], scores[row][keep], labels[row][keep])
@@ -93,14 +89,17 @@ class Detector:
         """What the graph gives.
 
         Args:
-            images: uint8 [N, H, W, 3], RGB, fitted into the input.
+            images: uint8 [N, H, W, 3], RGB, fitted into the input; N is at most the graph's batch, if that is fixed.
 
         Returns:
             Boxes [N, D, 4], xyxy in pixels of the input; scores [N, D], below 0 where an image has fewer than D;
             classes [N, D].
         """
+        count = len(images)
+        if self.batch:  # a graph of fixed batch takes no fewer
+            images = np.concatenate([images, np.repeat(images[:1], self.batch - count, 0)])
         boxes, scores, labels = self._session.run(list(OUTPUTS), {INPUT: images})
-        return boxes, scores, labels
+        return boxes[:count], scores[:count], labels[:count]
 
     def _fitted(self, picture: Picture) -> tuple[NDArray[np.uint8], Letterbox]:
         if isinstance(picture, np.ndarray):
