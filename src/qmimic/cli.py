@@ -154,7 +154,8 @@ def parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser("export", help="a file to ship, after proof that it detects as the trained model does")
     export.add_argument("detector", type=Path, help="a .safetensors file of a run")
-    export.add_argument("--to", choices=["onnx"], default="onnx")
+    export.add_argument("--to", default="onnx", metavar="FORMATS", help="onnx, openvino, or both with a comma")
+    export.add_argument("--int8", action="store_true", help="also on integers, unless it costs above int8.max_loss")
     export.add_argument("--out", type=Path, help="folder (deploy, beside the detector)")
     export.add_argument("--data", help="dataset whose pictures it is proved on (that of the run's recipe.yaml)")
     export.add_argument("--batch", type=int, default=1, help="images at once; 0: any number, a little slower")
@@ -338,16 +339,27 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from qmimic.export.ship import export
+    from rich.table import Table
+
+    from qmimic.export.ship import TARGETS
+    from qmimic.pipeline.deploy import advice, deploy, proved
+    from qmimic.training.progress import Bar, Screen
 
     if options.batch < 0:
         raise InputError(f"--batch {options.batch} is no number of images; give 1 or more, or 0 for any number.")
-    target, parity = export(options.detector, options.out, options.data, options.batch or None)
-    print(
-        f"{target}: {target.stat().st_size / 1000:.0f} kB. On {parity.pictures} pictures with {parity.detections} "
-        f"detections scores differ by {parity.score_difference:.1e} at most from the trained model's, boxes by "
-        f"{parity.box_difference:.1e} pixels."
-    )
+    targets = list(dict.fromkeys(options.to.split(",")))
+    unknown = next((name for name in targets if name not in TARGETS), None)
+    if unknown is not None:
+        raise InputError(f"--to {unknown} is no format; give one or more of {','.join(TARGETS)}.")
+    console = Screen()
+    with Bar(console) as bar:
+        batch = options.batch or None
+        files = deploy(options.detector, options.out, options.data, batch, targets, options.int8, bar)
+    table = Table("file", "kB", "ms", "proof", title="one thread, medians of one alternating run")
+    for one in files:
+        table.add_row(one.path.name, f"{one.bytes / 1000:.0f}", f"{one.milliseconds:.2f}", proved(one.proof))
+    console.print(table)
+    console.print(f"{advice(files)} The files are in {files[0].path.parent}.", highlight=False, soft_wrap=True)
     return 0
 
 

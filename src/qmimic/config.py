@@ -243,6 +243,16 @@ class RunConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 for wide networks where it pays")
 
 
+class Int8Config(ScheduleConfig):
+    """A detector on integers: how its grids are found, how it is trained on them, and when it is refused."""
+
+    images: int = Field(128, ge=1, le=4096, description="training images that the scales of maps are found on")
+    max_loss: Share = Field(0.01, description="mAP@0.5 on val that int8 may cost; above it is repaired, or refused")
+    steps: int = Field(300, ge=0, description="optimizer steps on the grids, if int8 costs more; 0: none")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
+    warmup_steps: int = Field(20, ge=0, description="steps of linear warm-up")
+
+
 Arm = Literal["scratch", "quantized", "mimic", "separable", "grouped", "taylor", "lasso"]
 
 
@@ -264,6 +274,7 @@ class Recipe(Section):
     quantizer: QuantizerConfig = QuantizerConfig()
     mimic: MimicConfig = MimicConfig()
     pruning: PruningConfig = PruningConfig()
+    int8: Int8Config = Int8Config()
     run: RunConfig = RunConfig()
 
     @model_validator(mode="after")

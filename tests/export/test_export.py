@@ -20,6 +20,7 @@ from qmimic.export import ship
 from qmimic.export.onnx_file import OPSET, build_graph
 from qmimic.export.parity import Parity, compare, pictures
 from qmimic.models.two_stage import Detector
+from qmimic.pipeline import deploy
 from qmimic.quantize import Quantizer
 from qmimic.runtime import Detector as ShippedDetector
 from qmimic.runtime.metadata import KEY, as_properties
@@ -121,9 +122,9 @@ def test_one_differing_weight_trips_the_gate(
         weights.CopyFrom(onnx.numpy_helper.from_array(values, weights.name))
         return model
 
-    monkeypatch.setattr(ship, "build_graph", mutated)
+    monkeypatch.setattr(deploy, "build_graph", mutated)
     said = refused("export", file, *data, "--out", tmp_path)
-    assert "student.onnx would not detect as student.safetensors does: scores differ by" in said
+    assert "student.onnx would not detect as the trained model does: scores differ by" in said
     assert (tmp_path / "student.onnx").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["parity.json", "student.onnx"]
 
@@ -134,8 +135,8 @@ def test_the_command_writes_a_file_that_describes_itself(
     run = trained / "run"
     assert main(["export", str(run / "student.safetensors"), "--out", str(tmp_path / "out"), "--batch", "0"]) == 0
     said = capsys.readouterr().out
-    assert "student.onnx:" in said
-    assert "On 32 pictures with" in said
+    assert "student.onnx" in said
+    assert "Take student.onnx on a machine like this one." in said
     parity = json.loads((tmp_path / "out" / "parity.json").read_text())["student.onnx"]
     metadata = ShippedDetector(tmp_path / "out" / "student.onnx").metadata
     assert metadata.parity == parity
@@ -144,7 +145,7 @@ def test_the_command_writes_a_file_that_describes_itself(
     assert metadata.backbone == "resnet18/32"
     assert metadata.training["stage"] == "student"
     properties = {one.key: one.value for one in onnx.load(tmp_path / "out" / "student.onnx").metadata_props}
-    assert json.loads(properties[KEY])["format"] == 1
+    assert json.loads(properties[KEY])["format"] == 2
 
 
 def test_bad_input(trained: Path, tmp_path: Path, refused: Refused) -> None:

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from qmimic.models.detectors import fold_batch_norm
+from qmimic.models.detectors import absorb_deviation, fold_batch_norm
+from qmimic.models.fake_quantize import freeze
 from qmimic.models.two_stage import Detector
 
 
@@ -13,7 +14,7 @@ class ShippedNetwork(nn.Module):
     The runtime fits a picture into the input; all else is in here, normalisation and suppression too.
 
     Args:
-        detector: in evaluation mode; it is copied.
+        detector: in evaluation mode, trained or on grids; it is copied.
     """
 
     mean: Tensor
@@ -22,9 +23,8 @@ class ShippedNetwork(nn.Module):
         super().__init__()
         self.detector = fold_batch_norm(detector).requires_grad_(False).cpu()
         self.register_buffer("mean", self.detector.mean.clone())
-        first = next(module for module in self.detector.backbone.modules() if isinstance(module, nn.Conv2d))
-        # Dividing the weights by the deviation saves a pass over the image; padding stays the mean colour, 0.
-        first.weight.div_(self.detector.std)
+        absorb_deviation(self.detector)  # saves a pass over the image
+        freeze(self.detector)
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:

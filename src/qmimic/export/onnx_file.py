@@ -3,8 +3,11 @@
 import contextlib
 import io
 import warnings
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
 from onnxscript import opset20
@@ -47,21 +50,124 @@ def build_graph(detector: Detector, batch: int | None) -> onnx.ModelProto:
             opset_version=OPSET,
             dynamic_shapes=free,
             dynamo=True,
-            custom_translation_table={torch.ops.qmimic.suppress.default: _suppress},
+            custom_translation_table={
+                torch.ops.qmimic.suppress.default: _suppress,
+                torch.ops.qmimic.round_to_grid.default: _round_to_grid,
+            },
         )
     assert program is not None
     model: onnx.ModelProto = program.model_proto
-    # The exporter notes the path of every line of code that an operator came from.
-    for node in model.graph.node:
-        del node.metadata_props[:]
-        node.doc_string = ""
-    del model.graph.metadata_props[:]
-    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
-        del value.metadata_props[:]
-    for tensor in model.graph.initializer:
-        del tensor.metadata_props[:]
+    _integer_weights(model.graph)
+    _anchors_by_place(model.graph, detector)
+    _without_idle_relus(model.graph)
+    _in_few_words(model.graph)
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def write_onnx(model: onnx.ModelProto, properties: Mapping[str, str], path: Path) -> None:
+    """Write a graph and what the file is to say of itself."""
+    onnx.helper.set_model_props(model, dict(properties))
+    path.write_bytes(model.SerializeToString())
+
+
+def _integer_weights(graph: onnx.GraphProto) -> None:
+    """Store what is rounded to a grid as integers: a weight's `QuantizeLinear` is done here, its inverse stays."""
+    constants = {one.name: one for one in graph.initializer}
+    for node in list(graph.node):
+        if node.op_type == "QuantizeLinear" and node.input[0] in constants:
+            weight, scale, zero = (onnx.numpy_helper.to_array(constants[name]) for name in node.input)
+            beside = scale.reshape(-1, *[1] * (weight.ndim - 1)) if scale.ndim else scale
+            rounded = np.rint(weight / beside).astype(zero.dtype)
+            graph.initializer.append(onnx.numpy_helper.from_array(rounded, node.output[0]))
+            graph.node.remove(node)
+    _without_unused(graph)
+
+
+def _anchors_by_place(graph: onnx.GraphProto, detector: Detector) -> None:
+    """Write all anchors as a sum of those of one place and of the places; engines add them up when they load a file."""
+    anchors = detector.anchors.cpu().numpy()
+    height, width = (side // detector.spec.output_stride for side in detector.spec.size)
+    placed = anchors.reshape(-1, height, width, 4)
+    parts = {
+        "anchors.first": placed[:, :1, :1],
+        "anchors.down": placed[:1, :, :1] - placed[:1, :1, :1],
+        "anchors.across": placed[:1, :1] - placed[:1, :1, :1],
+        "anchors.shape": np.array(anchors.shape),
+    }
+    summed = parts["anchors.first"] + parts["anchors.down"] + parts["anchors.across"]
+    found = [one for one in graph.initializer if tuple(one.dims) == anchors.shape]
+    for whole in found:
+        if np.array_equal(onnx.numpy_helper.to_array(whole), anchors) and np.allclose(summed, placed, atol=1e-4):
+            graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in parts.items())
+            make = onnx.helper.make_node
+            for place, node in enumerate(
+                (
+                    make("Add", ["anchors.first", "anchors.down"], ["anchors.rows"]),
+                    make("Add", ["anchors.rows", "anchors.across"], ["anchors.places"]),
+                    make("Reshape", ["anchors.places", "anchors.shape"], [whole.name]),
+                )
+            ):
+                graph.node.insert(place, node)
+            graph.initializer.remove(whole)
+
+
+def _without_idle_relus(graph: onnx.GraphProto) -> None:
+    """Leave out a ReLU of a map of unsigned integers."""
+    makers = {name: node for node in graph.node for name in node.output}
+    constants = {one.name: one for one in graph.initializer}
+    renamed: dict[str, str] = {}
+    for node in list(graph.node):
+        for place, name in enumerate(node.input):
+            node.input[place] = renamed.get(name, name)
+        maker = makers.get(node.input[0]) if node.op_type == "Relu" else None
+        if maker and maker.op_type == "DequantizeLinear":
+            zero = constants[maker.input[2]]
+            if zero.data_type == onnx.TensorProto.UINT8 and not onnx.numpy_helper.to_array(zero).any():
+                renamed[node.output[0]] = node.input[0]
+                graph.node.remove(node)
+
+
+def _in_few_words(graph: onnx.GraphProto) -> None:
+    """Leave out names and shapes that nobody needs to run a graph; in a file of 100 kB they are half of it.
+
+    The exporter also notes the path of every line of code that an operator came from.
+    """
+    kept = {value.name for value in (*graph.input, *graph.output, *graph.initializer)}
+    short: dict[str, str] = {}
+    for node in graph.node:
+        del node.metadata_props[:]
+        node.doc_string = node.name = ""
+        for names in (node.input, node.output):
+            for place, name in enumerate(names):
+                if name and name not in kept:
+                    names[place] = short.setdefault(name, f"v{len(short)}")
+    del graph.metadata_props[:]
+    del graph.value_info[:]
+    for value in (*graph.input, *graph.output):
+        del value.metadata_props[:]
+    for tensor in graph.initializer:
+        del tensor.metadata_props[:]
+
+
+def _without_unused(graph: onnx.GraphProto) -> None:
+    used = {name for node in graph.node for name in node.input}
+    for tensor in [one for one in graph.initializer if one.name not in used]:
+        graph.initializer.remove(tensor)
+
+
+def _round_to_grid(x: Any, scale: Any, low: int, high: int) -> Any:
+    """`qmimic.models.fake_quantize.round_to_grid` by ONNX's own operators, unsigned where nothing is below 0."""
+    kind = np.int8 if low else np.uint8
+    channels = scale.shape[0]
+    if channels == 1:
+        scale = op.Squeeze(scale)
+        zero = op.Constant(value=onnx.numpy_helper.from_array(np.zeros((), kind)))
+    else:
+        zero = op.Constant(value=onnx.numpy_helper.from_array(np.zeros(channels, kind)))
+    if not low and high < 255:
+        x = op.Min(x, op.Mul(scale, op.Constant(value_float=float(high))))
+    return op.DequantizeLinear(op.QuantizeLinear(x, scale, zero, axis=0), scale, zero, axis=0)
 
 
 def _suppress(boxes: Any, valid: Any, threshold: float, most: int) -> Any:

@@ -95,6 +95,27 @@ def compare(trained: Detector, shipped: ShippedDetector, images: NDArray[np.uint
     return Parity(len(images), detections, scores, boxes, unmatched)
 
 
+def require(trained: Detector, shipped: ShippedDetector, images: NDArray[np.uint8], name: str) -> Parity:
+    """Compare as `compare` does; `name` is how an error calls the file.
+
+    Raises:
+        InputError: the file may not ship, or nothing can be said.
+    """
+    parity = compare(trained, shipped, images)
+    if not parity.detections:
+        raise InputError(
+            f"The detector finds nothing in {parity.pictures} pictures, so {name} cannot be proved; train it."
+        )
+    if not parity.holds:
+        raise InputError(
+            f"{name} would not detect as the trained model does: scores differ by {parity.score_difference:.2g} "
+            f"(allowed: {MAX_SCORE_DIFFERENCE:g}), boxes by {parity.box_difference:.2g} pixels "
+            f"({MAX_BOX_DIFFERENCE:g}), and {parity.unmatched} of {parity.detections} detections have no "
+            "counterpart; nothing was written; please report this detector."
+        )
+    return parity
+
+
 def _both(
     trained: Detector, shipped: ShippedDetector, images: NDArray[np.uint8]
 ) -> Iterator[tuple[Detections, Detections]]:

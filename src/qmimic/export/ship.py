@@ -1,78 +1,83 @@
-"""From a trained detector's file to deployed ones that were proved to agree with it."""
+"""From a detector to deployed files that were proved before they took their place."""
 
 import json
-from dataclasses import asdict, replace
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import onnx
 
-from qmimic.config import load_recipe
-from qmimic.data.formats import load_dataset
-from qmimic.data.sample import Dataset
 from qmimic.errors import InputError
-from qmimic.export.onnx_file import build_graph
-from qmimic.export.parity import MAX_BOX_DIFFERENCE, MAX_SCORE_DIFFERENCE, Parity, compare, pictures
+from qmimic.export.onnx_file import write_onnx
+from qmimic.export.openvino_file import write_openvino
 from qmimic.files import replacing, write_text
-from qmimic.models.checkpoint import load_detector
+from qmimic.models.detectors import mac_count, parameter_count
+from qmimic.models.fake_quantize import is_on_grids, map_grid
 from qmimic.models.two_stage import Detector
 from qmimic.runtime.detector import Detector as ShippedDetector
 from qmimic.runtime.metadata import Metadata, as_properties
 
+Proof = Callable[[ShippedDetector, str], Mapping[str, Any]]
 
-def export(path: Path, out: Path | None, data: str | None, batch: int | None) -> tuple[Path, Parity]:
-    """Write a detector as ONNX, after the parity gate, with `parity.json` beside it.
+
+@dataclass(frozen=True)
+class Target:
+    """A format to ship in.
+
+    Attributes:
+        suffixes: of its files, that which a runtime opens first.
+        write: of a checked graph and properties, the files at a path of the first suffix.
+    """
+
+    suffixes: tuple[str, ...]
+    write: Callable[[onnx.ModelProto, Mapping[str, str], Path], None]
+
+
+TARGETS = {"onnx": Target((".onnx",), write_onnx), "openvino": Target((".xml", ".bin"), write_openvino)}
+
+
+def ship(graph: onnx.ModelProto, metadata: Metadata, target: Target, path: Path, prove: Proof) -> Path:
+    """Write a graph in a format, with the proof of it in the file and in `parity.json` beside it.
 
     Args:
-        path: the detector's file.
-        out: folder; None: `deploy` beside the detector.
-        data: dataset whose pictures the gate looks at; None: that of the `recipe.yaml` beside the detector.
-        batch: images that the graph takes at once; None: any number.
+        graph: of the detector.
+        metadata: of the detector, without proof.
+        target: the format.
+        path: of the file, without suffix.
+        prove: called with the file as it would ship and its name; gives figures, or raises InputError.
 
     Returns:
-        The ONNX file, and how far it is from the trained model.
+        The file that a runtime opens.
 
     Raises:
-        InputError: the detector or the data cannot be read, the file differs from the trained model, or the disk is
-            full. Then no ONNX file was written.
+        InputError: the proof fails, or the disk is full. Then nothing was written.
     """
-    detector, notes = load_detector(path)
-    dataset = load_dataset(data) if data else _own_data(path)
-    if not any(len(samples) for samples in dataset.splits.values()):
-        raise InputError(f"{dataset.name} has no image to compare on; name other --data.")
-    images = pictures(dataset, detector.spec.size)
-    out = out or path.parent / "deploy"
-    target = out / f"{path.stem}.onnx"
-    model = build_graph(detector, batch)
-    metadata = describe(detector, notes)
-    with replacing(target) as temporary:
-        _save(model, metadata, temporary)
-        parity = compare(detector, ShippedDetector(temporary), images)
-        if not parity.detections:
-            raise InputError(
-                f"{path.name} finds nothing in {parity.pictures} pictures, so nothing can be proved; train it."
-            )
-        if not parity.holds:
-            raise InputError(
-                f"{target.name} would not detect as {path.name} does: scores differ by {parity.score_difference:.2g} "
-                f"(allowed: {MAX_SCORE_DIFFERENCE:g}), boxes by {parity.box_difference:.2g} pixels "
-                f"({MAX_BOX_DIFFERENCE:g}), and {parity.unmatched} of {parity.detections} detections have no "
-                "counterpart; nothing was written; please report this detector."
-            )
-        _save(model, replace(metadata, parity=asdict(parity)), temporary)
-    figures = out / "parity.json"
+    first, *others = (path.with_name(path.name + suffix) for suffix in target.suffixes)
     try:
-        before = json.loads(figures.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        before = {}
-    others = before if isinstance(before, dict) else {}
-    write_text(figures, json.dumps({**others, target.name: asdict(parity)}, indent=1))
-    return target, parity
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name[:16]}-", dir=path.parent) as folder:
+            temporary = Path(folder) / first.name
+            target.write(graph, as_properties(metadata), temporary)
+            figures = dict(prove(ShippedDetector(temporary), first.name))
+            target.write(graph, as_properties(replace(metadata, parity=figures)), temporary)
+            for own in (*others, first):  # the one that a runtime opens last, so that it never finds half
+                with replacing(own) as place:
+                    (Path(folder) / own.name).replace(place)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"Cannot write {first}: {reason}; free some space or choose another folder.") from error
+    _note(path.parent / "parity.json", first.name, figures)
+    return first
 
 
 def describe(detector: Detector, notes: dict[str, object]) -> Metadata:
-    """What a deployed file says of a detector."""
+    """What a deployed file says of a detector, trained or on grids."""
     spec, quantizer = detector.spec, detector.quantizer
+    integers = is_on_grids(detector)
+    stride = map_grid(detector).scale if integers else quantizer.stride if quantizer else None
     return Metadata(
         classes=spec.classes,
         size=spec.size,
@@ -80,20 +85,19 @@ def describe(detector: Detector, notes: dict[str, object]) -> Metadata:
         nms_threshold=spec.nms_threshold,
         backbone=spec.backbone,
         architecture=spec.architecture,
-        precision="fp32",
-        grid=tuple(quantizer.stride.tolist()) if quantizer else None,
+        precision="int8" if integers else "fp32",
+        grid=None if stride is None else tuple(stride.tolist()),
         version=version("qmimic"),
+        parameters=parameter_count(detector),
+        macs=mac_count(detector),
         training=notes,
     )
 
 
-def _save(model: onnx.ModelProto, metadata: Metadata, path: Path) -> None:
-    onnx.helper.set_model_props(model, as_properties(metadata))
-    path.write_bytes(model.SerializeToString())
-
-
-def _own_data(path: Path) -> Dataset:
-    recipe = path.parent / "recipe.yaml"
-    if not recipe.is_file():
-        raise InputError(f"There is no recipe.yaml beside {path} that names its data; name them by --data FOLDER.")
-    return load_dataset(load_recipe(recipe, []).data.root)
+def _note(path: Path, name: str, figures: Mapping[str, Any]) -> None:
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        before = {}
+    others = before if isinstance(before, dict) else {}
+    write_text(path, json.dumps({**others, name: figures}, indent=1))

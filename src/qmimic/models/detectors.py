@@ -100,6 +100,15 @@ def fold_batch_norm(detector: Detector) -> Detector:
     return folded
 
 
+def absorb_deviation(detector: Detector) -> None:
+    """Let the first layer's weights divide pixels by their deviation; the padding stays the mean colour, 0."""
+    first = next(module for module in detector.backbone.modules() if isinstance(module, nn.Conv2d))
+    if (detector.std != 1).any():
+        with torch.no_grad():
+            first.weight.div_(detector.std)
+        detector.std.fill_(1)
+
+
 def parameter_count(detector: Detector) -> int:
     """Weights that a deployed detector holds: batch norms count as folded."""
     return sum(parameter.numel() for parameter in fold_batch_norm(detector).parameters())

@@ -11,53 +11,38 @@ from qmimic.data.images import upright
 from qmimic.data.letterbox import Letterbox, letterbox, letterbox_file
 from qmimic.detections import Detections
 from qmimic.errors import InputError
-from qmimic.runtime.metadata import INPUT, OUTPUTS, Metadata, from_properties
+from qmimic.runtime.engine import load
+from qmimic.runtime.metadata import INPUT, Metadata, from_properties
 
 Picture = Image.Image | Path | str | NDArray[np.uint8]
 
 
 class Detector:
-    """An ONNX file that `qmimic export` wrote.
+    """A file that `qmimic export` wrote.
 
     Args:
-        path: of the file.
+        path: of the file, `.onnx` or OpenVINO's `.xml`.
         threads: that one picture is computed on.
 
     Attributes:
         metadata: what the file says of itself.
+        batch: pictures that the graph takes at once; None: any number.
 
     Raises:
-        InputError: there is no such file, it is not qmimic's, its description was edited, or the installed ONNX Runtime
+        InputError: there is no such file, it is not qmimic's, its description was edited, or the installed engine
             cannot run it.
     """
 
     metadata: Metadata
 
     def __init__(self, path: Path | str, threads: int = 1) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise InputError("ONNX Runtime is not installed: pip install 'qmimic[runtime]'.") from error
         path = Path(path)
-        if not path.is_file():
-            raise InputError(f"There is no file {path}; name an .onnx file that `qmimic export` wrote.")
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = 3  # its warnings are for those who build graphs
-        try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's exceptions have no common type but this
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"{path} cannot be run by ONNX Runtime {onnxruntime.__version__} ({reason}); copy or export it again, "
-                "or upgrade onnxruntime."
-            ) from error
-        self.metadata = from_properties(self._session.get_modelmeta().custom_metadata_map, path)
-        shapes = {value.name: value.shape for value in self._session.get_inputs()}
-        if list(shapes) != [INPUT] or tuple(shapes[INPUT][1:]) != (*self.metadata.size, 3):
+        self._engine = load(path, threads)
+        self.metadata = from_properties(self._engine.properties, path)
+        shapes = self._engine.inputs
+        if list(shapes) != [INPUT] or shapes[INPUT][1:] != (*self.metadata.size, 3):
             raise InputError(f"The graph in {path} does not fit its description; export the detector again.")
-        batch = shapes[INPUT][0]
-        self.batch: int | None = batch if isinstance(batch, int) else None
+        self.batch = shapes[INPUT][0]
 
     def __call__(self, picture: Picture, min_score: float = 0.0) -> Detections:
         """Detections in one picture; see `many`."""
@@ -98,7 +83,7 @@ class Detector:
         count = len(images)
         if self.batch:  # a graph of fixed batch takes no fewer
             images = np.concatenate([images, np.repeat(images[:1], self.batch - count, 0)])
-        boxes, scores, labels = self._session.run(list(OUTPUTS), {INPUT: images})
+        boxes, scores, labels = self._engine.run(images)
         return boxes[:count], scores[:count], labels[:count]
 
     def _fitted(self, picture: Picture) -> tuple[NDArray[np.uint8], Letterbox]:

@@ -8,8 +8,9 @@ from typing import Any
 
 from qmimic.errors import InputError
 
-FORMAT = 1
+FORMAT = 2
 KEY, SUM = "qmimic", "qmimic_sha256"
+WEIGHTS_SUM = "qmimic_weights_sha256"  # where the weights lie in a file of their own
 INPUT, OUTPUTS = "images", ("boxes", "scores", "labels")
 
 
@@ -24,10 +25,12 @@ class Metadata:
         nms_threshold: IoU above which the weaker of two detections of a class is left out by the graph.
         backbone, architecture: what it is.
         precision: fp32 or int8.
-        grid: the stride s of the quantized map that it was trained with; None without one.
+        grid: the stride s of the map that RPN and head see: its quantizer's, of an int8 file its scale, which is the
+            same where there is a quantizer; None where the map is float.
+        parameters, macs: how many weights and multiply-accumulates a picture, see `qmimic.models.detectors`.
         version: of qmimic.
         training: notes of the run: stage, seed, scores, key of the recipe.
-        parity: how far it is from the trained model, see `qmimic.export.parity`.
+        parity: how far it is from the trained model, see `qmimic.export.parity` and `qmimic.export.accuracy`.
         format: of this description.
     """
 
@@ -40,6 +43,8 @@ class Metadata:
     precision: str
     grid: tuple[float, ...] | None
     version: str
+    parameters: int = 0
+    macs: int = 0
     training: dict[str, Any] = field(default_factory=dict)
     parity: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT

@@ -1,0 +1,43 @@
+"""What an int8 file detects on val: its engine rounds in its own way, so it is measured itself."""
+
+from dataclasses import dataclass
+
+from qmimic.data.loader import Loader
+from qmimic.data.splits import VAL
+from qmimic.detections import Detections
+from qmimic.runtime.detector import Detector as ShippedDetector
+from qmimic.scores.summary import score
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The score of an int8 file beside that of the detector it was made from.
+
+    Attributes:
+        images: of val.
+        map50, map50_float: VOC mAP@0.5, 0..1, of the file and of the trained detector.
+        trained: steps of training on the grids.
+        in_float: parts that are not on a grid.
+    """
+
+    images: int
+    map50: float
+    map50_float: float
+    trained: int
+    in_float: tuple[str, ...]
+
+    @property
+    def lost(self) -> float:
+        """mAP@0.5 that int8 costs, 0..1."""
+        return self.map50_float - self.map50
+
+
+def map50_of_file(shipped: ShippedDetector, loader: Loader) -> float:
+    """VOC mAP@0.5 of a deployed file on a loader's split, 0..1."""
+    found: dict[str, Detections] = {}
+    for batch in loader.with_batch_size(shipped.batch or loader.batch_size).once():
+        boxes, scores, labels = shipped.raw(batch.images.permute(0, 2, 3, 1).contiguous().numpy())
+        for row, (sample, placed) in enumerate(zip(batch.samples, batch.placed, strict=True)):
+            keep = scores[row] >= 0
+            found[sample.image_id] = Detections(placed.undo(boxes[row])[keep], scores[row][keep], labels[row][keep])
+    return score(loader.dataset, VAL, found).voc_map50

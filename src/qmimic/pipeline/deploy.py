@@ -1,0 +1,187 @@
+"""From a trained detector's file to the files that ship: proved, timed on this machine, and one of them recommended."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qmimic.bench.timing import alternate
+from qmimic.config import Recipe, load_recipe
+from qmimic.data.formats import load_dataset
+from qmimic.errors import InputError
+from qmimic.export.accuracy import Accuracy, map50_of_file
+from qmimic.export.onnx_file import build_graph
+from qmimic.export.parity import pictures, require
+from qmimic.export.ship import TARGETS, Proof, describe, ship
+from qmimic.models.checkpoint import load_detector
+from qmimic.models.two_stage import Detector
+from qmimic.pipeline.integer import IntegerDetector, to_integers
+from qmimic.pipeline.prepare import Prepared, prepare
+from qmimic.runtime.detector import Detector as ShippedDetector
+from qmimic.training.loop import Watcher
+
+FASTER = 1.05  # times, to be called faster
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A file that ships.
+
+    Attributes:
+        path: that a runtime opens.
+        target: its format, of `TARGETS`.
+        precision: fp32 or int8.
+        bytes: of all its files.
+        milliseconds: median of a picture, one thread, in an alternating run with the others.
+        proof: of fp32 the parity, of int8 the accuracy.
+    """
+
+    path: Path
+    target: str
+    precision: str
+    bytes: int
+    milliseconds: float
+    proof: Mapping[str, Any]
+
+
+def deploy(
+    path: Path,
+    out: Path | None,
+    data: str | None,
+    batch: int | None,
+    targets: Sequence[str],
+    int8: bool,
+    watcher: Watcher,
+) -> list[Deployed]:
+    """Write a detector in several formats, after proof.
+
+    Args:
+        path: the detector's file.
+        out: folder; None: `deploy` beside the detector.
+        data: dataset that the proof looks at; None: that of the `recipe.yaml` beside the detector.
+        batch: images that the graph takes at once; None: any number.
+        targets: names of formats.
+        int8: also on integers.
+        watcher: told of progress.
+
+    Raises:
+        InputError: the detector or the data cannot be read, a file differs from the trained model, int8 costs too
+            much, or the disk is full. What failed was not written.
+    """
+    detector, notes = load_detector(path)
+    recipe = _recipe(path, data, detector)
+    folder = out or path.parent / "deploy"
+    dataset = load_dataset(recipe.data.root)
+    if not any(len(samples) for samples in dataset.splits.values()):
+        raise InputError(f"{dataset.name} has no image to compare on; name other --data.")
+    images = pictures(dataset, detector.spec.size)
+
+    def parity(shipped: ShippedDetector, name: str) -> Mapping[str, Any]:
+        return asdict(require(detector, shipped, images, name))
+
+    written = _write(detector, notes, folder / path.stem, targets, batch, parity)
+    if int8:
+        prepared = _prepared(recipe, detector)
+        found = to_integers(prepared, detector, path.parent / "stages", watcher)
+        proof = partial(_accuracy, prepared, found)
+        written |= _write(found.detector, notes, folder / f"{path.stem}-int8", targets, batch, proof)
+    return _timed(written)
+
+
+def advice(files: Sequence[Deployed]) -> str:
+    """Which of the files to take on a machine like this one, and why."""
+    best = min(files, key=lambda one: one.milliseconds)
+    near = [one for one in files if one.milliseconds < FASTER * best.milliseconds]
+    best = min(near, key=lambda one: one.bytes)
+    said = [f"Take {best.path.name} on a machine like this one."]
+    for target in dict.fromkeys(one.target for one in files):
+        times = {one.precision: one.milliseconds for one in files if one.target == target}
+        if "int8" in times and times["fp32"] < FASTER * times["int8"]:
+            said.append(
+                f"With {target}, int8 is not faster here ({times['int8']:.2f} against {times['fp32']:.2f} ms): "
+                "it saves space only."
+            )
+    return " ".join(said)
+
+
+def proved(proof: Mapping[str, Any]) -> str:
+    """A proof in a few words."""
+    if "map50" in proof:
+        return f"{100 * proof['map50']:.1f} mAP on val, {100 * proof['map50_float']:.1f} in float"
+    return f"differs by {proof['score_difference']:.0e}, {proof['box_difference']:.0e} px"
+
+
+def _recipe(path: Path, data: str | None, detector: Detector) -> Recipe:
+    """The recipe of a detector's run, or one for the data that were named."""
+    own = path.parent / "recipe.yaml"
+    overrides = [f"run.dir={path.parent}", "run.device=cpu"]
+    if own.is_file():
+        recipe = load_recipe(own, overrides)
+        if data is None:
+            return recipe
+    elif data is None:
+        raise InputError(f"There is no recipe.yaml beside {path} that names its data; name them by --data FOLDER.")
+    else:
+        recipe = load_recipe(None, overrides)
+    named = recipe.data.model_copy(update={"root": data, "size": detector.spec.size})
+    return recipe.model_copy(update={"data": named})
+
+
+def _prepared(recipe: Recipe, detector: Detector) -> Prepared:
+    prepared = prepare(recipe)
+    if prepared.dataset.classes != detector.spec.classes:
+        raise InputError(
+            f"{prepared.dataset.name} has the classes {', '.join(prepared.dataset.classes)}, the detector "
+            f"{', '.join(detector.spec.classes)}; name by --data what it was trained on."
+        )
+    return prepared
+
+
+def _accuracy(prepared: Prepared, found: IntegerDetector, shipped: ShippedDetector, name: str) -> Mapping[str, Any]:
+    map50 = map50_of_file(shipped, prepared.val)
+    accuracy = Accuracy(len(prepared.val.samples), map50, found.map50_float, found.trained, found.in_float)
+    allowed = prepared.recipe.int8.max_loss
+    if accuracy.lost > allowed:
+        raise InputError(
+            f"{name} has {100 * map50:.1f} mAP@0.5 on val, {100 * accuracy.lost:.1f} less than the trained model; "
+            f"int8.max_loss allows {100 * allowed:.1f}. Its engine rounds in another way than training did; nothing "
+            "was written."
+        )
+    return asdict(accuracy)
+
+
+def _write(
+    detector: Detector,
+    notes: dict[str, object],
+    path: Path,
+    targets: Sequence[str],
+    batch: int | None,
+    proof: Proof,
+) -> dict[Path, str]:
+    """Files and their formats."""
+    graph, metadata = build_graph(detector, batch), describe(detector, notes)
+    return {ship(graph, metadata, TARGETS[target], path, proof): target for target in targets}
+
+
+def _timed(written: Mapping[Path, str]) -> list[Deployed]:
+    loaded = {path: ShippedDetector(path) for path in written}
+
+    def run(shipped: ShippedDetector) -> Callable[[], object]:
+        height, width = shipped.metadata.size
+        return partial(shipped.raw, np.zeros((shipped.batch or 1, height, width, 3), np.uint8))
+
+    seconds = alternate({str(path): run(shipped) for path, shipped in loaded.items()})
+    return [
+        Deployed(
+            path,
+            target,
+            loaded[path].metadata.precision,
+            sum(path.with_suffix(suffix).stat().st_size for suffix in TARGETS[target].suffixes),
+            1000 * float(np.median(seconds[str(path)])) / (loaded[path].batch or 1),
+            loaded[path].metadata.parity,
+        )
+        for path, target in written.items()
+    ]

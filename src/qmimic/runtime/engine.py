@@ -1,0 +1,108 @@
+"""What computes a deployed file: one engine a format, from images to three arrays."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qmimic.errors import InputError
+from qmimic.runtime.metadata import INPUT, KEY, OUTPUTS, SUM, WEIGHTS_SUM
+
+Outputs = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A file that was loaded.
+
+    Attributes:
+        run: of images uint8 [N, H, W, 3], boxes, scores and labels.
+        inputs: by name, the shape of each input, None where any number will do.
+        properties: what the file says of itself.
+    """
+
+    run: Callable[[NDArray[np.uint8]], Outputs]
+    inputs: Mapping[str, tuple[int | None, ...]]
+    properties: Mapping[str, str]
+
+
+def onnx_runtime(path: Path, threads: int) -> Engine:
+    """An ONNX file by ONNX Runtime on the CPU."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise InputError("ONNX Runtime is not installed: pip install 'qmimic[runtime]'.") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3  # its warnings are for those who build graphs
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions have no common type but this
+        raise _cannot(path, f"ONNX Runtime {onnxruntime.__version__}", "onnxruntime", error) from error
+
+    def run(images: NDArray[np.uint8]) -> Outputs:
+        boxes, scores, labels = session.run(list(OUTPUTS), {INPUT: images})
+        return boxes, scores, labels
+
+    inputs = {
+        value.name: tuple(side if isinstance(side, int) else None for side in value.shape)
+        for value in session.get_inputs()
+    }
+    return Engine(run, inputs, session.get_modelmeta().custom_metadata_map)
+
+
+def openvino(path: Path, threads: int) -> Engine:
+    """An OpenVINO file, `.xml` with its `.bin`, on the CPU."""
+    try:
+        import openvino as ov
+    except ImportError as error:
+        raise InputError("OpenVINO is not installed: pip install 'qmimic[openvino]'.") from error
+    weights = path.with_suffix(".bin")
+    if not weights.is_file():
+        raise InputError(f"{weights}, the weights of {path.name}, is missing; copy both files.")
+    settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    try:
+        model = ov.Core().read_model(path)
+        request = ov.Core().compile_model(model, "CPU", settings).create_infer_request()
+        own = [key for key in (KEY, SUM, WEIGHTS_SUM) if model.has_rt_info(key)]
+        properties = {key: str(model.get_rt_info(key).value) for key in own}
+    except Exception as error:  # the same
+        raise _cannot(path, f"OpenVINO {ov.__version__.partition('-')[0]}", "openvino", error) from error
+    if WEIGHTS_SUM in own and hashlib.sha256(weights.read_bytes()).hexdigest() != properties[WEIGHTS_SUM]:
+        raise InputError(f"{weights} is not the file that {path.name} was written with; copy both files again.")
+
+    def run(images: NDArray[np.uint8]) -> Outputs:
+        request.infer({INPUT: images})
+        # Copies: the request writes its next results to the same place.
+        boxes, scores, labels = (np.array(request.get_tensor(name).data) for name in OUTPUTS)
+        return boxes, scores, labels
+
+    inputs = {
+        value.get_any_name(): tuple(side.get_length() if side.is_static else None for side in value.partial_shape)
+        for value in model.inputs
+    }
+    return Engine(run, inputs, properties)
+
+
+ENGINES: dict[str, Callable[[Path, int], Engine]] = {".onnx": onnx_runtime, ".xml": openvino}
+
+
+def load(path: Path, threads: int) -> Engine:
+    """Load a deployed file with the engine of its suffix.
+
+    Raises:
+        InputError: there is no such file, its engine is not installed or cannot run it.
+    """
+    if path.suffix not in ENGINES:
+        raise InputError(f"{path} is no deployed detector; its name ends in one of {' '.join(ENGINES)}.")
+    if not path.is_file():
+        raise InputError(f"There is no file {path}; name a file that `qmimic export` wrote.")
+    return ENGINES[path.suffix](path, threads)
+
+
+def _cannot(path: Path, engine: str, package: str, error: Exception) -> InputError:
+    reason = " ".join(str(error).split())[:200]
+    return InputError(f"{path} cannot be run by {engine} ({reason}); copy or export it again, or upgrade {package}.")
