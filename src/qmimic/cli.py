@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -160,6 +161,14 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--data", help="dataset whose pictures it is proved on (that of the run's recipe.yaml)")
     export.add_argument("--batch", type=int, default=1, help="images at once; 0: any number, a little slower")
     export.set_defaults(run=_export)
+
+    bench = commands.add_parser("bench", help="time deployed files on this machine, beside any other ONNX files")
+    bench.add_argument("files", type=Path, nargs="+", help=".onnx or .xml files, or folders of them")
+    bench.add_argument("--against", type=Path, nargs="*", default=[], help="other files for the same run")
+    bench.add_argument("--threads", type=int, nargs="+", default=[1])
+    bench.add_argument("--rounds", type=int, default=100, help="how often each file is run")
+    bench.add_argument("--json", action="store_true", help="print one JSON object a file instead of a table")
+    bench.set_defaults(run=_bench)
 
     predict = commands.add_parser("predict", help="draw what a detector finds in pictures")
     predict.add_argument("detector", type=Path, help="a .safetensors file of a run")
@@ -360,6 +369,34 @@ def _export(options: argparse.Namespace) -> int:
         table.add_row(one.path.name, f"{one.bytes / 1000:.0f}", f"{one.milliseconds:.2f}", proved(one.proof))
     console.print(table)
     console.print(f"{advice(files)} The files are in {files[0].path.parent}.", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from rich.progress import Progress
+    from rich.table import Table
+
+    from qmimic.bench.measure import files_of, measure
+    from qmimic.training.progress import Screen
+
+    if min(options.threads) < 1 or options.rounds < 1:
+        raise InputError("--threads and --rounds need 1 or more.")
+    files = files_of([*options.files, *options.against])
+    console = Screen(stderr=options.json)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("rounds", total=options.rounds * len(options.threads))
+        costs = measure(files, options.threads, options.rounds, lambda done: bar.update(task, completed=done))
+    if options.json:
+        for cost in costs:
+            print(json.dumps({**asdict(cost), "path": str(cost.path), "ms_per_mpx": cost.per_megapixel}))
+        return 0
+    table = Table("file", "threads", "p50 ms", "p95", "ms/Mpx", "1/s", "load ms", "peak MB", "kB", "MMACs", "weights")
+    for one in costs:
+        times = (f"{one.p50:.2f}", f"{one.p95:.2f}", f"{one.per_megapixel:.1f}", f"{one.per_second:.0f}")
+        rest = (f"{one.load:.0f}", f"{one.peak:.0f}", f"{one.kilobytes:.0f}")
+        own = (f"{one.macs / 1e6:.1f}" if one.macs else "-", f"{one.parameters:,}" if one.parameters else "-")
+        table.add_row(one.path.name, str(one.threads), *times, *rest, *own)
+    console.print(table)
     return 0
 
 

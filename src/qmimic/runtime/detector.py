@@ -12,7 +12,7 @@ from qmimic.data.letterbox import Letterbox, letterbox, letterbox_file
 from qmimic.detections import Detections
 from qmimic.errors import InputError
 from qmimic.runtime.engine import load
-from qmimic.runtime.metadata import INPUT, Metadata, from_properties
+from qmimic.runtime.metadata import INPUT, OUTPUTS, Metadata, from_properties
 
 Picture = Image.Image | Path | str | NDArray[np.uint8]
 
@@ -39,10 +39,10 @@ class Detector:
         path = Path(path)
         self._engine = load(path, threads)
         self.metadata = from_properties(self._engine.properties, path)
-        shapes = self._engine.inputs
-        if list(shapes) != [INPUT] or shapes[INPUT][1:] != (*self.metadata.size, 3):
+        inputs = self._engine.inputs
+        if list(inputs) != [INPUT] or inputs[INPUT].shape[1:] != (*self.metadata.size, 3):
             raise InputError(f"The graph in {path} does not fit its description; export the detector again.")
-        self.batch = shapes[INPUT][0]
+        self.batch = inputs[INPUT].shape[0]
 
     def __call__(self, picture: Picture, min_score: float = 0.0) -> Detections:
         """Detections in one picture; see `many`."""
@@ -83,7 +83,8 @@ class Detector:
         count = len(images)
         if self.batch:  # a graph of fixed batch takes no fewer
             images = np.concatenate([images, np.repeat(images[:1], self.batch - count, 0)])
-        boxes, scores, labels = self._engine.run(images)
+        found = self._engine.run({INPUT: images})
+        boxes, scores, labels = (found[name] for name in OUTPUTS)
         return boxes[:count], scores[:count], labels[:count]
 
     def _fitted(self, picture: Picture) -> tuple[NDArray[np.uint8], Letterbox]:

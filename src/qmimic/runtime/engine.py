@@ -1,17 +1,27 @@
-"""What computes a deployed file: one engine a format, from images to three arrays."""
+"""What computes a deployed file: one engine a format, from named arrays to named arrays."""
 
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qmimic.errors import InputError
-from qmimic.runtime.metadata import INPUT, KEY, OUTPUTS, SUM, WEIGHTS_SUM
+from qmimic.runtime.metadata import KEY, SUM, WEIGHTS_SUM
 
-Outputs = tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
+Arrays = Mapping[str, NDArray[Any]]
+ONNX_TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32, "tensor(int64)": np.int64}
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a graph takes: its shape, None where any number will do, and its type."""
+
+    shape: tuple[int | None, ...]
+    dtype: np.dtype[Any]
 
 
 @dataclass(frozen=True)
@@ -19,13 +29,13 @@ class Engine:
     """A file that was loaded.
 
     Attributes:
-        run: of images uint8 [N, H, W, 3], boxes, scores and labels.
-        inputs: by name, the shape of each input, None where any number will do.
+        run: from inputs to outputs, by name.
+        inputs: by name.
         properties: what the file says of itself.
     """
 
-    run: Callable[[NDArray[np.uint8]], Outputs]
-    inputs: Mapping[str, tuple[int | None, ...]]
+    run: Callable[[Arrays], Arrays]
+    inputs: Mapping[str, Input]
     properties: Mapping[str, str]
 
 
@@ -40,17 +50,20 @@ def onnx_runtime(path: Path, threads: int) -> Engine:
     options.log_severity_level = 3  # its warnings are for those who build graphs
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        inputs = {
+            value.name: Input(
+                tuple(side if isinstance(side, int) else None for side in value.shape),
+                np.dtype(ONNX_TYPES[value.type]),
+            )
+            for value in session.get_inputs()
+        }
     except Exception as error:  # ONNX Runtime's exceptions have no common type but this
         raise _cannot(path, f"ONNX Runtime {onnxruntime.__version__}", "onnxruntime", error) from error
+    names = [value.name for value in session.get_outputs()]
 
-    def run(images: NDArray[np.uint8]) -> Outputs:
-        boxes, scores, labels = session.run(list(OUTPUTS), {INPUT: images})
-        return boxes, scores, labels
+    def run(feeds: Arrays) -> Arrays:
+        return dict(zip(names, session.run(names, dict(feeds)), strict=True))
 
-    inputs = {
-        value.name: tuple(side if isinstance(side, int) else None for side in value.shape)
-        for value in session.get_inputs()
-    }
     return Engine(run, inputs, session.get_modelmeta().custom_metadata_map)
 
 
@@ -73,15 +86,18 @@ def openvino(path: Path, threads: int) -> Engine:
         raise _cannot(path, f"OpenVINO {ov.__version__.partition('-')[0]}", "openvino", error) from error
     if WEIGHTS_SUM in own and hashlib.sha256(weights.read_bytes()).hexdigest() != properties[WEIGHTS_SUM]:
         raise InputError(f"{weights} is not the file that {path.name} was written with; copy both files again.")
+    names = [value.get_any_name() for value in model.outputs]
 
-    def run(images: NDArray[np.uint8]) -> Outputs:
-        request.infer({INPUT: images})
+    def run(feeds: Arrays) -> Arrays:
+        request.infer(dict(feeds))
         # Copies: the request writes its next results to the same place.
-        boxes, scores, labels = (np.array(request.get_tensor(name).data) for name in OUTPUTS)
-        return boxes, scores, labels
+        return {name: np.array(request.get_tensor(name).data) for name in names}
 
     inputs = {
-        value.get_any_name(): tuple(side.get_length() if side.is_static else None for side in value.partial_shape)
+        value.get_any_name(): Input(
+            tuple(side.get_length() if side.is_static else None for side in value.partial_shape),
+            np.dtype(value.element_type.to_dtype()),
+        )
         for value in model.inputs
     }
     return Engine(run, inputs, properties)
@@ -91,7 +107,7 @@ ENGINES: dict[str, Callable[[Path, int], Engine]] = {".onnx": onnx_runtime, ".xm
 
 
 def load(path: Path, threads: int) -> Engine:
-    """Load a deployed file with the engine of its suffix.
+    """Load a file with the engine of its suffix.
 
     Raises:
         InputError: there is no such file, its engine is not installed or cannot run it.

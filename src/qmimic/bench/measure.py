@@ -1,0 +1,155 @@
+"""What a deployed file costs on this machine: time, memory, size, arithmetic; ours and anyone's, side by side."""
+
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from qmimic.bench.timing import alternate
+from qmimic.errors import InputError
+from qmimic.runtime.engine import ENGINES, Arrays, Engine, load
+from qmimic.runtime.metadata import KEY
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a file costs.
+
+    Attributes:
+        path: of the file.
+        threads: it was run with.
+        p50, p95: milliseconds of one run.
+        megapixels: of the input, of all images of its batch.
+        load: milliseconds until it is ready.
+        peak: largest resident memory of a process of its own that loads and runs it, engine included, MB.
+        kilobytes: of the file, with that of its weights.
+        parameters, macs: of files of ours; None of others.
+    """
+
+    path: Path
+    threads: int
+    p50: float
+    p95: float
+    megapixels: float
+    load: float
+    peak: float
+    kilobytes: float
+    parameters: int | None
+    macs: int | None
+
+    @property
+    def per_second(self) -> float:
+        """Runs a second."""
+        return 1000 / self.p50
+
+    @property
+    def per_megapixel(self) -> float:
+        """Milliseconds a megapixel."""
+        return self.p50 / self.megapixels
+
+
+def measure(
+    paths: Sequence[Path], threads: Sequence[int], rounds: int, watch: Callable[[int], None] = lambda _: None
+) -> list[Cost]:
+    """Costs of files, all run in turn, for each number of threads.
+
+    Args:
+        paths: deployed files, and ONNX files of others.
+        threads: numbers of threads.
+        rounds: how often each is run.
+        watch: told how many rounds are done.
+
+    Raises:
+        InputError: a file cannot be run.
+    """
+    peaks = {path: peak_of(path) for path in paths}
+    found = []
+    for turn, count in enumerate(threads):
+        engines, loads = {}, {}
+        for path in paths:
+            start = time.perf_counter()
+            engines[path] = load(path, count)
+            loads[path] = 1000 * (time.perf_counter() - start)
+        runs = {str(path): as_run(engine) for path, engine in engines.items()}
+        seconds = alternate(runs, rounds, lambda done, turn=turn: watch(turn * rounds + done))  # type: ignore[misc]
+        for path, engine in engines.items():
+            own = 1000 * seconds[str(path)]
+            p50, p95 = (float(np.percentile(own, share)) for share in (50, 95))
+            plain = json.loads(engine.properties.get(KEY, "{}"))
+            parts = [path, *([path.with_suffix(".bin")] if path.suffix == ".xml" else [])]
+            kilobytes = sum(part.stat().st_size for part in parts) / 1000
+            numbers = plain.get("parameters"), plain.get("macs")
+            found.append(Cost(path, count, p50, p95, megapixels(engine), loads[path], peaks[path], kilobytes, *numbers))
+    return found
+
+
+def files_of(paths: Sequence[Path]) -> list[Path]:
+    """Files as they are, and those that lie in folders.
+
+    Raises:
+        InputError: a folder holds none.
+    """
+    found: list[Path] = []
+    for path in paths:
+        own = sorted(one for one in path.iterdir() if one.suffix in ENGINES) if path.is_dir() else [path]
+        if not own:
+            raise InputError(f"{path} holds no file to run; looked for {' '.join(ENGINES)}.")
+        found += own
+    return list(dict.fromkeys(found))
+
+
+def as_run(engine: Engine) -> Callable[[], object]:
+    """One run on noise, as a call without arguments."""
+    feeds = noise(engine)
+    return lambda: engine.run(feeds)
+
+
+def noise(engine: Engine) -> Arrays:
+    """Inputs of an engine: random pixels, one image where any number will do."""
+    generator = np.random.default_rng(0)
+    return {
+        name: generator.integers(0, 256, [side or 1 for side in one.shape]).astype(one.dtype)
+        for name, one in engine.inputs.items()
+    }
+
+
+def megapixels(engine: Engine) -> float:
+    """Pixels of an engine's first input, all images of its batch, in millions; colours count once."""
+    shape = [side or 1 for side in next(iter(engine.inputs.values())).shape]
+    return math.prod(shape) / min(shape[1:] or [1]) / 1e6
+
+
+def peak_of(path: Path) -> float:
+    """Largest resident memory, MB, of a process that loads a file and runs it a few times.
+
+    Raises:
+        InputError: it cannot be run.
+    """
+    load(path, 1)  # what is wrong with it is said here
+    script = (
+        "import sys; from pathlib import Path; from qmimic.bench.measure import as_run, largest_resident, load\n"
+        "run = as_run(load(Path(sys.argv[1]), 1)); [run() for _ in range(5)]\n"
+        "print(largest_resident())"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InputError(f"{path} cannot be run in a process of its own: {done.stderr.strip().splitlines()[-1]}")
+    return float(done.stdout)
+
+
+def largest_resident() -> float:
+    """Largest resident memory of this process so far, MB."""
+    status = Path("/proc/self/status")
+    if status.exists():  # what `resource` says may be that of the process that started this one
+        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+        return int(lines["VmHWM"].split()[0]) / 1000
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1000)
