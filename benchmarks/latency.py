@@ -21,7 +21,7 @@ from qmimic.api import build_detector
 from qmimic.bench.measure import as_run, megapixels
 from qmimic.bench.timing import alternate
 from qmimic.config import DetectorConfig
-from qmimic.export.onnx_file import build_graph
+from qmimic.export.onnx_file import Exported, write_onnx
 from qmimic.export.openvino_file import write_openvino
 from qmimic.models.fake_quantize import calibrate, on_grids
 from qmimic.models.two_stage import Detector
@@ -74,12 +74,12 @@ def load_all(folder: Path, data: Path | None) -> tuple[dict[str, Engine], dict[s
         path = folder / name.replace("/", "_")
         config = DetectorConfig(architecture=architecture)
         detector = build_detector(backbone, ("object",), SIZE, config=config).eval()
-        whole, integer = build_graph(detector, 1), build_graph(on_noise(detector), 1)
-        onnx.save(whole, path.with_suffix(".onnx"))
-        onnx.save(backbone_of(whole, detector.backbone.channels), f"{path}-backbone.onnx")
-        onnx.save(integer, f"{path}-int8.onnx")
-        write_openvino(whole, {}, path.with_suffix(".xml"))
-        write_openvino(integer, {}, Path(f"{path}-int8.xml"))
+        whole, integer = Exported(detector), Exported(on_noise(detector))
+        write_onnx(whole, path.with_suffix(".onnx"))
+        onnx.save(backbone_of(whole.graph, detector.backbone.channels), f"{path}-backbone.onnx")
+        write_onnx(integer, Path(f"{path}-int8.onnx"))
+        write_openvino(whole, path.with_suffix(".xml"))
+        write_openvino(integer, Path(f"{path}-int8.xml"))
         engines[name, "fp32"] = load(path.with_suffix(".onnx"), 1)
         engines[name, "backbone"] = load(Path(f"{path}-backbone.onnx"), 1)
         engines[name, "int8 of ONNX Runtime"] = load(Path(f"{path}-int8.onnx"), 1)

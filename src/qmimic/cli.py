@@ -155,8 +155,9 @@ def parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser("export", help="a file to ship, after proof that it detects as the trained model does")
     export.add_argument("detector", type=Path, help="a .safetensors file of a run")
-    export.add_argument("--to", default="onnx", metavar="FORMATS", help="onnx, openvino, or both with a comma")
+    export.add_argument("--to", default="onnx", metavar="FORMATS", help="onnx, openvino, executorch, with commas")
     export.add_argument("--int8", action="store_true", help="also on integers, unless it costs above int8.max_loss")
+    export.add_argument("--nms", choices=["inside", "outside"], default="inside", help="the graph, or the runtime")
     export.add_argument("--out", type=Path, help="folder (deploy, beside the detector)")
     export.add_argument("--data", help="dataset whose pictures it is proved on (that of the run's recipe.yaml)")
     export.add_argument("--batch", type=int, default=1, help="images at once; 0: any number, a little slower")
@@ -169,6 +170,23 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--rounds", type=int, default=100, help="how often each file is run")
     bench.add_argument("--json", action="store_true", help="print one JSON object a file instead of a table")
     bench.set_defaults(run=_bench)
+
+    fit = commands.add_parser("fit", help="the best detector within milliseconds, kilobytes and memory of this machine")
+    fit.add_argument("data", help="folder of a dataset, or synthetic:digits")
+    fit.add_argument(
+        "--set",
+        dest="overrides",
+        nargs="+",
+        default=[],
+        metavar=OVERRIDES,
+        help="changes to the recipe, see `qmimic train --help`",
+    )
+    fit.add_argument("--max-ms", type=float, help="a picture, one thread")
+    fit.add_argument("--max-kb", type=float, help="size of the file")
+    fit.add_argument("--max-mb", type=float, help="largest resident memory of a process that runs it")
+    fit.add_argument("--to", default="onnx", metavar="FORMATS", help="that may ship: onnx, openvino, or both")
+    fit.add_argument("--out", type=Path, help="folder (runs/fit-, with the budget)")
+    fit.set_defaults(run=_fit)
 
     predict = commands.add_parser("predict", help="draw what a detector finds in pictures")
     predict.add_argument("detector", type=Path, help="a .safetensors file of a run")
@@ -350,25 +368,66 @@ def _evaluate(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
     from rich.table import Table
 
-    from qmimic.export.ship import TARGETS
     from qmimic.pipeline.deploy import advice, deploy, proved
     from qmimic.training.progress import Bar, Screen
 
     if options.batch < 0:
         raise InputError(f"--batch {options.batch} is no number of images; give 1 or more, or 0 for any number.")
-    targets = list(dict.fromkeys(options.to.split(",")))
-    unknown = next((name for name in targets if name not in TARGETS), None)
-    if unknown is not None:
-        raise InputError(f"--to {unknown} is no format; give one or more of {','.join(TARGETS)}.")
+    targets = _targets(options.to)
     console = Screen()
     with Bar(console) as bar:
         batch = options.batch or None
-        files = deploy(options.detector, options.out, options.data, batch, targets, options.int8, bar)
+        inside = options.nms == "inside"
+        files = deploy(options.detector, options.out, options.data, batch, inside, targets, options.int8, bar)
     table = Table("file", "kB", "ms", "proof", title="one thread, medians of one alternating run")
     for one in files:
         table.add_row(one.path.name, f"{one.bytes / 1000:.0f}", f"{one.milliseconds:.2f}", proved(one.proof))
     console.print(table)
     console.print(f"{advice(files)} The files are in {files[0].path.parent}.", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _targets(text: str) -> list[str]:
+    from qmimic.export.ship import TARGETS
+
+    names = list(dict.fromkeys(text.split(",")))
+    unknown = next((name for name in names if name not in TARGETS), None)
+    if unknown is not None:
+        raise InputError(f"--to {unknown} is no format; give one or more of {','.join(TARGETS)}.")
+    return names
+
+
+def _fit(options: argparse.Namespace) -> int:
+    from rich.table import Table
+
+    from qmimic.config import load_recipe
+    from qmimic.pipeline.candidates import Budget
+    from qmimic.pipeline.fit import fit
+    from qmimic.training.progress import Bar, Screen
+
+    limits = {"ms": options.max_ms, "kB": options.max_kb, "MB": options.max_mb}
+    if not any(limits.values()) or any(limit is not None and not limit > 0 for limit in limits.values()):
+        raise InputError("Give a limit above 0: --max-ms, --max-kb or --max-mb, one of them or several.")
+    recipe = load_recipe(None, [f"data.root={json.dumps(options.data)}", *options.overrides])
+    name = "-".join(f"{limit:g}{unit}" for unit, limit in limits.items() if limit)
+    console = Screen()
+    with Bar(console) as bar:
+        folder = options.out or Path(f"runs/fit-{name}")
+        fitted = fit(recipe, Budget(*limits.values()), _targets(options.to), folder, bar)
+    table = Table("network", "ms", "kB", "mAP", "steps", "on the front", title="Short trainings from scratch")
+    for one in fitted.tried:
+        own = one.option
+        numbers = (f"{own.milliseconds:.2f}", f"{own.kilobytes:.0f}", f"{100 * one.map50:.1f}", str(one.steps))
+        table.add_row(f"{own.candidate} {own.precision}", *numbers, "yes" if one.on_front else "")
+    console.print(table)
+    file = fitted.file
+    fits = "within" if fitted.excess <= 1 else f"{fitted.excess:.2f} times"
+    console.print(
+        f"To ship: {file.path}: {100 * fitted.map50:.1f} mAP@0.5 on val, {file.milliseconds:.2f} ms, "
+        f"{file.bytes / 1000:.0f} kB, {fits} the limit. Plot: {fitted.folder / 'front.png'}",
+        highlight=False,
+        soft_wrap=True,
+    )
     return 0
 
 
@@ -385,7 +444,7 @@ def _bench(options: argparse.Namespace) -> int:
     console = Screen(stderr=options.json)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("rounds", total=options.rounds * len(options.threads))
-        costs = measure(files, options.threads, options.rounds, lambda done: bar.update(task, completed=done))
+        costs = measure(files, options.threads, options.rounds, watch=lambda done: bar.update(task, completed=done))
     if options.json:
         for cost in costs:
             print(json.dumps({**asdict(cost), "path": str(cost.path), "ms_per_mpx": cost.per_megapixel}))

@@ -16,11 +16,10 @@ from qmimic.cli import main
 from qmimic.config import QuantizerConfig
 from qmimic.data.sample import Dataset, Sample
 from qmimic.errors import InputError
-from qmimic.export import ship
-from qmimic.export.onnx_file import OPSET, build_graph
+from qmimic.export import onnx_file, ship
+from qmimic.export.onnx_file import OPSET, Exported, build_graph, describe_onnx, write_onnx
 from qmimic.export.parity import Parity, compare, pictures
 from qmimic.models.two_stage import Detector
-from qmimic.pipeline import deploy
 from qmimic.quantize import Quantizer
 from qmimic.runtime import Detector as ShippedDetector
 from qmimic.runtime.metadata import KEY, as_properties
@@ -37,9 +36,8 @@ KINDS = {
 
 def shipped(detector: Detector, path: Path, batch: int | None) -> ShippedDetector:
     """A detector as a file, with no gate."""
-    model = build_graph(detector, batch)
-    onnx.helper.set_model_props(model, as_properties(ship.describe(detector, {})))
-    path.write_bytes(model.SerializeToString())
+    write_onnx(Exported(detector, batch), path)
+    describe_onnx(path, as_properties(ship.describe(detector, {})))
     return ShippedDetector(path)
 
 
@@ -103,7 +101,7 @@ def test_powers_of_two_are_refused_in_a_sentence() -> None:
     detector = lively(tiny_spec()).eval()
     detector.quantizer = Quantizer(QuantizerConfig(kind="power_of_two"), torch.tensor([0.25]))
     with pytest.raises(InputError, match="powers of two cannot be exported yet"):
-        build_graph(detector, 1)
+        build_graph(Exported(detector))
 
 
 def test_one_differing_weight_trips_the_gate(
@@ -114,15 +112,15 @@ def test_one_differing_weight_trips_the_gate(
     assert main(["export", str(file), *data, "--out", str(tmp_path)]) == 0
     before = (tmp_path / "student.onnx").read_bytes()
 
-    def mutated(detector: Detector, batch: int | None) -> onnx.ModelProto:
-        model = build_graph(detector, batch)
+    def mutated(exported: Exported) -> onnx.ModelProto:
+        model = build_graph(exported)
         weights = next(one for one in model.graph.initializer if one.name.endswith("head.scores.bias"))
         values = onnx.numpy_helper.to_array(weights).copy()
         values[0] += 0.01
         weights.CopyFrom(onnx.numpy_helper.from_array(values, weights.name))
         return model
 
-    monkeypatch.setattr(deploy, "build_graph", mutated)
+    monkeypatch.setattr(onnx_file, "build_graph", mutated)
     said = refused("export", file, *data, "--out", tmp_path)
     assert "student.onnx would not detect as the trained model does: scores differ by" in said
     assert (tmp_path / "student.onnx").read_bytes() == before

@@ -14,7 +14,7 @@ from cli_cases import Refused
 from qmimic.cli import main
 from qmimic.config import QuantizerConfig, load_recipe
 from qmimic.errors import InputError
-from qmimic.export.onnx_file import build_graph
+from qmimic.export.onnx_file import Exported, build_graph
 from qmimic.export.ship import TARGETS, describe, ship
 from qmimic.models.checkpoint import load_detector
 from qmimic.models.fake_quantize import Grid, calibrate, is_on_grids, map_grid, on_grids, parts
@@ -56,7 +56,7 @@ def scales_of_maps(model: onnx.ModelProto) -> dict[str, float]:
 @pytest.mark.parametrize("settings", [{}, {"architecture": "rfcn", "roi_size": 3, "backbone": "vgg16/32"}])
 def test_the_file_s_map_is_the_one_that_was_trained(settings: dict[str, object]) -> None:
     detector = gridded(**settings)
-    model = build_graph(detector, 1)
+    model = build_graph(Exported(detector))
     own = [name for name, scale in scales_of_maps(model).items() if scale == STRIDE]
     assert len(own) == 1  # the grid of training is the scale of that map in the file
     users = {node.op_type for node in model.graph.node if own[0] in node.input}
@@ -93,7 +93,7 @@ def maps_on_grids(detector: Detector, images: torch.Tensor) -> list[tuple[float,
 
 def test_weights_lie_in_the_file_as_integers() -> None:
     detector = gridded()
-    model = build_graph(detector, 1)
+    model = build_graph(Exported(detector))
     constants = {one.name: one for one in model.graph.initializer}
     layers = [node for node in model.graph.node if node.op_type == "Conv"]
     made = {node.output[0]: node for node in model.graph.node}
@@ -101,7 +101,9 @@ def test_weights_lie_in_the_file_as_integers() -> None:
         weight = constants[made[node.input[1]].input[0]]
         assert weight.data_type == onnx.TensorProto.INT8
         assert 60 <= np.abs(onnx.numpy_helper.to_array(weight)).max() <= 63
-    assert len(model.SerializeToString()) < 0.45 * len(build_graph(lively(tiny_spec()).eval(), 1).SerializeToString())
+    assert len(model.SerializeToString()) < 0.45 * len(
+        build_graph(Exported(lively(tiny_spec()).eval())).SerializeToString()
+    )
     assert describe(detector, {}).precision == "int8"
     assert describe(detector, {}).grid == (STRIDE,)
 
@@ -132,8 +134,8 @@ def test_openvino_s_two_files_belong_together(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     detector = lively(tiny_spec()).eval()
     for name in "ab":
-        graph, metadata = build_graph(detector, None), describe(detector, {})
-        ship(graph, metadata, TARGETS["openvino"], tmp_path / name, lambda shipped, _: {"batch": shipped.batch})
+        exported, metadata = Exported(detector, None), describe(detector, {})
+        ship(exported, metadata, TARGETS["openvino"], tmp_path / name, lambda shipped, _: {"batch": shipped.batch})
         detector = lively(tiny_spec(), seed=1).eval()
     assert ShippedDetector(tmp_path / "a.xml").metadata.parity == {"batch": None}
     assert len(ShippedDetector(tmp_path / "a.xml").raw(np.zeros((3, 96, 96, 3), np.uint8))[0]) == 3

@@ -14,7 +14,7 @@ from cli_cases import coco
 from folders import picture
 from qmimic.cli import main as qmimic_main
 from qmimic.errors import InputError
-from qmimic.export.onnx_file import build_graph
+from qmimic.export.onnx_file import Exported, describe_onnx, write_onnx
 from qmimic.export.ship import describe
 from qmimic.models.two_stage import Detector as TrainedDetector
 from qmimic.prediction import predict
@@ -34,9 +34,9 @@ def models(trained_one: TrainedDetector, tmp_path_factory: pytest.TempPathFactor
     """`four.onnx` and `any.onnx`, by the number of images that they take."""
     folder = tmp_path_factory.mktemp("models")
     for name, batch in (("four", 4), ("any", None)):
-        model = build_graph(trained_one, batch)
-        onnx.helper.set_model_props(model, as_properties(describe(trained_one, {})))
-        (folder / f"{name}.onnx").write_bytes(model.SerializeToString())
+        path = folder / f"{name}.onnx"
+        write_onnx(Exported(trained_one, batch), path)
+        describe_onnx(path, as_properties(describe(trained_one, {})))
     return folder
 
 

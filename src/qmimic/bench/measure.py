@@ -27,7 +27,8 @@ class Cost:
         p50, p95: milliseconds of one run.
         megapixels: of the input, of all images of its batch.
         load: milliseconds until it is ready.
-        peak: largest resident memory of a process of its own that loads and runs it, engine included, MB.
+        peak: largest resident memory of a process of its own that loads and runs it, engine included, MB; 0 if it was
+            not measured.
         kilobytes: of the file, with that of its weights.
         parameters, macs: of files of ours; None of others.
     """
@@ -55,7 +56,11 @@ class Cost:
 
 
 def measure(
-    paths: Sequence[Path], threads: Sequence[int], rounds: int, watch: Callable[[int], None] = lambda _: None
+    paths: Sequence[Path],
+    threads: Sequence[int],
+    rounds: int,
+    memory: bool = True,
+    watch: Callable[[int], None] = lambda _: None,
 ) -> list[Cost]:
     """Costs of files, all run in turn, for each number of threads.
 
@@ -63,12 +68,13 @@ def measure(
         paths: deployed files, and ONNX files of others.
         threads: numbers of threads.
         rounds: how often each is run.
+        memory: measure it as well, which takes a second or two a file.
         watch: told how many rounds are done.
 
     Raises:
         InputError: a file cannot be run.
     """
-    peaks = {path: peak_of(path) for path in paths}
+    peaks = {path: peak_of(path) if memory else 0.0 for path in paths}
     found = []
     for turn, count in enumerate(threads):
         engines, loads = {}, {}

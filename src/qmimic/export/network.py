@@ -15,19 +15,21 @@ class ShippedNetwork(nn.Module):
 
     Args:
         detector: in evaluation mode, trained or on grids; it is copied.
+        suppression: False leaves thresholds and suppression of detections to the runtime.
     """
 
     mean: Tensor
 
-    def __init__(self, detector: Detector) -> None:
+    def __init__(self, detector: Detector, suppression: bool = True) -> None:
         super().__init__()
+        self.suppression = suppression
         self.detector = fold_batch_norm(detector).requires_grad_(False).cpu()
         self.register_buffer("mean", self.detector.mean.clone())
         absorb_deviation(self.detector)  # saves a pass over the image
         freeze(self.detector)
 
     @torch.no_grad()
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Detections, those of an image in falling order of score.
 
         Args:
@@ -35,10 +37,15 @@ class ShippedNetwork(nn.Module):
 
         Returns:
             Boxes float32 [N, D, 4], xyxy in pixels of the input; scores float32 [N, D], below 0 where an image has
-            fewer than D; classes int64 [N, D].
+            fewer than D; classes int64 [N, D]. Without suppression, boxes [N, P, K or 1, 4] and scores [N, P, K] of
+            regions, below 0 where there is none.
         """
         features = self.detector.backbone(images.permute(0, 3, 1, 2).float() - self.mean)
         if self.detector.quantizer is not None:
             features = self.detector.quantizer(features)
+        if not self.suppression:
+            proposals = self.detector.propose(features)
+            scores, boxes = self.detector.judge(features, proposals.boxes)
+            return boxes, torch.where(proposals.valid[..., None], scores, -1.0)
         found = self.detector.detect_on(features)
         return found.boxes, found.scores, found.labels

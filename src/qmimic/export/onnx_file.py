@@ -4,6 +4,8 @@ import contextlib
 import io
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +17,45 @@ from onnxscript import opset20
 from qmimic.errors import InputError
 from qmimic.export.network import ShippedNetwork
 from qmimic.models.two_stage import Detector
-from qmimic.runtime.metadata import INPUT, OUTPUTS
+from qmimic.runtime.metadata import INPUT, OUTPUTS, REGIONS
 
 OPSET = 20
 op: Any = opset20  # traced, not run: its types are those of scripts
 
 
-def build_graph(detector: Detector, batch: int | None) -> onnx.ModelProto:
-    """The graph of a detector.
+@dataclass(frozen=True)
+class Exported:
+    """A detector on its way into files.
 
-    Args:
-        detector: in evaluation mode.
-        batch: images that the graph takes at once; None: any number.
+    Attributes:
+        detector: in evaluation mode, trained or on grids.
+        batch: images at once; None: any number.
+        suppression: whether detections are suppressed in the graph.
+    """
+
+    detector: Detector
+    batch: int | None = 1
+    suppression: bool = True
+
+    @cached_property
+    def graph(self) -> onnx.ModelProto:
+        """See `build_graph`."""
+        return build_graph(self)
+
+
+def build_graph(exported: Exported) -> onnx.ModelProto:
+    """The graph of a detector.
 
     Raises:
         InputError: the detector's map is quantized to powers of two, which the exporter cannot write.
     """
+    detector, batch = exported.detector, exported.batch
     if detector.quantizer is not None and detector.quantizer.config.kind == "power_of_two":
         raise InputError(
             "A map quantized to powers of two cannot be exported yet; export a detector without student.quantize_map, "
             "or one of quantizer.kind=uniform."
         )
-    network = ShippedNetwork(detector).eval()
+    network = ShippedNetwork(detector, exported.suppression).eval()
     height, width = detector.spec.size
     images = torch.zeros(batch or 2, height, width, 3, dtype=torch.uint8)
     free = None if batch else ({0: torch.export.Dim("batch")},)
@@ -46,7 +65,7 @@ def build_graph(detector: Detector, batch: int | None) -> onnx.ModelProto:
             network,
             (images,),
             input_names=[INPUT],
-            output_names=list(OUTPUTS),
+            output_names=list(OUTPUTS if exported.suppression else REGIONS),
             opset_version=OPSET,
             dynamic_shapes=free,
             dynamo=True,
@@ -65,8 +84,14 @@ def build_graph(detector: Detector, batch: int | None) -> onnx.ModelProto:
     return model
 
 
-def write_onnx(model: onnx.ModelProto, properties: Mapping[str, str], path: Path) -> None:
-    """Write a graph and what the file is to say of itself."""
+def write_onnx(exported: Exported, path: Path) -> None:
+    """Write a detector's graph. Raises: as `build_graph`."""
+    path.write_bytes(exported.graph.SerializeToString())
+
+
+def describe_onnx(path: Path, properties: Mapping[str, str]) -> None:
+    """Put into a file what it is to say of itself."""
+    model = onnx.load(path)
     onnx.helper.set_model_props(model, dict(properties))
     path.write_bytes(model.SerializeToString())
 

@@ -3,31 +3,46 @@
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-
-import onnx
+from typing import Any
 
 from qmimic.errors import InputError
+from qmimic.export.onnx_file import Exported
 from qmimic.runtime.metadata import WEIGHTS_SUM
 
 
-def write_openvino(model: onnx.ModelProto, properties: Mapping[str, str], path: Path) -> None:
-    """Write an ONNX graph, float or with integers, as OpenVINO's.
+def write_openvino(exported: Exported, path: Path) -> None:
+    """Write a detector, float or with integers, by way of its ONNX graph.
 
     Args:
-        model: checked.
-        properties: what the file is to say of itself.
+        exported: the detector.
         path: of the `.xml`; the `.bin` lies beside it.
 
     Raises:
-        InputError: OpenVINO is not installed.
+        InputError: OpenVINO is not installed, or as `build_graph`.
     """
-    try:
-        import openvino as ov
-    except ImportError as error:
-        raise InputError("OpenVINO is not installed: pip install 'qmimic[openvino]'.") from error
-    graph = ov.Core().read_model(model.SerializeToString())
-    ov.save_model(graph, path, compress_to_fp16=False)
+    openvino = _imported()
+    openvino.save_model(_core(openvino).read_model(exported.graph.SerializeToString()), path, compress_to_fp16=False)
+
+
+def describe_openvino(path: Path, properties: Mapping[str, str]) -> None:
+    """Put into an `.xml` what the file is to say of itself, and which `.bin` belongs to it."""
+    openvino = _imported()
+    model = _core(openvino).read_model(path)
     weights = hashlib.sha256(path.with_suffix(".bin").read_bytes()).hexdigest()
     for key, value in {**properties, WEIGHTS_SUM: weights}.items():
-        graph.set_rt_info(value, key)
-    ov.save_model(graph, path, compress_to_fp16=False)
+        model.set_rt_info(value, key)
+    openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def _imported() -> Any:
+    try:
+        import openvino
+    except ImportError as error:
+        raise InputError("OpenVINO is not installed: pip install 'qmimic[openvino]'.") from error
+    return openvino
+
+
+def _core(openvino: Any) -> Any:
+    core = openvino.Core()
+    core.set_property({"ENABLE_MMAP": False})  # a file is written over after it was read
+    return core

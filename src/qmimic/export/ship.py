@@ -8,14 +8,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import onnx
-
 from qmimic.errors import InputError
-from qmimic.export.onnx_file import write_onnx
-from qmimic.export.openvino_file import write_openvino
+from qmimic.export.executorch_file import describe_executorch, write_executorch
+from qmimic.export.onnx_file import Exported, describe_onnx, write_onnx
+from qmimic.export.openvino_file import describe_openvino, write_openvino
 from qmimic.files import replacing, write_text
 from qmimic.models.detectors import mac_count, parameter_count
 from qmimic.models.fake_quantize import is_on_grids, map_grid
+from qmimic.models.rpn import NMS_IOU
 from qmimic.models.two_stage import Detector
 from qmimic.runtime.detector import Detector as ShippedDetector
 from qmimic.runtime.metadata import Metadata, as_properties
@@ -29,21 +29,29 @@ class Target:
 
     Attributes:
         suffixes: of its files, that which a runtime opens first.
-        write: of a checked graph and properties, the files at a path of the first suffix.
+        write: a detector as files, at a path of the first suffix.
+        describe: put properties into such files.
+        integers: whether a detector on grids can be written.
     """
 
     suffixes: tuple[str, ...]
-    write: Callable[[onnx.ModelProto, Mapping[str, str], Path], None]
+    write: Callable[[Exported, Path], None]
+    describe: Callable[[Path, Mapping[str, str]], None]
+    integers: bool = True
 
 
-TARGETS = {"onnx": Target((".onnx",), write_onnx), "openvino": Target((".xml", ".bin"), write_openvino)}
+TARGETS = {
+    "onnx": Target((".onnx",), write_onnx, describe_onnx),
+    "openvino": Target((".xml", ".bin"), write_openvino, describe_openvino),
+    "executorch": Target((".pte", ".json"), write_executorch, describe_executorch, integers=False),
+}
 
 
-def ship(graph: onnx.ModelProto, metadata: Metadata, target: Target, path: Path, prove: Proof) -> Path:
-    """Write a graph in a format, with the proof of it in the file and in `parity.json` beside it.
+def ship(exported: Exported, metadata: Metadata, target: Target, path: Path, prove: Proof) -> Path:
+    """Write a detector in a format, with the proof of it in the file and in `parity.json` beside it.
 
     Args:
-        graph: of the detector.
+        exported: the detector.
         metadata: of the detector, without proof.
         target: the format.
         path: of the file, without suffix.
@@ -60,9 +68,10 @@ def ship(graph: onnx.ModelProto, metadata: Metadata, target: Target, path: Path,
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name[:16]}-", dir=path.parent) as folder:
             temporary = Path(folder) / first.name
-            target.write(graph, as_properties(metadata), temporary)
+            target.write(exported, temporary)
+            target.describe(temporary, as_properties(metadata))
             figures = dict(prove(ShippedDetector(temporary), first.name))
-            target.write(graph, as_properties(replace(metadata, parity=figures)), temporary)
+            target.describe(temporary, as_properties(replace(metadata, parity=figures)))
             for own in (*others, first):  # the one that a runtime opens last, so that it never finds half
                 with replacing(own) as place:
                     (Path(folder) / own.name).replace(place)
@@ -83,6 +92,9 @@ def describe(detector: Detector, notes: dict[str, object]) -> Metadata:
         size=spec.size,
         score_threshold=spec.score_threshold,
         nms_threshold=spec.nms_threshold,
+        max_detections=spec.max_detections,
+        proposals=spec.post_nms,
+        proposal_nms_threshold=NMS_IOU,
         backbone=spec.backbone,
         architecture=spec.architecture,
         precision="int8" if integers else "fp32",

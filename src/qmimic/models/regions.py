@@ -84,6 +84,16 @@ def hardest(losses: Tensor, valid: Tensor, count: int) -> Tensor:
     return torch.zeros_like(valid).scatter_(1, index, True) & valid
 
 
+def region_scores(logits: Tensor) -> Tensor:
+    """Scores [B, P, K] of logits [B, P, 1 + K], background first."""
+    return logits.softmax(-1)[..., 1:]
+
+
+def region_boxes(deltas: Tensor, rois: Tensor) -> Tensor:
+    """Boxes [B, P, K or 1, 4] from deltas of the same shape and regions [B, P, 4]."""
+    return box_ops.decode(deltas, rois[:, :, None], DELTA_WEIGHTS)
+
+
 def detect_regions(
     logits: Tensor, deltas: Tensor, rois: Tensor, valid: Tensor, size: tuple[int, int], config: DetectorConfig
 ) -> BatchDetections:
@@ -94,9 +104,9 @@ def detect_regions(
         size: height and width of the network's input, pixels.
         config: thresholds.
     """
-    scores = logits.softmax(-1)[..., 1:]
+    scores = region_scores(logits)
     classes = scores.shape[2]
-    boxes = box_ops.clip(box_ops.decode(deltas, rois[:, :, None], DELTA_WEIGHTS), size).expand(-1, -1, classes, 4)
+    boxes = box_ops.clip(region_boxes(deltas, rois), size).expand(-1, -1, classes, 4)
     usable = valid[..., None] & (scores > config.score_threshold) & ((boxes[..., 2:] - boxes[..., :2]) > 1e-2).all(-1)
     keys = scores.masked_fill(~usable, -1).flatten(1)
     # Suppression is quadratic: four candidates for every detection kept lose nothing that was seen.

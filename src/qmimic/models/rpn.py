@@ -69,13 +69,18 @@ class RPN(nn.Module):
             logits: [B, N]; deltas: [B, N, 4]; anchors: [N, 4].
             size: height and width of the network's input, pixels.
         """
-        index = logits.topk(min(self.config.pre_nms, logits.shape[1]), sorted=True).indices
-        candidates = box_ops.decode(box_ops.take(deltas, index), anchors[index], DELTA_WEIGHTS)
-        candidates = box_ops.clip(candidates, size)
+        candidates = self.candidates(logits, deltas, anchors, size)
         sides = candidates[..., 2:] - candidates[..., :2]
         valid = (sides > 1e-3).all(-1)
         stays = box_ops.suppress(candidates, valid, NMS_IOU, self.config.post_nms)
         return first(candidates, stays, self.config.post_nms)
+
+    @torch.no_grad()
+    def candidates(self, logits: Tensor, deltas: Tensor, anchors: Tensor, size: tuple[int, int]) -> Tensor:
+        """The best boxes before suppression, [B, K, 4] in falling order of objectness. Args as `propose`."""
+        index = logits.topk(min(self.config.pre_nms, logits.shape[1]), sorted=True).indices
+        boxes = box_ops.decode(box_ops.take(deltas, index), anchors[index], DELTA_WEIGHTS)
+        return box_ops.clip(boxes, size)
 
     def losses(
         self, logits: Tensor, deltas: Tensor, anchors: Tensor, targets: Targets, source: Source

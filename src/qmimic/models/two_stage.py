@@ -16,7 +16,15 @@ from qmimic.models.anchors import anchor_grid
 from qmimic.models.backbones import build_backbone
 from qmimic.models.matching import Matches, everything, match, matched_boxes, sample
 from qmimic.models.position_sensitive_head import PositionSensitiveHead
-from qmimic.models.regions import BatchDetections, detect_regions, hardest, pad_with_truth, region_losses
+from qmimic.models.regions import (
+    BatchDetections,
+    detect_regions,
+    hardest,
+    pad_with_truth,
+    region_boxes,
+    region_losses,
+    region_scores,
+)
 from qmimic.models.rpn import RPN, Proposals
 from qmimic.models.spec import DetectorSpec
 from qmimic.models.two_layer_head import TwoLayerHead
@@ -132,6 +140,18 @@ class Detector(nn.Module):
         """Regions for a map [B, C, H/stride, W/stride]."""
         logits, deltas = self.rpn(features)
         return self.rpn.propose(logits, deltas, self.anchors, self.spec.size)
+
+    @torch.no_grad()
+    def candidates(self, features: Tensor) -> Tensor:
+        """Regions before suppression, [B, K, 4] in falling order of objectness, for whoever suppresses elsewhere."""
+        logits, deltas = self.rpn(features)
+        return self.rpn.candidates(logits, deltas, self.anchors, self.spec.size)
+
+    @torch.no_grad()
+    def judge(self, features: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores [B, P, K] and boxes [B, P, K or 1, 4] of regions [B, P, 4], before threshold and suppression."""
+        logits, deltas = self.head(features, regions)
+        return region_scores(logits), region_boxes(deltas, regions)
 
     @torch.no_grad()
     def detect(self, images: Tensor) -> BatchDetections:

@@ -1,7 +1,7 @@
 """From a trained detector's file to the files that ship: proved, timed on this machine, and one of them recommended."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from qmimic.config import Recipe, load_recipe
 from qmimic.data.formats import load_dataset
 from qmimic.errors import InputError
 from qmimic.export.accuracy import Accuracy, map50_of_file
-from qmimic.export.onnx_file import build_graph
+from qmimic.export.onnx_file import Exported
 from qmimic.export.parity import pictures, require
 from qmimic.export.ship import TARGETS, Proof, describe, ship
 from qmimic.models.checkpoint import load_detector
@@ -52,6 +52,7 @@ def deploy(
     out: Path | None,
     data: str | None,
     batch: int | None,
+    suppression: bool,
     targets: Sequence[str],
     int8: bool,
     watcher: Watcher,
@@ -63,6 +64,7 @@ def deploy(
         out: folder; None: `deploy` beside the detector.
         data: dataset that the proof looks at; None: that of the `recipe.yaml` beside the detector.
         batch: images that the graph takes at once; None: any number.
+        suppression: whether detections are suppressed in the graph, where the format can.
         targets: names of formats.
         int8: also on integers.
         watcher: told of progress.
@@ -82,12 +84,15 @@ def deploy(
     def parity(shipped: ShippedDetector, name: str) -> Mapping[str, Any]:
         return asdict(require(detector, shipped, images, name))
 
-    written = _write(detector, notes, folder / path.stem, targets, batch, parity)
+    exported = Exported(detector, batch, suppression)
+    written = _write(exported, notes, folder / path.stem, targets, parity)
     if int8:
         prepared = _prepared(recipe, detector)
         found = to_integers(prepared, detector, path.parent / "stages", watcher)
         proof = partial(_accuracy, prepared, found)
-        written |= _write(found.detector, notes, folder / f"{path.stem}-int8", targets, batch, proof)
+        on_integers = replace(exported, detector=found.detector)
+        able = [target for target in targets if TARGETS[target].integers]
+        written |= _write(on_integers, notes, folder / f"{path.stem}-int8", able, proof)
     return _timed(written)
 
 
@@ -154,16 +159,11 @@ def _accuracy(prepared: Prepared, found: IntegerDetector, shipped: ShippedDetect
 
 
 def _write(
-    detector: Detector,
-    notes: dict[str, object],
-    path: Path,
-    targets: Sequence[str],
-    batch: int | None,
-    proof: Proof,
+    exported: Exported, notes: dict[str, object], path: Path, targets: Sequence[str], proof: Proof
 ) -> dict[Path, str]:
     """Files and their formats."""
-    graph, metadata = build_graph(detector, batch), describe(detector, notes)
-    return {ship(graph, metadata, TARGETS[target], path, proof): target for target in targets}
+    metadata = describe(exported.detector, notes)
+    return {ship(exported, metadata, TARGETS[target], path, proof): target for target in targets}
 
 
 def _timed(written: Mapping[Path, str]) -> list[Deployed]:

@@ -12,7 +12,8 @@ from qmimic.data.letterbox import Letterbox, letterbox, letterbox_file
 from qmimic.detections import Detections
 from qmimic.errors import InputError
 from qmimic.runtime.engine import load
-from qmimic.runtime.metadata import INPUT, OUTPUTS, Metadata, from_properties
+from qmimic.runtime.metadata import INPUT, OUTPUTS, REGIONS, Metadata, from_properties
+from qmimic.runtime.suppression import detect
 
 Picture = Image.Image | Path | str | NDArray[np.uint8]
 
@@ -21,7 +22,7 @@ class Detector:
     """A file that `qmimic export` wrote.
 
     Args:
-        path: of the file, `.onnx` or OpenVINO's `.xml`.
+        path: of the file, `.onnx`, OpenVINO's `.xml` or ExecuTorch's `.pte`.
         threads: that one picture is computed on.
 
     Attributes:
@@ -84,7 +85,12 @@ class Detector:
         if self.batch:  # a graph of fixed batch takes no fewer
             images = np.concatenate([images, np.repeat(images[:1], self.batch - count, 0)])
         found = self._engine.run({INPUT: images})
-        boxes, scores, labels = (found[name] for name in OUTPUTS)
+        if REGIONS[0] in found:  # suppression is left to us
+            pairs = zip(*(found[name] for name in REGIONS), strict=True)
+            each = [detect(scores, boxes, self.metadata) for boxes, scores in pairs]
+            boxes, scores, labels = (np.stack(values) for values in zip(*each, strict=True))
+        else:
+            boxes, scores, labels = (found[name] for name in OUTPUTS)
         return boxes[:count], scores[:count], labels[:count]
 
     def _fitted(self, picture: Picture) -> tuple[NDArray[np.uint8], Letterbox]:

@@ -1,6 +1,7 @@
 """What computes a deployed file: one engine a format, from named arrays to named arrays."""
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qmimic.errors import InputError
-from qmimic.runtime.metadata import KEY, SUM, WEIGHTS_SUM
+from qmimic.runtime.metadata import INPUT, JUDGE, KEY, LOOK, REGIONS, SUM, WEIGHTS_SUM, from_properties
+from qmimic.runtime.suppression import propose
 
 Arrays = Mapping[str, NDArray[Any]]
 ONNX_TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32, "tensor(int64)": np.int64}
@@ -103,7 +105,42 @@ def openvino(path: Path, threads: int) -> Engine:
     return Engine(run, inputs, properties)
 
 
-ENGINES: dict[str, Callable[[Path, int], Engine]] = {".onnx": onnx_runtime, ".xml": openvino}
+def executorch(path: Path, threads: int) -> Engine:
+    """An ExecuTorch program, `.pte` with its `.json`, by the interpreter for trying programs out; it needs torch.
+
+    Its two methods and the suppression between them are one run.
+    """
+    try:
+        import torch
+        from executorch.runtime import Runtime
+    except ImportError as error:
+        raise InputError("ExecuTorch is not installed: pip install 'qmimic[executorch]'.") from error
+    said = path.with_suffix(".json")
+    try:
+        properties = json.loads(said.read_text(encoding="utf-8"))
+        if hashlib.sha256(path.read_bytes()).hexdigest() != properties.get(WEIGHTS_SUM):
+            raise InputError(f"{path} is not the file that {said.name} was written with; copy both files again.")
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{said}, the description of {path.name}, cannot be read; copy both files.") from error
+    metadata = from_properties(properties, path)
+    try:
+        program = Runtime.get().load_program(path)
+        look, judge = program.load_method(LOOK), program.load_method(JUDGE)
+    except Exception as error:  # the same
+        raise _cannot(path, "ExecuTorch", "executorch", error) from error
+    torch.set_num_threads(threads)
+
+    def run(feeds: Arrays) -> Arrays:
+        features, candidates = look.execute([torch.from_numpy(feeds[INPUT])])
+        regions, valid = propose(candidates.numpy()[0], metadata)
+        scores, boxes = judge.execute([features, torch.from_numpy(regions)[None]])
+        counted = np.where(valid[:, None], scores.numpy()[0], np.float32(-1))
+        return dict(zip(REGIONS, (boxes.numpy(), counted[None]), strict=True))
+
+    return Engine(run, {INPUT: Input((1, *metadata.size, 3), np.dtype(np.uint8))}, properties)
+
+
+ENGINES: dict[str, Callable[[Path, int], Engine]] = {".onnx": onnx_runtime, ".xml": openvino, ".pte": executorch}
 
 
 def load(path: Path, threads: int) -> Engine:

@@ -12,6 +12,8 @@ FORMAT = 2
 KEY, SUM = "qmimic", "qmimic_sha256"
 WEIGHTS_SUM = "qmimic_weights_sha256"  # where the weights lie in a file of their own
 INPUT, OUTPUTS = "images", ("boxes", "scores", "labels")
+REGIONS = ("region_boxes", "region_scores")  # outputs of a graph whose detections are suppressed outside
+LOOK, JUDGE = "look", "judge"  # methods of a program that has no suppression at all
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class Metadata:
         size: height and width of the input, pixels.
         score_threshold: detections below it are left out by the graph.
         nms_threshold: IoU above which the weaker of two detections of a class is left out by the graph.
+        max_detections: that stay at most.
+        proposals, proposal_nms_threshold: the same of regions.
         backbone, architecture: what it is.
         precision: fp32 or int8.
         grid: the stride s of the map that RPN and head see: its quantizer's, of an int8 file its scale, which is the
@@ -38,6 +42,9 @@ class Metadata:
     size: tuple[int, int]
     score_threshold: float
     nms_threshold: float
+    max_detections: int
+    proposals: int
+    proposal_nms_threshold: float
     backbone: str
     architecture: str
     precision: str

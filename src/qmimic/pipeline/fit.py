@@ -1,0 +1,194 @@
+"""The best detector within a budget: a table of costs, short trainings, and the whole method for the winner."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from qmimic.config import Recipe
+from qmimic.data.columns import in_columns
+from qmimic.data.splits import TRAIN
+from qmimic.errors import InputError
+from qmimic.files import replacing, write_text
+from qmimic.pipeline.candidates import Budget, Candidate, Option, candidates, cost_table
+from qmimic.pipeline.deploy import Deployed, deploy
+from qmimic.pipeline.prepare import prepare
+from qmimic.pipeline.run import train
+from qmimic.pipeline.stages import train_student
+from qmimic.training.loop import Watcher
+
+RUNGS = (8, 4, 2)  # candidates that are trained, for 1/8, 1/4 and 1/2 of the student's steps
+TABLE = "costs.json"
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A candidate that was trained for a short time.
+
+    Attributes:
+        option: its cheapest file within the budget.
+        map50: VOC mAP@0.5 on val after its longest short training, 0..1; steps: of that training.
+        on_front: no other that was trained as long is better and cheaper.
+    """
+
+    option: Option
+    map50: float
+    steps: int
+    on_front: bool
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What came out.
+
+    Attributes:
+        folder: of the run.
+        tried: those trained longest first, of these the best.
+        file: to ship.
+        map50: of it on val, 0..1.
+        excess: how many times the limit the worst of its costs is; above 1 it misses the budget.
+    """
+
+    folder: Path
+    tried: tuple[Tried, ...]
+    file: Deployed
+    map50: float
+    excess: float
+
+
+def fit(recipe: Recipe, budget: Budget, targets: Sequence[str], folder: Path, watcher: Watcher) -> Fit:
+    """Search, train and ship a detector within a budget.
+
+    Args:
+        recipe: of the data, and for all that is not searched.
+        budget: at least one limit.
+        targets: formats that may ship.
+        folder: of the run; what is done there already is not done again.
+        watcher: told of progress.
+
+    Raises:
+        InputError: no network fits, the data cannot be used, or training failed.
+    """
+    recipe = _within(recipe, folder)
+    prepared = prepare(recipe)
+    images = in_columns({TRAIN: prepared.train.samples}, prepared.dataset.root)[TRAIN]
+    tried = candidates(images.image_sizes)
+    watcher.start("costs", len(tried), 0)
+    classes = prepared.dataset.classes
+    table = cost_table(tried, recipe, classes, targets, budget, folder / TABLE, lambda done: watcher.step(done, 1, 0.0))
+    fitting = [one for one in table if budget.of(one) <= 1]
+    if not fitting:
+        nearest = min(table, key=budget.of)
+        memory = f", {nearest.megabytes:.0f} MB of memory" if budget.megabytes else ""
+        raise InputError(
+            f"No network fits: the nearest, {nearest.candidate} as {nearest.target} {nearest.precision}, takes "
+            f"{nearest.milliseconds:.2f} ms and {nearest.kilobytes:.0f} kB{memory}: {budget.of(nearest):.1f} times the "
+            "limit; raise it, or take a faster machine."
+        )
+    # Where nothing is known of accuracy, more arithmetic is the better guess.
+    ranked = sorted({one.candidate: one.macs for one in fitting}.items(), key=lambda pair: -pair[1])
+    scores = halve([candidate for candidate, _ in ranked], recipe, watcher)
+    found = _tried(scores, fitting)
+    winner = next(iter(scores))
+    watcher.say(f"{winner} is trained in full.")
+    whole = winner.of(recipe).model_copy(update={"run": recipe.run.model_copy(update={"dir": str(folder / "winner")})})
+    result = train(whole, watcher)
+    shipped = deploy(result.student, folder / "deploy", None, 1, True, targets, True, watcher)
+    file = min(shipped, key=lambda one: (max(1.0, _excess(budget, one)), one.milliseconds))
+    map50 = float(file.proof.get("map50", result.results[-1].map50))
+    fitted = Fit(folder, found, file, map50, _excess(budget, file))
+    _write(fitted, budget)
+    return fitted
+
+
+def halve(tried: Sequence[Candidate], recipe: Recipe, watcher: Watcher) -> dict[Candidate, tuple[float, int]]:
+    """Short trainings from scratch; the better half goes on to longer ones (Jamieson & Talwalkar, AISTATS 2016).
+
+    Args:
+        tried: the first ones are trained, as many as the first rung takes.
+        recipe: of the student that the winner becomes.
+        watcher: told of progress.
+
+    Returns:
+        mAP@0.5 on val and steps of each one's longest training; the longest first, of these the best.
+    """
+    left = list(tried[: RUNGS[0]])
+    scores: dict[Candidate, tuple[float, int]] = {}
+    for count in RUNGS:
+        left = sorted(left, key=lambda one: -scores.get(one, (0.0, 0))[0])[:count]
+        steps = math.ceil(recipe.student.steps / count)
+        for candidate in left:
+            scores[candidate] = _short(candidate, recipe, steps, watcher), steps
+            watcher.say(f"{candidate}: {100 * scores[candidate][0]:.1f} mAP@0.5 after {steps} steps.")
+        if len(left) == 1:
+            break
+    ordered = sorted(scores, key=lambda one: (-scores[one][1], -scores[one][0]))
+    return {candidate: scores[candidate] for candidate in ordered}
+
+
+def _short(candidate: Candidate, recipe: Recipe, steps: int, watcher: Watcher) -> float:
+    own = candidate.of(recipe)
+    student = own.student.model_copy(update={"steps": steps, "evaluate_every": steps})
+    alone = own.mimic.model_copy(update={"mode": "none"})
+    own = own.model_copy(update={"student": student, "mimic": alone, "baselines": ()})
+    return train_student(prepare(own), f"try-{candidate.file_name}", None, watcher).result.map50
+
+
+def _within(recipe: Recipe, folder: Path) -> Recipe:
+    return recipe.model_copy(update={"run": recipe.run.model_copy(update={"dir": str(folder)})})
+
+
+def _tried(scores: Mapping[Candidate, tuple[float, int]], fitting: Sequence[Option]) -> tuple[Tried, ...]:
+    cheapest = {
+        candidate: min((one for one in fitting if one.candidate == candidate), key=lambda one: one.milliseconds)
+        for candidate in scores
+    }
+
+    def beaten(one: Candidate) -> bool:
+        own = cheapest[one]
+        return any(
+            scores[other] > scores[one]
+            and scores[other][1] == scores[one][1]
+            and cheapest[other].milliseconds <= own.milliseconds
+            and cheapest[other].kilobytes <= own.kilobytes
+            for other in scores
+        )
+
+    return tuple(Tried(cheapest[one], *scores[one], not beaten(one)) for one in scores)
+
+
+def _excess(budget: Budget, file: Deployed) -> float:
+    return budget.excess(file.milliseconds, file.bytes / 1000)
+
+
+def _write(fitted: Fit, budget: Budget) -> None:
+    plain = {"budget": asdict(budget), "tried": [asdict(one) for one in fitted.tried], "map50": fitted.map50}
+    plain |= {"file": str(fitted.file.path), "excess": fitted.excess}
+    write_text(fitted.folder / "fit.json", json.dumps(plain, indent=1))
+    _draw(fitted, budget, fitted.folder / "front.png")
+
+
+def _draw(fitted: Fit, budget: Budget, path: Path) -> None:
+    """mAP against milliseconds of all that were trained, and of the file that ships."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for steps, colour in zip(
+        sorted({one.steps for one in fitted.tried}), ("#56B4E9", "#E69F00", "#0072B2"), strict=False
+    ):
+        own = [one for one in fitted.tried if one.steps == steps]
+        x, y = [one.option.milliseconds for one in own], [100 * one.map50 for one in own]
+        axes.scatter(x, y, color=colour, label=f"from scratch, {steps} steps")
+        for one, left, top in zip(own, x, y, strict=True):
+            axes.annotate(str(one.option.candidate), (left, top), fontsize=7, xytext=(4, 3), textcoords="offset points")
+    file = fitted.file
+    axes.scatter([file.milliseconds], [100 * fitted.map50], marker="*", s=160, color="#D55E00", label="shipped")
+    if budget.milliseconds:
+        axes.axvline(budget.milliseconds, color="#777777", linestyle="--", linewidth=1, label="limit")
+    axes.set_xlabel("milliseconds a picture, one thread of this machine")
+    axes.set_ylabel("mAP@0.5 on val, %")
+    axes.legend(fontsize=8)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150)

@@ -1,0 +1,64 @@
+"""Suppression outside of a graph, in numpy: what `qmimic.models` does, for files that leave it to the runtime."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qmimic.runtime.metadata import Metadata
+
+CANDIDATES = 4  # times as many as detections that stay
+Floats = NDArray[np.float32]
+
+
+def suppress(boxes: Floats, threshold: float, most: int) -> NDArray[np.intp]:
+    """Greedy non-maximum suppression: places of the boxes that stay, at most `most`.
+
+    Args:
+        boxes: [K, 4], xyxy, in falling order of score.
+        threshold: largest IoU that two staying boxes may have.
+        most: how many are wanted.
+    """
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    left = np.arange(len(boxes))
+    kept: list[np.intp] = []
+    while len(left) and len(kept) < most:
+        first, left = left[0], left[1:]
+        kept.append(first)
+        low = np.maximum(boxes[left, :2], boxes[first, :2])
+        high = np.minimum(boxes[left, 2:], boxes[first, 2:])
+        overlap = np.clip(high - low, 0, None).prod(1)
+        left = left[overlap * (1 + threshold) <= threshold * (areas[left] + areas[first])]
+    return np.array(kept, np.intp)
+
+
+def propose(candidates: Floats, metadata: Metadata) -> tuple[Floats, NDArray[np.bool_]]:
+    """Regions [P, 4] of candidates [K, 4] in falling order of objectness, and which of them count, bool [P]."""
+    usable = candidates[((candidates[:, 2:] - candidates[:, :2]) > 1e-3).all(1)]
+    kept = usable[suppress(usable, metadata.proposal_nms_threshold, metadata.proposals)]
+    regions = np.zeros((metadata.proposals, 4), np.float32)
+    regions[: len(kept)] = kept
+    return regions, np.arange(metadata.proposals) < len(kept)
+
+
+def detect(scores: Floats, boxes: Floats, metadata: Metadata) -> tuple[Floats, Floats, NDArray[np.int64]]:
+    """Detections of one image from the scores and boxes of its regions.
+
+    Args:
+        scores: [P, K], below 0 where there is no region; boxes: [P, K or 1, 4], xyxy.
+        metadata: thresholds and sizes.
+
+    Returns:
+        Boxes [D, 4], scores [D], below 0 where there are fewer than D, and classes [D], as a graph with suppression.
+    """
+    height, width = metadata.size
+    most = metadata.max_detections
+    boxes = np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
+    boxes = np.broadcast_to(boxes, (*scores.shape, 4)).reshape(-1, 4)
+    flat = scores.reshape(-1)
+    usable = np.flatnonzero((flat > metadata.score_threshold) & ((boxes[:, 2:] - boxes[:, :2]) > 1e-2).all(1))
+    best = usable[np.argsort(-flat[usable], kind="stable")][: CANDIDATES * most]
+    labels = best % scores.shape[1]
+    apart = (labels * (max(height, width) + 1.0)).astype(np.float32)[:, None]  # classes do not suppress each other
+    kept = suppress(boxes[best] + apart, metadata.nms_threshold, most)
+    corners, filled, classes = np.zeros((most, 4), np.float32), np.full(most, -1, np.float32), np.zeros(most, np.int64)
+    corners[: len(kept)], filled[: len(kept)], classes[: len(kept)] = boxes[best[kept]], flat[best[kept]], labels[kept]
+    return corners, filled, classes
