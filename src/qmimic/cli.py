@@ -414,7 +414,7 @@ def _fit(options: argparse.Namespace) -> int:
     with Bar(console) as bar:
         folder = options.out or Path(f"runs/fit-{name}")
         fitted = fit(recipe, Budget(*limits.values()), _targets(options.to), folder, bar)
-    table = Table("network", "ms", "kB", "mAP", "steps", "on the front", title="Short trainings from scratch")
+    table = Table("network", "ms", "kB", "mAP", "steps", "front", title="Short trainings from scratch")
     for one in fitted.tried:
         own = one.option
         numbers = (f"{own.milliseconds:.2f}", f"{own.kilobytes:.0f}", f"{100 * one.map50:.1f}", str(one.steps))

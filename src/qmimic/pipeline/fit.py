@@ -29,7 +29,8 @@ class Tried:
     Attributes:
         option: its cheapest file within the budget.
         map50: VOC mAP@0.5 on val after its longest short training, 0..1; steps: of that training.
-        on_front: no other that was trained as long is better and cheaper.
+        on_front: no other that was trained as long is better in one of mAP, milliseconds and kilobytes, and no worse in
+            the others.
     """
 
     option: Option
@@ -145,15 +146,12 @@ def _tried(scores: Mapping[Candidate, tuple[float, int]], fitting: Sequence[Opti
         for candidate in scores
     }
 
+    def merits(one: Candidate) -> tuple[float, float, float]:
+        return scores[one][0], -cheapest[one].milliseconds, -cheapest[one].kilobytes
+
     def beaten(one: Candidate) -> bool:
-        own = cheapest[one]
-        return any(
-            scores[other] > scores[one]
-            and scores[other][1] == scores[one][1]
-            and cheapest[other].milliseconds <= own.milliseconds
-            and cheapest[other].kilobytes <= own.kilobytes
-            for other in scores
-        )
+        own, rivals = merits(one), [merits(other) for other in scores if scores[other][1] == scores[one][1]]
+        return any(other != own and all(a >= b for a, b in zip(other, own, strict=True)) for other in rivals)
 
     return tuple(Tried(cheapest[one], *scores[one], not beaten(one)) for one in scores)
 
@@ -175,13 +173,14 @@ def _draw(fitted: Fit, budget: Budget, path: Path) -> None:
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.add_subplot()
+    longest = max(one.steps for one in fitted.tried)
     for steps, colour in zip(
         sorted({one.steps for one in fitted.tried}), ("#56B4E9", "#E69F00", "#0072B2"), strict=False
     ):
         own = [one for one in fitted.tried if one.steps == steps]
         x, y = [one.option.milliseconds for one in own], [100 * one.map50 for one in own]
         axes.scatter(x, y, color=colour, label=f"from scratch, {steps} steps")
-        for one, left, top in zip(own, x, y, strict=True):
+        for one, left, top in zip(own if steps == longest else [], x, y, strict=False):  # all names would overlap
             axes.annotate(str(one.option.candidate), (left, top), fontsize=7, xytext=(4, 3), textcoords="offset points")
     file = fitted.file
     axes.scatter([file.milliseconds], [100 * fitted.map50], marker="*", s=160, color="#D55E00", label="shipped")

@@ -1,0 +1,64 @@
+"""Costs of files, measured in turn."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cli_cases import Refused
+from qmimic.bench.measure import files_of, largest_resident, measure
+from qmimic.bench.timing import WARM_UP, alternate
+from qmimic.cli import main
+
+
+def test_runs_take_turns() -> None:
+    order: list[str] = []
+    seconds = alternate({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=3)
+    assert order == ["a", "a", "b", "b"] * (WARM_UP + 3)  # each once before its clock starts
+    assert {name: len(own) for name, own in seconds.items()} == {"a": 3, "b": 3}
+    assert all((own >= 0).all() for own in seconds.values())
+
+
+@pytest.fixture(scope="module")
+def deployed(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("deployed")
+    assert main(["export", str(trained / "run" / "student.safetensors"), "--out", str(folder)]) == 0
+    return folder
+
+
+def test_what_a_file_costs(deployed: Path) -> None:
+    (cost,) = measure(files_of([deployed]), [1], rounds=5)
+    assert 0 < cost.p50 <= cost.p95
+    assert cost.megapixels == 64 * 64 / 1e6
+    assert cost.per_megapixel == pytest.approx(cost.p50 / 0.004096)
+    assert cost.per_second == pytest.approx(1000 / cost.p50)
+    assert cost.kilobytes == (deployed / "student.onnx").stat().st_size / 1000
+    assert cost.parameters == 27831
+    assert 20 < cost.peak < 400  # of a process without torch, whatever this one holds
+
+
+def test_the_largest_memory_is_this_process_s() -> None:
+    before = largest_resident()
+    held = np.ones(80_000_000, np.uint8)
+    assert largest_resident() >= before
+    assert largest_resident() > held.nbytes / 1e6
+
+
+def test_peers_stand_in_the_same_table(deployed: Path, real_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    peer = real_data / "peers" / "yunet_n.onnx"
+    assert main(["bench", str(deployed), "--against", str(peer), "--rounds", "3", "--json"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [Path(row["path"]).name for row in rows] == ["student.onnx", "yunet_n.onnx"]
+    assert rows[1]["megapixels"] == 320 * 320 / 1e6
+    assert rows[1]["macs"] is None
+    assert main(["bench", str(deployed), "--rounds", "2"]) == 0
+    assert "p50 ms" in capsys.readouterr().out
+
+
+def test_bad_input(deployed: Path, tmp_path: Path, refused: Refused) -> None:
+    assert "holds no file to run" in refused("bench", tmp_path)
+    assert "There is no file" in refused("bench", tmp_path / "none.onnx")
+    (tmp_path / "a.onnx").write_text("no model")
+    assert "a.onnx cannot be run by ONNX Runtime" in refused("bench", tmp_path / "a.onnx")
+    assert "--threads and --rounds need 1 or more" in refused("bench", deployed, "--threads", "0")

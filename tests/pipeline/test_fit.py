@@ -1,0 +1,118 @@
+"""The best detector within a budget."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cli_cases import Refused
+from qmimic.cli import main
+from qmimic.config import load_recipe
+from qmimic.pipeline import candidates as networks
+from qmimic.pipeline import fit
+from qmimic.pipeline.candidates import Budget, Candidate, Option, candidates
+from qmimic.training.progress import Silent
+
+SHORT = [
+    "detector={anchor_count: 2, pre_nms: 64, post_nms: 16, roi_samples: 16, rpn_samples: 32}",
+    "teacher={backbone: resnet18/16, steps: 2, batch_size: 4, min_map: 0}",
+    "quantized_teacher.steps=0",
+    "student={steps: 4, batch_size: 4}",
+    "baselines=[]",
+    "run.threads=1",
+    "int8.max_loss=1",
+]
+
+
+def test_inputs_have_the_shape_of_the_images() -> None:
+    found = {one.size for one in candidates(np.array([[640, 480]] * 5 + [[100, 800]], np.int32))}
+    assert found == {(96, 160), (160, 224), (224, 288)}
+    for height, width in found:
+        assert width / height == pytest.approx(4 / 3, rel=0.26)  # sides are multiples of 32
+    assert {one.size for one in candidates(np.array([[20, 2000]], np.int32))} >= {(1280, 32)}
+
+
+def test_an_excess_is_that_of_the_worst_limit() -> None:
+    assert Budget(2, 100).excess(1, 150) == 1.5
+    assert Budget(2, 100).excess(3, 50) == 1.5
+    assert Budget(None, 100).excess(1000, 50) == 0.5
+    assert Budget(megabytes=50).excess(9, 9, 100) == 2
+
+
+def test_the_better_half_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = [Candidate("resnet18/16", "rfcn", (32 * k, 32)) for k in range(1, 11)]
+    asked: list[tuple[int, int]] = []
+
+    def score(candidate: Candidate, _: object, steps: int, __: object) -> float:
+        asked.append((candidate.size[0] // 32, steps))
+        return candidate.size[0] / 1000
+
+    monkeypatch.setattr(fit, "_short", score)
+    found = fit.halve(tried, load_recipe(None, ["student.steps=80"]), Silent())
+    assert asked == [
+        *((k, 10) for k in range(1, 9)),
+        *((k, 20) for k in (8, 7, 6, 5)),
+        *((k, 40) for k in (8, 7)),
+    ]
+    assert [one.size[0] // 32 for one in found] == [8, 7, 6, 5, 4, 3, 2, 1]
+    assert next(iter(found.values())) == (0.256, 40)
+
+
+def test_a_network_that_is_slow_at_a_small_size_is_not_measured_at_a_large_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, large = (Candidate("resnet18/16", "rfcn", (side, side)) for side in (64, 128))
+    other = Candidate("resnet18/32", "rfcn", (128, 128))
+    asked: list[Candidate] = []
+
+    def costs(candidate: Candidate, *_: object) -> list[Option]:
+        asked.append(candidate)
+        return [Option(candidate, "onnx", "fp32", 5.0, 100, 0, 10)]
+
+    monkeypatch.setattr(networks, "_costs", costs)
+    recipe = load_recipe(None, [])
+
+    def table(budget: Budget) -> list[Option]:
+        tried = [small, large, other]
+        return networks.cost_table(tried, recipe, ("a",), ["onnx"], budget, tmp_path / "t.json", lambda _: None)
+
+    assert [one.candidate for one in table(Budget(milliseconds=4))] == [small, other]
+    assert asked == [small, other]
+    assert [one.candidate for one in table(Budget(milliseconds=6))] == [small, other, large]
+    assert asked == [small, other, large]  # what stands in the table is not measured again
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small search, for the clock's sake."""
+    monkeypatch.setattr(networks, "BACKBONES", ("resnet18/32", "vgg16/32"))
+    monkeypatch.setattr(networks, "ARCHITECTURES", ("faster_rcnn",))
+    monkeypatch.setattr(networks, "SIDES", (64,))
+    monkeypatch.setattr(networks, "ROUNDS", 3)
+    monkeypatch.setattr(fit, "RUNGS", (2, 1))
+
+
+@pytest.mark.usefixtures("few")
+def test_a_budget_becomes_a_file(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["fit", str(trained / "cats"), "--max-ms", "1000", "--max-kb", "300", "--set", *SHORT]
+    assert main([*arguments, "--out", str(tmp_path / "fit")]) == 0
+    said = capsys.readouterr().out
+    assert "within the limit" in said
+    plain = json.loads((tmp_path / "fit" / "fit.json").read_text())
+    assert plain["excess"] <= 1
+    assert Path(plain["file"]).is_file()
+    assert [one["steps"] for one in plain["tried"]] == [4, 2]
+    assert any(one["on_front"] for one in plain["tried"])
+    assert (tmp_path / "fit" / "front.png").stat().st_size > 5000
+    table = json.loads((tmp_path / "fit" / "costs.json").read_text())
+    assert {(one["target"], one["precision"]) for one in table} == {("onnx", "fp32"), ("onnx", "int8")}
+
+
+@pytest.mark.usefixtures("few")
+def test_an_impossible_budget_names_the_nearest(trained: Path, tmp_path: Path, refused: Refused) -> None:
+    said = refused("fit", trained / "cats", "--max-kb", "1", "--out", tmp_path, "--set", *SHORT)
+    assert "No network fits: the nearest, " in said
+    assert "times the limit; raise it, or take a faster machine" in said
+    assert "Give a limit above 0" in refused("fit", trained / "cats")
+    assert "Give a limit above 0" in refused("fit", trained / "cats", "--max-ms", "-3")
