@@ -449,7 +449,20 @@ def _bench(options: argparse.Namespace) -> int:
         for cost in costs:
             print(json.dumps({**asdict(cost), "path": str(cost.path), "ms_per_mpx": cost.per_megapixel}))
         return 0
-    table = Table("file", "threads", "p50 ms", "p95", "ms/Mpx", "1/s", "load ms", "peak MB", "kB", "MMACs", "weights")
+    heads = (
+        "file",
+        "threads",
+        "p50\nms",
+        "p95\nms",
+        "ms/\nMpx",
+        "1/s",
+        "load\nms",
+        "peak\nMB",
+        "kB",
+        "MMACs",
+        "weights",
+    )
+    table = Table(*heads, box=None, padding=(0, 1, 0, 0))
     for one in costs:
         times = (f"{one.p50:.2f}", f"{one.p95:.2f}", f"{one.per_megapixel:.1f}", f"{one.per_second:.0f}")
         rest = (f"{one.load:.0f}", f"{one.peak:.0f}", f"{one.kilobytes:.0f}")

@@ -363,7 +363,8 @@ def explain(error: ValidationError) -> str:
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
         known = [name for name, _ in settings()]
-        near = get_close_matches(key, known, n=1, cutoff=0.5)
+        same = [name for name in known if name.rpartition(".")[2] == key]  # the section was forgotten
+        near = same or get_close_matches(key, known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else "`qmimic train --help` lists the keys."
         return f"unknown key {key!r}; {hint}"
     message = first["msg"].removeprefix("Value error, ")

@@ -30,7 +30,6 @@ KINDS = {
     "rfcn": {"architecture": "rfcn", "roi_size": 3, "nms_threshold": 0.2, "score_threshold": 0.01},
     "rfcn, stride 8": {"architecture": "rfcn", "output_stride": 8, "size": (64, 96), "roi_pooling": "pool"},
     "vgg, one class": {"backbone": "vgg16/32", "size": (96, 64), "max_detections": 7, "classes": ("face",)},
-    "separable": {"backbone": "resnet18_separable/16"},
 }
 
 

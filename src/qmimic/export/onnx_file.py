@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnxscript import opset20
 
 from qmimic.errors import InputError
@@ -98,10 +99,10 @@ def describe_onnx(path: Path, properties: Mapping[str, str]) -> None:
 
 def _integer_weights(graph: onnx.GraphProto) -> None:
     """Store what is rounded to a grid as integers: a weight's `QuantizeLinear` is done here, its inverse stays."""
-    constants = {one.name: one for one in graph.initializer}
+    constants = _constants(graph)
     for node in list(graph.node):
         if node.op_type == "QuantizeLinear" and node.input[0] in constants:
-            weight, scale, zero = (onnx.numpy_helper.to_array(constants[name]) for name in node.input)
+            weight, scale, zero = (constants[name] for name in node.input)
             beside = scale.reshape(-1, *[1] * (weight.ndim - 1)) if scale.ndim else scale
             rounded = np.rint(weight / beside).astype(zero.dtype)
             graph.initializer.append(onnx.numpy_helper.from_array(rounded, node.output[0]))
@@ -140,7 +141,7 @@ def _anchors_by_place(graph: onnx.GraphProto, detector: Detector) -> None:
 def _without_idle_relus(graph: onnx.GraphProto) -> None:
     """Leave out a ReLU of a map of unsigned integers."""
     makers = {name: node for node in graph.node for name in node.output}
-    constants = {one.name: one for one in graph.initializer}
+    constants = _constants(graph)
     renamed: dict[str, str] = {}
     for node in list(graph.node):
         for place, name in enumerate(node.input):
@@ -148,7 +149,7 @@ def _without_idle_relus(graph: onnx.GraphProto) -> None:
         maker = makers.get(node.input[0]) if node.op_type == "Relu" else None
         if maker and maker.op_type == "DequantizeLinear":
             zero = constants[maker.input[2]]
-            if zero.data_type == onnx.TensorProto.UINT8 and not onnx.numpy_helper.to_array(zero).any():
+            if zero.dtype == np.uint8 and not zero.any():
                 renamed[node.output[0]] = node.input[0]
                 graph.node.remove(node)
 
@@ -173,6 +174,13 @@ def _in_few_words(graph: onnx.GraphProto) -> None:
         del value.metadata_props[:]
     for tensor in graph.initializer:
         del tensor.metadata_props[:]
+
+
+def _constants(graph: onnx.GraphProto) -> dict[str, NDArray[Any]]:
+    """Values that a graph holds, by name."""
+    nodes = {node.output[0]: node.attribute[0].t for node in graph.node if node.op_type == "Constant"}
+    tensors = {**{one.name: one for one in graph.initializer}, **nodes}
+    return {name: onnx.numpy_helper.to_array(tensor) for name, tensor in tensors.items() if tensor.data_type}
 
 
 def _without_unused(graph: onnx.GraphProto) -> None:

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from qmimic.bench.measure import Cost, measure
 from qmimic.config import Recipe
 from qmimic.export.onnx_file import Exported
-from qmimic.export.ship import TARGETS
+from qmimic.export.ship import TARGETS, describe
 from qmimic.files import write_text
 from qmimic.models.detectors import build, mac_count
 from qmimic.models.fake_quantize import calibrate, on_grids
 from qmimic.models.spec import DetectorSpec
+from qmimic.runtime.metadata import as_properties
 
 BACKBONES = ("resnet18/8", "resnet18/16", "resnet18/32", "vgg16/32")
 ARCHITECTURES = ("faster_rcnn", "rfcn")
@@ -182,6 +183,7 @@ def _costs(
                 if precision == "fp32" or kind.integers:
                     path = Path(folder) / f"{precision}{kind.suffixes[0]}"
                     kind.write(exported, path)
+                    kind.describe(path, as_properties(describe(network, {})))
                     files[path] = target, precision
         costs: dict[Path, Cost] = {cost.path: cost for cost in measure(list(files), [1], ROUNDS, memory)}
     macs = mac_count(detector)

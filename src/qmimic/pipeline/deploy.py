@@ -92,6 +92,8 @@ def deploy(
         proof = partial(_accuracy, prepared, found)
         on_integers = replace(exported, detector=found.detector)
         able = [target for target in targets if TARGETS[target].integers]
+        if len(able) < len(targets):
+            watcher.say(f"Float only: {', '.join(target for target in targets if target not in able)}.")
         written |= _write(on_integers, notes, folder / f"{path.stem}-int8", able, proof)
     return _timed(written)
 
@@ -122,17 +124,13 @@ def proved(proof: Mapping[str, Any]) -> str:
 def _recipe(path: Path, data: str | None, detector: Detector) -> Recipe:
     """The recipe of a detector's run, or one for the data that were named."""
     own = path.parent / "recipe.yaml"
-    overrides = [f"run.dir={path.parent}", "run.device=cpu"]
-    if own.is_file():
-        recipe = load_recipe(own, overrides)
-        if data is None:
-            return recipe
-    elif data is None:
+    if data is None and not own.is_file():
         raise InputError(f"There is no recipe.yaml beside {path} that names its data; name them by --data FOLDER.")
-    else:
-        recipe = load_recipe(None, overrides)
-    named = recipe.data.model_copy(update={"root": data, "size": detector.spec.size})
-    return recipe.model_copy(update={"data": named})
+    recipe = load_recipe(own if own.is_file() else None, [])
+    run = recipe.run.model_copy(update={"dir": str(path.parent), "device": "cpu"})
+    root = recipe.data.root if data is None else data
+    named = recipe.data.model_copy(update={"root": root, "size": detector.spec.size})
+    return recipe.model_copy(update={"data": named, "run": run})
 
 
 def _prepared(recipe: Recipe, detector: Detector) -> Prepared:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from qmimic.bench.measure import peak_of
 from qmimic.config import Recipe
 from qmimic.data.columns import in_columns
 from qmimic.data.splits import TRAIN
@@ -95,10 +96,15 @@ def fit(recipe: Recipe, budget: Budget, targets: Sequence[str], folder: Path, wa
     watcher.say(f"{winner} is trained in full.")
     whole = winner.of(recipe).model_copy(update={"run": recipe.run.model_copy(update={"dir": str(folder / "winner")})})
     result = train(whole, watcher)
-    shipped = deploy(result.student, folder / "deploy", None, 1, True, targets, True, watcher)
-    file = min(shipped, key=lambda one: (max(1.0, _excess(budget, one)), one.milliseconds))
+    try:
+        shipped = deploy(result.student, folder / "deploy", None, 1, True, targets, True, watcher)
+    except InputError as error:
+        watcher.say(f"{error} So it ships in float.")
+        shipped = deploy(result.student, folder / "deploy", None, 1, True, targets, False, watcher)
+    excesses = {one.path: _excess(budget, one) for one in shipped}
+    file = min(shipped, key=lambda one: (max(1.0, excesses[one.path]), one.milliseconds))
     map50 = float(file.proof.get("map50", result.results[-1].map50))
-    fitted = Fit(folder, found, file, map50, _excess(budget, file))
+    fitted = Fit(folder, found, file, map50, excesses[file.path])
     _write(fitted, budget)
     return fitted
 
@@ -157,7 +163,8 @@ def _tried(scores: Mapping[Candidate, tuple[float, int]], fitting: Sequence[Opti
 
 
 def _excess(budget: Budget, file: Deployed) -> float:
-    return budget.excess(file.milliseconds, file.bytes / 1000)
+    memory = peak_of(file.path) if budget.megabytes else 0.0
+    return budget.excess(file.milliseconds, file.bytes / 1000, memory)
 
 
 def _write(fitted: Fit, budget: Budget) -> None:
