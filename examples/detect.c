@@ -53,10 +53,13 @@ int main(int count, char **arguments) {
     ov_infer_request_t *request;
     ov_shape_t shape;
     must(ov_core_create(&core), "cannot start OpenVINO:");
-    must(ov_core_compile_model_from_file(core, arguments[1], "CPU", 2, &model, "INFERENCE_NUM_THREADS", "1"),
+    /* As it was proved: on some processors OpenVINO would compute in 16 bits else. */
+    must(ov_core_compile_model_from_file(core, arguments[1], "CPU", 4, &model, "INFERENCE_NUM_THREADS", "1",
+                                         "INFERENCE_PRECISION_HINT", "f32"),
          "cannot load the model:");
     must(ov_compiled_model_input(model, &port), "cannot find the input:");
     must(ov_const_port_get_shape(port, &shape), "cannot read the input's shape:");
+    if (shape.rank != 4 || shape.dims[0] != 1) fail("takes other than one picture at a time:", arguments[1]);
     must(ov_compiled_model_create_infer_request(model, &request), "cannot start:");
 
     ov_tensor_t *images, *boxes, *scores, *labels;

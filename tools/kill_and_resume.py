@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)  # options and overrides in any order
     chance = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
         whole, killed = (Path(folder) / name for name in ("whole", "killed"))

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 EXIT_BAD_INPUT = 2
 OVERRIDES = "key.sub=value"
+SEARCHED = ("data.size", "student.backbone", "detector.architecture", "detector.anchors", "run.dir")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be printable
         options = parser().parse_args(arguments)
-        if options.run is _train:
+        if options.run in (_train, _fit):
             goes_on = "; the last checkpoint is kept, the same command goes on from it"
         code: int = options.run(options)
         print(end="", flush=True)  # what cannot be written is to fail here
@@ -160,6 +162,9 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--nms", choices=["inside", "outside"], default="inside", help="the graph, or the runtime")
     export.add_argument("--out", type=Path, help="folder (deploy, beside the detector)")
     export.add_argument("--data", help="dataset whose pictures it is proved on (that of the run's recipe.yaml)")
+    export.add_argument(
+        "--set", dest="overrides", nargs="+", default=[], metavar=OVERRIDES, help="changes to the run's recipe"
+    )
     export.add_argument("--batch", type=int, default=1, help="images at once; 0: any number, a little slower")
     export.set_defaults(run=_export)
 
@@ -184,7 +189,9 @@ def parser() -> argparse.ArgumentParser:
     fit.add_argument("--max-ms", type=float, help="a picture, one thread")
     fit.add_argument("--max-kb", type=float, help="size of the file")
     fit.add_argument("--max-mb", type=float, help="largest resident memory of a process that runs it")
-    fit.add_argument("--to", default="onnx", metavar="FORMATS", help="that may ship: onnx, openvino, or both")
+    fit.add_argument(
+        "--to", default="onnx", metavar="FORMATS", help="that may ship: onnx, openvino, executorch, with commas"
+    )
     fit.add_argument("--out", type=Path, help="folder (runs/fit-, with the budget)")
     fit.set_defaults(run=_fit)
 
@@ -378,12 +385,15 @@ def _export(options: argparse.Namespace) -> int:
     with Bar(console) as bar:
         batch = options.batch or None
         inside = options.nms == "inside"
-        files = deploy(options.detector, options.out, options.data, batch, inside, targets, options.int8, bar)
+        given = options.detector, options.out, options.data, options.overrides
+        files = deploy(*given, batch, inside, targets, options.int8, bar)
     table = Table("file", "kB", "ms", "proof", title="one thread, medians of one alternating run")
     for one in files:
         table.add_row(one.path.name, f"{one.bytes / 1000:.0f}", f"{one.milliseconds:.2f}", proved(one.proof))
     console.print(table)
     console.print(f"{advice(files)} The files are in {files[0].path.parent}.", highlight=False, soft_wrap=True)
+    if options.int8 and not any(one.precision == "int8" for one in files):
+        raise InputError("No int8 file was written, see above; executorch has none in any case.")
     return 0
 
 
@@ -408,6 +418,9 @@ def _fit(options: argparse.Namespace) -> int:
     limits = {"ms": options.max_ms, "kB": options.max_kb, "MB": options.max_mb}
     if not any(limits.values()) or any(limit is not None and not limit > 0 for limit in limits.values()):
         raise InputError("Give a limit above 0: --max-ms, --max-kb or --max-mb, one of them or several.")
+    taken = next((one for one in options.overrides if one.startswith(SEARCHED)), None)
+    if taken:
+        raise InputError(f"--set {taken}: that is what is searched; leave it out, or use `qmimic train`.")
     recipe = load_recipe(None, [f"data.root={json.dumps(options.data)}", *options.overrides])
     name = "-".join(f"{limit:g}{unit}" for unit, limit in limits.items() if limit)
     console = Screen()
@@ -463,11 +476,13 @@ def _bench(options: argparse.Namespace) -> int:
         "weights",
     )
     table = Table(*heads, box=None, padding=(0, 1, 0, 0))
+    names = Counter(path.name for path in files)
     for one in costs:
         times = (f"{one.p50:.2f}", f"{one.p95:.2f}", f"{one.per_megapixel:.1f}", f"{one.per_second:.0f}")
         rest = (f"{one.load:.0f}", f"{one.peak:.0f}", f"{one.kilobytes:.0f}")
         own = (f"{one.macs / 1e6:.1f}" if one.macs else "-", f"{one.parameters:,}" if one.parameters else "-")
-        table.add_row(one.path.name, str(one.threads), *times, *rest, *own)
+        name = str(one.path) if names[one.path.name] > 1 else one.path.name
+        table.add_row(name, str(one.threads), *times, *rest, *own)
     console.print(table)
     return 0
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from cli_cases import Refused
@@ -56,6 +57,24 @@ def test_peers_stand_in_the_same_table(deployed: Path, real_data: Path, capsys: 
     said = capsys.readouterr().out
     assert "p50" in said
     assert max(map(len, said.splitlines())) <= 80
+
+
+def test_a_description_of_others_is_no_fault(deployed: Path, tmp_path: Path) -> None:
+    model = onnx.load(deployed / "student.onnx")
+    for text in ("not json", "[1]", '{"parameters": "x"}'):
+        onnx.helper.set_model_props(model, {"qmimic": text})
+        onnx.save(model, tmp_path / "other.onnx")
+        (cost,) = measure([tmp_path / "other.onnx"], [1], rounds=1, memory=False)
+        assert (cost.parameters, cost.macs, cost.peak) == (None, None, 0)
+
+
+def test_sizes_that_nobody_fixed_are_refused(tmp_path: Path, refused: Refused) -> None:
+    value = onnx.helper.make_tensor_value_info
+    made = [value(name, onnx.TensorProto.FLOAT, ["n", 3, "h", "w"]) for name in ("x", "y")]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", made[:1], made[1:])
+    opset = onnx.helper.make_opsetid("", 17)
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=9), tmp_path / "free.onnx")
+    assert "has no fixed size" in refused("bench", tmp_path / "free.onnx")
 
 
 def test_bad_input(deployed: Path, tmp_path: Path, refused: Refused) -> None:

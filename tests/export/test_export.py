@@ -103,6 +103,11 @@ def test_powers_of_two_are_refused_in_a_sentence() -> None:
         build_graph(Exported(detector))
 
 
+def test_maxima_over_regions_are_refused_in_a_sentence() -> None:
+    with pytest.raises(InputError, match=r"roi_pooling=pool cannot be exported"):
+        build_graph(Exported(lively(tiny_spec(roi_pooling="pool")).eval()))
+
+
 def test_one_differing_weight_trips_the_gate(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refused: Refused
 ) -> None:

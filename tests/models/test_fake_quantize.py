@@ -30,6 +30,7 @@ KINDS = {
     "rfcn": {"architecture": "rfcn", "roi_size": 3},
     "vgg": {"backbone": "vgg16/32"},
     "vgg, stride 8": {"backbone": "vgg16/32", "output_stride": 8},
+    "vgg, separable": {"backbone": "vgg16_separable/16"},
     "separable": {"backbone": "resnet18_separable/16"},
     "grouped": {"backbone": "resnet18_grouped/16"},
     "resnet50": {"backbone": "resnet50/16"},

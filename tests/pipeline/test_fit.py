@@ -106,7 +106,7 @@ def test_a_budget_becomes_a_file(trained: Path, tmp_path: Path, capsys: pytest.C
     assert any(one["on_front"] for one in plain["tried"])
     assert (tmp_path / "fit" / "front.png").stat().st_size > 5000
     table = json.loads((tmp_path / "fit" / "costs.json").read_text())
-    assert {(one["target"], one["precision"]) for one in table} == {("onnx", "fp32"), ("onnx", "int8")}
+    assert {(one["target"], one["precision"]) for one in table["options"]} == {("onnx", "fp32"), ("onnx", "int8")}
 
 
 @pytest.mark.usefixtures("few")
@@ -116,3 +116,6 @@ def test_an_impossible_budget_names_the_nearest(trained: Path, tmp_path: Path, r
     assert "times the limit; raise it, or take a faster machine" in said
     assert "Give a limit above 0" in refused("fit", trained / "cats")
     assert "Give a limit above 0" in refused("fit", trained / "cats", "--max-ms", "-3")
+    assert "that is what is searched" in refused(
+        "fit", trained / "cats", "--max-kb", "9", "--set", "data.size=[64, 64]"
+    )

@@ -1,6 +1,5 @@
 """What a deployed file costs on this machine: time, memory, size, arithmetic; ours and anyone's, side by side."""
 
-import json
 import math
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import numpy as np
 from qmimic.bench.timing import alternate
 from qmimic.errors import InputError
 from qmimic.runtime.engine import ENGINES, Arrays, Engine, load
-from qmimic.runtime.metadata import KEY
+from qmimic.runtime.metadata import from_properties
 
 
 @dataclass(frozen=True)
@@ -87,12 +86,20 @@ def measure(
         for path, engine in engines.items():
             own = 1000 * seconds[str(path)]
             p50, p95 = (float(np.percentile(own, share)) for share in (50, 95))
-            plain = json.loads(engine.properties.get(KEY, "{}"))
             parts = [path, *([path.with_suffix(".bin")] if path.suffix == ".xml" else [])]
             kilobytes = sum(part.stat().st_size for part in parts) / 1000
-            numbers = plain.get("parameters"), plain.get("macs")
-            found.append(Cost(path, count, p50, p95, megapixels(engine), loads[path], peaks[path], kilobytes, *numbers))
+            pixels, numbers = megapixels(engine), _counts(engine, path)
+            found.append(Cost(path, count, p50, p95, pixels, loads[path], peaks[path], kilobytes, *numbers))
     return found
+
+
+def _counts(engine: Engine, path: Path) -> tuple[int | None, int | None]:
+    """Parameters and multiply-accumulates, if the file is one of ours."""
+    try:
+        metadata = from_properties(engine.properties, path)
+    except InputError:
+        return None, None
+    return metadata.parameters, metadata.macs
 
 
 def files_of(paths: Sequence[Path]) -> list[Path]:
@@ -117,8 +124,15 @@ def as_run(engine: Engine) -> Callable[[], object]:
 
 
 def noise(engine: Engine) -> Arrays:
-    """Inputs of an engine: random pixels, one image where any number will do."""
+    """Inputs of an engine: random pixels, one image where any number will do.
+
+    Raises:
+        InputError: another axis than the first takes any number; nobody knows what size was meant.
+    """
     generator = np.random.default_rng(0)
+    for name, one in engine.inputs.items():
+        if None in one.shape[1:]:
+            raise InputError(f"The input {name} of shape {list(one.shape)} has no fixed size; export it with one.")
     return {
         name: generator.integers(0, 256, [side or 1 for side in one.shape]).astype(one.dtype)
         for name, one in engine.inputs.items()
@@ -145,7 +159,8 @@ def peak_of(path: Path) -> float:
     )
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise InputError(f"{path} cannot be run in a process of its own: {done.stderr.strip().splitlines()[-1]}")
+        reason = (done.stderr.strip().splitlines() or [f"signal {-done.returncode}"])[-1]
+        raise InputError(f"{path} cannot be run in a process of its own ({reason}); check its memory, or leave it out.")
     return float(done.stdout)
 
 

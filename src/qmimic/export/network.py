@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from qmimic.errors import InputError
 from qmimic.models.detectors import absorb_deviation, fold_batch_norm
 from qmimic.models.fake_quantize import freeze
 from qmimic.models.two_stage import Detector
@@ -16,12 +17,25 @@ class ShippedNetwork(nn.Module):
     Args:
         detector: in evaluation mode, trained or on grids; it is copied.
         suppression: False leaves thresholds and suppression of detections to the runtime.
+
+    Raises:
+        InputError: no exporter can write the detector's map or its pooling.
     """
 
     mean: Tensor
 
     def __init__(self, detector: Detector, suppression: bool = True) -> None:
         super().__init__()
+        if detector.quantizer is not None and detector.quantizer.config.kind == "power_of_two":
+            raise InputError(
+                "A map quantized to powers of two cannot be exported yet; export a detector without "
+                "student.quantize_map, or one of quantizer.kind=uniform."
+            )
+        if detector.spec.roi_pooling == "pool" and detector.spec.architecture == "faster_rcnn":
+            raise InputError(
+                "Faster R-CNN with detector.roi_pooling=pool cannot be exported, maxima over regions are no standard "
+                "operator; train with detector.roi_pooling=align."
+            )
         self.suppression = suppression
         self.detector = fold_batch_norm(detector).requires_grad_(False).cpu()
         self.register_buffer("mean", self.detector.mean.clone())

@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 from onnxscript import opset20
 
-from qmimic.errors import InputError
 from qmimic.export.network import ShippedNetwork
 from qmimic.models.two_stage import Detector
 from qmimic.runtime.metadata import INPUT, OUTPUTS, REGIONS
@@ -48,14 +47,9 @@ def build_graph(exported: Exported) -> onnx.ModelProto:
     """The graph of a detector.
 
     Raises:
-        InputError: the detector's map is quantized to powers of two, which the exporter cannot write.
+        InputError: the detector cannot be exported, see `ShippedNetwork`.
     """
     detector, batch = exported.detector, exported.batch
-    if detector.quantizer is not None and detector.quantizer.config.kind == "power_of_two":
-        raise InputError(
-            "A map quantized to powers of two cannot be exported yet; export a detector without student.quantize_map, "
-            "or one of quantizer.kind=uniform."
-        )
     network = ShippedNetwork(detector, exported.suppression).eval()
     height, width = detector.spec.size
     images = torch.zeros(batch or 2, height, width, 3, dtype=torch.uint8)

@@ -21,7 +21,7 @@ def write_openvino(exported: Exported, path: Path) -> None:
         InputError: OpenVINO is not installed, or as `build_graph`.
     """
     openvino = _imported()
-    openvino.save_model(_core(openvino).read_model(exported.graph.SerializeToString()), path, compress_to_fp16=False)
+    _save(openvino, _core(openvino).read_model(exported.graph.SerializeToString()), path)
 
 
 def describe_openvino(path: Path, properties: Mapping[str, str]) -> None:
@@ -31,7 +31,14 @@ def describe_openvino(path: Path, properties: Mapping[str, str]) -> None:
     weights = hashlib.sha256(path.with_suffix(".bin").read_bytes()).hexdigest()
     for key, value in {**properties, WEIGHTS_SUM: weights}.items():
         model.set_rt_info(value, key)
-    openvino.save_model(model, path, compress_to_fp16=False)
+    _save(openvino, model, path)
+
+
+def _save(openvino: Any, model: Any, path: Path) -> None:
+    try:
+        openvino.save_model(model, path, compress_to_fp16=False)
+    except RuntimeError as error:  # its word for a full disk, too
+        raise OSError(f"OpenVINO says: {' '.join(str(error).split())[:100]}") from error
 
 
 def _imported() -> Any:

@@ -72,7 +72,10 @@ class Grid(nn.Module):
         """The nearest values of the grid, in x's shape."""
         if self._seen is not None:
             flat = x.detach().flatten()
-            self._seen.append(flat[:: max(1, len(flat) // (SAMPLES * len(x)))].clone())
+            # By chance: every n-th value would be of a few columns, where n and the map's width have a common divisor.
+            generator = torch.Generator(x.device).manual_seed(len(self._seen))
+            some = torch.randint(len(flat), (SAMPLES * len(x),), generator=generator, device=x.device)
+            self._seen.append(flat[some])
             return x
         return round_to_grid(x, self.scale, self.low, self.high) if self.enabled else x
 
@@ -233,12 +236,17 @@ def _follow_convolutions(parent: nn.Module) -> None:
             setattr(parent, name, Grid(signed=False))
     elif isinstance(parent, nn.Sequential) and len(children) > 2:  # a shortcut's has two
         for place, (name, child) in enumerate(children):
-            if place and isinstance(child, nn.Identity) and isinstance(children[place - 1][1], nn.Conv2d):
+            if place and isinstance(child, nn.Identity) and _is_convolution(children[place - 1][1]):
                 pooling = children[place + 2][1] if place + 2 < len(children) else None
                 if isinstance(pooling, nn.MaxPool2d):
                     setattr(parent, children[place + 2][0], nn.Sequential(pooling, Grid(signed=False)))
                 else:
                     setattr(parent, name, Grid(signed=False))
+
+
+def _is_convolution(module: nn.Module) -> bool:
+    """Whether it is one, or, as a separable one, ends in one."""
+    return isinstance(module[-1] if isinstance(module, nn.Sequential) else module, nn.Conv2d)
 
 
 def _into_blocks(backbone: nn.Module) -> None:

@@ -2,9 +2,12 @@
 
 import json
 import math
+import os
+import platform
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from qmimic.bench.measure import Cost, measure
-from qmimic.config import Recipe
+from qmimic.config import Recipe, fingerprint
 from qmimic.export.onnx_file import Exported
 from qmimic.export.ship import TARGETS, describe
 from qmimic.files import write_text
@@ -28,6 +31,8 @@ ARCHITECTURES = ("faster_rcnn", "rfcn")
 SIDES = (128, 192, 256)  # of a square of the same area
 MULTIPLE = 32  # pixels; of the input's sides
 ROUNDS = 30
+VERSION = 1  # raised when the same candidate would cost something else
+ENGINE_PACKAGES = ("qmimic", "onnxruntime", "openvino", "executorch")
 
 
 @dataclass(frozen=True)
@@ -134,11 +139,17 @@ def cost_table(
         path: of the table, a JSON file.
         watch: told how many candidates are done.
     """
+    # What decides a cost: anything else makes another table.
+    settings = recipe.detector.model_dump(mode="json")
+    machine = platform.node(), platform.processor(), os.cpu_count()
+    key = fingerprint(VERSION, settings, len(classes), machine, [_version(name) for name in ENGINE_PACKAGES])
+    known: list[Option] = []
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-        known = [Option(**{**row, "candidate": _candidate(row["candidate"])}) for row in rows]
+        table = json.loads(path.read_text(encoding="utf-8"))
+        if table["key"] == key:
+            known = [Option(**{**row, "candidate": _candidate(row["candidate"])}) for row in table["options"]]
     except (OSError, ValueError, TypeError, KeyError):
-        known = []
+        pass  # not there, or damaged: measured anew
     for number, candidate in enumerate(tried):
         own = [one for one in known if one.candidate == candidate and one.target in targets]
         complete = {one.target for one in own} == set(targets)
@@ -147,7 +158,7 @@ def cost_table(
         if not complete and not _too_slow(candidate, known, budget):
             known = [one for one in known if one.candidate != candidate]
             known += _costs(candidate, recipe, classes, targets, budget.megabytes is not None)
-            write_text(path, json.dumps([asdict(one) for one in known], indent=1))
+            write_text(path, json.dumps({"key": key, "options": [asdict(one) for one in known]}, indent=1))
         watch(number + 1)
     wanted = set(tried)
     return [one for one in known if one.candidate in wanted and one.target in targets]
@@ -191,6 +202,13 @@ def _costs(
         Option(candidate, target, precision, costs[path].p50, costs[path].kilobytes, costs[path].peak, macs)
         for path, (target, precision) in files.items()
     ]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _candidate(plain: dict[str, Any]) -> Candidate:

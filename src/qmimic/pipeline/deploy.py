@@ -18,7 +18,8 @@ from qmimic.export.parity import pictures, require
 from qmimic.export.ship import TARGETS, Proof, describe, ship
 from qmimic.models.checkpoint import load_detector
 from qmimic.models.two_stage import Detector
-from qmimic.pipeline.integer import IntegerDetector, to_integers
+from qmimic.pipeline.integer import Int8RefusedError, IntegerDetector, to_integers
+from qmimic.pipeline.lock import alone
 from qmimic.pipeline.prepare import Prepared, prepare
 from qmimic.runtime.detector import Detector as ShippedDetector
 from qmimic.training.loop import Watcher
@@ -51,6 +52,7 @@ def deploy(
     path: Path,
     out: Path | None,
     data: str | None,
+    overrides: Sequence[str],
     batch: int | None,
     suppression: bool,
     targets: Sequence[str],
@@ -63,18 +65,19 @@ def deploy(
         path: the detector's file.
         out: folder; None: `deploy` beside the detector.
         data: dataset that the proof looks at; None: that of the `recipe.yaml` beside the detector.
+        overrides: changes to that recipe, such as `int8.steps=1000`.
         batch: images that the graph takes at once; None: any number.
         suppression: whether detections are suppressed in the graph, where the format can.
         targets: names of formats.
-        int8: also on integers.
+        int8: also on integers, where the format can and the loss is allowed; else the watcher is told why not.
         watcher: told of progress.
 
     Raises:
-        InputError: the detector or the data cannot be read, a file differs from the trained model, int8 costs too
-            much, or the disk is full. What failed was not written.
+        InputError: the detector or the data cannot be read, a float file differs from the trained model, or the disk
+            is full. What failed was not written.
     """
     detector, notes = load_detector(path)
-    recipe = _recipe(path, data, detector)
+    recipe = _recipe(path, data, overrides, detector)
     folder = out or path.parent / "deploy"
     dataset = load_dataset(recipe.data.root)
     if not any(len(samples) for samples in dataset.splits.values()):
@@ -86,15 +89,16 @@ def deploy(
 
     exported = Exported(detector, batch, suppression)
     written = _write(exported, notes, folder / path.stem, targets, parity)
-    if int8:
+    able = [target for target in targets if TARGETS[target].integers]
+    if int8 and able:
         prepared = _prepared(recipe, detector)
-        found = to_integers(prepared, detector, path.parent / "stages", watcher)
-        proof = partial(_accuracy, prepared, found)
-        on_integers = replace(exported, detector=found.detector)
-        able = [target for target in targets if TARGETS[target].integers]
-        if len(able) < len(targets):
-            watcher.say(f"Float only: {', '.join(target for target in targets if target not in able)}.")
-        written |= _write(on_integers, notes, folder / f"{path.stem}-int8", able, proof)
+        try:
+            with alone(path.parent):
+                found = to_integers(prepared, detector, path.parent / "stages", watcher)
+            on_integers, proof = replace(exported, detector=found.detector), partial(_accuracy, prepared, found)
+            written |= _write(on_integers, notes, folder / f"{path.stem}-int8", able, proof)
+        except Int8RefusedError as error:
+            watcher.say(str(error))
     return _timed(written)
 
 
@@ -121,12 +125,12 @@ def proved(proof: Mapping[str, Any]) -> str:
     return f"differs by {proof['score_difference']:.0e}, {proof['box_difference']:.0e} px"
 
 
-def _recipe(path: Path, data: str | None, detector: Detector) -> Recipe:
+def _recipe(path: Path, data: str | None, overrides: Sequence[str], detector: Detector) -> Recipe:
     """The recipe of a detector's run, or one for the data that were named."""
     own = path.parent / "recipe.yaml"
     if data is None and not own.is_file():
         raise InputError(f"There is no recipe.yaml beside {path} that names its data; name them by --data FOLDER.")
-    recipe = load_recipe(own if own.is_file() else None, [])
+    recipe = load_recipe(own if own.is_file() else None, list(overrides))
     run = recipe.run.model_copy(update={"dir": str(path.parent), "device": "cpu"})
     root = recipe.data.root if data is None else data
     named = recipe.data.model_copy(update={"root": root, "size": detector.spec.size})
@@ -148,10 +152,9 @@ def _accuracy(prepared: Prepared, found: IntegerDetector, shipped: ShippedDetect
     accuracy = Accuracy(len(prepared.val.samples), map50, found.map50_float, found.trained, found.in_float)
     allowed = prepared.recipe.int8.max_loss
     if accuracy.lost > allowed:
-        raise InputError(
-            f"{name} has {100 * map50:.1f} mAP@0.5 on val, {100 * accuracy.lost:.1f} less than the trained model; "
-            f"int8.max_loss allows {100 * allowed:.1f}. Its engine rounds in another way than training did; nothing "
-            "was written."
+        raise Int8RefusedError(
+            f"{name} was not written: it has {100 * map50:.1f} mAP@0.5 on val, {100 * accuracy.lost:.1f} less than the "
+            f"trained model; int8.max_loss allows {100 * allowed:.1f}. Its engine rounds in its own way."
         )
     return asdict(accuracy)
 

@@ -14,6 +14,7 @@ from qmimic.errors import InputError
 from qmimic.files import replacing, write_text
 from qmimic.pipeline.candidates import Budget, Candidate, Option, candidates, cost_table
 from qmimic.pipeline.deploy import Deployed, deploy
+from qmimic.pipeline.lock import alone
 from qmimic.pipeline.prepare import prepare
 from qmimic.pipeline.run import train
 from qmimic.pipeline.stages import train_student
@@ -72,7 +73,11 @@ def fit(recipe: Recipe, budget: Budget, targets: Sequence[str], folder: Path, wa
     Raises:
         InputError: no network fits, the data cannot be used, or training failed.
     """
-    recipe = _within(recipe, folder)
+    with alone(folder):
+        return _fit(_within(recipe, folder), budget, targets, folder, watcher)
+
+
+def _fit(recipe: Recipe, budget: Budget, targets: Sequence[str], folder: Path, watcher: Watcher) -> Fit:
     prepared = prepare(recipe)
     images = in_columns({TRAIN: prepared.train.samples}, prepared.dataset.root)[TRAIN]
     tried = candidates(images.image_sizes)
@@ -96,11 +101,7 @@ def fit(recipe: Recipe, budget: Budget, targets: Sequence[str], folder: Path, wa
     watcher.say(f"{winner} is trained in full.")
     whole = winner.of(recipe).model_copy(update={"run": recipe.run.model_copy(update={"dir": str(folder / "winner")})})
     result = train(whole, watcher)
-    try:
-        shipped = deploy(result.student, folder / "deploy", None, 1, True, targets, True, watcher)
-    except InputError as error:
-        watcher.say(f"{error} So it ships in float.")
-        shipped = deploy(result.student, folder / "deploy", None, 1, True, targets, False, watcher)
+    shipped = deploy(result.student, folder / "deploy", None, (), 1, True, targets, True, watcher)
     excesses = {one.path: _excess(budget, one) for one in shipped}
     file = min(shipped, key=lambda one: (max(1.0, excesses[one.path]), one.milliseconds))
     map50 = float(file.proof.get("map50", result.results[-1].map50))

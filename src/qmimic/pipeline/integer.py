@@ -23,6 +23,10 @@ SENSITIVITY_BATCHES = 4
 SHARE_IN_FLOAT = 0.5  # of the parts, at most
 
 
+class Int8RefusedError(InputError):
+    """A detector loses too much on integers."""
+
+
 @dataclass(frozen=True)
 class IntegerDetector:
     """A detector on grids, and what it cost.
@@ -55,7 +59,8 @@ def to_integers(prepared: Prepared, detector: Detector, folder: Path, watcher: W
         watcher: told of progress.
 
     Raises:
-        InputError: it cannot be put on integers, or loses too much in any case.
+        Int8RefusedError: it loses too much in any case.
+        InputError: it cannot be put on integers, or its training failed.
     """
     config = prepared.recipe.int8
     before = _map50(prepared, detector)
@@ -66,7 +71,11 @@ def to_integers(prepared: Prepared, detector: Detector, folder: Path, watcher: W
     after, trained = _map50(prepared, found), 0
     watcher.say(f"On integers it has {100 * after:.1f} mAP@0.5, in float {100 * before:.1f}.")
     if after < allowed and config.steps:
-        key = fingerprint(VERSION, prepared.key, config, prepared.recipe.augment, prepared.recipe.seed, _sum(detector))
+        # What is allowed decides whether it is trained, not how.
+        settings = config.model_dump(exclude={"max_loss"})
+        key = fingerprint(
+            VERSION, prepared.key, settings, prepared.recipe.augment, prepared.recipe.seed, _sum(detector)
+        )
         job = Job("int8", folder / f"int8-{key}", key, prepared.recipe.seed, config, bf16=False)
         objective = DetectionObjective(found, prepared.recipe.augment)
         own = prepared.train.with_batch_size(config.batch_size)
@@ -83,10 +92,10 @@ def to_integers(prepared: Prepared, detector: Detector, folder: Path, watcher: W
                 watcher.say(f"With {', '.join(in_float)} in float it has {100 * after:.1f}.")
                 break
     if after < allowed:
-        raise InputError(
+        raise Int8RefusedError(
             f"On integers the detector has {100 * after:.1f} mAP@0.5 on val, {100 * (before - after):.1f} less than in "
             f"float, also with {len(in_float)} of its parts in float; int8.max_loss allows "
-            f"{100 * config.max_loss:.1f}. Raise int8.steps, or ship it in float."
+            f"{100 * config.max_loss:.1f}. Try --set int8.steps=1000, or ship it in float."
         )
     return IntegerDetector(found, after, before, trained, in_float)
 

@@ -112,6 +112,7 @@ def executorch(path: Path, threads: int) -> Engine:
     """
     try:
         import torch
+        from executorch.extension.pybindings import portable_lib
         from executorch.runtime import Runtime
     except ImportError as error:
         raise InputError("ExecuTorch is not installed: pip install 'qmimic[executorch]'.") from error
@@ -120,15 +121,15 @@ def executorch(path: Path, threads: int) -> Engine:
         properties = json.loads(said.read_text(encoding="utf-8"))
         if hashlib.sha256(path.read_bytes()).hexdigest() != properties.get(WEIGHTS_SUM):
             raise InputError(f"{path} is not the file that {said.name} was written with; copy both files again.")
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"{said}, the description of {path.name}, cannot be read; copy both files.") from error
     metadata = from_properties(properties, path)
     try:
+        portable_lib._unsafe_reset_threadpool(threads)  # XNNPACK's, which torch's own number does not govern
         program = Runtime.get().load_program(path)
         look, judge = program.load_method(LOOK), program.load_method(JUDGE)
     except Exception as error:  # the same
         raise _cannot(path, "ExecuTorch", "executorch", error) from error
-    torch.set_num_threads(threads)
 
     def run(feeds: Arrays) -> Arrays:
         features, candidates = look.execute([torch.from_numpy(feeds[INPUT])])

@@ -70,10 +70,10 @@ def from_properties(properties: Mapping[str, str], path: object) -> Metadata:
         InputError: the file is not qmimic's, of a newer version, or its description was edited.
     """
     text = properties.get(KEY)
-    if text is None:
+    if not isinstance(text, str):
         raise InputError(f"{path} is no detector of qmimic; name a file that `qmimic export` wrote.")
     again = "export the detector again"
-    if hashlib.sha256(text.encode()).hexdigest() != properties.get(SUM):
+    if hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() != properties.get(SUM):
         raise InputError(f"The description in {path} was edited and may no longer fit its weights; {again}.")
     try:
         plain = json.loads(text)
