@@ -214,6 +214,20 @@ def test_a_file_that_loses_is_not_written(
     assert (deployed / "student-int8.onnx").read_bytes() == before
 
 
+def test_one_engine_s_refusal_leaves_the_other_s_file(
+    trained: Path, deployed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scores = iter([0.0, -0.02])
+    monkeypatch.setattr(deploy, "map50_of_file", lambda *_: next(scores))
+    student = str(trained / "run" / "student.safetensors")
+    assert main(["export", student, "--out", str(tmp_path), "--int8", "--to", "onnx,openvino"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "student-int8.xml was not written: it has -2.0 mAP@0.5 on val" in said
+    assert "student-int8.onnx │" in said
+    assert (tmp_path / "student-int8.onnx").exists()
+    assert not (tmp_path / "student-int8.xml").exists()
+
+
 def test_the_advice_names_the_fastest_and_says_where_int8_does_not_pay() -> None:
     one = deploy.Deployed(Path("a.onnx"), "onnx", "fp32", 400, 2.0, {})
     slower = replace(one, path=Path("a-int8.onnx"), precision="int8", bytes=100, milliseconds=3.0)

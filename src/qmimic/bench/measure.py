@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +83,7 @@ def measure(
             engines[path] = load(path, count)
             loads[path] = 1000 * (time.perf_counter() - start)
         runs = {str(path): as_run(engine) for path, engine in engines.items()}
-        seconds = alternate(runs, rounds, lambda done, turn=turn: watch(turn * rounds + done))  # type: ignore[misc]
+        seconds = alternate(runs, rounds, partial(_after, watch, turn * rounds))
         for path, engine in engines.items():
             own = 1000 * seconds[str(path)]
             p50, p95 = (float(np.percentile(own, share)) for share in (50, 95))
@@ -91,6 +92,10 @@ def measure(
             pixels, numbers = megapixels(engine), _counts(engine, path)
             found.append(Cost(path, count, p50, p95, pixels, loads[path], peaks[path], kilobytes, *numbers))
     return found
+
+
+def _after(watch: Callable[[int], None], before: int, done: int) -> None:
+    watch(before + done)
 
 
 def _counts(engine: Engine, path: Path) -> tuple[int | None, int | None]:

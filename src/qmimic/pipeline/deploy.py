@@ -95,10 +95,15 @@ def deploy(
         try:
             with alone(path.parent):
                 found = to_integers(prepared, detector, path.parent / "stages", watcher)
-            on_integers, proof = replace(exported, detector=found.detector), partial(_accuracy, prepared, found)
-            written |= _write(on_integers, notes, folder / f"{path.stem}-int8", able, proof)
         except Int8RefusedError as error:
             watcher.say(str(error))
+            return _timed(written)
+        on_integers, proof = replace(exported, detector=found.detector), partial(_accuracy, prepared, found)
+        for target in able:  # each by itself: one engine's roundings may cost too much and another's not
+            try:
+                written |= _write(on_integers, notes, folder / f"{path.stem}-int8", [target], proof)
+            except Int8RefusedError as error:
+                watcher.say(str(error))
     return _timed(written)
 
 
