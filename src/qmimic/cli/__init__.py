@@ -1,0 +1,3 @@
+"""The commands: they parse, call and print; no logic of their own."""
+
+from qmimic.cli.entry import main as main

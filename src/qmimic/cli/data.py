@@ -1,0 +1,85 @@
+"""`qmimic data`: check, convert, index and fetch labelled folders."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qmimic.cli.grammar import Commands
+from qmimic.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+
+def add(commands: Commands) -> None:
+    """Add to the command line's grammar."""
+    from qmimic.data.download import SETS
+    from qmimic.data.formats import WRITERS
+
+    data = commands.add_parser("data", help="look at a labelled folder").add_subparsers(required=True)
+    check = data.add_parser("check", help="what is wrong with my labels, before any training")
+    check.add_argument("path", type=Path, help="folder of a dataset (VOC, COCO or YOLO)")
+    check.add_argument(
+        "--size", type=int, nargs=2, metavar=("H", "W"), default=(256, 256), help="training size, pixels"
+    )
+    check.add_argument("--json", action="store_true", help="print one JSON object")
+    check.set_defaults(run=_check)
+    convert = data.add_parser("convert", help="the same images and labels in another layout, boxes exactly as they are")
+    convert.add_argument("source", help="folder of a dataset (VOC, COCO or YOLO), or synthetic:digits")
+    convert.add_argument("target", type=Path, help="new folder")
+    convert.add_argument("--to", choices=list(WRITERS), required=True, help="layout of the new folder")
+    convert.set_defaults(run=_convert)
+    index = data.add_parser("index", help="check a large dataset once, so that training opens it in a moment")
+    index.add_argument("path", type=Path, help="folder of a dataset; the index is written into it")
+    index.add_argument("--drop-bad", action="store_true", help="leave out what `data check` refuses")
+    index.set_defaults(run=_index)
+    fetch = data.add_parser("get", help="fetch the paper's data; the same command goes on where it stopped")
+    fetch.add_argument("name", choices=list(SETS))
+    fetch.add_argument("--to", type=Path, required=True, help="folder")
+    fetch.add_argument("--mirror", default="", help="address of a folder that has the same files")
+    fetch.set_defaults(run=_get)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from qmimic.data.check import check
+    from qmimic.data.formats import load_dataset
+
+    if min(options.size) < 1:
+        raise InputError(f"--size {options.size[0]} {options.size[1]} is no size; give height and width in pixels.")
+    report = check(load_dataset(options.path), tuple(options.size))
+    print(json.dumps(report.as_json()) if options.json else report.as_text())
+    return report.exit_code
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from qmimic.data.convert import convert
+    from qmimic.data.formats import load_dataset
+
+    print(convert(load_dataset(options.source), options.target, options.to))
+    return 0
+
+
+def _index(options: argparse.Namespace) -> int:
+    from qmimic.data.index import make
+
+    print(make(options.path, options.drop_bad))
+    return 0
+
+
+def _get(options: argparse.Namespace) -> int:
+    from rich.progress import DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    from qmimic.data.download import SETS, get
+
+    with Progress("{task.description}", DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn()) as bar:
+        tasks: dict[str, TaskID] = {}
+
+        def show(name: str, here: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name)
+            bar.update(tasks[name], completed=here, total=total or None)
+
+        get(SETS[options.name], options.to, options.mirror, show)
+    print(f"{options.name} is in {options.to}.")
+    return 0
