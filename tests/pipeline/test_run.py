@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import qmimic
 from qmimic.config import Recipe, load_recipe
 from qmimic.pipeline.run import remarks
-from qmimic.pipeline.stages import StageResult
+from qmimic.run_folder import StageResult
 from qmimic.training.progress import Silent
 
 MakeRecipe = Callable[..., Recipe]

@@ -12,7 +12,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from qmimic.errors import InputError
-from qmimic.training.log import Log, draw_curves, read_log
+from qmimic.run_folder import read_log
+from qmimic.training.log import Log, draw_curves
 
 
 def lines(*steps: int) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from qmimic.models.two_stage import Detector
 from qmimic.pipeline.integer import Int8RefusedError, IntegerDetector, to_integers
 from qmimic.pipeline.lock import alone
 from qmimic.pipeline.prepare import Prepared, prepare
+from qmimic.run_folder import RECIPE, STAGES
 from qmimic.runtime.detector import Detector as ShippedDetector
 from qmimic.training.loop import Watcher
 
@@ -94,7 +95,7 @@ def deploy(
         prepared = _prepared(recipe, detector)
         try:
             with alone(path.parent):
-                found = to_integers(prepared, detector, path.parent / "stages", watcher)
+                found = to_integers(prepared, detector, path.parent / STAGES, watcher)
         except Int8RefusedError as error:
             watcher.say(str(error))
             return _timed(written)
@@ -132,7 +133,7 @@ def proved(proof: Mapping[str, Any]) -> str:
 
 def _recipe(path: Path, data: str | None, overrides: Sequence[str], detector: Detector) -> Recipe:
     """The recipe of a detector's run, or one for the data that were named."""
-    own = path.parent / "recipe.yaml"
+    own = path.parent / RECIPE
     if data is None and not own.is_file():
         raise InputError(f"There is no recipe.yaml beside {path} that names its data; name them by --data FOLDER.")
     recipe = load_recipe(own if own.is_file() else None, list(overrides))

@@ -17,7 +17,6 @@ from qmimic.pipeline.lock import alone
 from qmimic.pipeline.prepare import Prepared, environment, prepare
 from qmimic.pipeline.stages import (
     Stage,
-    StageResult,
     Teachers,
     macs_to_prune_to,
     quantize_teacher,
@@ -25,7 +24,8 @@ from qmimic.pipeline.stages import (
     train_teacher,
 )
 from qmimic.prediction import predict
-from qmimic.training.log import draw_curves, read_log
+from qmimic.run_folder import LOG, RECIPE, RESULTS, StageResult, read_log
+from qmimic.training.log import draw_curves
 from qmimic.training.loop import Watcher
 from qmimic.training.progress import Silent
 
@@ -67,7 +67,7 @@ def train(recipe: Recipe, watcher: Watcher) -> RunResult:
     # Of many processes one writes and speaks.
     if not prepared.accelerator.is_main_process:
         return _train(prepared, Silent())
-    resolved, where = recipe.folder / "recipe.yaml", recipe.folder / "environment.json"
+    resolved, where = recipe.folder / RECIPE, recipe.folder / "environment.json"
     with alone(recipe.folder):
         if resolved.exists() and not where.exists():
             raise InputError(
@@ -101,10 +101,10 @@ def _write_results(prepared: Prepared, stages: list[Stage], said: tuple[str, ...
     results = tuple(stage.result for stage in stages)
     for stage in stages:
         _publish(stage.file, folder / f"{stage.result.name}.safetensors")
-    draw_curves({s.result.name: read_log(s.folder / "log.jsonl") for s in stages}, folder / "curves.png")
+    draw_curves({s.result.name: read_log(s.folder / LOG) for s in stages}, folder / "curves.png")
     _draw_examples(prepared, stages[-1], folder / "examples.png")
     write_text(
-        folder / "results.json",
+        folder / RESULTS,
         json.dumps({"stages": [asdict(r) for r in results], "remarks": said}, indent=1),
     )
     write_text(folder / "results.md", markdown(results) + "\n" + "".join(f"\n{remark}\n" for remark in said))

@@ -29,46 +29,13 @@ from qmimic.pruning.cost import equal_share
 from qmimic.pruning.lasso import prune_by_lasso
 from qmimic.pruning.taylor import prune_by_taylor
 from qmimic.quantize import Quantizer, absolute_stride
+from qmimic.run_folder import STAGE_RESULT, StageResult, read_stage, stage_folder
 from qmimic.scores.summary import score
 from qmimic.training.loop import Job, Objective, Watcher, chance_of, fit
 from qmimic.training.objectives import DetectionObjective, MimicObjective
 
 VERSION = 2  # raised when the same recipe would give other weights
 MIMIC_VERSION = 1  # the same for students that are taught
-
-
-@dataclass(frozen=True)
-class StageResult:
-    """What a finished stage says of itself; kept as `result.json`.
-
-    Attributes:
-        name: of the stage: teacher, quantized_teacher, student, one of the baselines, or a pruned teacher.
-        key: its fingerprint.
-        backbone: family and width divisor.
-        map50: VOC mAP@0.5 (area) on val, 0..1.
-        map07: the same by the 11-point rule.
-        coco_map: COCO mAP on val, 0..1.
-        parameters: of the deployed detector, batch norm folded.
-        macs: multiply-accumulates of one image, end to end.
-        bytes: size of its file.
-        matching, matching_nonzero: agreement with the quantized teacher on val regions, 0..1; None without a mimic.
-        map50_before: of a quantized teacher before its fine-tuning.
-        mode: `mimic.mode` of a student; empty for teachers.
-    """
-
-    name: str
-    key: str
-    backbone: str
-    map50: float
-    map07: float
-    coco_map: float
-    parameters: int
-    macs: int
-    bytes: int
-    matching: float | None = None
-    matching_nonzero: float | None = None
-    map50_before: float | None = None
-    mode: str = ""
 
 
 @dataclass(frozen=True)
@@ -209,7 +176,7 @@ def prune_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> Stage
             lambda step, loss: watcher.step(step, loader.batch_size, loss),
         )
 
-    folder = recipe.folder / "stages" / f"{name}-{key}"
+    folder = stage_folder(recipe.folder, name, key)
 
     def work() -> None:
         if prepared.accelerator.is_main_process:
@@ -311,7 +278,7 @@ def _run(
     extra: Callable[[Objective], dict[str, Any]] = lambda _: {},
 ) -> Stage:
     """Do a stage, or find it done; go on from its last checkpoint if it was interrupted."""
-    folder = prepared.recipe.folder / "stages" / f"{name}-{key}"
+    folder = stage_folder(prepared.recipe.folder, name, key)
 
     def work() -> None:
         objective = make()
@@ -362,16 +329,15 @@ def _write(prepared: Prepared, name: str, key: str, trained: Detector, folder: P
         bytes=file.stat().st_size,
         **extra,
     )
-    write_text(folder / "result.json", json.dumps(asdict(result), indent=1))  # last: its presence means done
+    write_text(folder / STAGE_RESULT, json.dumps(asdict(result), indent=1))  # last: its presence means done
 
 
 def _finished(folder: Path) -> StageResult | None:
     try:
-        result = StageResult(**json.loads((folder / "result.json").read_text(encoding="utf-8")))
         load_detector(folder / "detector.safetensors")
-    except (OSError, ValueError, TypeError, InputError):
+    except InputError:
         return None  # not done, or damaged since: done again from its last checkpoint
-    return result
+    return read_stage(folder)
 
 
 def _map50(prepared: Prepared, detector: Detector) -> float:

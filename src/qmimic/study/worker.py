@@ -12,7 +12,8 @@ from qmimic.config import Recipe
 from qmimic.errors import InputError
 from qmimic.pipeline.lock import alone
 from qmimic.pipeline.prepare import prepare
-from qmimic.pipeline.stages import StageResult, Teachers, needs_teachers, quantize_teacher, train_student, train_teacher
+from qmimic.pipeline.stages import Teachers, needs_teachers, quantize_teacher, train_student, train_teacher
+from qmimic.run_folder import StageResult
 from qmimic.study.table import recipe_of, update
 from qmimic.training.loop import Watcher
 

@@ -8,6 +8,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from qmimic.errors import InputError
 from qmimic.files import replacing, write_text
+from qmimic.run_folder import LOG, read_log
 
 
 class Log:
@@ -19,7 +20,7 @@ class Log:
     """
 
     def __init__(self, folder: Path, steps_done: int) -> None:
-        self.path = folder / "log.jsonl"
+        self.path = folder / LOG
         self.lines = [line for line in read_log(self.path) if line["step"] <= steps_done]
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in self.lines))
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=steps_done + 1)
@@ -45,22 +46,6 @@ class Log:
     def close(self) -> None:
         """Flush TensorBoard."""
         self._board.close()
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a log; the last one may have been cut by a kill and is then left out."""
-    if not path.is_file():
-        return []
-    lines: list[dict[str, Any]] = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            break
-        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
-            break
-        lines.append(line)
-    return lines
 
 
 def draw_curves(logs: dict[str, list[dict[str, Any]]], path: Path) -> None:

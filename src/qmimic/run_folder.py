@@ -1,0 +1,152 @@
+"""What a run leaves in its folder, read back by whoever shows it (docs/run-folder.md); without torch.
+
+A run folder may come from a stranger: what is read is checked, and no name in it leads out of the folder.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked_dataclass
+
+from qmimic.config import Recipe, explain, load_recipe
+from qmimic.errors import InputError
+
+RECIPE, RESULTS, STAGES, STAGE_RESULT, LOG = "recipe.yaml", "results.json", "stages", "result.json", "log.jsonl"
+MAX_BYTES = 1 << 24  # of one JSON file
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+Share = Annotated[float, Field(ge=0, le=1.0001)]  # a sum of parts may round above 1
+Count = Annotated[int, Field(ge=0)]
+
+
+@checked_dataclass(frozen=True, config=ConfigDict(allow_inf_nan=False, extra="forbid"))
+class StageResult:
+    """What a finished stage says of itself; kept as `result.json`.
+
+    Attributes:
+        name: of the stage: teacher, quantized_teacher, student, one of the baselines, or a pruned teacher.
+        key: its fingerprint.
+        backbone: family and width divisor.
+        map50: VOC mAP@0.5 (area) on val, 0..1.
+        map07: the same by the 11-point rule.
+        coco_map: COCO mAP on val, 0..1.
+        parameters: of the deployed detector, batch norm folded.
+        macs: multiply-accumulates of one image, end to end.
+        bytes: size of its file.
+        matching, matching_nonzero: agreement with the quantized teacher on val regions, 0..1; None without a mimic.
+        map50_before: of a quantized teacher before its fine-tuning.
+        mode: `mimic.mode` of a student; empty for teachers.
+    """
+
+    name: Name
+    key: Name
+    backbone: str
+    map50: Share
+    map07: Share
+    coco_map: Share
+    parameters: Count
+    macs: Count
+    bytes: Count
+    matching: Share | None = None
+    matching_nonzero: Share | None = None
+    map50_before: Share | None = None
+    mode: str = ""
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run that came to its end.
+
+    Attributes:
+        folder: the run folder.
+        recipe: resolved.
+        results: of the stages, in the order of the table; the last is the student to ship.
+        remarks: sentences that a person has to read.
+    """
+
+    folder: Path
+    recipe: Recipe
+    results: tuple[StageResult, ...]
+    remarks: tuple[str, ...]
+
+    def stage(self, result: StageResult) -> Path:
+        """The folder of a stage: `detector.safetensors`, log, checkpoints."""
+        return stage_folder(self.folder, result.name, result.key)
+
+
+_RESULTS = TypeAdapter(tuple[StageResult, ...])
+_REMARKS = TypeAdapter(tuple[str, ...])
+
+
+def stage_folder(run: Path, name: str, key: str) -> Path:
+    """Where a run keeps the stage of that name and fingerprint."""
+    return run / STAGES / f"{name}-{key}"
+
+
+def read_run(folder: Path) -> FinishedRun:
+    """Read a finished run.
+
+    Raises:
+        InputError: the folder holds no run, one that has not ended, or files that qmimic did not write.
+    """
+    if not (folder / RECIPE).is_file():
+        raise InputError(f"{folder} holds no run (no {RECIPE}); name a folder that `qmimic train` wrote.")
+    recipe = load_recipe(folder / RECIPE, [])
+    if not (folder / RESULTS).is_file():
+        raise InputError(f"The run in {folder} has not ended; `qmimic train {folder / RECIPE}` goes on with it.")
+    tree = read_json(folder / RESULTS)
+    try:
+        if not isinstance(tree, dict):
+            raise InputError(f"{folder / RESULTS} is no table of a run; run the recipe again.")
+        results = _RESULTS.validate_python(tree.get("stages"))
+        remarks = _REMARKS.validate_python(tree.get("remarks", ()))
+    except ValidationError as error:
+        raise InputError(f"{folder / RESULTS} is no table of a run: {explain(error)}") from error
+    if not results:
+        raise InputError(f"{folder / RESULTS} is empty; run the recipe again.")
+    return FinishedRun(folder, recipe, results, remarks)
+
+
+def read_stage(folder: Path) -> StageResult | None:
+    """What a stage's folder says of itself; None if the stage has not ended, or its file is damaged."""
+    try:
+        return TypeAdapter(StageResult).validate_python(read_json(folder / STAGE_RESULT))
+    except (InputError, ValidationError):
+        return None
+
+
+def read_json(path: Path) -> Any:
+    """The value of a small JSON file.
+
+    Raises:
+        InputError: it is missing, too large or not JSON.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
+        if len(raw) > MAX_BYTES:
+            raise InputError(f"{path} is over {MAX_BYTES >> 20} MiB, which no such file is; remove it.")
+        return json.loads(raw)
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error.strerror or error}; run the recipe again.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON ({error}); run the recipe again.") from error
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a stage's log; the last one may have been cut by a kill and is then left out."""
+    if not path.is_file():
+        return []
+    lines: list[dict[str, Any]] = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            break
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            break
+        lines.append(line)
+    return lines
