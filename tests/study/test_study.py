@@ -1,5 +1,6 @@
 """Studies run: order and sharing of jobs, failures as rows, and the same table after any kill."""
 
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -52,6 +53,22 @@ def test_a_changed_study_keeps_what_still_holds(tmp_path: Path) -> None:
     assert len(started) == 2
     assert len(jobs) == 10
     assert len(read_results(folder)) == 6
+
+
+def test_a_table_alone_can_be_gone_on_with(tmp_path: Path) -> None:
+    path, folder, moved = study_file(tmp_path), tmp_path / "out", tmp_path / "moved"
+    run_here(path, folder)
+    moved.mkdir()
+    shutil.copy(folder / "study.sqlite", moved)
+    assert run_here(path, moved)[1] == []  # all is done, nobody misses the stages
+    whole = without_times(folder)
+    lost = next(job.id for job in read_jobs(moved) if job.kind == "student" and job.needs)
+    update(moved, lost, status="waiting", result="{}")
+    jobs, started = run_here(path, moved)
+    # Its teachers come back before it, and only its own.
+    kinds = {job.id: job.kind for job in jobs}
+    assert [kinds[job] for job in started] == ["teacher", "quantized", "student"]
+    assert without_times(moved) == whole
 
 
 def test_a_failure_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from qmimic.config import Recipe, explain
 from qmimic.errors import InputError
+from qmimic.run_folder import STAGE_RESULT, stage_folder
 from qmimic.study.spec import Run, Study, jobs_of
 
 FILE = "study.sqlite"
@@ -94,7 +95,8 @@ def plan(folder: Path, study: Study, runs: Iterable[Run]) -> None:
             for job in jobs:
                 wanted.add(job.id)
                 table.execute(
-                    "INSERT OR IGNORE INTO jobs (id, kind, needs, recipe) VALUES (?, ?, ?, ?)",
+                    "INSERT INTO jobs (id, kind, needs, recipe) VALUES (?, ?, ?, ?) "
+                    "ON CONFLICT (id) DO UPDATE SET recipe = excluded.recipe",  # the folder may have moved
                     (job.id, job.kind, job.needs, job.recipe.model_dump_json()),
                 )
             ids = {job.kind: job.id for job in jobs}
@@ -114,6 +116,24 @@ def plan(folder: Path, study: Study, runs: Iterable[Run]) -> None:
             if row["id"] not in wanted:
                 table.execute("DELETE FROM jobs WHERE id = ?", (row["id"],))
         table.execute("UPDATE jobs SET status = 'waiting', error = '' WHERE status IN ('running', 'failed')")
+        _want_lost_teachers(table, folder)
+
+
+def _want_lost_teachers(table: sqlite3.Connection, folder: Path) -> None:
+    """Let teachers that are done wait again if a student waits for them and their stages are gone.
+
+    So a table alone, without its stages, can be gone on with: what it says is kept, and no two students at once find
+    that they have to train their teacher.
+    """
+    needed = table.execute(
+        "SELECT DISTINCT teacher.id, teacher.result FROM runs JOIN jobs AS job ON job.id = runs.job "
+        "JOIN jobs AS teacher ON teacher.id IN (runs.teacher, runs.quantized) "
+        "WHERE job.status = 'waiting' AND teacher.status = 'done'"
+    )
+    for row in needed.fetchall():
+        result = json.loads(row["result"])
+        if not (stage_folder(folder, result["name"], result["key"]) / STAGE_RESULT).is_file():
+            table.execute("UPDATE jobs SET status = 'waiting' WHERE id = ?", (row["id"],))
 
 
 def read_study(folder: Path) -> Study:
