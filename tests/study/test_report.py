@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
 
-from qmimic.study.report import draw_cost, draw_gains, estimate, interval, markdown, summarize
+from qmimic.study.report import draw_cost, draw_gains, estimate, interval, markdown, report, summarize
 from qmimic.study.spec import Study
 
 SCORES = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=3, max_size=8)
@@ -102,6 +102,28 @@ def test_the_report_says_what_the_intervals_say_beside_what_was_published() -> N
     assert lines["| arm"][place + 1] == "published"
     assert (lines["| scratch"][place], lines["| better"][place]) == ("50", "62")  # scratch too: its seed has a teacher
     assert (lines["| scratch"][place + 1], lines["| better"][place + 1]) == ("-", "47.0")
+
+
+def test_many_comparisons_are_said_to_be_many() -> None:
+    arms = {"scratch": {}} | {f"arm {number}": {} for number in range(20)}
+    own = Study(name="s", recipe="r.yaml", arms=arms)
+    rows = [row(arm, seed, 0.5 + 0.01 * seed) for arm in arms for seed in range(3)]
+    assert "Of 20 intervals of 95 % about 1 miss their truth by chance" in markdown(own, rows)
+    few = Study(name="s", recipe="r.yaml", arms={"scratch": {}, "arm 0": {}})
+    assert "by chance" not in markdown(few, [one for one in rows if one["arm"] in few.arms])
+
+
+def test_the_cost_is_drawn_where_there_are_several(tmp_path: Path) -> None:
+    for costs, drawn in (((1e7, 1e7), False), ((1e7, 3e6), True)):
+        folder = tmp_path / str(drawn)
+        folder.mkdir()
+        table = [row("scratch", 0, 0.5, macs=costs[0]), row("mimic", 0, 0.6, macs=costs[1])]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("qmimic.study.report.read_study", lambda _: study())
+            patch.setattr("qmimic.study.report.read_results", lambda _, table=table: table)
+            text = report([folder], folder / "r.md")
+        assert (folder / "r-s-cost.png").exists() is drawn
+        assert ("r-s-cost.png" in text) is drawn
 
 
 def test_a_single_repetition_has_no_interval() -> None:

@@ -16,6 +16,7 @@ from qmimic.study.spec import Study
 from qmimic.study.table import read_results, read_study
 
 CONFIDENCE = 0.95
+MANY = 10  # comparisons, of which some come out by chance
 COLOURS = (
     "#0072B2",
     "#E69F00",
@@ -25,6 +26,7 @@ COLOURS = (
     "#D55E00",
     "#000000",
 )  # Okabe and Ito, colour-blind safe
+MARKERS = "osD^"  # once all colours are taken
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,11 @@ def markdown(study: Study, results: Sequence[dict[str, Any]]) -> str:
             f"The teachers reach {percent(means[0])} on average, and {percent(means[1])} quantized and fine-tuned."
         )
     lines += ["", *_table(study, arms), "", *verdicts(study, arms)]
+    compared = sum(own.gain is not None and own.gain.count > 1 for own in arms)
+    if compared >= MANY:
+        lines.append(
+            f"Of {compared} intervals of 95 % about {(1 - CONFIDENCE) * compared:.0f} miss their truth by chance alone."
+        )
     for own in arms:
         if own.failed:
             lines += ["", f"{own.arm}: {len(own.failed)} runs failed. {own.failed[0]}"]
@@ -249,7 +256,7 @@ def draw_cost(arms: Sequence[ArmSummary], path: Path) -> None:
             [o.macs / 1e6 * nudge for o in own],
             [100 * o.score.mean for o in own],
             yerr=margins,
-            fmt="o-",
+            fmt=f"{MARKERS[number // len(COLOURS) % len(MARKERS)]}-",
             color=COLOURS[number % len(COLOURS)],
             capsize=3,
             label=name,
@@ -286,9 +293,10 @@ def report(folders: Sequence[Path], out: Path) -> str:
         arms = summarize(study, results)
         pictures = out.parent / f"{out.stem}-{study.name}"
         draw_gains(study, arms, Path(f"{pictures}-gains.png"))
-        draw_cost(arms, Path(f"{pictures}-cost.png"))
         parts += [markdown(study, results), f"![Differences]({pictures.name}-gains.png)", ""]
-        parts += [f"![mAP against cost]({pictures.name}-cost.png)", ""]
+        if len({own.macs for own in arms if own.score.count}) > 1:  # at one cost the table says it all
+            draw_cost(arms, Path(f"{pictures}-cost.png"))
+            parts += [f"![mAP against cost]({pictures.name}-cost.png)", ""]
     text = "\n".join(parts)
     write_text(out, text)
     return text
