@@ -155,13 +155,6 @@ def remarks(results: tuple[StageResult, ...]) -> tuple[str, ...]:
     return tuple(said)
 
 
-MODES = {
-    "none": "no teacher",
-    "mimic": "mimic",
-    "quantization": "quantization mimic",
-    "teacher_only": "teacher's map quantized",
-    "student_only": "student's map quantized",
-}
 COLUMNS = (
     "network",
     "backbone",
@@ -184,7 +177,7 @@ def rows(results: tuple[StageResult, ...]) -> list[tuple[str, ...]]:
 
     return [
         (
-            f"student ({MODES[result.mode]})" if result.name == "student" else result.name.replace("_", " "),
+            result.title,
             result.backbone,
             percent(result.map50),
             percent(result.map07),
