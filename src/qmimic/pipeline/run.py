@@ -24,6 +24,7 @@ from qmimic.pipeline.stages import (
     train_teacher,
 )
 from qmimic.prediction import predict
+from qmimic.report.page import write_report
 from qmimic.run_folder import LOG, RECIPE, RESULTS, StageResult, read_log
 from qmimic.training.log import draw_curves
 from qmimic.training.loop import Watcher
@@ -41,12 +42,14 @@ class RunResult:
         results: of the stages, in the order of the table.
         student: the file to ship.
         remarks: sentences that a person has to read, such as a student below its scratch twin.
+        report: the page of it all; None where the recipe wants none, or it could not be written.
     """
 
     folder: Path
     results: tuple[StageResult, ...]
     student: Path
     remarks: tuple[str, ...]
+    report: Path | None
 
 
 def train(recipe: Recipe, watcher: Watcher) -> RunResult:
@@ -90,9 +93,22 @@ def _train(prepared: Prepared, watcher: Watcher) -> RunResult:
 
     results = tuple(stage.result for stage in stages)
     said = remarks(results)
+    page = None
     if prepared.accelerator.is_main_process:
         _write_results(prepared, stages, said)
-    return RunResult(recipe.folder, results, recipe.folder / "student.safetensors", said)
+        page = _report(recipe, watcher)
+    return RunResult(recipe.folder, results, recipe.folder / "student.safetensors", said, page)
+
+
+def _report(recipe: Recipe, watcher: Watcher) -> Path | None:
+    """The report of a run whose results are written: what it lacks must not end the run."""
+    if not recipe.run.report:
+        return None
+    try:
+        return write_report(recipe.folder, say=watcher.say)
+    except InputError as error:
+        watcher.say(f"There is no report: {error}")
+        return None
 
 
 def _write_results(prepared: Prepared, stages: list[Stage], said: tuple[str, ...]) -> None:
