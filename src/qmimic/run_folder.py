@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from qmimic.config import Recipe, explain, load_recipe
 from qmimic.errors import InputError
 
+DEPLOY = "deploy"
 RECIPE, RESULTS, STAGES, STAGE_RESULT, LOG = "recipe.yaml", "results.json", "stages", "result.json", "log.jsonl"
 MAX_BYTES = 1 << 24  # of one JSON file
 

@@ -21,9 +21,7 @@ from qmimic.models.two_stage import Detector
 from qmimic.pipeline.integer import Int8RefusedError, IntegerDetector, to_integers
 from qmimic.pipeline.lock import alone
 from qmimic.pipeline.prepare import Prepared, prepare
-from qmimic.report.networks import DEPLOY
-from qmimic.report.page import write_report
-from qmimic.run_folder import RECIPE, RESULTS, STAGES
+from qmimic.run_folder import DEPLOY, RECIPE, RESULTS, STAGES
 from qmimic.runtime.detector import Detector as ShippedDetector
 from qmimic.training.loop import Watcher
 
@@ -173,6 +171,8 @@ def _shown(path: Path, folder: Path, recipe: Recipe, written: Mapping[Path, str]
     files = _timed(written)
     run = path.parent
     if recipe.run.report and (run / RESULTS).is_file() and folder == run / DEPLOY:
+        from qmimic.report.page import write_report  # here: matplotlib is slow to import
+
         try:
             watcher.say(f"Report: {write_report(run, say=watcher.say)}")
         except InputError as error:

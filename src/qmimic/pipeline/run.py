@@ -24,7 +24,6 @@ from qmimic.pipeline.stages import (
     train_teacher,
 )
 from qmimic.prediction import predict
-from qmimic.report.page import write_report
 from qmimic.run_folder import LOG, RECIPE, RESULTS, StageResult, read_log
 from qmimic.training.log import draw_curves
 from qmimic.training.loop import Watcher
@@ -104,6 +103,8 @@ def _report(recipe: Recipe, watcher: Watcher) -> Path | None:
     """The report of a run whose results are written: what it lacks must not end the run."""
     if not recipe.run.report:
         return None
+    from qmimic.report.page import write_report  # here: matplotlib is slow to import
+
     try:
         return write_report(recipe.folder, say=watcher.say)
     except InputError as error:

@@ -154,7 +154,7 @@ def gains(values: Mapping[str, Interval], style: Mapping[str, Style], control: s
             _error_bar(axes, 100 * own.value, row, max(0.0, low), max(0.0, high), style[title])
         _rows(axes, titles)
         axes.axvline(0, color=MUTED, linewidth=1)
-        axes.set_xlabel(f"mAP@0.5 above {control}, percentage points")
+        axes.set_xlabel(f"mAP@0.5 above {control}, percentage points", loc="right")
     return Panel(out[0], f"mAP@0.5 above {control} with 95 % intervals, {len(titles)} networks")
 
 
@@ -168,7 +168,7 @@ def seed_gains(values: Mapping[str, Estimate], style: Mapping[str, Style], contr
             _error_bar(axes, 100 * own.mean, row, margin, margin, style[title])
         _rows(axes, titles)
         axes.axvline(0, color=MUTED, linewidth=1)
-        axes.set_xlabel(f"mAP@0.5 above {control}, percentage points")
+        axes.set_xlabel(f"mAP@0.5 above {control}, percentage points", loc="right")
     return Panel(out[0], f"mean mAP@0.5 above {control} with 95 % intervals over seeds")
 
 
@@ -263,7 +263,7 @@ def error_costs(values: Mapping[str, Mapping[str, float]], style: Mapping[str, S
         axes.grid(visible=False, axis="y")
         _rows(axes, kinds)
         axes.set_xlim(left=-0.3)
-        axes.set_xlabel("mAP@0.5 lost to it, percentage points")
+        axes.set_xlabel("mAP@0.5 lost to it, percentage points", loc="right")
     return Panel(out[0], f"mAP@0.5 lost to each kind of error, percentage points: {', '.join(kinds)}")
 
 
@@ -299,20 +299,14 @@ def box_sides(sides: Mapping[str, NDArray[np.float32]], stride: int) -> Panel:
                 linewidth=1.5,
                 label=split,
             )
-        axes.axvline(stride, color=VERMILLION, linewidth=1.2)
-        axes.annotate(
-            f"output stride, {stride} px",
-            (stride, 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(3, -3),
-            textcoords="offset points",
-            va="top",
-        )
+        axes.axvline(stride, color=VERMILLION, linewidth=1.2, label=f"output stride, {stride} px")
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_ylim(bottom=0)
-        axes.margins(y=0.18)
-        axes.legend(loc="upper left", bbox_to_anchor=(0, 0.9), handlelength=1.6)
+        axes.set_xlim(edges[0] * 0.96, edges[-1] * 1.04)
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, handlelength=1.4, columnspacing=1.0, borderpad=0.2
+        )
         axes.set_xlabel("root of a box's area at the training size, pixels (log.)")
         axes.set_ylabel("share of the split's boxes, %")
     return Panel(out[0], f"histogram of box sizes in pixels beside the output stride of {stride} pixels")

@@ -8,6 +8,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from qmimic.config import fingerprint
+from qmimic.data.chosen import dataset_fingerprint
 from qmimic.data.loader import Loader
 from qmimic.data.sample import Dataset
 from qmimic.data.splits import VAL
@@ -16,6 +18,7 @@ from qmimic.evaluation import region_levels
 from qmimic.mimic import Mimic
 from qmimic.models.checkpoint import read_tensors
 from qmimic.models.two_stage import Detector
+from qmimic.report.kept import FOLDER, kept_value
 from qmimic.report.networks import BATCH, detector_of
 from qmimic.run_folder import FinishedRun, StageResult
 
@@ -23,6 +26,8 @@ CHANNELS = 3  # shown besides the mean of all
 MOST_IMAGES = 500  # that matching is counted on
 MOST_LEVELS = 8  # shown one by one; the rest together
 ADAPTOR = "module.mimic.adaptor."
+FILE = "matching.json"
+VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,19 @@ class Level:
 
 
 @dataclass(frozen=True)
+class Matching:
+    """Matching by level.
+
+    Attributes:
+        levels: those that the teacher has entries on.
+        images: of val that were counted.
+    """
+
+    levels: tuple[Level, ...]
+    images: int
+
+
+@dataclass(frozen=True)
 class Maps:
     """The maps of one image and the matching of val.
 
@@ -64,8 +82,7 @@ class Maps:
         picture: the network's input.
         rows: the mean of all channels, then those that are strongest in the quantized teacher.
         stride: s, in the map's own units (mean over channels if each has its own).
-        levels: matching by level; empty where the student has no adaptor.
-        images: that the levels were counted on.
+        matching: by level; None where the student has no adaptor.
         absent: why the student's map is not shown; empty if it is.
     """
 
@@ -73,8 +90,7 @@ class Maps:
     picture: Image.Image
     rows: tuple[MapRow, ...]
     stride: float
-    levels: tuple[Level, ...]
-    images: int
+    matching: Matching | None
     absent: str
 
 
@@ -102,8 +118,7 @@ def feature_maps(run: FinishedRun, dataset: Dataset, say: Callable[[str], None])
         "teacher": teacher.raw_features(images)[0] / stride,
         "quantized teacher": quantizer(quantized.raw_features(images))[0] / stride,
     }
-    levels: tuple[Level, ...] = ()
-    absent, counted = "", 0
+    matching, absent = None, ""
     try:
         mimic = _mimic(run, by_name["student"], student, teacher, quantized)
     except InputError as error:
@@ -112,16 +127,21 @@ def feature_maps(run: FinishedRun, dataset: Dataset, say: Callable[[str], None])
         adapted = mimic.adapt(student.raw_features(images))
         maps["student, r(f)"] = adapted[0] / stride
         maps["student, Q(r(f))"] = quantizer(adapted)[0] / stride
-        say("The report compares the student's map with its teacher's.")
-        counted = min(len(samples), MOST_IMAGES)
-        part = replace(dataset, splits={VAL: samples[:counted]})
+        part = replace(dataset, splits={VAL: samples[:MOST_IMAGES]})
         master = quantized if run.recipe.mimic.mode in ("quantization", "teacher_only") else teacher
-        levels = _by_level(student, master, mimic, Loader(part, VAL, student.spec.size, BATCH))
+
+        def compared() -> Matching:
+            say("The report compares the student's map with its teacher's.")
+            loader = Loader(part, VAL, student.spec.size, BATCH)
+            return Matching(_by_level(student, master, mimic, loader), len(loader.samples))
+
+        key = fingerprint(VERSION, by_name["student"].key, dataset_fingerprint(part))
+        matching = kept_value(run.folder / FOLDER / FILE, key, Matching, compared)
     strongest = maps["quantized teacher"].mean((1, 2)).argsort(descending=True)[:CHANNELS].tolist()
     rows = [_row("mean of all channels", {name: own.mean(0) for name, own in maps.items()})]
     rows += [_row(f"channel {one}", {name: own[one] for name, own in maps.items()}) for one in strongest]
     picture = Image.fromarray(pixels)
-    return Maps(sample.image_id, picture, tuple(rows), float(stride.mean()), levels, counted, absent)
+    return Maps(sample.image_id, picture, tuple(rows), float(stride.mean()), matching, absent)
 
 
 def _row(name: str, maps: dict[str, torch.Tensor]) -> MapRow:
@@ -174,6 +194,6 @@ def _by_level(student: Detector, teacher: Detector, mimic: Mimic, loader: Loader
         level = seen.clamp(max=MOST_LEVELS).long()
         entries += np.bincount(level.numpy(), minlength=MOST_LEVELS + 1)
         matched += np.bincount(level[seen == own].numpy(), minlength=MOST_LEVELS + 1)
-    names = [*map(str, range(MOST_LEVELS)), f"{MOST_LEVELS} and up"]
+    names = [*map(str, range(MOST_LEVELS)), f"{MOST_LEVELS}+"]
     rows = zip(names, entries.tolist(), matched.tolist(), strict=True)
     return tuple(Level(name, count, equal / count) for name, count, equal in rows if count)

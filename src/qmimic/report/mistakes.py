@@ -63,7 +63,7 @@ def lost_by_kind(scored: Scored) -> tuple[Share, ...]:
         f"small: side below {SMALL:g} of the image's": side < SMALL,
         f"medium: {SMALL:g} to {LARGE:g}": (side >= SMALL) & (side < LARGE),
         f"large: from {LARGE:g}": side >= LARGE,
-        f"crowded: another box covers over {CROWDED:.0%}": crowded,
+        f"crowded: another box covers over {100 * CROWDED:g} %": crowded,
         "free of other boxes": ~crowded,
     }
     wanted = any_network.shown.wanted
@@ -104,7 +104,7 @@ class Confusion:
     """How a network took the objects of each class.
 
     Attributes:
-        classes: shown, by falling number of boxes.
+        classes: shown, those of most boxes.
         rows: for each of them: found as each of `classes`, as any other class, not found.
         pairs: labelled class, class seen, and how often, worst first.
         left_out: number of classes that are not shown.
@@ -121,7 +121,7 @@ def confused(errors: Errors, classes: Sequence[str], most: int = 10) -> Confusio
     table, truth = confusion(errors), errors.matches.truth
     boxes = np.bincount(truth.label[errors.wanted], minlength=len(classes))
     lost = np.bincount(truth.label[errors.wanted & ~errors.found], minlength=len(classes))
-    shown = np.argsort(-boxes, kind="stable")[:most]
+    shown = np.sort(np.argsort(-boxes, kind="stable")[:most])
     rows = []
     for label in shown.tolist():
         within = table[label, shown]
@@ -173,7 +173,7 @@ def draw_errors(image: Image.Image, boxes: Sequence[tuple[Box, str, str]]) -> tu
     scale = SIDE / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     drawn = image.resize(size, Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS)
-    canvas, font = ImageDraw.Draw(drawn), ImageFont.load_default(15)
+    canvas, font = ImageDraw.Draw(drawn), ImageFont.load_default(19)
     for box, colour, text in sorted(boxes, key=lambda one: (HIT, FALSE, MISSED).index(one[1])):
         x1, y1, x2, y2 = (side * scale for side in box)
         frame = (x1, y1, max(x1, x2 - 1), max(y1, y2 - 1))
@@ -186,7 +186,10 @@ def draw_errors(image: Image.Image, boxes: Sequence[tuple[Box, str, str]]) -> tu
         if text:
             _, _, right, bottom = canvas.textbbox((0, 0), text, font=font)
             left = min(max(0.0, x1), max(0.0, size[0] - right - 8.0))
-            top = y1 - bottom - 5 if y1 > bottom + 5 else min(y2 + 1, size[1] - bottom - 5.0)
+            # What is missed is named below its box: what was seen instead stands above it.
+            above, below = y1 - bottom - 5, y2 + 1
+            first, second = (below, above) if colour == MISSED else (above, below)
+            top = first if 0 <= first <= size[1] - bottom - 5 else min(max(0.0, second), size[1] - bottom - 5.0)
             canvas.rectangle((left, top, left + right + 7, top + bottom + 4), fill=colour)
             canvas.text((left + 4, top + 1), text, fill="white" if colour == MISSED else "#101010", font=font)
     return data_uri(drawn, "JPEG"), size

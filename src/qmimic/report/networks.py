@@ -18,7 +18,7 @@ from qmimic.export.accuracy import detections_of_file
 from qmimic.models.checkpoint import load_detector
 from qmimic.models.two_stage import Detector
 from qmimic.report.kept import FOLDER, kept_detections
-from qmimic.run_folder import FinishedRun, StageResult
+from qmimic.run_folder import DEPLOY, FinishedRun, StageResult
 from qmimic.runtime.detector import Detector as ShippedDetector
 from qmimic.runtime.metadata import Metadata
 from qmimic.scores.bootstrap import Interval, draws, interval, mean_ap
@@ -29,7 +29,6 @@ from qmimic.scores.voc import VocScore, voc_ap
 
 BATCH = 32
 VERSION = 1  # raised when the same detector would be kept with other detections
-DEPLOY = "deploy"
 TWIN = "scratch"
 SAME = 1e-3  # mAP; rounding on another machine stays below
 

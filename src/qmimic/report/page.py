@@ -24,7 +24,7 @@ from qmimic.report.collect import Absent, Facts, collect
 from qmimic.report.figures import Panel, Style, styles, swatch
 from qmimic.report.labels import Labels
 from qmimic.report.latency import Timing
-from qmimic.report.maps import Maps
+from qmimic.report.maps import Maps, Matching
 from qmimic.report.mistakes import confused, data_uri, lost_by_kind
 from qmimic.report.networks import TWIN, Judged, Scored
 from qmimic.run_folder import FinishedRun, read_run
@@ -335,10 +335,6 @@ def _scored(scored: Scored, style: Mapping[str, Style], student: str) -> dict[st
 
 def _maps(maps: Maps) -> dict[str, Any]:
     """The maps as small pictures, and the figure of the levels."""
-    total = sum(level.entries for level in maps.levels)
-    share = [level.entries / total for level in maps.levels]
-    panel = figures.levels([own.name for own in maps.levels], share, [own.matched for own in maps.levels])
-    matched = sum(own.matched * own.entries for own in maps.levels) / max(1, total)
     return {
         "map_picture": data_uri(maps.picture, "PNG"),
         "map_bar": data_uri(_colours(np.linspace(0, 1, 64, dtype=np.float32)[None]), "PNG"),
@@ -351,10 +347,20 @@ def _maps(maps: Maps) -> dict[str, Any]:
             }
             for row in maps.rows
         ],
-        "levels": panel if maps.levels else None,
+        **(_matching(maps.matching) if maps.matching else {"levels": None}),
+    }
+
+
+def _matching(matching: Matching) -> dict[str, Any]:
+    levels = matching.levels
+    total = max(1, sum(level.entries for level in levels))
+    matched = sum(own.matched * own.entries for own in levels) / total
+    share = [level.entries / total for level in levels]
+    return {
+        "levels": figures.levels([own.name for own in levels], share, [own.matched for own in levels]),
         "levels_caption": (
             "Matching by level, on the regions that the mimic compares, quantized after pooling, of "
-            f"{maps.images:,} val images. Bars: share of the teacher's entries on that level. Line: share of these "
+            f"{matching.images:,} val images. Bars: share of the teacher's entries on that level. Line: share of these "
             f"entries in which the student is on the same level; {percent(matched)} % over all levels."
         ),
     }
