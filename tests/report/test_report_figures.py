@@ -72,6 +72,12 @@ def test_a_class_may_be_named_like_mathematics_or_a_colour() -> None:
     assert "$a_b <c> & #0072b2" in [(text or "").strip() for text in texts]
 
 
+def test_a_class_may_have_any_name() -> None:
+    for name in ("\ud800 lone", "tab\tnull\0 line\n", "数字", "long " * 99, ""):
+        own = figures.precision_recall(name, 0, {TITLES[0]: CURVE}, STYLE)
+        ElementTree.fromstring(own.svg)
+
+
 def test_networks_are_told_apart_without_colour() -> None:
     names = ["teacher", "quantized teacher", "scratch", "mimic", "student (x)", "separable", "grouped", "taylor"]
     looks = [(own.dashes, own.marker) for own in styles(names).values()]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from page_cases import EVIL, Page, read_page
 
-from cli_cases import Refused
+from cli_cases import Refused, train
 from qmimic.cli import main
 from qmimic.report.page import write_report
 
@@ -156,3 +156,33 @@ def test_what_is_no_run_ends_in_a_sentence(refused: Refused, run: Path, tmp_path
     (own / "results.json").unlink()
     assert "has not ended" in refused("report", own)
     assert "Cannot write" in refused("report", run, "--out", "/proc/no/report.html")
+
+
+def test_a_run_ends_with_its_report(run: Path, written: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = written.read_text()
+    written.unlink()
+    arguments = [run.parent / "recipe.yaml", run.parent / "data", run, "data.drop_bad_boxes=true", "run.report=true"]
+    assert train(*arguments) == 0
+    assert f"Report: {written}" in capsys.readouterr().out
+    assert written.read_text().replace("report: true", "report: false") == before
+
+
+def test_an_export_writes_it_anew_with_the_files(run: Path, written: Path, tmp_path: Path) -> None:
+    own = shutil.copytree(run, tmp_path / "run")
+    assert (
+        main(["export", str(own / "student.safetensors"), "--int8", "--set", "run.report=true", "int8.max_loss=1"]) == 0
+    )
+    page = read_page(own / "report.html")
+    files = {row[0]: row for row in page.table("Files in")[1:]}
+    assert set(files) == {"student.onnx", "student-int8.onnx"}
+    assert "in float" in files["student-int8.onnx"][4]
+    rows = {row[0]: row for row in page.table("Networks of this run")[1:]}
+    proof = json.loads((own / "deploy" / "parity.json").read_text())["student-int8.onnx"]
+    assert rows["int8, student-int8.onnx"][2] == f"{100 * proof['map50']:.1f}"
+    assert float(rows["int8, student-int8.onnx"][11]) > 0
+    # A file that was made from another run's network is none of this one's.
+    results = own / "results.json"
+    results.write_text(results.read_text().replace(json.loads(results.read_text())["stages"][-1]["key"], "0" * 12))
+    text = read_page(write_report(own)).text
+    assert "is not the network of" in text["results"]
+    assert "Nothing has been exported" in text["files"]

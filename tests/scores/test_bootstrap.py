@@ -52,7 +52,7 @@ def test_weights_count_as_copies_of_images_do(case: Case) -> None:
 @settings(max_examples=30, deadline=None)
 @given(cases())
 def test_each_image_once_is_the_score_itself(case: Case) -> None:
-    weights = np.ones((1, len(case[0])), np.float32)
+    weights = np.ones((1, len(case[0])), np.uint8)
     own = mean_ap(match(*case, len(CLASSES)), weights)
     assert own == pytest.approx([voc_ap(*case, CLASSES).map_area], abs=1e-9, nan_ok=True)
 

@@ -7,6 +7,7 @@ a line style and a marker of their own: none is told by its colour alone.
 import io
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -126,7 +127,9 @@ def panel(name: str, height: float, width: float = WIDTH) -> Iterator[tuple[Axes
         out: list[str] = []
         yield axes, out
         raw = io.StringIO()
-        figure.savefig(raw, format="svg", metadata={"Date": None})
+        with warnings.catch_warnings():  # of letters that our font lacks: the reader's has them
+            warnings.simplefilter("ignore", UserWarning)
+            figure.savefig(raw, format="svg", metadata={"Date": None})
     out.append(_for_page(raw.getvalue(), name))
 
 
@@ -207,9 +210,7 @@ def learning(
             own = style[title]
             steps, values = np.array(points).T
             if scores:
-                axes.plot(
-                    steps, 100 * values, own.dashes, marker=own.marker, markersize=4, color=own.colour, label=title
-                )
+                axes.plot(steps, 100 * values, own.dashes, marker=own.marker, markersize=4, color=own.colour)
             else:
                 axes.plot(steps, _smooth(values), own.dashes, color=own.colour, linewidth=1.1)
         if scores:
@@ -237,7 +238,7 @@ def precision_recall(
             own = style[title]
             axes.plot(*_thin(recall, precision), own.dashes, color=own.colour, linewidth=1.3)
         axes.set(xlim=(0, 102), ylim=(0, 102), xlabel="recall, %", ylabel="precision, %")
-        axes.set_title(name if len(name) <= 24 else f"{name[:23]}…")
+        axes.set_title(_shown(name, 24))
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_ticks([0, 50, 100])
     return Panel(out[0], f"precision against recall of the class {name}, per cent, of {', '.join(curves)}")
@@ -344,10 +345,16 @@ def _error_bar(axes: Axes, value: float, row: int, below: float, above: float, s
 
 def _rows(axes: Axes, names: Sequence[str]) -> None:
     """Names down the left side, the first on top."""
-    axes.set_yticks(range(len(names)), [name if len(name) <= 30 else f"{name[:29]}…" for name in names])
+    axes.set_yticks(range(len(names)), [_shown(name, 30) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_major_locator(MaxNLocator(5))
+
+
+def _shown(name: str, most: int) -> str:
+    """A name as a label: printable, and not too long."""
+    plain = "".join(one if one.isprintable() else " " for one in name)
+    return plain if len(plain) <= most else f"{plain[: most - 1]}…"
 
 
 def _smooth(values: NDArray[np.float64], window: int = 5) -> NDArray[np.float64]:

@@ -30,13 +30,16 @@ class Interval:
     high: float
 
 
-def draws(images: int, seed: int = 0, resamples: int = RESAMPLES) -> NDArray[np.float32]:
+def draws(images: int, seed: int = 0, resamples: int = RESAMPLES) -> NDArray[np.uint8]:
     """How often each image comes in each resample, [resamples, images]; the same seed gives the same draws."""
-    even = np.full(images, 1 / images)
-    return np.random.default_rng(seed).multinomial(images, even, resamples).astype(np.float32)
+    random, even = np.random.default_rng(seed), np.full(images, 1 / images)
+    drawn = np.empty((resamples, images), np.uint8)  # one by one: of many images all at once would be large
+    for row in drawn:
+        row[:] = random.multinomial(images, even)
+    return drawn
 
 
-def mean_ap(matches: Matches, weights: NDArray[np.float32]) -> NDArray[np.float64]:
+def mean_ap(matches: Matches, weights: NDArray[np.uint8]) -> NDArray[np.float64]:
     """VOC mAP (area) of weighted images, [R]: that of a split in which each image stands as often as its weight says.
 
     It is exact but for ties: among detections of equal score those of an image's copies stay together. The mean is over
@@ -47,21 +50,26 @@ def mean_ap(matches: Matches, weights: NDArray[np.float32]) -> NDArray[np.float6
         weights: how often each image counts, [R, images], whole numbers.
     """
     truth = matches.truth
-    total, present = np.zeros(len(weights)), np.zeros(len(weights))
+    groups = []
     for label in range(matches.classes):
         own = (truth.label == label) & ~truth.ignored
-        positives = weights @ np.bincount(truth.image[own], minlength=truth.images).astype(np.float32)
+        positives = np.bincount(truth.image[own], minlength=truth.images).astype(np.float32)
         rows = np.flatnonzero((matches.label == label) & ~matches.ignored)
         hits = np.flatnonzero(matches.hit[rows])
-        rows = rows[: hits[-1] + 1] if len(hits) else rows[:0]  # what comes after the last hit changes nothing
-        area = np.zeros(len(weights))
-        step = max(1, AT_ONCE // max(1, len(rows)))
-        for first in range(0, len(weights) if len(rows) else 0, step):
-            part = slice(first, first + step)
-            area[part] = _areas(weights[part][:, matches.image[rows]], hits)
-        total += np.divide(area, positives, out=np.zeros_like(area), where=positives > 0)
-        present += positives > 0
-    return np.divide(total, present, out=np.full_like(total, np.nan), where=present > 0)
+        if positives.any():  # what comes after the last hit changes nothing
+            groups.append((positives, matches.image[rows[: hits[-1] + 1] if len(hits) else rows[:0]], hits))
+    values = np.full(len(weights), np.nan)
+    step = max(1, AT_ONCE // max(1, truth.images, *(len(images) for _, images, _ in groups)))
+    for first in range(0, len(weights) if groups else 0, step):
+        part = weights[first : first + step].astype(np.float32)
+        wanted = np.stack([part @ positives for positives, _, _ in groups]).astype(np.float64)
+        areas = np.stack([_areas(part[:, images], hits) for _, images, hits in groups])
+        shares = np.divide(areas, wanted, out=np.full_like(areas, np.nan), where=wanted > 0)
+        known = (wanted > 0).sum(0)
+        values[first : first + step] = np.divide(
+            np.nansum(shares, 0), known, out=np.full(len(part), np.nan), where=known > 0
+        )
+    return values
 
 
 def interval(value: float, resampled: NDArray[np.float64]) -> Interval:
