@@ -35,7 +35,7 @@ AXES = {
     "curves": ["recall, %", "precision, %"],
     "errors": ["mAP@0.5 lost to it, percentage points"],
     "levels": ["level of the teacher's entry in the dictionary", "share of entries, %"],
-    "sides": ["root of a box's area at the training size, pixels (log.)", "share of the split's boxes, %"],
+    "sides": ["root of a box's area, pixels (logarithmic)", "share of the split's boxes, %"],
 }
 
 

@@ -289,7 +289,7 @@ def box_sides(sides: Mapping[str, NDArray[np.float32]], stride: int) -> Panel:
     first = math.floor(2 * math.log2(max(1.0, min(low, stride / 1.5))))
     last = math.ceil(2 * math.log2(max(high, stride * 1.5)))
     edges = 2.0 ** (np.arange(first, last + 1) / 2)
-    with panel("sides", 2.5) as (axes, out):
+    with panel("sides", 2.8) as (axes, out):
         for (split, own), look in zip(sides.items(), (Style(MUTED, "--", ""), STUDENT), strict=False):
             counts, _ = np.histogram(own, edges)
             axes.stairs(
@@ -305,10 +305,8 @@ def box_sides(sides: Mapping[str, NDArray[np.float32]], stride: int) -> Panel:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_ylim(bottom=0)
         axes.set_xlim(edges[0] * 0.96, edges[-1] * 1.04)
-        axes.legend(
-            loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, handlelength=1.4, columnspacing=1.0, borderpad=0.2
-        )
-        axes.set_xlabel("root of a box's area at the training size, pixels (log.)")
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, handlelength=1.6, borderpad=0.2)
+        axes.set_xlabel("root of a box's area, pixels (logarithmic)")
         axes.set_ylabel("share of the split's boxes, %")
     return Panel(out[0], f"histogram of box sizes in pixels beside the output stride of {stride} pixels")
 
