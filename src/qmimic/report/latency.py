@@ -1,5 +1,6 @@
 """Times of a run's networks on equal terms: their float ONNX files, and all deployed files, in one alternating run."""
 
+import os
 import platform
 import tempfile
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ from qmimic.run_folder import FinishedRun
 from qmimic.runtime.metadata import as_properties
 
 ROUNDS = 60
+BUSY = 1.5  # processes at work for each core; the training itself, just ended, counts as one
 VERSION = 1
 FILE = "latency.json"
 
@@ -31,12 +33,14 @@ class Timing:
         rounds: how often each was run.
         milliseconds: median of a picture, by title of the network or of the deployed file.
         reasons: why a network has none, by title.
+        busy: other programs kept the machine at work, so that times are too long.
     """
 
     cpu: str
     rounds: int
     milliseconds: dict[str, float]
     reasons: dict[str, str]
+    busy: bool
 
 
 def timing(run: FinishedRun, deployed: Sequence[DeployedFile], say: Callable[[str], None]) -> Timing:
@@ -59,6 +63,7 @@ def timing(run: FinishedRun, deployed: Sequence[DeployedFile], say: Callable[[st
 
 def _measure(run: FinishedRun, deployed: Sequence[DeployedFile], say: Callable[[str], None]) -> Timing:
     say("The report times every network.")
+    busy = os.getloadavg()[0] > BUSY * (os.cpu_count() or 1)
     files: dict[str, Path] = {}
     reasons: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -80,7 +85,7 @@ def _measure(run: FinishedRun, deployed: Sequence[DeployedFile], say: Callable[[
         files |= {file.title: file.path for file in deployed}
         costs = {cost.path: cost.p50 for cost in measure(list(dict.fromkeys(files.values())), [1], ROUNDS, False)}
         milliseconds = {title: costs[path] for title, path in files.items()}
-    return Timing(cpu_name(), ROUNDS, milliseconds, reasons)
+    return Timing(cpu_name(), ROUNDS, milliseconds, reasons, busy)
 
 
 def cpu_name() -> str:
