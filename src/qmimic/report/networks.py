@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from qmimic.bench.measure import files_of
@@ -143,7 +144,7 @@ def judge(
         InputError: a network's file or an image cannot be read.
     """
     samples = dataset.splits[VAL]
-    if any(detector_of(run, result).spec.classes != dataset.classes for result in run.results[:1]):
+    if detector_of(run, run.results[0]).spec.classes != dataset.classes:
         raise InputError(f"The classes of {dataset.name} are no longer those of the run.")
     data, loader = dataset_fingerprint(dataset), Loader(dataset, VAL, run.recipe.data.size, BATCH)
 
@@ -159,13 +160,13 @@ def judge(
     found: dict[str, Mapping[str, Detections]] = {}
     for result in run.results:
         detector = detector_of(run, result)
-        found[result.title] = keep(result.name, result.key, lambda d=detector: detect_all(d, loader))  # type: ignore[misc]
+        found[result.title] = keep(result.name, result.key, partial(detect_all, detector, loader))
     for file in deployed:
         fits = (file.metadata.classes, file.metadata.size) == (dataset.classes, run.recipe.data.size)
         if file.metadata.precision != "fp32" and fits:
             shipped = ShippedDetector(file.path)
             name = file.path.name.replace(".", "-")
-            found[file.title] = keep(name, file.sum, lambda s=shipped: detections_of_file(s, loader))  # type: ignore[misc]
+            found[file.title] = keep(name, file.sum, partial(detections_of_file, shipped, loader))
 
     count = len(dataset.classes)
     labels = list(samples)
