@@ -18,7 +18,7 @@ teacher: {backbone: resnet18/16, steps: 2, batch_size: 4, min_map: 0}
 quantized_teacher: {steps: 0}
 student: {backbone: resnet18/32, steps: 2, batch_size: 4}
 baselines: []
-run: {threads: 1}
+run: {threads: 1, report: false}
 mimic:
   # nothing but a comment: the defaults
 """

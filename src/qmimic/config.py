@@ -241,6 +241,7 @@ class RunConfig(Section):
         8192, ge=0, description="largest teacher bank, MiB on disk; a larger one is not made, the teacher runs instead"
     )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 for wide networks where it pays")
+    report: bool = Field(True, description="the run ends with report.html; `qmimic report` writes it at any time")
 
 
 class Int8Config(ScheduleConfig):

@@ -1,5 +1,7 @@
 """A detector's detections on a split, and what its map has in common with a teacher's."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -7,7 +9,7 @@ from torch import Tensor
 from qmimic.config import DetectorConfig
 from qmimic.data.loader import Loader
 from qmimic.detections import Detections
-from qmimic.mimic import MatchCounts, Mimic, choose_regions
+from qmimic.mimic import MatchCounts, Mimic, choose_regions, count_matches
 from qmimic.models.regions import BatchDetections
 from qmimic.models.two_stage import Detector
 
@@ -78,17 +80,26 @@ def channel_rms(detector: Detector, loader: Loader, batches: int = 16) -> Tensor
     return (squares / entries).sqrt().float()
 
 
-@torch.no_grad()
 def matching(student: Detector, teacher: Detector, mimic: Mimic, loader: Loader) -> MatchCounts:
-    """Matching ratio of two detectors' quantized maps on the regions of a split, without augmentation.
+    """Matching ratio of two detectors' quantized maps on the regions of a split, see `region_levels`."""
+    return sum((count_matches(*own) for own in region_levels(student, teacher, mimic, loader)), MatchCounts())
+
+
+@torch.no_grad()
+def region_levels(
+    student: Detector, teacher: Detector, mimic: Mimic, loader: Loader
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Levels of two detectors' maps on the regions of a split, batch by batch, without augmentation.
 
     Regions are the recipe's; where it has none (the whole map), the teacher's proposals and the ground truth serve.
+
+    Yields:
+        Levels of the teacher and of the student, [B, P, C_t, k, k], and which regions count, bool [B, P].
     """
     config = mimic.config
     if config.regions == "map":
         config = config.model_copy(update={"regions": "teacher"})
     device = student.anchors.device
-    counts = MatchCounts()
     generator = torch.Generator(device).manual_seed(0)
     for batch in loader.once():
         images, targets = batch.images.to(device), batch.targets.to(device)
@@ -97,5 +108,4 @@ def matching(student: Detector, teacher: Detector, mimic: Mimic, loader: Loader)
         own_map = teacher_map if source is teacher else student_map
         proposals = source.propose(own_map if source.quantizer is None else source.quantizer(own_map))
         regions = choose_regions(config, proposals, targets, student.spec.size, generator)
-        counts = counts + mimic.matches(student_map, teacher_map, regions)
-    return counts
+        yield (*mimic.levels(student_map, teacher_map, regions), regions.valid)

@@ -178,13 +178,20 @@ class Mimic(nn.Module):
 
         Quantized maps that RoIAlign then averages leave the dictionary, and hardly any entry could be equal.
         """
-        teacher = self._quantized(self._pooled(teacher_map.float(), regions), True)
+        return count_matches(*self.levels(student_map, teacher_map, regions), regions.valid)
+
+    def levels(self, student_map: Tensor, teacher_map: Tensor, regions: Proposals) -> tuple[Tensor, Tensor]:
+        """Indices in the dictionary of Q(f_t^i) and Q(r(f_s^i)), whole numbers [B, P, C_t, k, k]. Args as `loss`."""
         adapted = (
             self._pooled(self.adapt(student_map), regions)
             if self.config.order == "quantize_pool"
             else self.adapt(self._pooled(student_map, regions))
         )
-        return count_matches(teacher, self._quantized(adapted.float(), True), regions.valid)
+        teacher, student = (
+            self.quantizer.levels(one.movedim(-3, 1)).movedim(1, -3)  # where a stride for each channel is looked for
+            for one in (self._pooled(teacher_map.float(), regions), adapted.float())
+        )
+        return teacher, student
 
     def _pooled(self, features: Tensor, regions: Proposals | None) -> Tensor:
         """Regions [B, P, C, k, k] of a map; the whole map is one region, [B, 1, C, H, W]."""

@@ -14,8 +14,17 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from qmimic.config import Recipe, explain, load_recipe
 from qmimic.errors import InputError
 
+DEPLOY = "deploy"
 RECIPE, RESULTS, STAGES, STAGE_RESULT, LOG = "recipe.yaml", "results.json", "stages", "result.json", "log.jsonl"
 MAX_BYTES = 1 << 24  # of one JSON file
+
+MODES = {
+    "none": "no teacher",
+    "mimic": "mimic",
+    "quantization": "quantization mimic",
+    "teacher_only": "teacher's map quantized",
+    "student_only": "student's map quantized",
+}
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 Share = Annotated[float, Field(ge=0, le=1.0001)]  # a sum of parts may round above 1
@@ -54,6 +63,11 @@ class StageResult:
     matching_nonzero: Share | None = None
     map50_before: Share | None = None
     mode: str = ""
+
+    @property
+    def title(self) -> str:
+        """What tables call it: the student says how it was taught."""
+        return f"student ({MODES.get(self.mode, self.mode)})" if self.name == "student" else self.name.replace("_", " ")
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from cli_cases import RECIPE, Refused, coco, train
 from folders import picture, voc_list, voc_object, voc_xml
 from qmimic.cli import main
 from qmimic.data import index
+from qmimic.data.chosen import dataset_fingerprint
 from qmimic.data.formats import load_dataset, usable
 from qmimic.errors import InputError
-from qmimic.pipeline.prepare import dataset_fingerprint
 
 
 @pytest.fixture

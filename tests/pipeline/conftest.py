@@ -58,7 +58,7 @@ def make_recipe(shapes: Path, tmp_path: Path) -> MakeRecipe:
             "quantized_teacher": {**quick, "steps": 2},
             "student": {**quick, "backbone": "resnet18/32"},
             "mimic": {"map_steps": 0.34, "last_step": 0.84},
-            "run": {"dir": str(tmp_path / "run"), "threads": 1},
+            "run": {"dir": str(tmp_path / "run"), "threads": 1, "report": False},
         }
         for section, values in changes.items():
             tree[section] = {**tree.get(section, {}), **values}

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from score_cases import CLASSES, Case, cases, detections, jittered, sample
 
 from qmimic.data.sample import Dataset
-from qmimic.scores import voc
+from qmimic.scores import matches
 from qmimic.scores.voc import voc_ap
 
 
@@ -69,7 +69,7 @@ def test_small_pieces_give_the_same(case: Case) -> None:
     whole = voc_ap(*case, CLASSES)
     for pairs in (1, 3):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(voc, "PAIRS_AT_ONCE", pairs)
+            patch.setattr(matches, "PAIRS_AT_ONCE", pairs)
             pieces = voc_ap(*case, CLASSES)
         for name in CLASSES:
             np.testing.assert_equal(astuple(pieces.per_class[name]), astuple(whole.per_class[name]))

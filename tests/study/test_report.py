@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
 
-from qmimic.study.report import draw_cost, draw_gains, estimate, interval, markdown, report, summarize
+from qmimic.statistics import estimate, interval
+from qmimic.study.report import draw_cost, draw_gains, markdown, report, summarize
 from qmimic.study.spec import Study
 
 SCORES = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=3, max_size=8)

@@ -6,13 +6,13 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from qmimic.cli import bench, cost, data, evaluate, export, fit, predict, study, train
+from qmimic.cli import bench, cost, data, evaluate, export, fit, predict, report, study, train
 from qmimic.cli.grammar import Parser
 from qmimic.errors import InputError
 from qmimic.memory import is_lack_of_memory
 
 EXIT_BAD_INPUT = 2
-COMMANDS = (data, train, cost, study, evaluate, export, bench, fit, predict)  # in the order of `qmimic --help`
+COMMANDS = (data, train, cost, study, evaluate, report, export, bench, fit, predict)  # in the order of `qmimic --help`
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -26,7 +26,8 @@ def add(commands: Commands) -> None:
 def _export(options: argparse.Namespace) -> int:
     from rich.table import Table
 
-    from qmimic.pipeline.deploy import advice, deploy, proved
+    from qmimic.export.ship import proved
+    from qmimic.pipeline.deploy import advice, deploy
     from qmimic.training.progress import Bar, Screen
 
     if options.batch < 0:

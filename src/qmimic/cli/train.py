@@ -48,6 +48,8 @@ def _train(options: argparse.Namespace) -> int:
     for remark in result.remarks:
         console.print(remark, highlight=False, soft_wrap=True)
     console.print(f"Table: {result.folder / 'results.md'}   pictures: {result.folder / 'examples.png'}", soft_wrap=True)
+    if result.report:
+        console.print(f"Report: {result.report}", highlight=False, soft_wrap=True)
     console.print(f"To ship: {result.student}", highlight=False, soft_wrap=True)
     return 0
 

@@ -34,10 +34,15 @@ class Accuracy:
 
 def map50_of_file(shipped: ShippedDetector, loader: Loader) -> float:
     """VOC mAP@0.5 of a deployed file on a loader's split, 0..1."""
+    return score(loader.dataset, VAL, detections_of_file(shipped, loader)).voc_map50
+
+
+def detections_of_file(shipped: ShippedDetector, loader: Loader) -> dict[str, Detections]:
+    """Detections of a deployed file in every image of a loader's split, by image id, as `detect_all` gives them."""
     found: dict[str, Detections] = {}
     for batch in loader.with_batch_size(shipped.batch or loader.batch_size).once():
         boxes, scores, labels = shipped.raw(batch.images.permute(0, 2, 3, 1).contiguous().numpy())
         for row, (sample, placed) in enumerate(zip(batch.samples, batch.placed, strict=True)):
             keep = scores[row] >= 0
             found[sample.image_id] = Detections(placed.undo(boxes[row])[keep], scores[row][keep], labels[row][keep])
-    return score(loader.dataset, VAL, found).voc_map50
+    return found

@@ -106,6 +106,13 @@ def describe(detector: Detector, notes: dict[str, object]) -> Metadata:
     )
 
 
+def proved(proof: Mapping[str, Any]) -> str:
+    """A proof in a few words."""
+    if "map50" in proof:
+        return f"{100 * proof['map50']:.1f} mAP on val, {100 * proof['map50_float']:.1f} in float"
+    return f"differs by {proof['score_difference']:.0e}, {proof['box_difference']:.0e} px"
+
+
 def _note(path: Path, name: str, figures: Mapping[str, Any]) -> None:
     try:
         before = json.loads(path.read_text(encoding="utf-8"))

@@ -21,7 +21,7 @@ from qmimic.models.two_stage import Detector
 from qmimic.pipeline.integer import Int8RefusedError, IntegerDetector, to_integers
 from qmimic.pipeline.lock import alone
 from qmimic.pipeline.prepare import Prepared, prepare
-from qmimic.run_folder import RECIPE, STAGES
+from qmimic.run_folder import DEPLOY, RECIPE, RESULTS, STAGES
 from qmimic.runtime.detector import Detector as ShippedDetector
 from qmimic.training.loop import Watcher
 
@@ -79,7 +79,7 @@ def deploy(
     """
     detector, notes = load_detector(path)
     recipe = _recipe(path, data, overrides, detector)
-    folder = out or path.parent / "deploy"
+    folder = out or path.parent / DEPLOY
     dataset = load_dataset(recipe.data.root)
     if not any(len(samples) for samples in dataset.splits.values()):
         raise InputError(f"{dataset.name} has no image to compare on; name other --data.")
@@ -98,14 +98,14 @@ def deploy(
                 found = to_integers(prepared, detector, path.parent / STAGES, watcher)
         except Int8RefusedError as error:
             watcher.say(str(error))
-            return _timed(written)
+            return _shown(path, folder, recipe, written, watcher)
         on_integers, proof = replace(exported, detector=found.detector), partial(_accuracy, prepared, found)
         for target in able:  # each by itself: one engine's roundings may cost too much and another's not
             try:
                 written |= _write(on_integers, notes, folder / f"{path.stem}-int8", [target], proof)
             except Int8RefusedError as error:
                 watcher.say(str(error))
-    return _timed(written)
+    return _shown(path, folder, recipe, written, watcher)
 
 
 def advice(files: Sequence[Deployed]) -> str:
@@ -122,13 +122,6 @@ def advice(files: Sequence[Deployed]) -> str:
                 "it saves space only."
             )
     return " ".join(said)
-
-
-def proved(proof: Mapping[str, Any]) -> str:
-    """A proof in a few words."""
-    if "map50" in proof:
-        return f"{100 * proof['map50']:.1f} mAP on val, {100 * proof['map50_float']:.1f} in float"
-    return f"differs by {proof['score_difference']:.0e}, {proof['box_difference']:.0e} px"
 
 
 def _recipe(path: Path, data: str | None, overrides: Sequence[str], detector: Detector) -> Recipe:
@@ -171,6 +164,20 @@ def _write(
     """Files and their formats."""
     metadata = describe(exported.detector, notes)
     return {ship(exported, metadata, TARGETS[target], path, proof): target for target in targets}
+
+
+def _shown(path: Path, folder: Path, recipe: Recipe, written: Mapping[Path, str], watcher: Watcher) -> list[Deployed]:
+    """The files that were written, timed; the report of the run that they belong to is written anew with them."""
+    files = _timed(written)
+    run = path.parent
+    if recipe.run.report and (run / RESULTS).is_file() and folder == run / DEPLOY:
+        from qmimic.report.page import write_report  # here: matplotlib is slow to import
+
+        try:
+            watcher.say(f"Report: {write_report(run, say=watcher.say)}")
+        except InputError as error:
+            watcher.say(f"There is no new report: {error}")
+    return files
 
 
 def _timed(written: Mapping[Path, str]) -> list[Deployed]:

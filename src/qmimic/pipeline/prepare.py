@@ -1,27 +1,23 @@
 """From a recipe to what its stages share: the checked dataset, the loaders, the detector's description."""
 
-import hashlib
 import os
 import platform
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
-from numpy.typing import NDArray
 
 from qmimic.config import DataConfig, DetectorConfig, Recipe, fingerprint
-from qmimic.data import index
+from qmimic.data.chosen import box_sizes, dataset_fingerprint, open_dataset
 from qmimic.data.columns import Columns, in_columns
-from qmimic.data.formats import load_dataset, usable
-from qmimic.data.letterbox import PIXELS, fit
+from qmimic.data.letterbox import PIXELS
 from qmimic.data.loader import Loader
 from qmimic.data.pixel_cache import PixelCache
-from qmimic.data.sample import Dataset, has_area
-from qmimic.data.splits import TRAIN, VAL, choose
+from qmimic.data.sample import Dataset
+from qmimic.data.splits import TRAIN, VAL
 from qmimic.errors import InputError
 from qmimic.memory import keep_freed_memory
 from qmimic.models.anchors import fit_anchors
@@ -89,12 +85,7 @@ def prepare(recipe: Recipe) -> Prepared:
                 "raise it or start fewer processes."
             )
     data = recipe.data
-    root = Path(data.root)
-    if index.exists(root):
-        dataset = index.read(root, data.drop_bad_boxes)
-    else:
-        dataset = usable(load_dataset(root), data.drop_bad_boxes)
-    dataset = choose(dataset, data.train, data.val, data.fold)
+    dataset = open_dataset(data)
     _check_classes(dataset, data)
     train = Loader(dataset, TRAIN, data.size, recipe.student.batch_size, _cache(dataset, TRAIN, recipe))
     val = Loader(dataset, VAL, data.size, EVALUATION_BATCH, _cache(dataset, VAL, recipe))
@@ -123,36 +114,6 @@ def _cache(dataset: Dataset, split: str, recipe: Recipe) -> PixelCache | None:
     only = replace(dataset, splits={split: samples})
     name = fingerprint(PIXELS, dataset_fingerprint(only), data.size, data.cache_mib, version("pillow"))
     return PixelCache(recipe.folder / "pixels" / f"{name}.bin", len(samples), data.size, data.cache_mib << 20)
-
-
-def box_sizes(samples: Columns, size: tuple[int, int]) -> NDArray[np.float32]:
-    """Widths and heights of a split's boxes in pixels at the training size, [N, 2], those without area left out.
-
-    Args:
-        samples: with images of known sizes.
-        size: height and width of the network's input, pixels.
-    """
-    store, rows = samples.store, samples.box_rows
-    known, which = np.unique(samples.image_sizes, axis=0, return_inverse=True)
-    scales = np.array([fit(width, height, size).scale for width, height in known], np.float32).reshape(-1, 4)[which]
-    boxes = store.boxes[rows]
-    keep = has_area(boxes) & ~store.difficult[rows] & ~store.crowd[rows]
-    scaled = (boxes * np.repeat(scales, samples.counts, 0))[keep]
-    sides: NDArray[np.float32] = scaled[:, 2:] - scaled[:, :2]
-    return sides
-
-
-def dataset_fingerprint(dataset: Dataset) -> str:
-    """A name for the labels and the image files of a dataset's splits; pixels count by file size."""
-    digest = hashlib.sha256("\n".join(dataset.classes).encode("utf-8", "surrogatepass"))
-    for split, samples in in_columns(dataset.splits, dataset.root).items():
-        store, boxes = samples.store, samples.box_rows
-        digest.update(f"{split} {len(samples)}\n".encode("utf-8", "surrogatepass"))
-        for array in (samples.id_bytes, samples.id_lengths, samples.image_lengths, samples.counts):
-            digest.update(array.tobytes())
-        for column in (store.boxes, store.labels, store.difficult, store.crowd):
-            digest.update(column[boxes].tobytes())
-    return digest.hexdigest()[:16]
 
 
 def environment(accelerator: Accelerator) -> dict[str, str | int]:

@@ -41,12 +41,14 @@ class RunResult:
         results: of the stages, in the order of the table.
         student: the file to ship.
         remarks: sentences that a person has to read, such as a student below its scratch twin.
+        report: the page of it all; None where the recipe wants none, or it could not be written.
     """
 
     folder: Path
     results: tuple[StageResult, ...]
     student: Path
     remarks: tuple[str, ...]
+    report: Path | None
 
 
 def train(recipe: Recipe, watcher: Watcher) -> RunResult:
@@ -90,9 +92,24 @@ def _train(prepared: Prepared, watcher: Watcher) -> RunResult:
 
     results = tuple(stage.result for stage in stages)
     said = remarks(results)
+    page = None
     if prepared.accelerator.is_main_process:
         _write_results(prepared, stages, said)
-    return RunResult(recipe.folder, results, recipe.folder / "student.safetensors", said)
+        page = _report(recipe, watcher)
+    return RunResult(recipe.folder, results, recipe.folder / "student.safetensors", said, page)
+
+
+def _report(recipe: Recipe, watcher: Watcher) -> Path | None:
+    """The report of a run whose results are written: what it lacks must not end the run."""
+    if not recipe.run.report:
+        return None
+    from qmimic.report.page import write_report  # here: matplotlib is slow to import
+
+    try:
+        return write_report(recipe.folder, say=watcher.say)
+    except InputError as error:
+        watcher.say(f"There is no report: {error}")
+        return None
 
 
 def _write_results(prepared: Prepared, stages: list[Stage], said: tuple[str, ...]) -> None:
@@ -155,13 +172,6 @@ def remarks(results: tuple[StageResult, ...]) -> tuple[str, ...]:
     return tuple(said)
 
 
-MODES = {
-    "none": "no teacher",
-    "mimic": "mimic",
-    "quantization": "quantization mimic",
-    "teacher_only": "teacher's map quantized",
-    "student_only": "student's map quantized",
-}
 COLUMNS = (
     "network",
     "backbone",
@@ -184,7 +194,7 @@ def rows(results: tuple[StageResult, ...]) -> list[tuple[str, ...]]:
 
     return [
         (
-            f"student ({MODES[result.mode]})" if result.name == "student" else result.name.replace("_", " "),
+            result.title,
             result.backbone,
             percent(result.map50),
             percent(result.map07),

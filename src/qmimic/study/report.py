@@ -9,13 +9,12 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from scipy.stats import t as student_t
 
 from qmimic.files import replacing, write_text
+from qmimic.statistics import CONFIDENCE, Estimate, estimate, interval, percent
 from qmimic.study.spec import Study
 from qmimic.study.table import read_results, read_study
 
-CONFIDENCE = 0.95
 MANY = 10  # comparisons, of which some come out by chance
 COLOURS = (
     "#0072B2",
@@ -27,26 +26,6 @@ COLOURS = (
     "#000000",
 )  # Okabe and Ito, colour-blind safe
 MARKERS = "osD^"  # once all colours are taken
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over repetitions.
-
-    Attributes:
-        count: number of repetitions; mean: their mean; error: its standard error (NaN of a single one).
-    """
-
-    count: int
-    mean: float
-    error: float
-
-    @property
-    def margin(self) -> float:
-        """Half the width of the 95 % interval by Student's t; NaN of a single repetition."""
-        if self.count < 2:
-            return math.nan
-        return float(student_t.ppf(0.5 + CONFIDENCE / 2, self.count - 1)) * self.error
 
 
 @dataclass(frozen=True)
@@ -74,15 +53,6 @@ class ArmSummary:
     macs: int
     bytes: int
     failed: tuple[str, ...]
-
-
-def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and standard error of repetitions."""
-    count = len(values)
-    if not count:
-        return Estimate(0, math.nan, math.nan)
-    error = float(np.std(values, ddof=1)) / math.sqrt(count) if count > 1 else math.nan
-    return Estimate(count, float(np.mean(values)), error)
 
 
 def repetitions(rows: Sequence[dict[str, Any]]) -> dict[int, float]:
@@ -138,19 +108,6 @@ def summarize(study: Study, results: Sequence[dict[str, Any]]) -> list[ArmSummar
 def _mean(rows: Sequence[dict[str, Any]], column: str) -> float | None:
     values = [row[column] for row in rows if row.get(column) is not None]
     return float(np.mean(values)) if values else None
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    """A share as per cent, a dash where there is none."""
-    return "-" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
-
-
-def interval(value: Estimate) -> str:
-    """A gain with its interval, in points: `+1.2 [-0.3, +2.7]`."""
-    if value.count < 2:
-        return "-" if math.isnan(value.mean) else f"{100 * value.mean:+.1f}"
-    low, high = value.mean - value.margin, value.mean + value.margin
-    return f"{100 * value.mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def markdown(study: Study, results: Sequence[dict[str, Any]]) -> str:

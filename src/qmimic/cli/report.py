@@ -1,0 +1,36 @@
+"""`qmimic report`: what a run came to, as a page for a person."""
+
+import argparse
+import json
+from pathlib import Path
+
+from qmimic.cli.grammar import Commands
+
+
+def add(commands: Commands) -> None:
+    """Add to the command line's grammar."""
+    report = commands.add_parser("report", help="one HTML file of a finished run, or of several side by side")
+    report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders that `qmimic train` wrote")
+    report.add_argument("--out", type=Path, help="the file (report.html: of one run in its folder, of several here)")
+    report.add_argument("--json", action="store_true", help="print one JSON object last")
+    report.set_defaults(run=_report)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from qmimic.report.compare import compare
+    from qmimic.report.page import write_report
+    from qmimic.training.progress import Screen
+
+    console = Screen(stderr=options.json)
+
+    def say(text: str) -> None:
+        console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+    if len(options.runs) == 1:
+        path = write_report(options.runs[0], options.out, say)
+    else:
+        path = compare(options.runs, options.out)
+    say(f"Report: {path}")
+    if options.json:
+        print(json.dumps({"report": str(path), "runs": [str(run) for run in options.runs]}))
+    return 0

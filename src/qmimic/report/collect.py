@@ -1,0 +1,106 @@
+"""From a run folder to the facts of its report; what a part lacks becomes a sentence in its place."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from qmimic.data.chosen import open_dataset
+from qmimic.data.sample import Dataset
+from qmimic.errors import InputError
+from qmimic.report.labels import Labels, read_labels
+from qmimic.report.latency import Timing, timing
+from qmimic.report.maps import Maps, feature_maps
+from qmimic.report.mistakes import WorstImage, worst_images
+from qmimic.report.networks import DeployedFile, Scored, deployed_files, judge
+from qmimic.run_folder import LOG, FinishedRun, read_json, read_log
+
+ENVIRONMENT = "environment.json"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A part that cannot be shown, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that a run's report shows.
+
+    Attributes:
+        run: recipe, table and remarks.
+        said: sentences on what does not fit together.
+        deployed: files that were exported from this run.
+        scored: all networks on val.
+        worst: images in which the student errs most.
+        timing: what they cost.
+        logs: lines of the training by title of the network; of those that have any.
+        maps: of student and teacher.
+        labels: of the data.
+        environment: what the run ran on.
+    """
+
+    run: FinishedRun
+    said: tuple[str, ...]
+    deployed: tuple[DeployedFile, ...]
+    scored: Scored | Absent
+    worst: tuple[WorstImage, ...]
+    timing: Timing | Absent
+    logs: Mapping[str, list[dict[str, Any]]]
+    maps: Maps | Absent
+    labels: Labels | Absent
+    environment: Mapping[str, str | int] | Absent
+
+
+def collect(run: FinishedRun, say: Callable[[str], None]) -> Facts:
+    """The facts of a finished run.
+
+    Args:
+        run: as read.
+        say: told what takes time.
+    """
+    deployed, said = deployed_files(run)
+    dataset = _or_reason(lambda: open_dataset(run.recipe.data))
+
+    def of_data(make: Callable[[Dataset], T]) -> T | Absent:
+        return dataset if isinstance(dataset, Absent) else _or_reason(lambda: make(dataset))
+
+    judged = of_data(lambda data: judge(run, data, deployed, say))
+    scored, changed = (judged, ()) if isinstance(judged, Absent) else judged
+    worst: tuple[WorstImage, ...] = ()
+    if not isinstance(dataset, Absent) and not isinstance(scored, Absent):
+        worst = worst_images(scored, run.results[-1].title, dataset)
+    logs = {result.title: read_log(run.stage(result) / LOG) for result in run.results}
+    return Facts(
+        run=run,
+        said=(*said, *changed),
+        deployed=deployed,
+        scored=scored,
+        worst=worst,
+        timing=_or_reason(lambda: timing(run, deployed, say)),
+        logs={title: lines for title, lines in logs.items() if lines},
+        maps=of_data(lambda data: feature_maps(run, data, say)),
+        labels=of_data(lambda data: read_labels(run.recipe, data, run.folder, say)),
+        environment=_or_reason(lambda: _environment(run.folder / ENVIRONMENT)),
+    )
+
+
+def _or_reason(make: Callable[[], T]) -> T | Absent:
+    """A part, or the sentence that says what it lacks. A run must not be lost to its report; a fault in it may show."""
+    try:
+        return make()
+    except InputError as error:
+        return Absent(str(error))
+
+
+def _environment(path: Path) -> Mapping[str, str | int]:
+    try:
+        return TypeAdapter(dict[str, str | int]).validate_python(read_json(path))
+    except ValidationError as error:
+        raise InputError(f"{path} does not say what the run ran on.") from error

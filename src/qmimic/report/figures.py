@@ -1,0 +1,380 @@
+"""Figures of a report as SVG that goes into a page: text stays text, colours are the page's own, light or dark.
+
+Each is one panel, as wide as a phone, so that a page sets several side by side. Series have a colour of Okabe and Ito,
+a line style and a marker of their own: none is told by its colour alone.
+"""
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from numpy.typing import NDArray
+
+from qmimic.scores.bootstrap import Interval
+from qmimic.statistics import Estimate
+
+WIDTH = 3.5  # inches: 336 CSS pixels
+# What stands for the page's colours while a figure is drawn; no other colour is used.
+PAGE_COLOURS = {
+    "#111111": "var(--ink)",
+    "#666666": "var(--muted)",
+    "#dddddd": "var(--rule)",
+    "#0072b2": "var(--blue)",
+    "#d55e00": "var(--vermillion)",
+    "#009e73": "var(--green)",
+    "#cc79a7": "var(--purple)",
+    "#e69f00": "var(--orange)",
+    "#56b4e9": "var(--sky)",
+}
+INK, MUTED, RULE, BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = PAGE_COLOURS
+SETTINGS = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a class may be named $x$
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "lines.linewidth": 1.5,
+    "legend.frameon": False,
+}
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a network is drawn in every figure of a page: colour, dashes and marker of matplotlib."""
+
+    colour: str
+    dashes: str
+    marker: str
+
+
+FIXED = {
+    "teacher": Style(INK, "-", "s"),
+    "quantized teacher": Style(MUTED, "--", "D"),
+    "scratch": Style(VERMILLION, "-", "v"),
+    "mimic": Style(GREEN, "-.", "^"),
+}
+STUDENT = Style(BLUE, "-", "o")
+OTHERS = [
+    Style(PURPLE, ":", "P"),
+    Style(ORANGE, "--", "X"),
+    Style(SKY, "-.", "<"),
+    Style(PURPLE, "--", ">"),
+    Style(ORANGE, ":", "h"),
+    Style(SKY, "-", "p"),
+]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """A figure of one panel: the SVG, and what a reader who cannot see it is told."""
+
+    svg: str
+    label: str
+
+
+def styles(titles: Sequence[str]) -> dict[str, Style]:
+    """The style of each network; those beyond the usual ones take the rest in turn."""
+    others = iter(OTHERS * (1 + len(titles) // len(OTHERS)))
+    found = {}
+    for title in titles:
+        usual = STUDENT if title.startswith("student") else FIXED.get(title)
+        found[title] = usual or next(others)
+    return found
+
+
+@contextmanager
+def panel(name: str, height: float, width: float = WIDTH) -> Iterator[tuple[Axes, list[str]]]:
+    """Axes to draw on, and a list that gets the SVG at the end.
+
+    Args:
+        name: that no other figure of the page has; ids inside the SVG are made from it.
+        height, width: inches.
+    """
+    # Drawing happens at saving, so all of it stands inside the settings.
+    with mpl.rc_context({**SETTINGS, "svg.hashsalt": name}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        figure.patch.set_visible(False)
+        axes = figure.subplots()
+        axes.patch.set_visible(False)
+        out: list[str] = []
+        yield axes, out
+        raw = io.StringIO()
+        with warnings.catch_warnings():  # of letters that our font lacks: the reader's has them
+            warnings.simplefilter("ignore", UserWarning)
+            figure.savefig(raw, format="svg", metadata={"Date": None})
+    out.append(_for_page(raw.getvalue(), name))
+
+
+def _for_page(svg: str, name: str) -> str:
+    """An SVG file as a part of a page: without heading and metadata, with the page's colours and ids of its own."""
+    svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    colours = re.compile("|".join(PAGE_COLOURS), re.IGNORECASE)
+
+    def own(match: re.Match[str]) -> str:
+        """A tag; what stands between tags is text of labels, and stays as it is."""
+        tag = re.sub(r' (width|height)="[^"]*pt"', "", match[0]) if match[0].startswith("<svg") else match[0]
+        tag = re.sub(r'( id="|xlink:href="#|url\(#)', rf"\1{name}-", tag)
+        return colours.sub(lambda found: PAGE_COLOURS[found[0].lower()], tag)
+
+    return re.sub(r"<[^>]+>", own, svg)
+
+
+def gains(values: Mapping[str, Interval], style: Mapping[str, Style], control: str) -> Panel:
+    """Differences to the control with their intervals over the pictures."""
+    titles = list(values)
+    with panel("gains", 0.75 + 0.32 * len(titles)) as (axes, out):
+        for row, title in enumerate(titles):
+            own = values[title]
+            low, high = 100 * (own.value - own.low), 100 * (own.high - own.value)
+            _error_bar(axes, 100 * own.value, row, max(0.0, low), max(0.0, high), style[title])
+        _rows(axes, titles)
+        axes.axvline(0, color=MUTED, linewidth=1)
+        axes.set_xlabel(f"mAP@0.5 above {control}, percentage points", loc="right")
+    return Panel(out[0], f"mAP@0.5 above {control} with 95 % intervals, {len(titles)} networks")
+
+
+def seed_gains(values: Mapping[str, Estimate], style: Mapping[str, Style], control: str, name: str) -> Panel:
+    """Mean differences to the control with their intervals over the seeds."""
+    titles = list(values)
+    with panel(name, 0.75 + 0.32 * len(titles)) as (axes, out):
+        for row, title in enumerate(titles):
+            own = values[title]
+            margin = 0.0 if math.isnan(own.margin) else 100 * own.margin
+            _error_bar(axes, 100 * own.mean, row, margin, margin, style[title])
+        _rows(axes, titles)
+        axes.axvline(0, color=MUTED, linewidth=1)
+        axes.set_xlabel(f"mAP@0.5 above {control}, percentage points", loc="right")
+    return Panel(out[0], f"mean mAP@0.5 above {control} with 95 % intervals over seeds")
+
+
+def costs(points: Sequence[tuple[str, float, float]], style: Mapping[str, Style], unit: str, name: str) -> Panel:
+    """mAP@0.5 against what networks cost, on a logarithmic axis; a point is a title, a cost and a mAP 0..1."""
+    with panel(name, 2.5) as (axes, out):
+        for title, spent, score in points:
+            own = style[title]
+            axes.plot([spent], [100 * score], own.marker, color=own.colour, markersize=6.5)
+        axes.set_xscale("log")
+        plain = FuncFormatter(lambda value, _: f"{value:g}")
+        axes.xaxis.set_major_formatter(plain)
+        spread = [spent for _, spent, _ in points]
+        narrow = max(spread) < 20 * min(spread)
+        axes.xaxis.set_minor_formatter(plain if narrow and max(spread) < 4 * min(spread) else NullFormatter())
+        axes.margins(0.12)
+        axes.set_xlabel(f"{unit} (logarithmic)")
+        axes.set_ylabel("mAP@0.5 on val, %")
+    return Panel(out[0], f"mAP@0.5 on val in per cent against {unit}, {len(points)} networks")
+
+
+def learning(
+    logs: Mapping[str, Sequence[Mapping[str, Any]]], key: str, style: Mapping[str, Style], label: str
+) -> Panel | None:
+    """A value of the logs against steps; None if no log has it. `map50` is in per cent, losses are logarithmic."""
+    lines = {
+        title: [(line["step"], float(line[key])) for line in own if isinstance(line.get(key), int | float)]
+        for title, own in logs.items()
+    }
+    lines = {title: points for title, points in lines.items() if points}
+    if not lines:
+        return None
+    scores = key == "map50"
+    with panel(f"learning-{key}", 2.5) as (axes, out):
+        for title, points in lines.items():
+            own = style[title]
+            steps, values = np.array(points).T
+            if scores:
+                axes.plot(steps, 100 * values, own.dashes, marker=own.marker, markersize=4, color=own.colour)
+            else:
+                axes.plot(steps, _smooth(values), own.dashes, color=own.colour, linewidth=1.1)
+        if scores:
+            axes.set_ylim(bottom=0)
+        else:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(FuncFormatter(_few_minors))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.set_xlim(left=0)
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel(label)
+    return Panel(out[0], f"{label} against optimizer steps of {', '.join(lines)}")
+
+
+def precision_recall(
+    name: str,
+    number: int,
+    curves: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
+    style: Mapping[str, Style],
+) -> Panel:
+    """Precision against recall of one class; `curves` by title."""
+    with panel(f"precision-{number}", 2.1, 2.35) as (axes, out):
+        for title, (recall, precision) in curves.items():
+            own = style[title]
+            axes.plot(*_thin(recall, precision), own.dashes, color=own.colour, linewidth=1.3)
+        axes.set(xlim=(0, 102), ylim=(0, 102), xlabel="recall, %", ylabel="precision, %")
+        axes.set_title(_shown(name, 24))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_ticks([0, 50, 100])
+    return Panel(out[0], f"precision against recall of the class {name}, per cent, of {', '.join(curves)}")
+
+
+def error_costs(values: Mapping[str, Mapping[str, float]], style: Mapping[str, Style]) -> Panel:
+    """mAP that each kind of error costs, by network."""
+    kinds = list(next(iter(values.values())))
+    with panel("errors", 3.1) as (axes, out):
+        spread = np.linspace(-0.3, 0.3, len(values)) if len(values) > 1 else [0.0]
+        for row in range(len(kinds)):
+            if row % 2 == 0:
+                axes.axhspan(row - 0.5, row + 0.5, color=RULE, alpha=0.35, linewidth=0)
+        for (title, own), offset in zip(values.items(), spread, strict=True):
+            look = style[title]
+            axes.plot(
+                [100 * own[kind] for kind in kinds],
+                np.arange(len(kinds)) + offset,
+                look.marker,
+                color=look.colour,
+                markersize=4.5,
+            )
+        axes.grid(visible=False, axis="y")
+        _rows(axes, kinds)
+        axes.set_xlim(left=-0.3)
+        axes.set_xlabel("mAP@0.5 lost to it, percentage points", loc="right")
+    return Panel(out[0], f"mAP@0.5 lost to each kind of error, percentage points: {', '.join(kinds)}")
+
+
+def levels(names: Sequence[str], share: Sequence[float], matched: Sequence[float]) -> Panel:
+    """Where the teacher's entries are in the dictionary, and how often the student's are in the same place."""
+    with panel("levels", 2.5) as (axes, out):
+        places = np.arange(len(names))
+        axes.bar(places, 100 * np.array(share), width=0.72, color=RULE, edgecolor=MUTED, linewidth=0.6)
+        axes.plot(places, 100 * np.array(matched), "o-", color=BLUE, markersize=5)
+        axes.set_xticks(places, names)
+        axes.grid(visible=False, axis="x")
+        axes.set_ylim(0, 100)
+        axes.set_xlabel("level of the teacher's entry in the dictionary")
+        axes.set_ylabel("share of entries, %")
+    return Panel(out[0], "bars: share of the teacher's entries on each level; line: share of them that the student has")
+
+
+def box_sides(sides: Mapping[str, NDArray[np.float32]], stride: int) -> Panel:
+    """Sizes of boxes at the training size beside the output stride."""
+    every = np.concatenate(list(sides.values())) if sides else np.zeros(0)
+    low, high = (float(every.min()), float(every.max())) if len(every) else (stride / 2, stride * 2.0)
+    first = math.floor(2 * math.log2(max(1.0, min(low, stride / 1.5))))
+    last = math.ceil(2 * math.log2(max(high, stride * 1.5)))
+    edges = 2.0 ** (np.arange(first, last + 1) / 2)
+    with panel("sides", 2.8) as (axes, out):
+        for (split, own), look in zip(sides.items(), (Style(MUTED, "--", ""), STUDENT), strict=False):
+            counts, _ = np.histogram(own, edges)
+            axes.stairs(
+                100 * counts / max(1, len(own)),
+                edges,
+                color=look.colour,
+                linestyle=look.dashes,
+                linewidth=1.5,
+                label=split,
+            )
+        axes.axvline(stride, color=VERMILLION, linewidth=1.2, label=f"output stride, {stride} px")
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.set_ylim(bottom=0)
+        axes.set_xlim(edges[0] * 0.96, edges[-1] * 1.04)
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, handlelength=1.6, borderpad=0.2)
+        axes.set_xlabel("root of a box's area, pixels (logarithmic)")
+        axes.set_ylabel("share of the split's boxes, %")
+    return Panel(out[0], f"histogram of box sizes in pixels beside the output stride of {stride} pixels")
+
+
+def swatch(style: Style) -> Markup:
+    """A line and a marker of a style, for a legend in the page."""
+    dashes = {"-": "", "--": "5 3", "-.": "6 2 1.5 2", ":": "1.5 2.5"}[style.dashes]
+    marks = {
+        "o": '<circle cx="14" cy="6" r="3.4"/>',
+        "s": '<rect x="10.8" y="2.8" width="6.4" height="6.4"/>',
+        "D": '<path d="M14 1.8 18.2 6 14 10.2 9.8 6Z"/>',
+        "v": '<path d="M10 2.8h8L14 10Z"/>',
+        "^": '<path d="M10 9.2h8L14 2Z"/>',
+        "<": '<path d="M17.6 2v8L10.4 6Z"/>',
+        ">": '<path d="M10.4 2v8L17.6 6Z"/>',
+        "P": '<path d="M12.6 2h2.8v2.6H18v2.8h-2.6V10h-2.8V7.4H10V4.6h2.6Z"/>',
+        "X": '<path d="M11.3 2 14 4.6 16.7 2 18 3.3 15.4 6 18 8.7 16.7 10 14 7.4 11.3 10 10 8.7 12.6 6 10 3.3Z"/>',
+        "h": '<path d="M14 1.8 17.6 3.9v4.2L14 10.2 10.4 8.1V3.9Z"/>',
+        "p": '<path d="M14 1.8 18 4.8 16.5 9.6h-5L10 4.8Z"/>',
+    }
+    colour = PAGE_COLOURS[style.colour]
+    return Markup(
+        f'<svg class="swatch" viewBox="0 0 28 12" aria-hidden="true" style="color:{colour}">'
+        f'<path d="M0 6H28" fill="none" stroke="currentColor" stroke-width="2" stroke-dasharray="{dashes}"/>'
+        f'<g fill="currentColor">{marks[style.marker]}</g></svg>'
+    )
+
+
+def _error_bar(axes: Axes, value: float, row: int, below: float, above: float, style: Style) -> None:
+    axes.errorbar(
+        [value], [row], xerr=[[below], [above]], fmt=style.marker, color=style.colour, capsize=3, markersize=5.5
+    )
+
+
+def _rows(axes: Axes, names: Sequence[str]) -> None:
+    """Names down the left side, the first on top."""
+    axes.set_yticks(range(len(names)), [_shown(name, 30) for name in names])
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+
+
+def _shown(name: str, most: int) -> str:
+    """A name as a label: printable, and not too long."""
+    plain = "".join(one if one.isprintable() else " " for one in name)
+    return plain if len(plain) <= most else f"{plain[: most - 1]}…"
+
+
+def _smooth(values: NDArray[np.float64], window: int = 5) -> NDArray[np.float64]:
+    """Means over some lines of the log, so that several curves can be told apart."""
+    if len(values) < 3 * window:
+        return values
+    padded = np.pad(values, window // 2, mode="edge")
+    smooth: NDArray[np.float64] = np.convolve(padded, np.full(window, 1 / window), "valid")
+    return smooth
+
+
+def _few_minors(value: float, _: int) -> str:
+    digit = value / 10 ** math.floor(math.log10(value)) if value > 0 else 0
+    return f"{value:g}" if round(digit) in (2, 5) else ""
+
+
+def _thin(
+    recall: NDArray[np.float64], precision: NDArray[np.float64], most: int = 150
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """A curve in per cent without points that nobody could tell apart, from recall 0 on."""
+    if not len(recall):
+        return np.zeros(1), np.zeros(1)
+    keep = np.unique(np.append(np.searchsorted(recall, np.linspace(0, recall[-1], most)), np.argmax(recall)))
+    x, y = recall[keep.clip(max=len(recall) - 1)], precision[keep.clip(max=len(recall) - 1)]
+    return 100 * np.append(0.0, x), 100 * np.append(y[0], y)

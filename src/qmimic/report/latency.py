@@ -1,0 +1,98 @@
+"""Times of a run's networks on equal terms: their float ONNX files, and all deployed files, in one alternating run."""
+
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from qmimic.bench.measure import measure
+from qmimic.config import fingerprint
+from qmimic.errors import InputError
+from qmimic.export.onnx_file import Exported, describe_onnx, write_onnx
+from qmimic.export.ship import describe
+from qmimic.report.kept import FOLDER, kept_value
+from qmimic.report.networks import DeployedFile, detector_of
+from qmimic.run_folder import FinishedRun
+from qmimic.runtime.metadata import as_properties
+
+ROUNDS = 60
+BUSY = 1.5  # processes at work for each core; the training itself, just ended, counts as one
+VERSION = 1
+FILE = "latency.json"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Times of one alternating run, one thread.
+
+    Attributes:
+        cpu: it ran on.
+        rounds: how often each was run.
+        milliseconds: median of a picture, by title of the network or of the deployed file.
+        reasons: why a network has none, by title.
+        busy: other programs kept the machine at work, so that times are too long.
+    """
+
+    cpu: str
+    rounds: int
+    milliseconds: dict[str, float]
+    reasons: dict[str, str]
+    busy: bool
+
+
+def timing(run: FinishedRun, deployed: Sequence[DeployedFile], say: Callable[[str], None]) -> Timing:
+    """Time all networks of a run, or take what was kept of the same networks, files and machine.
+
+    Networks of one description cost the same whatever their weights are: they share one file and one time.
+
+    Raises:
+        InputError: a network cannot be read, or a file cannot be run.
+    """
+    key = fingerprint(
+        VERSION,
+        cpu_name(),
+        [version(name) for name in ("qmimic", "onnxruntime")],
+        [result.key for result in run.results],
+        [(file.title, file.sum) for file in deployed],
+    )
+    return kept_value(run.folder / FOLDER / FILE, key, Timing, lambda: _measure(run, deployed, say))
+
+
+def _measure(run: FinishedRun, deployed: Sequence[DeployedFile], say: Callable[[str], None]) -> Timing:
+    say("The report times every network.")
+    busy = os.getloadavg()[0] > BUSY * (os.cpu_count() or 1)
+    files: dict[str, Path] = {}
+    reasons: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        written: dict[str, Path] = {}
+        for result in run.results:
+            detector = detector_of(run, result)
+            quantizer = detector.quantizer.config.model_dump(mode="json") if detector.quantizer else None
+            same = fingerprint(detector.spec.model_dump(mode="json"), quantizer)
+            if same not in written:
+                path = Path(folder) / f"{same}.onnx"
+                try:
+                    write_onnx(Exported(detector), path)
+                except InputError as error:
+                    reasons[result.title] = str(error)
+                    continue
+                describe_onnx(path, as_properties(describe(detector, {})))
+                written[same] = path
+            files[result.title] = written[same]
+        files |= {file.title: file.path for file in deployed}
+        costs = {cost.path: cost.p50 for cost in measure(list(dict.fromkeys(files.values())), [1], ROUNDS, False)}
+        milliseconds = {title: costs[path] for title, path in files.items()}
+    return Timing(cpu_name(), ROUNDS, milliseconds, reasons, busy)
+
+
+def cpu_name() -> str:
+    """What the processor is called."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

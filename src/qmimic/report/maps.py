@@ -1,0 +1,199 @@
+"""What the student's map has in common with its teacher's: one image's maps side by side, and matching by level."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from qmimic.config import fingerprint
+from qmimic.data.chosen import dataset_fingerprint
+from qmimic.data.loader import Loader
+from qmimic.data.sample import Dataset
+from qmimic.data.splits import VAL
+from qmimic.errors import InputError
+from qmimic.evaluation import region_levels
+from qmimic.mimic import Mimic
+from qmimic.models.checkpoint import read_tensors
+from qmimic.models.two_stage import Detector
+from qmimic.report.kept import FOLDER, kept_value
+from qmimic.report.networks import BATCH, detector_of
+from qmimic.run_folder import FinishedRun, StageResult
+
+CHANNELS = 3  # shown besides the mean of all
+MOST_IMAGES = 500  # that matching is counted on
+MOST_LEVELS = 8  # shown one by one; the rest together
+ADAPTOR = "module.mimic.adaptor."
+FILE = "matching.json"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class MapRow:
+    """One channel's maps, or the means of all, float32 [h, w], in units of s.
+
+    Attributes:
+        name: of the row.
+        highest: end of the colour scale that all of them share.
+        maps: by the name of the column.
+    """
+
+    name: str
+    highest: float
+    maps: dict[str, NDArray[np.float32]]
+
+
+@dataclass(frozen=True)
+class Level:
+    """A level of the teacher's quantized map on the regions of val.
+
+    Attributes:
+        name: of the level.
+        entries: how many of the teacher's entries are on it.
+        matched: share of them, 0..1, where the student's is on the same.
+    """
+
+    name: str
+    entries: int
+    matched: float
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Matching by level.
+
+    Attributes:
+        levels: those that the teacher has entries on.
+        images: of val that were counted.
+    """
+
+    levels: tuple[Level, ...]
+    images: int
+
+
+@dataclass(frozen=True)
+class Maps:
+    """The maps of one image and the matching of val.
+
+    Attributes:
+        image_id: of the image.
+        picture: the network's input.
+        rows: the mean of all channels, then those that are strongest in the quantized teacher.
+        stride: s, in the map's own units (mean over channels if each has its own).
+        matching: by level; None where the student has no adaptor.
+        absent: why the student's map is not shown; empty if it is.
+    """
+
+    image_id: str
+    picture: Image.Image
+    rows: tuple[MapRow, ...]
+    stride: float
+    matching: Matching | None
+    absent: str
+
+
+@torch.no_grad()
+def feature_maps(run: FinishedRun, dataset: Dataset, say: Callable[[str], None]) -> Maps:
+    """The maps of the first val image with a labelled box, and matching by level.
+
+    Raises:
+        InputError: a network or an image cannot be read, or there is no quantized teacher.
+    """
+    by_name = {result.name: result for result in run.results}
+    if not {"teacher", "quantized_teacher", "student"} <= set(by_name):
+        raise InputError("The run has no teacher, quantized teacher and student side by side.")
+    teacher, quantized, student = (detector_of(run, by_name[n]) for n in ("teacher", "quantized_teacher", "student"))
+    quantizer = quantized.quantizer
+    if quantizer is None:
+        raise InputError("The quantized teacher has no quantizer; run the recipe again.")
+    samples = dataset.splits[VAL]
+    place = next((place for place, sample in enumerate(samples) if len(sample.boxes)), 0)
+    sample = samples[place]
+    pixels, _ = dataset.fitted(sample, student.spec.size)
+    images = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    stride = quantizer.stride.view(-1, 1, 1)
+    maps = {
+        "teacher": teacher.raw_features(images)[0] / stride,
+        "quantized teacher": quantizer(quantized.raw_features(images))[0] / stride,
+    }
+    matching, absent = None, ""
+    try:
+        mimic = _mimic(run, by_name["student"], student, teacher, quantized)
+    except InputError as error:
+        absent = str(error)
+    else:
+        adapted = mimic.adapt(student.raw_features(images))
+        maps["student, r(f)"] = adapted[0] / stride
+        maps["student, Q(r(f))"] = quantizer(adapted)[0] / stride
+        part = replace(dataset, splits={VAL: samples[:MOST_IMAGES]})
+        master = quantized if run.recipe.mimic.mode in ("quantization", "teacher_only") else teacher
+
+        def compared() -> Matching:
+            say("The report compares the student's map with its teacher's.")
+            loader = Loader(part, VAL, student.spec.size, BATCH)
+            return Matching(_by_level(student, master, mimic, loader), len(loader.samples))
+
+        key = fingerprint(VERSION, by_name["student"].key, dataset_fingerprint(part))
+        matching = kept_value(run.folder / FOLDER / FILE, key, Matching, compared)
+    strongest = maps["quantized teacher"].mean((1, 2)).argsort(descending=True)[:CHANNELS].tolist()
+    rows = [_row("mean of all channels", {name: own.mean(0) for name, own in maps.items()})]
+    rows += [_row(f"channel {one}", {name: own[one] for name, own in maps.items()}) for one in strongest]
+    picture = Image.fromarray(pixels)
+    return Maps(sample.image_id, picture, tuple(rows), float(stride.mean()), matching, absent)
+
+
+def _row(name: str, maps: dict[str, torch.Tensor]) -> MapRow:
+    plain = {column: own.float().numpy() for column, own in maps.items()}
+    # The quantized teacher is what is to be matched: its range is the scale.
+    return MapRow(name, max(1e-6, float(plain["quantized teacher"].max())), plain)
+
+
+def _mimic(run: FinishedRun, result: StageResult, student: Detector, teacher: Detector, quantized: Detector) -> Mimic:
+    """The student's adaptor r, from the last checkpoint of its training.
+
+    Raises:
+        InputError: it has none, or it is gone.
+    """
+    config = run.recipe.mimic
+    if config.mode == "none":
+        raise InputError("The student learnt without a teacher, so it has no adaptor into the teacher's channels.")
+    folder = run.stage(result) / "checkpoints"
+    files = sorted(folder.glob("step-*.safetensors"))
+    if not files:
+        raise InputError(
+            "The student's map cannot be shown in the teacher's channels: its adaptor lies in the checkpoints of its "
+            f"stage, and {folder} has none."
+        )
+    file = read_tensors(files[-1])
+    if file.header.get("key") != result.key:
+        raise InputError(f"{files[-1]} is no checkpoint of this student; run the recipe again.")
+    assert quantized.quantizer is not None
+    pair = Mimic(
+        config,
+        student.backbone.channels,
+        teacher.backbone.channels,
+        quantized.quantizer,
+        torch.ones(()),
+        student.spec.output_stride,
+        0,
+    )
+    weight, bias = (file.tensors.get(f"{ADAPTOR}{name}") for name in ("weight", "bias"))
+    own = pair.adaptor.state_dict()
+    if weight is None or bias is None or (weight.shape, bias.shape) != (own["weight"].shape, own["bias"].shape):
+        raise InputError(f"{files[-1]} lacks the student's adaptor; run the recipe again.")
+    pair.adaptor.load_state_dict({"weight": weight, "bias": bias})
+    return pair.eval()
+
+
+def _by_level(student: Detector, teacher: Detector, mimic: Mimic, loader: Loader) -> tuple[Level, ...]:
+    entries, matched = np.zeros(MOST_LEVELS + 1, np.int64), np.zeros(MOST_LEVELS + 1, np.int64)
+    for of_teacher, of_student, valid in region_levels(student, teacher, mimic, loader):
+        seen, own = of_teacher[valid].flatten(), of_student[valid].flatten()
+        level = seen.clamp(max=MOST_LEVELS).long()
+        entries += np.bincount(level.numpy(), minlength=MOST_LEVELS + 1)
+        matched += np.bincount(level[seen == own].numpy(), minlength=MOST_LEVELS + 1)
+    names = [*map(str, range(MOST_LEVELS)), f"{MOST_LEVELS}+"]
+    rows = zip(names, entries.tolist(), matched.tolist(), strict=True)
+    return tuple(Level(name, count, equal / count) for name, count, equal in rows if count)

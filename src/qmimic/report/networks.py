@@ -1,0 +1,199 @@
+"""The networks of a run on its val images: detections, what became of them, and their scores with intervals."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from qmimic.bench.measure import files_of
+from qmimic.config import fingerprint
+from qmimic.data.chosen import dataset_fingerprint
+from qmimic.data.loader import Loader
+from qmimic.data.sample import Dataset, Sample
+from qmimic.data.splits import VAL
+from qmimic.detections import Detections
+from qmimic.errors import InputError
+from qmimic.evaluation import detect_all
+from qmimic.export.accuracy import detections_of_file
+from qmimic.models.checkpoint import load_detector
+from qmimic.models.two_stage import Detector
+from qmimic.report.kept import FOLDER, kept_detections
+from qmimic.run_folder import DEPLOY, FinishedRun, StageResult
+from qmimic.runtime.detector import Detector as ShippedDetector
+from qmimic.runtime.metadata import Metadata
+from qmimic.scores.bootstrap import Interval, draws, interval, mean_ap
+from qmimic.scores.curves import best_threshold
+from qmimic.scores.error_types import Errors, costs, find_errors
+from qmimic.scores.matches import match
+from qmimic.scores.voc import VocScore, voc_ap
+
+BATCH = 32
+VERSION = 1  # raised when the same detector would be kept with other detections
+TWIN = "scratch"
+SAME = 1e-3  # mAP; rounding on another machine stays below
+
+
+@dataclass(frozen=True)
+class DeployedFile:
+    """A file in the run's `deploy` folder, made from one of its networks.
+
+    Attributes:
+        path: that a runtime opens.
+        metadata: what it says of itself.
+        bytes: of all its files.
+        sum: of the file that a runtime opens, so that two files are never taken for one.
+    """
+
+    path: Path
+    metadata: Metadata
+    bytes: int
+    sum: str
+
+    @property
+    def title(self) -> str:
+        """What tables call it."""
+        return f"{self.metadata.precision}, {self.path.name}"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A network on val.
+
+    Attributes:
+        scores: VOC scores by class.
+        errors: what became of all its detections, from the detector's own threshold on.
+        costs: mAP, 0..1, that each kind of error costs.
+        threshold: the score to keep detections from, for the best F1.
+        shown: what became of the detections of at least that score.
+        gain: mAP@0.5 above the same network trained from scratch, 0..1; None of that itself, or without one.
+        found: its detections by image id.
+    """
+
+    scores: VocScore
+    errors: Errors
+    costs: Mapping[str, float]
+    threshold: float
+    shown: Errors
+    gain: Interval | None
+    found: Mapping[str, Detections]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """All networks of a run on its val images, by title; `samples` are these images' labels."""
+
+    samples: Sequence[Sample]
+    classes: tuple[str, ...]
+    networks: Mapping[str, Judged]
+
+
+def detector_of(run: FinishedRun, result: StageResult) -> Detector:
+    """A network of a run.
+
+    Raises:
+        InputError: its file is missing, damaged, or another run's.
+    """
+    path = run.folder / f"{result.name}.safetensors"
+    detector, notes = load_detector(path)
+    if notes.get("key") != result.key:
+        raise InputError(f"{path} is not the network of {run.folder / 'results.json'}; run the recipe again.")
+    return detector
+
+
+def deployed_files(run: FinishedRun) -> tuple[tuple[DeployedFile, ...], tuple[str, ...]]:
+    """Files in the run's `deploy` folder, and a sentence for each that is left out."""
+    folder, keys = run.folder / DEPLOY, {result.key for result in run.results}
+    if not folder.is_dir():
+        return (), ()
+    found, said = [], []
+    try:
+        paths = files_of([folder])
+    except InputError:
+        return (), ()
+    for path in paths:
+        try:
+            metadata = ShippedDetector(path).metadata
+        except InputError as error:
+            said.append(str(error))
+            continue
+        if metadata.training.get("key") not in keys:
+            said.append(f"{path.name} was made from a network of another run and is left out.")
+            continue
+        parts = [path, *(path.with_suffix(other) for other in (".bin",) if path.suffix == ".xml")]
+        digest = hashlib.sha256(b"".join(part.read_bytes() for part in parts)).hexdigest()
+        found.append(DeployedFile(path, metadata, sum(part.stat().st_size for part in parts), digest[:16]))
+    return tuple(found), tuple(said)
+
+
+def judge(
+    run: FinishedRun, dataset: Dataset, deployed: Sequence[DeployedFile], say: Callable[[str], None]
+) -> tuple[Scored, tuple[str, ...]]:
+    """Every network of a run, and every int8 file, on val.
+
+    Args:
+        run: finished.
+        dataset: the recipe's.
+        deployed: files of the run; float ones detect as their networks do, and are left out.
+        say: told what takes time.
+
+    Returns:
+        What came out, and sentences on what does not fit the run's own table.
+
+    Raises:
+        InputError: a network's file or an image cannot be read.
+    """
+    samples = dataset.splits[VAL]
+    if detector_of(run, run.results[0]).spec.classes != dataset.classes:
+        raise InputError(f"The classes of {dataset.name} are no longer those of the run.")
+    data, loader = dataset_fingerprint(dataset), Loader(dataset, VAL, run.recipe.data.size, BATCH)
+
+    def keep(name: str, key: str, compute: Callable[[], dict[str, Detections]]) -> Mapping[str, Detections]:
+        path = run.folder / FOLDER / f"{name}-{fingerprint(VERSION, key, data)}.safetensors"
+
+        def aloud() -> dict[str, Detections]:
+            say(f"The report looks at val with {name}.")
+            return compute()
+
+        return kept_detections(path, samples, len(dataset.classes), aloud)
+
+    found: dict[str, Mapping[str, Detections]] = {}
+    for result in run.results:
+        detector = detector_of(run, result)
+        found[result.title] = keep(result.name, result.key, partial(detect_all, detector, loader))
+    for file in deployed:
+        fits = (file.metadata.classes, file.metadata.size) == (dataset.classes, run.recipe.data.size)
+        if file.metadata.precision != "fp32" and fits:
+            shipped = ShippedDetector(file.path)
+            name = file.path.name.replace(".", "-")
+            found[file.title] = keep(name, file.sum, partial(detections_of_file, shipped, loader))
+
+    count = len(dataset.classes)
+    labels = list(samples)
+    matched = {title: match(labels, own, count) for title, own in found.items()}
+    weights = draws(len(labels))
+    resampled = {title: mean_ap(own, weights) for title, own in matched.items()}
+    scores = {title: voc_ap(labels, own, dataset.classes) for title, own in found.items()}
+    twin = TWIN if TWIN in found else None
+    networks = {}
+    for title, own in found.items():
+        errors, threshold = find_errors(matched[title]), best_threshold(matched[title])
+        strong = {name: _from(one, threshold) for name, one in own.items()}
+        gain = None
+        if twin and title != twin:
+            value = scores[title].map_area - scores[twin].map_area
+            gain = interval(value, resampled[title] - resampled[twin])
+        shown = find_errors(match(labels, strong, count))
+        networks[title] = Judged(scores[title], errors, costs(errors), threshold, shown, gain, own)
+    said = tuple(
+        f"{result.title} has {100 * networks[result.title].scores.map_area:.1f} mAP@0.5 on the data as they are now, "
+        f"{100 * result.map50:.1f} in the run's table: the data have changed since."
+        for result in run.results
+        if abs(networks[result.title].scores.map_area - result.map50) > SAME
+    )
+    return Scored(labels, dataset.classes, networks), said
+
+
+def _from(found: Detections, threshold: float) -> Detections:
+    keep = found.scores >= threshold
+    return Detections(found.boxes[keep], found.scores[keep], found.labels[keep])

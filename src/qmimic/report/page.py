@@ -1,0 +1,401 @@
+"""The facts of a run as one HTML file that loads nothing; everything that comes from data is escaped."""
+
+import math
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from numpy.typing import NDArray
+from PIL import Image
+
+from qmimic.config import Recipe
+from qmimic.export.ship import proved
+from qmimic.files import write_text
+from qmimic.report import figures
+from qmimic.report.collect import Absent, Facts, collect
+from qmimic.report.figures import Panel, Style, styles, swatch
+from qmimic.report.labels import Labels
+from qmimic.report.latency import Timing
+from qmimic.report.maps import Maps, Matching
+from qmimic.report.mistakes import confused, data_uri, lost_by_kind
+from qmimic.report.networks import TWIN, Judged, Scored
+from qmimic.run_folder import FinishedRun, read_run
+from qmimic.scores.bootstrap import RESAMPLES, Interval
+from qmimic.scores.coco import coco_ap
+from qmimic.scores.curves import precision_recall
+from qmimic.scores.error_types import KINDS
+from qmimic.statistics import Estimate
+
+FILE = "report.html"
+MOST_CLASSES = 12  # with a panel of their own
+MOST_DEFECTS = 50
+NONE = "\N{EN DASH}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A network in the main table; what is not known is None."""
+
+    title: str
+    main: bool
+    backbone: str
+    map50: float | None
+    gain: Interval | None
+    map07: float | None
+    coco: float | None
+    matching: float | None
+    nonzero: float | None
+    parameters: int | None
+    macs: int | None
+    bytes: int
+    milliseconds: float | None
+
+
+def write_report(folder: Path, out: Path | None = None, say: Callable[[str], None] = lambda _: None) -> Path:
+    """Write the report of a finished run.
+
+    Args:
+        folder: of the run.
+        out: the HTML file; None: `report.html` in the folder.
+        say: told what takes time.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: the folder holds no finished run, or the file cannot be written. What a part of the report lacks
+            becomes a sentence in that part.
+    """
+    path = out or folder / FILE
+    save(path, page(collect(read_run(folder), say)))
+    return path
+
+
+def save(path: Path, text: str) -> None:
+    """Write a page; names that are no text in any encoding are spelt out."""
+    write_text(path, text.encode("utf-8", "backslashreplace").decode())
+
+
+def environment() -> Environment:
+    """Templates that escape what they are given, and how numbers are written."""
+    found = Environment(
+        loader=PackageLoader("qmimic.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    found.globals["version"] = version("qmimic")
+    found.filters |= {
+        "percent": percent,
+        "gain": gain,
+        "mean_gain": mean_gain,
+        "points": points,
+        "count": count,
+        "millions": lambda value: _number(value, lambda own: f"{own / 1e6:.1f}"),
+        "kilobytes": lambda value: _number(value, lambda own: f"{own / 1000:.0f}"),
+        "ms": lambda value: _number(value, lambda own: f"{own:.2f}"),
+        "svg": labelled,
+    }
+    return found
+
+
+def percent(value: float | None) -> str:
+    """A share in per cent, one digit."""
+    return _number(value, lambda own: f"{100 * own:.1f}")
+
+
+def count(value: int | None) -> str:
+    """A whole number in groups of three digits."""
+    return _number(value, lambda own: f"{own:,.0f}")
+
+
+def gain(value: Interval | None) -> str:
+    """A difference in percentage points with its interval, as in `+1.2 [-0.3, +2.7]`."""
+    if value is None or math.isnan(value.value):
+        return NONE
+    return f"{_signed(value.value)} [{_signed(value.low)}, {_signed(value.high)}]"
+
+
+def mean_gain(value: Estimate | None) -> str:
+    """A mean difference in percentage points with its interval over repetitions."""
+    return NONE if value is None else gain(Interval(value.mean, value.mean - value.margin, value.mean + value.margin))
+
+
+def points(value: float | None) -> str:
+    """A difference in percentage points."""
+    return _number(value, _signed)
+
+
+def labelled(svg: str, label: str) -> Markup:
+    """A figure of ours with a name for those who do not see it."""
+    head = Markup('<svg role="img" aria-label="{}"').format(label)
+    return Markup(svg.replace("<svg", str(head), 1))  # matplotlib escapes what it writes
+
+
+def _signed(value: float) -> str:
+    return f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _number(value: Any, text: Callable[[float], str]) -> str:
+    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return text(value) if known else NONE
+
+
+def page(facts: Facts) -> str:
+    """The report of a run as HTML."""
+    run, recipe = facts.run, facts.run.recipe
+    rows = table(facts)
+    style = styles([row.title for row in rows])
+    timing = None if isinstance(facts.timing, Absent) else facts.timing
+    learning = [
+        figures.learning(facts.logs, "map50", style, "mAP@0.5, %"),
+        figures.learning(facts.logs, "loss", style, "training loss"),
+    ]
+    context: dict[str, Any] = {
+        "facts": facts,
+        "recipe": recipe,
+        "summary": summary(facts),
+        "rows": rows,
+        "swatches": {title: swatch(own) for title, own in style.items()},
+        "student": run.results[-1].title,
+        "images": NONE if isinstance(facts.scored, Absent) else f"{len(facts.scored.samples):,}",
+        "resamples": f"{RESAMPLES:,}",
+        "timing": timing,
+        "learning": [one for one in learning if one],
+        "kinds": KINDS,
+        "deployed": _deployed(facts, timing),
+        "commands": commands(run),
+        "recipe_text": yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True),
+        **_comparison(rows, style),
+    }
+    if not isinstance(facts.scored, Absent):
+        context |= _scored(facts.scored, style, run.results[-1].title)
+    if not isinstance(facts.maps, Absent):
+        context |= _maps(facts.maps)
+    if not isinstance(facts.labels, Absent):
+        context |= _labels(facts.labels, recipe)
+    return environment().get_template("run.html").render(context)
+
+
+def table(facts: Facts) -> list[Row]:
+    """The rows of the main table: the run's networks, then its int8 files."""
+    networks = {} if isinstance(facts.scored, Absent) else facts.scored.networks
+    times = {} if isinstance(facts.timing, Absent) else facts.timing.milliseconds
+    rows = []
+    for result in facts.run.results:
+        own = networks.get(result.title)
+        rows.append(
+            Row(
+                result.title,
+                result is facts.run.results[-1],
+                result.backbone,
+                result.map50,
+                own.gain if own else None,
+                result.map07,
+                result.coco_map,
+                result.matching,
+                result.matching_nonzero,
+                result.parameters,
+                result.macs,
+                result.bytes,
+                times.get(result.title),
+            )
+        )
+    for file in facts.deployed:
+        if file.metadata.precision != "fp32":
+            judged = networks.get(file.title)
+            rows.append(
+                Row(
+                    file.title,
+                    False,
+                    file.metadata.backbone,
+                    judged.scores.map_area if judged else None,
+                    judged.gain if judged else None,
+                    judged.scores.map07 if judged else None,
+                    _coco(facts, judged),
+                    None,
+                    None,
+                    file.metadata.parameters,
+                    file.metadata.macs,
+                    file.bytes,
+                    times.get(file.title),
+                )
+            )
+    return rows
+
+
+def _coco(facts: Facts, judged: Judged | None) -> float | None:
+    if judged is None or isinstance(facts.scored, Absent):
+        return None
+    return coco_ap(facts.scored.samples, judged.found, facts.scored.classes).ap
+
+
+def summary(facts: Facts) -> str:
+    """What came out, in two or three sentences."""
+    student, recipe = facts.run.results[-1], facts.run.recipe
+    said = (
+        f"The {student.title} of {student.parameters:,} parameters and {student.macs / 1e6:.1f} million "
+        f"multiply-accumulates an image reaches {percent(student.map50)} mAP@0.5 on {recipe.data.scored}"
+    )
+    own = None if isinstance(facts.scored, Absent) else facts.scored.networks[student.title].gain
+    if own is None or math.isnan(own.low):
+        return f"{said}."
+    word = "above" if own.low > 0 else "below" if own.high < 0 else "not told apart from"
+    return (
+        f"{said}, {gain(own)} points beside the same network trained from scratch (95 % interval over the pictures). "
+        f"By this interval it is {word} it. One seed was run, and seeds differ too."
+    )
+
+
+def commands(run: FinishedRun) -> str:
+    """What to type to do it all again."""
+    folder, data = run.folder, run.recipe.data
+    student = shlex.quote(str(folder / f"{run.results[-1].name}.safetensors"))
+    lines = [
+        ("train it again, in another folder", f"qmimic train {_path(folder / 'recipe.yaml')} run.dir=again"),
+        ("what is wrong with the data", f"qmimic data check {shlex.quote(data.root)}"),
+        (
+            "score the student",
+            f"qmimic eval {student} --data {shlex.quote(data.root)} --split {shlex.quote(data.val)}",
+        ),
+        ("draw what it finds in a picture", f"qmimic predict {student} photo.jpg --out drawn"),
+        ("files to ship", f"qmimic export {student} --int8 --to onnx,openvino"),
+        ("this page", f"qmimic report {_path(folder)}"),
+    ]
+    if data.root.startswith("synthetic:"):
+        del lines[1]
+    if data.fold:
+        lines = [one for one in lines if one[0] != "score the student"]
+    return "\n\n".join(f"# {what}\n{line}" for what, line in lines)
+
+
+def _path(path: Path) -> str:
+    return shlex.quote(str(path))
+
+
+def _comparison(rows: list[Row], style: Mapping[str, Style]) -> dict[str, Any]:
+    """The figures under the main table."""
+    gains = {row.title: row.gain for row in rows if row.gain is not None and math.isfinite(row.gain.low)}
+    scored = [row for row in rows if row.map50 is not None]
+    times = [(row.title, row.milliseconds, row.map50) for row in scored if row.milliseconds and row.map50 is not None]
+    macs = [(row.title, row.macs / 1e6, row.map50) for row in scored if row.macs and row.map50 is not None]
+    found: list[Panel] = []
+    if gains:
+        found.append(figures.gains(gains, style, TWIN))
+    if len(macs) > 1:
+        found.append(figures.costs(macs, style, "million multiply-accumulates an image", "macs"))
+    if len(times) > 1:
+        found.append(figures.costs(times, style, "milliseconds a picture, one thread", "latency"))
+    said = "Differences with their 95 % intervals over the pictures, and" if gains else ""
+    text = f"{said} mAP@0.5 against what the networks cost. Markers as in the table."
+    return {"comparison": found, "comparison_caption": text.strip()}
+
+
+def _scored(scored: Scored, style: Mapping[str, Style], student: str) -> dict[str, Any]:
+    """What the sections on curves and errors show."""
+    networks = scored.networks
+    present = list(next(iter(networks.values())).scores.per_class.items())
+    present = [(name, own) for name, own in present if own.positives]
+    weakest = sorted(present, key=lambda one: networks[student].scores.per_class[one[0]].ap)[:MOST_CLASSES]
+    shown = {name for name, _ in weakest}
+    panels = []
+    for label, name in enumerate(scored.classes):
+        if name in shown:
+            curves = {title: precision_recall(own.errors.matches, label) for title, own in networks.items()}
+            panels.append(figures.precision_recall(name, label, curves, style))
+    caption = "Precision against recall at IoU 0.5, one panel a class"
+    if len(present) > MOST_CLASSES:
+        caption += f": the {MOST_CLASSES} of {len(present)} classes in which the student is weakest"
+    return {
+        "curves": panels,
+        "curves_caption": f"{caption}. Curves end where the detectors' own score threshold cuts them.",
+        "by_class": [
+            (name, own.positives, [one.scores.per_class[name].ap for one in networks.values()]) for name, own in present
+        ],
+        "error_costs": figures.error_costs({title: own.costs for title, own in networks.items()}, style),
+        "error_rows": [
+            {
+                "title": title,
+                "threshold": own.threshold,
+                "found": int(own.shown.found.sum()),
+                "lost": int((own.shown.wanted & ~own.shown.found).sum()),
+                "counts": own.shown.counts,
+            }
+            for title, own in networks.items()
+        ],
+        "lost": lost_by_kind(scored),
+        "confusion": confused(networks[student].shown, scored.classes),
+    }
+
+
+def _maps(maps: Maps) -> dict[str, Any]:
+    """The maps as small pictures, and the figure of the levels."""
+    return {
+        "map_picture": data_uri(maps.picture, "PNG"),
+        "map_bar": data_uri(_colours(np.linspace(0, 1, 64, dtype=np.float32)[None]), "PNG"),
+        "map_columns": list(maps.rows[0].maps),
+        "map_rows": [
+            {
+                "name": row.name,
+                "highest": row.highest,
+                "uris": [(n, data_uri(_colours(one / row.highest), "PNG")) for n, one in row.maps.items()],
+            }
+            for row in maps.rows
+        ],
+        **(_matching(maps.matching) if maps.matching else {"levels": None}),
+    }
+
+
+def _matching(matching: Matching) -> dict[str, Any]:
+    levels = matching.levels
+    total = max(1, sum(level.entries for level in levels))
+    matched = sum(own.matched * own.entries for own in levels) / total
+    share = [level.entries / total for level in levels]
+    return {
+        "levels": figures.levels([own.name for own in levels], share, [own.matched for own in levels]),
+        "levels_caption": (
+            "Matching by level, on the regions that the mimic compares, quantized after pooling, of "
+            f"{matching.images:,} val images. Bars: share of the teacher's entries on that level. Line: share of these "
+            f"entries in which the student is on the same level; {percent(matched)} % over all levels."
+        ),
+    }
+
+
+def _labels(labels: Labels, recipe: Recipe) -> dict[str, Any]:
+    stride = recipe.detector.output_stride
+    caption = f"Sizes of boxes at the training size of {recipe.data.size[0]} x {recipe.data.size[1]} pixels."
+    if math.isfinite(labels.small):
+        caption += (
+            f" {percent(labels.small)} % of the boxes scored on are smaller than the output stride of {stride} pixels, "
+            "one entry of the map."
+        )
+    defects = labels.checked.defects if labels.checked else ()
+    return {
+        "sides": figures.box_sides(dict(zip(("trained on", "scored on"), labels.sides.values(), strict=True)), stride),
+        "sides_caption": caption,
+        "defects": defects[:MOST_DEFECTS],
+        "defects_more": max(0, len(defects) - MOST_DEFECTS),
+    }
+
+
+def _deployed(facts: Facts, timing: Timing | None) -> list[dict[str, Any]]:
+    found = []
+    for file in facts.deployed:
+        try:
+            proof = proved(file.metadata.parity)
+        except (KeyError, TypeError, ValueError):
+            proof = "none that can be read"
+        own = {"name": file.path.name, "precision": file.metadata.precision, "bytes": file.bytes, "proof": proof}
+        found.append({**own, "milliseconds": timing.milliseconds.get(file.title) if timing else None})
+    return found
+
+
+def _colours(values: NDArray[np.float32]) -> Image.Image:
+    """Values 0..1 [H, W] in cividis, which dark and light readers and the colour-blind read alike."""
+    painted = mpl.colormaps["cividis"](np.clip(values, 0, 1), bytes=True)
+    return Image.fromarray(np.ascontiguousarray(painted[..., :3]))
