@@ -231,6 +231,9 @@ class PruningConfig(Section):
     places: int = Field(10, ge=1, le=1024, description="lasso: places of a layer's output in each of these images")
 
 
+TrackerName = Literal["tensorboard", "mlflow", "trackio", "wandb"]
+
+
 class RunConfig(Section):
     """Where the run goes and how it computes."""
 
@@ -241,6 +244,9 @@ class RunConfig(Section):
         8192, ge=0, description="largest teacher bank, MiB on disk; a larger one is not made, the teacher runs instead"
     )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 for wide networks where it pays")
+    trackers: tuple[TrackerName, ...] = Field(
+        ("tensorboard",), description="told of every number besides the log: " + ", ".join(get_args(TrackerName))
+    )
 
 
 class Int8Config(ScheduleConfig):
