@@ -299,13 +299,36 @@ class Recipe(Section):
         return Path(self.run.dir or f"runs/{self.name}")
 
 
-def load_recipe(path: Path | None, overrides: list[str]) -> Recipe:
+def embedded_recipes() -> dict[str, Path]:
+    """The recipes that come with qmimic: names, such as `demo`, and their files."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.yaml"))}
+
+
+def recipe_file(path: Path) -> Path:
+    """The file of a recipe that is named by its path, or by the name of an embedded one. A file that is there wins.
+
+    Raises:
+        InputError: it is no file's name, and no embedded recipe has it.
+    """
+    embedded = embedded_recipes()
+    if path.is_file() or path.suffix or len(path.parts) > 1:
+        return path
+    if path.name not in embedded:
+        raise InputError(f"There is no recipe {path}; name a YAML file, or one of {', '.join(embedded)}.")
+    return embedded[path.name]
+
+
+def load_recipe(path: Path | str | None, overrides: list[str]) -> Recipe:
     """Read a recipe and apply `key.sub=value` overrides, whose values are YAML.
+
+    Args:
+        path: of a YAML file, or the name of an embedded recipe; None: the defaults.
+        overrides: changes to it.
 
     Raises:
         InputError: the file is missing, not YAML, or has an unknown key (the nearest one is named) or a bad value.
     """
-    tree = load_tree(path, "recipe") if path else {}
+    tree = load_tree(recipe_file(Path(path)), "recipe") if path else {}
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
@@ -395,9 +418,30 @@ def settings(section: type[Section] = Recipe, prefix: str = "") -> Iterator[tupl
             yield prefix + name, f"{field.description} [{default}{extra}]"
 
 
+def choices(section: type[Section] = Recipe, prefix: str = "") -> dict[str, tuple[str, ...]]:
+    """Every key of a recipe with the values that it may have, none where they cannot be listed."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            found |= choices(kind, f"{prefix}{name}.")
+        elif kind is bool:
+            found[prefix + name] = ("true", "false")
+        else:
+            literal = getattr(kind, "__origin__", None) is Literal
+            found[prefix + name] = tuple(map(str, get_args(kind))) if literal else ()
+    return found
+
+
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write the resolved recipe as YAML."""
-    write_text(path, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    write_text(path, recipe_text(recipe))
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The resolved recipe as YAML."""
+    text: str = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return text
 
 
 def fingerprint(*parts: object) -> str:

@@ -15,6 +15,7 @@ from qmimic.config import Recipe, explain, load_recipe
 from qmimic.errors import InputError
 
 RECIPE, RESULTS, STAGES, STAGE_RESULT, LOG = "recipe.yaml", "results.json", "stages", "result.json", "log.jsonl"
+ENVIRONMENT, FAILURE = "environment.json", "failed.txt"
 MAX_BYTES = 1 << 24  # of one JSON file
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]

@@ -203,9 +203,14 @@ def test_one_that_hangs_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_stage_that_breaks_off_has_no_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = Fake(raising(-1))
     monkeypatch.setitem(TRACKERS, "mlflow", lambda *_: fake)
-    with pytest.raises(InputError), opened(tmp_path, "mlflow") as own:
-        own.begin(Past())
-        raise InputError("The loss became nan.")
+
+    def breaks_off() -> None:
+        with opened(tmp_path, "mlflow") as own:
+            own.begin(Past())
+            raise InputError("The loss became nan.")
+
+    with pytest.raises(InputError, match="became nan"):
+        breaks_off()
     assert fake.closed == [None]
 
 
