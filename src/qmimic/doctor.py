@@ -122,7 +122,7 @@ def examine(folder: Path) -> Diagnosis:
 
 
 def _torch() -> tuple[int | None, tuple[str, ...], str]:
-    """Threads, GPUs, and what is wrong; asked in another process, for a broken torch may end the one that imports it."""
+    """Threads, GPUs, what is wrong; asked in another process, for a broken torch may end the one that imports it."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, timeout=TORCH_SECONDS, check=False

@@ -14,7 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from qmimic.config import Recipe
+from qmimic.config import load_recipe
 from qmimic.errors import InputError
 from qmimic.pipeline.lock import taken
 from qmimic.run_folder import (
@@ -143,10 +143,8 @@ def plain(text: str) -> str:
 def _run(folder: Path) -> tuple[str, str, dict[str, float]]:
     stages = _stages(folder)
     scores = {result.name: result.map50 for _, result in stages if result}
-    recipe: Recipe | None = None
     try:
-        run = read_run(folder)
-        recipe, scores = run.recipe, {result.name: result.map50 for result in run.results}
+        scores = {result.name: result.map50 for result in read_run(folder).results}
         ended = (folder / RESULTS).stat().st_mtime
     except InputError:
         ended = 0.0
@@ -161,7 +159,7 @@ def _run(folder: Path) -> tuple[str, str, dict[str, float]]:
         return "interrupted", "before its first step" if not scores else "between two stages", scores
     steps = max((line["step"] for line in read_log(newest / LOG)), default=0)
     stage = newest.name.rpartition("-")[0]
-    whole = _steps(recipe, stage)
+    whole = _steps(folder, stage)
     return "interrupted", f"{stage} step {steps}" + (f" of {whole}" if whole else ""), scores
 
 
@@ -202,8 +200,10 @@ def _stages(folder: Path) -> list[tuple[Path, StageResult | None]]:
     return [(path, read_stage(path)) for path in _folders(folder / STAGES)]
 
 
-def _steps(recipe: Recipe | None, stage: str) -> int:
-    if recipe is None:
+def _steps(folder: Path, stage: str) -> int:
+    try:
+        recipe = load_recipe(folder / RECIPE, [])
+    except InputError:
         return 0
     return {"teacher": recipe.teacher, "quantized_teacher": recipe.quantized_teacher}.get(stage, recipe.student).steps
 

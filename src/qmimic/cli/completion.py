@@ -42,7 +42,7 @@ def answer(grammar: Parser) -> None:
     """Print the completions of a command line that the shell has in the environment, and end the process."""
     import argcomplete
 
-    argcomplete.autocomplete(grammar, always_complete_options="long")
+    argcomplete.autocomplete(grammar, always_complete_options=False)
 
 
 def complete(argument: argparse.Action, names: Callable[[str], Iterable[str]]) -> None:

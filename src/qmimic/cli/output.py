@@ -58,7 +58,8 @@ class Output:
             print(json.dumps(plain, default=str))
 
     def _print(self, text: str) -> None:
-        self.console.print(text, highlight=False, soft_wrap=True, markup=False)
+        # A terminal gets whole words in a line; elsewhere a sentence is a line.
+        self.console.print(text, highlight=False, soft_wrap=not self.console.is_terminal, markup=False)
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", words: int = 1) -> Table:

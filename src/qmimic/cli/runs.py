@@ -64,7 +64,7 @@ def _list(out: "Output", folder: Path) -> int:
     found = list_runs(folder)
     rows = []
     for one in found:
-        status = f"{one.status}: {one.detail}" if one.status == "failed" else " ".join((one.status, one.detail)).strip()
+        status = f"{one.status}{': ' if one.status == 'failed' else ', '}{one.detail}" if one.detail else one.status
         score = "" if one.best is None else f"{100 * one.best:.1f} {one.network.replace('_', ' ')}"
         disk = (size(number) for number in (one.disk.stages, one.disk.bank, one.disk.pixels, one.disk.whole))
         rows.append((one.name, status, score, _when(one.changed), *disk))

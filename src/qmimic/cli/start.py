@@ -1,9 +1,8 @@
 """What `qmimic` says when it is called alone."""
 
 from importlib.metadata import version
-from importlib.util import find_spec
 
-from qmimic.extras import install
+from qmimic.extras import install, version_of
 
 TEXT = """qmimic {version}: from a folder of labelled images to a very tiny object detector,
 trained, measured and ready to ship.
@@ -20,6 +19,6 @@ Three commands to start with:
 def text() -> str:
     """What qmimic is, the commands to start with, and where help is; at most 80 columns."""
     said = TEXT.format(version=version("qmimic"))
-    if find_spec("torch") is None:
+    if version_of("torch") is None:
         said += f"\n\nWhat these commands need is not installed yet: {install('train')}"
     return said

@@ -88,7 +88,7 @@ class Bar:
 
     def say(self, text: str) -> None:
         """See `Watcher`."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, highlight=False, soft_wrap=not self.console.is_terminal, markup=False)
 
     def _time(self) -> None:
         if self.timed and self._stage:
