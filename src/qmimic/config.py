@@ -231,6 +231,9 @@ class PruningConfig(Section):
     places: int = Field(10, ge=1, le=1024, description="lasso: places of a layer's output in each of these images")
 
 
+TrackerName = Literal["tensorboard", "mlflow", "trackio", "wandb"]
+
+
 class RunConfig(Section):
     """Where the run goes and how it computes."""
 
@@ -242,6 +245,9 @@ class RunConfig(Section):
     )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 for wide networks where it pays")
     report: bool = Field(True, description="the run ends with report.html; `qmimic report` writes it at any time")
+    trackers: tuple[TrackerName, ...] = Field(
+        ("tensorboard",), description="told of every number besides the log: " + ", ".join(get_args(TrackerName))
+    )
 
 
 class Int8Config(ScheduleConfig):
@@ -294,13 +300,36 @@ class Recipe(Section):
         return Path(self.run.dir or f"runs/{self.name}")
 
 
-def load_recipe(path: Path | None, overrides: list[str]) -> Recipe:
+def embedded_recipes() -> dict[str, Path]:
+    """The recipes that come with qmimic: names, such as `demo`, and their files."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.yaml"))}
+
+
+def recipe_file(path: Path) -> Path:
+    """The file of a recipe that is named by its path, or by the name of an embedded one. A file that is there wins.
+
+    Raises:
+        InputError: it is no file's name, and no embedded recipe has it.
+    """
+    embedded = embedded_recipes()
+    if path.is_file() or path.suffix or len(path.parts) > 1:
+        return path
+    if path.name not in embedded:
+        raise InputError(f"There is no recipe {path}; name a YAML file, or one of {', '.join(embedded)}.")
+    return embedded[path.name]
+
+
+def load_recipe(path: Path | str | None, overrides: list[str]) -> Recipe:
     """Read a recipe and apply `key.sub=value` overrides, whose values are YAML.
+
+    Args:
+        path: of a YAML file, or the name of an embedded recipe; None: the defaults.
+        overrides: changes to it.
 
     Raises:
         InputError: the file is missing, not YAML, or has an unknown key (the nearest one is named) or a bad value.
     """
-    tree = load_tree(path, "recipe") if path else {}
+    tree = load_tree(recipe_file(Path(path)), "recipe") if path else {}
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
@@ -390,9 +419,30 @@ def settings(section: type[Section] = Recipe, prefix: str = "") -> Iterator[tupl
             yield prefix + name, f"{field.description} [{default}{extra}]"
 
 
+def choices(section: type[Section] = Recipe, prefix: str = "") -> dict[str, tuple[str, ...]]:
+    """Every key of a recipe with the values that it may have, none where they cannot be listed."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            found |= choices(kind, f"{prefix}{name}.")
+        elif kind is bool:
+            found[prefix + name] = ("true", "false")
+        else:
+            literal = getattr(kind, "__origin__", None) is Literal
+            found[prefix + name] = tuple(map(str, get_args(kind))) if literal else ()
+    return found
+
+
 def save_recipe(recipe: Recipe, path: Path) -> None:
     """Write the resolved recipe as YAML."""
-    write_text(path, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    write_text(path, recipe_text(recipe))
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The resolved recipe as YAML."""
+    text: str = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return text
 
 
 def fingerprint(*parts: object) -> str:

@@ -1,7 +1,9 @@
 """A detector on single pictures."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -41,9 +43,16 @@ def predict(detector: Detector, image: Image.Image | Path | str, min_score: floa
     return Detections(placed.undo(found.boxes)[keep], found.scores[keep], found.labels[keep])
 
 
-def draw_predictions(
-    detector: Path, images: Sequence[Path], out: Path, min_score: float
-) -> Iterator[tuple[Path, int, Path]]:
+@dataclass(frozen=True)
+class Drawn:
+    """A picture, what was found in it as plain values (boxes x1, y1, x2, y2 in its pixels), and its drawing."""
+
+    picture: Path
+    objects: list[dict[str, Any]]
+    drawing: Path
+
+
+def draw_predictions(detector: Path, images: Sequence[Path], out: Path, min_score: float) -> Iterator[Drawn]:
     """Draw what a detector finds in pictures, one PNG for each.
 
     Args:
@@ -53,7 +62,7 @@ def draw_predictions(
         min_score: detections below this score are left out, 0..1.
 
     Yields:
-        A picture, the number of objects drawn in it, and its drawing, as soon as it is there.
+        A picture, as soon as its drawing is there.
 
     Raises:
         InputError: two drawings would have one name, or one could replace a picture; the score is no score; a file
@@ -78,4 +87,7 @@ def draw_predictions(
         target = out / f"{path.stem}.png"
         with replacing(target) as temporary:
             draw(read_image(path), found, loaded.spec.classes, min_score).save(temporary)
-        yield path, len(found.boxes), target
+        triples = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
+        names_of = loaded.spec.classes
+        objects = [{"box": box, "class": names_of[label], "score": own} for box, own, label in triples]
+        yield Drawn(path, objects, target)

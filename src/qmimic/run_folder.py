@@ -16,6 +16,7 @@ from qmimic.errors import InputError
 
 DEPLOY = "deploy"
 RECIPE, RESULTS, STAGES, STAGE_RESULT, LOG = "recipe.yaml", "results.json", "stages", "result.json", "log.jsonl"
+ENVIRONMENT, FAILURE = "environment.json", "failed.txt"
 MAX_BYTES = 1 << 24  # of one JSON file
 
 MODES = {

@@ -14,17 +14,23 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from qmimic.errors import InputError
 from qmimic.run_folder import read_log
 from qmimic.training.log import Log, draw_curves
+from qmimic.training.trackers import Subject, Trackers
 
 
 def lines(*steps: int) -> list[dict[str, Any]]:
     return [{"step": step, "lr": 0.1, "loss": 1 / step} for step in steps]
 
 
+def told(folder: Path, *names: str) -> Trackers:
+    subject = Subject("demo", "teacher", "0123456789ab", folder, folder.parent, {"seed": 0})
+    return Trackers(names, subject, pytest.fail)
+
+
 def logged(folder: Path, done: int, *new: int) -> None:
-    log = Log(folder, done)
-    for line in lines(*new):
-        log.write(line)
-    log.close()
+    with told(folder, "tensorboard") as trackers:
+        log = Log(folder, done, trackers)
+        for line in lines(*new):
+            log.write(line)
 
 
 def test_every_line_is_json(tmp_path: Path) -> None:
@@ -36,10 +42,8 @@ def test_every_line_is_json(tmp_path: Path) -> None:
 
 
 def test_lines_are_on_disk_at_once(tmp_path: Path) -> None:
-    log = Log(tmp_path, 0)
-    log.write(lines(10)[0])
+    Log(tmp_path, 0, told(tmp_path)).write(lines(10)[0])
     assert read_log(tmp_path / "log.jsonl") == lines(10)
-    log.close()
 
 
 def test_after_a_resume_it_is_the_log_of_a_run_that_never_stopped(tmp_path: Path) -> None:
@@ -94,7 +98,7 @@ def test_tensorboard_shows_the_resumed_run(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_said_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    log = Log(tmp_path, 0)
+    log = Log(tmp_path, 0, told(tmp_path))
 
     def no_space(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -103,7 +107,6 @@ def test_a_full_disk_is_said_in_one_sentence(tmp_path: Path, monkeypatch: pytest
         patch.setattr(Path, "open", no_space)
         with pytest.raises(InputError, match=r"Cannot write .*log\.jsonl: No space left on device; free some space"):
             log.write(lines(10)[0])
-    log.close()
 
 
 CURVES = {

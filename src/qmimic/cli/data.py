@@ -2,10 +2,11 @@
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qmimic.cli.grammar import Commands
+from qmimic.cli.grammar import Commands, Names, add_json
 from qmimic.errors import InputError
 
 if TYPE_CHECKING:
@@ -14,31 +15,41 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Add to the command line's grammar."""
-    from qmimic.data.download import SETS
-    from qmimic.data.formats import WRITERS
-
-    data = commands.add_parser("data", help="look at a labelled folder").add_subparsers(required=True)
+    parser = commands.add_parser("data", help="check, convert, index or fetch a labelled folder")
+    data = parser.add_subparsers(required=True, metavar="ACTION")
     check = data.add_parser("check", help="what is wrong with my labels, before any training")
     check.add_argument("path", type=Path, help="folder of a dataset (VOC, COCO or YOLO)")
     check.add_argument(
         "--size", type=int, nargs=2, metavar=("H", "W"), default=(256, 256), help="training size, pixels"
     )
-    check.add_argument("--json", action="store_true", help="print one JSON object")
+    add_json(check)
     check.set_defaults(run=_check)
     convert = data.add_parser("convert", help="the same images and labels in another layout, boxes exactly as they are")
     convert.add_argument("source", help="folder of a dataset (VOC, COCO or YOLO), or synthetic:digits")
     convert.add_argument("target", type=Path, help="new folder")
-    convert.add_argument("--to", choices=list(WRITERS), required=True, help="layout of the new folder")
+    convert.add_argument("--to", choices=Names(_layouts), required=True, metavar="LAYOUT", help="one of %(choices)s")
     convert.set_defaults(run=_convert)
     index = data.add_parser("index", help="check a large dataset once, so that training opens it in a moment")
     index.add_argument("path", type=Path, help="folder of a dataset; the index is written into it")
     index.add_argument("--drop-bad", action="store_true", help="leave out what `data check` refuses")
     index.set_defaults(run=_index)
     fetch = data.add_parser("get", help="fetch the paper's data; the same command goes on where it stopped")
-    fetch.add_argument("name", choices=list(SETS))
+    fetch.add_argument("name", choices=Names(_sets), metavar="NAME", help="one of %(choices)s")
     fetch.add_argument("--to", type=Path, required=True, help="folder")
     fetch.add_argument("--mirror", default="", help="address of a folder that has the same files")
     fetch.set_defaults(run=_get)
+
+
+def _layouts() -> Iterable[str]:
+    from qmimic.data.formats import WRITERS
+
+    return WRITERS
+
+
+def _sets() -> Iterable[str]:
+    from qmimic.data.download import SETS
+
+    return SETS
 
 
 def _check(options: argparse.Namespace) -> int:

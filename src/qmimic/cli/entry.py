@@ -1,44 +1,80 @@
 """The console script: it finds the command, runs it, and says in a sentence what went wrong."""
 
-import argparse
 import io
 import signal
 import sys
+import time
+import traceback
+import warnings
 from collections.abc import Sequence
+from importlib.metadata import version
 
-from qmimic.cli import bench, cost, data, evaluate, export, fit, predict, report, study, train
-from qmimic.cli.grammar import Parser
+from qmimic.cli import (
+    bench,
+    completion,
+    cost,
+    data,
+    doctor,
+    evaluate,
+    export,
+    fit,
+    predict,
+    report,
+    runs,
+    start,
+    study,
+    train,
+)
+from qmimic.cli.grammar import QUIET, USUAL, VERBOSE, Parser
 from qmimic.errors import InputError
+from qmimic.extras import extra_of, install
 from qmimic.memory import is_lack_of_memory
 
 EXIT_BAD_INPUT = 2
-COMMANDS = (data, train, cost, study, evaluate, report, export, bench, fit, predict)  # in the order of `qmimic --help`
+# In the order of `qmimic --help`, which is that of a person's work.
+COMMANDS = (data, train, evaluate, predict, report, export, bench, fit, study, cost, runs, doctor, completion)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the console script of the package.
+    """Run one command; the console script of the package. Without arguments it says how to start.
 
     Returns:
-        0; 1 if `data check` found something to mend; 2 after bad input or Ctrl-C, with one sentence on stderr.
+        0; 1 if `data check` or `doctor` found something to mend; 2 after bad input or Ctrl-C, with one sentence on
+        stderr.
     """
-    goes_on = ""
+    goes_on, loudness, began = "", USUAL, time.monotonic()
     try:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be printable
-        options = parser().parse_args(arguments)
+        if completion.asked():
+            completion.answer(parser())
+        if not (sys.argv[1:] if arguments is None else arguments):
+            print(start.text())
+            return 0
+        grammar = parser()
+        options = grammar.parse_args(arguments)
+        loudness = options.loudness
         if options.resumes:
             goes_on = "; the last checkpoint is kept, the same command goes on from it"
-        code: int = options.run(options)
+        with warnings.catch_warnings():
+            if loudness != USUAL:
+                warnings.simplefilter("ignore" if loudness == QUIET else "default")
+            code: int = options.run(options)
         print(end="", flush=True)  # what cannot be written is to fail here
+        if loudness == VERBOSE:
+            print(f"qmimic: {time.monotonic() - began:.1f} s in all.", file=sys.stderr)
         return code
     except InputError as error:
+        if loudness == VERBOSE:
+            traceback.print_exception(error)
         _complain(str(error))
     except KeyboardInterrupt:
         _complain(f"interrupted{goes_on}.")
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("qmimic"):
             raise
-        _complain(f"{error.name} is not installed, which this command needs: pip install 'qmimic[train]'.")
+        name = (error.name or "").partition(".")[0]
+        _complain(f"{name} is not installed, which this command needs: {install(extra_of(name))}.")
     except BrokenPipeError:  # the reader of our output has gone
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         sys.stderr.close()
@@ -64,10 +100,11 @@ def _complain(sentence: str) -> None:
     print(f"qmimic: {' '.join(sentence.splitlines())}", file=sys.stderr)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line's grammar."""
     top = Parser(prog="qmimic", description="Very tiny object detectors by quantization mimic.")
-    top.set_defaults(resumes=False)
+    top.add_argument("--version", action="version", version=f"qmimic {version('qmimic')}")
+    top.set_defaults(resumes=False, loudness=USUAL)
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add(commands)

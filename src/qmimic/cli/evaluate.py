@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qmimic.cli.grammar import Commands
+from qmimic.cli.completion import complete, detectors
+from qmimic.cli.grammar import Commands, add_json
 
 if TYPE_CHECKING:
     from qmimic.scores.summary import Scores
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
 def add(commands: Commands) -> None:
     """Add to the command line's grammar."""
     evaluate = commands.add_parser("eval", help="score a trained detector on a split")
-    evaluate.add_argument("detector", type=Path, help="a .safetensors file of a run")
+    detector = evaluate.add_argument("detector", type=Path, help="a .safetensors file of a run")
+    complete(detector, detectors)
     evaluate.add_argument("--data", required=True, help="folder of a dataset, or synthetic:digits")
     evaluate.add_argument("--split", default="val")
     evaluate.add_argument("--detections", type=Path, help="also write the detections to this JSON file")
@@ -23,7 +25,7 @@ def add(commands: Commands) -> None:
         "--sizes", type=_size, nargs="+", default=[], metavar="HxW", help="look at the images at these sizes, pixels"
     )
     evaluate.add_argument("--flip", action="store_true", help="look at them mirrored as well")
-    evaluate.add_argument("--json", action="store_true", help="print one JSON object last")
+    add_json(evaluate)
     evaluate.set_defaults(run=_evaluate)
     score = commands.add_parser("score", help="score anyone's detections on a labelled split")
     truth = score.add_mutually_exclusive_group(required=True)
@@ -36,7 +38,7 @@ def add(commands: Commands) -> None:
         required=True,
         help="JSON list, as COCO results; of WIDER FACE its folder of text files",
     )
-    score.add_argument("--json", action="store_true", help="print one JSON object last")
+    add_json(score)
     score.set_defaults(run=_score)
 
 

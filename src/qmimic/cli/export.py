@@ -1,49 +1,54 @@
 """`qmimic export`: files to ship."""
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
-from qmimic.cli.grammar import OVERRIDES, Commands, targets
+from qmimic.cli.completion import complete, detectors, keys
+from qmimic.cli.grammar import OVERRIDES, Commands, add_json, targets
 from qmimic.errors import InputError
 
 
 def add(commands: Commands) -> None:
     """Add to the command line's grammar."""
     export = commands.add_parser("export", help="a file to ship, after proof that it detects as the trained model does")
-    export.add_argument("detector", type=Path, help="a .safetensors file of a run")
+    detector = export.add_argument("detector", type=Path, help="a .safetensors file of a run")
+    complete(detector, detectors)
     export.add_argument("--to", default="onnx", metavar="FORMATS", help="onnx, openvino, executorch, with commas")
     export.add_argument("--int8", action="store_true", help="also on integers, unless it costs above int8.max_loss")
     export.add_argument("--nms", choices=["inside", "outside"], default="inside", help="the graph, or the runtime")
     export.add_argument("--out", type=Path, help="folder (deploy, beside the detector)")
     export.add_argument("--data", help="dataset whose pictures it is proved on (that of the run's recipe.yaml)")
-    export.add_argument(
+    overrides = export.add_argument(
         "--set", dest="overrides", nargs="+", default=[], metavar=OVERRIDES, help="changes to the run's recipe"
     )
+    complete(overrides, keys)
     export.add_argument("--batch", type=int, default=1, help="images at once; 0: any number, a little slower")
+    add_json(export)
     export.set_defaults(run=_export)
 
 
 def _export(options: argparse.Namespace) -> int:
-    from rich.table import Table
-
+    from qmimic.cli.output import Output, table
     from qmimic.export.ship import proved
     from qmimic.pipeline.deploy import advice, deploy
-    from qmimic.training.progress import Bar, Screen
 
     if options.batch < 0:
         raise InputError(f"--batch {options.batch} is no number of images; give 1 or more, or 0 for any number.")
     names = targets(options.to)
-    console = Screen()
-    with Bar(console) as bar:
+    out = Output(options)
+    with out.watching() as watcher:
         batch = options.batch or None
         inside = options.nms == "inside"
         given = options.detector, options.out, options.data, options.overrides
-        files = deploy(*given, batch, inside, names, options.int8, bar)
-    table = Table("file", "kB", "ms", "proof", title="one thread, medians of one alternating run")
-    for one in files:
-        table.add_row(one.path.name, f"{one.bytes / 1000:.0f}", f"{one.milliseconds:.2f}", proved(one.proof))
-    console.print(table)
-    console.print(f"{advice(files)} The files are in {files[0].path.parent}.", highlight=False, soft_wrap=True)
+        files = deploy(*given, batch, inside, names, options.int8, watcher)
+    rows = [(one.path.name, proved(one.proof), f"{one.bytes / 1000:.0f}", f"{one.milliseconds:.2f}") for one in files]
+    heads = "file", "proof", "kB", "ms"
+    out.result(
+        table(heads, rows, "one thread, medians of one alternating run", words=2),
+        f"{advice(files)} The files are in {files[0].path.parent}.",
+    )
+    out.end({"files": [asdict(one) for one in files], "advice": advice(files)})
     if options.int8 and not any(one.precision == "int8" for one in files):
         raise InputError("No int8 file was written, see above; executorch has none in any case.")
     return 0

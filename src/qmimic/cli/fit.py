@@ -2,9 +2,11 @@
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 
-from qmimic.cli.grammar import OVERRIDES, Commands, targets
+from qmimic.cli.completion import complete, keys
+from qmimic.cli.grammar import OVERRIDES, Commands, add_json, targets
 from qmimic.errors import InputError
 
 SEARCHED = ("data.size", "student.backbone", "detector.architecture", "detector.anchors", "run.dir")
@@ -14,7 +16,7 @@ def add(commands: Commands) -> None:
     """Add to the command line's grammar."""
     fit = commands.add_parser("fit", help="the best detector within milliseconds, kilobytes and memory of this machine")
     fit.add_argument("data", help="folder of a dataset, or synthetic:digits")
-    fit.add_argument(
+    overrides = fit.add_argument(
         "--set",
         dest="overrides",
         nargs="+",
@@ -22,6 +24,7 @@ def add(commands: Commands) -> None:
         metavar=OVERRIDES,
         help="changes to the recipe, see `qmimic train --help`",
     )
+    complete(overrides, keys)
     fit.add_argument("--max-ms", type=float, help="a picture, one thread")
     fit.add_argument("--max-kb", type=float, help="size of the file")
     fit.add_argument("--max-mb", type=float, help="largest resident memory of a process that runs it")
@@ -29,16 +32,15 @@ def add(commands: Commands) -> None:
         "--to", default="onnx", metavar="FORMATS", help="that may ship: onnx, openvino, executorch, with commas"
     )
     fit.add_argument("--out", type=Path, help="folder (runs/fit-, with the budget)")
+    add_json(fit)
     fit.set_defaults(run=_fit, resumes=True)
 
 
 def _fit(options: argparse.Namespace) -> int:
-    from rich.table import Table
-
-    from qmimic.config import load_recipe
+    from qmimic.cli.output import Output, table
+    from qmimic.config import load_recipe, recipe_text
     from qmimic.pipeline.candidates import Budget
     from qmimic.pipeline.fit import fit
-    from qmimic.training.progress import Bar, Screen
 
     limits = {"ms": options.max_ms, "kB": options.max_kb, "MB": options.max_mb}
     if not any(limits.values()) or any(limit is not None and not limit > 0 for limit in limits.values()):
@@ -48,22 +50,24 @@ def _fit(options: argparse.Namespace) -> int:
         raise InputError(f"--set {taken}: that is what is searched; leave it out, or use `qmimic train`.")
     recipe = load_recipe(None, [f"data.root={json.dumps(options.data)}", *options.overrides])
     name = "-".join(f"{limit:g}{unit}" for unit, limit in limits.items() if limit)
-    console = Screen()
-    with Bar(console) as bar:
-        folder = options.out or Path(f"runs/fit-{name}")
-        fitted = fit(recipe, Budget(*limits.values()), targets(options.to), folder, bar)
-    table = Table("network", "ms", "kB", "mAP", "steps", "front", title="Short trainings from scratch")
+    out, folder = Output(options), options.out or Path(f"runs/fit-{name}")
+    out.detail(f"The recipe, resolved, of all that is not searched:\n{recipe_text(recipe)}")
+    with out.watching() as watcher:
+        fitted = fit(recipe, Budget(*limits.values()), targets(options.to), folder, watcher)
+    rows = []
     for one in fitted.tried:
         own = one.option
         numbers = (f"{own.milliseconds:.2f}", f"{own.kilobytes:.0f}", f"{100 * one.map50:.1f}", str(one.steps))
-        table.add_row(f"{own.candidate} {own.precision}", *numbers, "yes" if one.on_front else "")
-    console.print(table)
+        rows.append((f"{own.candidate} {own.precision}", *numbers, "yes" if one.on_front else ""))
+    heads = "network", "ms", "kB", "mAP", "steps", "front"
     file = fitted.file
     fits = "within" if fitted.excess <= 1 else f"{fitted.excess:.2f} times"
-    console.print(
+    out.result(
+        table(heads, rows, "Short trainings from scratch"),
         f"To ship: {file.path}: {100 * fitted.map50:.1f} mAP@0.5 on val, {file.milliseconds:.2f} ms, "
         f"{file.bytes / 1000:.0f} kB, {fits} the limit. Plot: {fitted.folder / 'front.png'}",
-        highlight=False,
-        soft_wrap=True,
     )
+    tried = [asdict(one) for one in fitted.tried]
+    result = {"folder": fitted.folder, "file": asdict(file), "map50": fitted.map50, "excess": fitted.excess}
+    out.end({**result, "tried": tried})
     return 0

@@ -1,7 +1,6 @@
 """`qmimic report`: what a run came to, as a page for a person."""
 
 import argparse
-import json
 from pathlib import Path
 
 from qmimic.cli.grammar import Commands
@@ -17,20 +16,15 @@ def add(commands: Commands) -> None:
 
 
 def _report(options: argparse.Namespace) -> int:
+    from qmimic.cli.output import Output
     from qmimic.report.compare import compare
     from qmimic.report.page import write_report
-    from qmimic.training.progress import Screen
 
-    console = Screen(stderr=options.json)
-
-    def say(text: str) -> None:
-        console.print(text, highlight=False, soft_wrap=True, markup=False)
-
+    out = Output(options)
     if len(options.runs) == 1:
-        path = write_report(options.runs[0], options.out, say)
+        path = write_report(options.runs[0], options.out, out.say)
     else:
         path = compare(options.runs, options.out)
-    say(f"Report: {path}")
-    if options.json:
-        print(json.dumps({"report": str(path), "runs": [str(run) for run in options.runs]}))
+    out.result(f"Report: {path}")
+    out.end({"report": path, "runs": [str(run) for run in options.runs]})
     return 0

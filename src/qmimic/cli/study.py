@@ -4,9 +4,13 @@ import argparse
 import os
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from qmimic.cli.grammar import Commands
+from qmimic.cli.grammar import Commands, add_json
 from qmimic.errors import InputError
+
+if TYPE_CHECKING:
+    from qmimic.cli.output import Output
 
 
 def add(commands: Commands) -> None:
@@ -21,29 +25,49 @@ def add(commands: Commands) -> None:
     study.add_argument(
         "--ray", metavar="ADDRESS", help="run on a Ray cluster: auto, or host:port (pip install qmimic[ray])"
     )
+    add_json(study)
     study.set_defaults(run=_study, resumes=True)
 
 
 def _study(options: argparse.Namespace) -> int:
-    from qmimic.study.report import report
+    from qmimic.cli.output import Output
 
+    out = Output(options)
     if options.what == "report":
         if not options.folders:
             raise InputError("Name the folders of the studies to report, for example runs/study-order.")
-        print(report(options.folders, options.out or options.folders[0] / "report.md"))
+        _report(out, options.folders, options.out or options.folders[0] / "report.md")
         return 0
     if options.folders:
         raise InputError(f"{options.folders[0]} is one argument too many; name one study's file.")
-    return _run_study(options)
+    return _run_study(options, out)
 
 
-def _run_study(options: argparse.Namespace) -> int:
+def _report(out: "Output", folders: list[Path], path: Path) -> None:
+    from qmimic.cli.output import table
+    from qmimic.study.report import as_json, report, short_table, summarize, verdicts
+    from qmimic.study.table import read_results, read_study
+
+    report(folders, path)
+    plain = []
+    for folder in folders:
+        study, results = read_study(folder), read_results(folder)
+        arms = summarize(study, results)
+        heads, rows = short_table(study, arms)
+        title = f"{study.name}: mAP@0.5 in %, ± standard error; differences with 95 % intervals"
+        out.result(table(heads, rows, title, words=len(study.grid) + 2))
+        out.result(*(sentence.strip() for sentence in verdicts(study, arms)))
+        plain.append({**as_json(study, results), "folder": folder})
+    out.result(f"Report: {path}")
+    out.end({"report": path, "studies": plain})
+
+
+def _run_study(options: argparse.Namespace, out: "Output") -> int:
+    from qmimic.config import recipe_text
     from qmimic.study.cluster import Cluster
-    from qmimic.study.report import report
     from qmimic.study.schedule import Process, run_study
     from qmimic.study.spec import expand, load_study
     from qmimic.study.view import View
-    from qmimic.training.progress import Screen
 
     if options.workers is not None and options.workers < 1:
         raise InputError(f"--workers {options.workers} does nothing; give at least 1.")
@@ -51,13 +75,13 @@ def _run_study(options: argparse.Namespace) -> int:
     study = load_study(source)
     folder = options.out or Path(f"runs/study-{study.name}")
     runs = expand(study, source, folder)
-    console = Screen()
-    with Cluster(options.ray) if options.ray else nullcontext() as cluster, View(console, folder) as view:
+    out.detail(f"{len(runs)} runs in {folder}; the first one's recipe, resolved:\n{recipe_text(runs[0].recipe)}")
+    view = View(out.console, folder, quiet=out.quiet, each=out.verbose)
+    with Cluster(options.ray) if options.ray else nullcontext() as cluster, view:
         workers = options.workers or (cluster.cores if cluster else os.cpu_count() or 1)
         jobs = run_study(study, runs, folder, workers, view.show, cluster.start if cluster else Process)
     for job in jobs:
         if job.status == "failed":
-            console.print(f"failed: {job.kind} {job.id}: {job.error}", highlight=False, soft_wrap=True)
-    console.print(report([folder], folder / "report.md"), highlight=False, soft_wrap=True, markup=False)
-    console.print(f"Table: {folder / 'study.sqlite'}   report: {folder / 'report.md'}", soft_wrap=True, highlight=False)
+            out.result(f"failed: {job.kind} {job.id}: {job.error}")
+    _report(out, [folder], folder / "report.md")
     return 0

@@ -2,55 +2,63 @@
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 
-from qmimic.cli.grammar import OVERRIDES, Commands
+from qmimic.cli.completion import complete, keys, recipes
+from qmimic.cli.grammar import OVERRIDES, Commands, add_json
 
 
 def add(commands: Commands) -> None:
     """Add to the command line's grammar."""
-    from qmimic.config import settings
-
-    keys = "\n".join(f"  {key:<34} {text}" for key, text in settings())
     train = commands.add_parser(
         "train",
         help="recipe to run folder: teacher, quantized teacher, student, baselines",
-        epilog=f"keys, with their defaults:\n{keys}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        more=_keys,
     )
-    train.add_argument("recipe", type=Path, help="a YAML file, such as recipes/bccd.yaml")
-    train.add_argument("overrides", nargs="*", metavar=OVERRIDES, help="changes to the recipe, listed below")
+    recipe = train.add_argument(
+        "recipe", type=Path, help="a YAML file, or the name of an embedded recipe, such as demo"
+    )
+    complete(recipe, recipes)
+    overrides = train.add_argument("overrides", nargs="*", metavar=OVERRIDES, help="changes to the recipe, see below")
+    complete(overrides, keys)
+    add_json(train)
     train.set_defaults(run=_train, resumes=True)
     schema = commands.add_parser("schema", help="print the recipe's JSON schema, for editors")
     schema.set_defaults(run=_schema)
 
 
+def _keys() -> str:
+    from qmimic.config import embedded_recipes, settings
+
+    keys = "\n".join(f"  {key:<34} {text}" for key, text in settings())
+    return f"embedded recipes: {', '.join(embedded_recipes())}\n\nkeys, with their defaults:\n{keys}"
+
+
 def _train(options: argparse.Namespace) -> int:
     from accelerate import PartialState
-    from rich.table import Table
 
-    from qmimic.config import load_recipe
-    from qmimic.pipeline.run import COLUMNS, rows, train
-    from qmimic.training.progress import Bar, Screen
+    from qmimic.cli.output import Output, table
+    from qmimic.config import load_recipe, recipe_text
+    from qmimic.pipeline.run import SHORT_COLUMNS, short_rows, train
+    from qmimic.run_folder import MODES
 
     recipe = load_recipe(options.recipe, options.overrides)
-    console = Screen()
-    if not console.is_terminal:
-        console.width = 140  # a file or a pipe has no width of its own
-    with Bar(console) as bar:
-        result = train(recipe, bar)
+    out = Output(options)
+    out.detail(f"The recipe, resolved; the run goes to {recipe.folder}:\n{recipe_text(recipe)}")
+    with out.watching() as watcher:
+        result = train(recipe, watcher)
     if not PartialState().is_main_process:
         return 0
-    table = Table(*COLUMNS, title=f"{recipe.name}, val split, seed {recipe.seed} (mAP and matching in %)")
-    for row in rows(result.results):
-        table.add_row(*row)
-    console.print(table)
-    for remark in result.remarks:
-        console.print(remark, highlight=False, soft_wrap=True)
-    console.print(f"Table: {result.folder / 'results.md'}   pictures: {result.folder / 'examples.png'}", soft_wrap=True)
+    title = f"{recipe.name}, val split, seed {recipe.seed}; student: {MODES[result.results[-1].mode]}"
+    out.result(table(SHORT_COLUMNS, short_rows(result.results), title, words=2), *result.remarks)
+    out.result(f"Table: {result.folder / 'results.md'}   pictures: {result.folder / 'examples.png'}")
     if result.report:
-        console.print(f"Report: {result.report}", highlight=False, soft_wrap=True)
-    console.print(f"To ship: {result.student}", highlight=False, soft_wrap=True)
+        out.result(f"Report: {result.report}")
+    out.result(f"To ship: {result.student}")
+    networks = [asdict(one) for one in result.results]
+    out.end({"folder": result.folder, "student": result.student, "networks": networks, "remarks": list(result.remarks)})
     return 0
 
 

@@ -14,6 +14,7 @@ from qmimic.evaluation import detect_all
 from qmimic.models.fake_quantize import calibrate, keep_float, on_grids, parts
 from qmimic.models.two_stage import Detector
 from qmimic.pipeline.prepare import Prepared
+from qmimic.pipeline.tracking import trackers_of
 from qmimic.scores.summary import score
 from qmimic.training.loop import Job, Watcher, chance_of, fit
 from qmimic.training.objectives import DetectionObjective
@@ -76,11 +77,14 @@ def to_integers(prepared: Prepared, detector: Detector, folder: Path, watcher: W
         key = fingerprint(
             VERSION, prepared.key, settings, prepared.recipe.augment, prepared.recipe.seed, _sum(detector)
         )
-        job = Job("int8", folder / f"int8-{key}", key, prepared.recipe.seed, config, bf16=False)
+        place = folder / f"int8-{key}"
         objective = DetectionObjective(found, prepared.recipe.augment)
         own = prepared.train.with_batch_size(config.batch_size)
-        found = fit(job, objective, own, lambda one: _map50(prepared, one), prepared.accelerator, watcher)
-        after, trained = _map50(prepared, found), config.steps
+        with trackers_of(prepared, "int8", key, place, watcher) as trackers:
+            job = Job("int8", place, key, prepared.recipe.seed, config, False, trackers)
+            found = fit(job, objective, own, lambda one: _map50(prepared, one), prepared.accelerator, watcher)
+            after, trained = _map50(prepared, found), config.steps
+            trackers.end({"map50": after, "map50_float": before})
         watcher.say(f"After {trained} steps on the grids it has {100 * after:.1f}.")
     in_float: tuple[str, ...] = ()
     if after < allowed:

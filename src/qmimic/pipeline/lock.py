@@ -11,14 +11,14 @@ from qmimic.errors import InputError
 
 
 @contextlib.contextmanager
-def alone(folder: Path, patience: float = 0) -> Iterator[None]:
+def alone(folder: Path, patience: float = 0.3) -> Iterator[None]:
     """Keep other processes that ask for the same out of a folder, which is made, as long as the body runs.
 
     The system holds the lock, on the folder itself: however the process ends, nothing stays locked or lies about.
 
     Args:
         folder: any.
-        patience: how long to wait for another process to leave, seconds.
+        patience: how long to wait for another process to leave, seconds; a moment, for `taken` looks for one.
 
     Raises:
         InputError: another process is in it, or the folder cannot be made.
@@ -36,6 +36,23 @@ def alone(folder: Path, patience: float = 0) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def taken(folder: Path) -> bool:
+    """Whether a process is alone in a folder just now."""
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a disk without such locks
+        return False
+    finally:
+        os.close(handle)
+    return False
 
 
 def _lock(handle: int, folder: Path, until: float) -> None:

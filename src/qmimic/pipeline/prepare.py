@@ -24,6 +24,7 @@ from qmimic.models.anchors import fit_anchors
 from qmimic.models.backbones import parse_name
 from qmimic.models.spec import DetectorSpec
 from qmimic.precision import bf16_by_default
+from qmimic.training.trackers import require
 
 EVALUATION_BATCH = 32
 
@@ -73,6 +74,7 @@ def prepare(recipe: Recipe) -> Prepared:
     """
     for backbone in (recipe.teacher.backbone, recipe.student.backbone):
         parse_name(backbone)
+    require(recipe.run.trackers)
     keep_freed_memory()
     torch.set_num_threads(recipe.run.threads or os.cpu_count() or 1)
     # Between processes: what a phase of the mimic loss does not use must not be waited for.

@@ -1,5 +1,6 @@
 """The main job: a recipe becomes a run folder with a teacher, its students, a table and a picture."""
 
+import contextlib
 import json
 import shutil
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +25,7 @@ from qmimic.pipeline.stages import (
     train_teacher,
 )
 from qmimic.prediction import predict
-from qmimic.run_folder import LOG, RECIPE, RESULTS, StageResult, read_log
+from qmimic.run_folder import ENVIRONMENT, FAILURE, LOG, RECIPE, RESULTS, StageResult, read_log
 from qmimic.training.log import draw_curves
 from qmimic.training.loop import Watcher
 from qmimic.training.progress import Silent
@@ -69,7 +70,7 @@ def train(recipe: Recipe, watcher: Watcher) -> RunResult:
     # Of many processes one writes and speaks.
     if not prepared.accelerator.is_main_process:
         return _train(prepared, Silent())
-    resolved, where = recipe.folder / RECIPE, recipe.folder / "environment.json"
+    resolved, where = recipe.folder / RECIPE, recipe.folder / ENVIRONMENT
     with alone(recipe.folder):
         if resolved.exists() and not where.exists():
             raise InputError(
@@ -78,7 +79,13 @@ def train(recipe: Recipe, watcher: Watcher) -> RunResult:
             )
         write_text(where, json.dumps(environment(prepared.accelerator), indent=1))  # first: it marks the folder as ours
         save_recipe(recipe, resolved)
-        return _train(prepared, watcher)
+        (recipe.folder / FAILURE).unlink(missing_ok=True)
+        try:
+            return _train(prepared, watcher)
+        except InputError as error:
+            with contextlib.suppress(InputError):  # the disk may be full
+                write_text(recipe.folder / FAILURE, f"{error}\n")
+            raise
 
 
 def _train(prepared: Prepared, watcher: Watcher) -> RunResult:
@@ -184,6 +191,26 @@ COLUMNS = (
     "MMACs",
     "kB",
 )
+
+
+SHORT_COLUMNS = (
+    "network",
+    "backbone",
+    "mAP\n@0.5",
+    "\nVOC07",
+    "\nCOCO",
+    "match-\ning",
+    "non-\nzero",
+    "\nMMACs",
+    "\nkB",
+)
+
+
+def short_rows(results: tuple[StageResult, ...]) -> list[tuple[str, ...]]:
+    """The same for a terminal of 80 columns: without parameters, and the student's mode left to the title."""
+    return [
+        (result.name.replace("_", " "), *row[1:7], *row[8:]) for result, row in zip(results, rows(results), strict=True)
+    ]
 
 
 def rows(results: tuple[StageResult, ...]) -> list[tuple[str, ...]]:

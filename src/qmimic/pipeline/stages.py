@@ -25,6 +25,7 @@ from qmimic.models.narrowing import channel_groups
 from qmimic.models.two_stage import Detector
 from qmimic.pipeline.prepare import Prepared
 from qmimic.pipeline.teaching import teacher_of
+from qmimic.pipeline.tracking import scores_of, trackers_of
 from qmimic.pruning.cost import equal_share
 from qmimic.pruning.lasso import prune_by_lasso
 from qmimic.pruning.taylor import prune_by_taylor
@@ -282,15 +283,16 @@ def _run(
 
     def work() -> None:
         objective = make()
-        job = Job(name, folder, key, prepared.recipe.seed, schedule, prepared.bf16(backbone))
-        trained = objective.detector.eval()
-        if schedule.steps:
-            loader = prepared.train.with_batch_size(schedule.batch_size)
-            trained = fit(job, objective, loader, lambda d: _map50(prepared, d), prepared.accelerator, watcher)
-        objective.eval()
-        if prepared.accelerator.is_main_process:
-            with processes.apart():
-                _write(prepared, name, key, trained, folder, extra(objective))
+        with trackers_of(prepared, name, key, folder, watcher) as trackers:
+            job = Job(name, folder, key, prepared.recipe.seed, schedule, prepared.bf16(backbone), trackers)
+            trained = objective.detector.eval()
+            if schedule.steps:
+                loader = prepared.train.with_batch_size(schedule.batch_size)
+                trained = fit(job, objective, loader, lambda d: _map50(prepared, d), prepared.accelerator, watcher)
+            objective.eval()
+            if prepared.accelerator.is_main_process:
+                with processes.apart():
+                    trackers.end(scores_of(_write(prepared, name, key, trained, folder, extra(objective))))
 
     return _once(prepared, folder, watcher, work)
 
@@ -311,7 +313,9 @@ def _once(prepared: Prepared, folder: Path, watcher: Watcher, work: Callable[[],
     return Stage(result, folder)
 
 
-def _write(prepared: Prepared, name: str, key: str, trained: Detector, folder: Path, extra: dict[str, Any]) -> None:
+def _write(
+    prepared: Prepared, name: str, key: str, trained: Detector, folder: Path, extra: dict[str, Any]
+) -> StageResult:
     """Score a detector and write it with its result, the mark of a finished stage."""
     scores = score(prepared.dataset, VAL, detect_all(trained, prepared.val))
     file = folder / "detector.safetensors"
@@ -330,6 +334,7 @@ def _write(prepared: Prepared, name: str, key: str, trained: Detector, folder: P
         **extra,
     )
     write_text(folder / STAGE_RESULT, json.dumps(asdict(result), indent=1))  # last: its presence means done
+    return result
 
 
 def _finished(folder: Path) -> StageResult | None:

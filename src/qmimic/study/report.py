@@ -3,7 +3,7 @@
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +180,48 @@ def _table(study: Study, arms: Sequence[ArmSummary]) -> list[str]:
         cells += [percent(own.matching), percent(own.matching_nonzero), f"{own.parameters:,}", f"{own.macs / 1e6:.1f}"]
         lines.append("| " + " | ".join([*cells, f"{own.bytes / 1000:.0f}"]) + " |")
     return lines
+
+
+def short_table(study: Study, arms: Sequence[ArmSummary]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """The table for a terminal of 80 columns: its heads, that of the control's differences named, and its rows."""
+    keys = list(study.grid)
+    heads = (
+        *(key.split(".")[-1] for key in keys),
+        "arm",
+        "backbone",
+        "\nn",
+        "\nmAP@0.5",
+        f"difference\nto {study.compared_to}",
+    )
+    rows = []
+    for own in arms:
+        error = "" if math.isnan(own.score.error) else f" ± {100 * own.score.error:.1f}"
+        texts = [*(str(own.point[key]) for key in keys), own.arm, own.backbone, str(own.score.count)]
+        texts += [percent(own.score.mean) + error, "-" if own.gain is None else interval(own.gain)]
+        rows.append((*texts, percent(own.of_teacher, 0), f"{own.bytes / 1000:.0f}"))
+    return (*heads, "% of\nteacher", "\nkB"), rows
+
+
+def as_json(study: Study, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Arms, their estimates and verdicts as plain values; null where there is no number."""
+    arms = summarize(study, results)
+    statuses = Counter(row["status"] for row in results)
+    plain = {
+        "name": study.name,
+        "control": study.compared_to,
+        "runs": dict(statuses),
+        "verdicts": verdicts(study, arms),
+    }
+    found: dict[str, Any] = _without_nan({**plain, "arms": [asdict(own) for own in arms]})
+    return found
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(own) for key, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(own) for own in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def draw_gains(study: Study, arms: Sequence[ArmSummary], path: Path) -> None:

@@ -19,16 +19,19 @@ class View:
     Args:
         console: where to draw; if it is no terminal, a line is printed every minute instead.
         folder: of the study.
+        quiet: draw and print nothing.
+        each: print a line for each job that ends.
     """
 
-    def __init__(self, console: Console, folder: Path) -> None:
-        self.console, self.folder = console, folder
+    def __init__(self, console: Console, folder: Path, quiet: bool = False, each: bool = False) -> None:
+        self.console, self.folder, self.quiet, self.each = console, folder, quiet, each
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._names: dict[str, str] = {}
+        self._ended: set[str] | None = None
         self._began, self._first_done, self._line = time.monotonic(), -1, 0.0
 
     def __enter__(self) -> "View":
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.quiet:
             self._live.start()
         return self
 
@@ -42,6 +45,10 @@ class View:
         if self._first_done < 0:
             self._first_done = sum(job.status == "done" for job in jobs)
             self._names = names(self.folder)
+        if self.each:
+            self._tell(jobs)
+        if self.quiet:
+            return
         title = self._title(jobs)
         if self.console.is_terminal:
             table = Table("at work", "step", title=title, title_justify="left")
@@ -54,6 +61,14 @@ class View:
         elif time.monotonic() - self._line >= LINE_SECONDS:
             self._line = time.monotonic()
             self.console.print(title, highlight=False)
+
+    def _tell(self, jobs: list[JobRow]) -> None:
+        ended = {job.id for job in jobs if job.status in ("done", "failed")}
+        for job in jobs if self._ended is not None else ():
+            if job.id in ended - (self._ended or set()):
+                name = self._names.get(job.id, job.kind)
+                self.console.print(f"{name}: {job.status} after {job.seconds:.1f} s", highlight=False, markup=False)
+        self._ended = ended
 
     def _title(self, jobs: list[JobRow]) -> str:
         done, failed = (sum(job.status == status for job in jobs) for status in ("done", "failed"))

@@ -1,14 +1,13 @@
-"""A stage's log: JSON lines on disk, TensorBoard beside it, curves as a picture."""
+"""A stage's log: JSON lines on disk, trackers beside it, curves as a picture."""
 
 import json
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard import SummaryWriter
-
 from qmimic.errors import InputError
 from qmimic.files import replacing, write_text
 from qmimic.run_folder import LOG, read_log
+from qmimic.training.trackers import Past, Trackers
 
 
 class Log:
@@ -17,13 +16,16 @@ class Log:
     Args:
         folder: of the stage.
         steps_done: lines of later steps, left over from the run that was killed, are removed.
+        trackers: told the same; opened here.
     """
 
-    def __init__(self, folder: Path, steps_done: int) -> None:
+    def __init__(self, folder: Path, steps_done: int, trackers: Trackers) -> None:
         self.path = folder / LOG
-        self.lines = [line for line in read_log(self.path) if line["step"] <= steps_done]
+        before = read_log(self.path)
+        self.lines = [line for line in before if line["step"] <= steps_done]
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in self.lines))
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=steps_done + 1)
+        self._trackers = trackers
+        trackers.begin(Past(steps_done, tuple(before)))
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one line; it has a `step` and plain numbers.
@@ -35,17 +37,11 @@ class Log:
         try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-            for name, value in line.items():
-                if name != "step":
-                    self._board.add_scalar(name, value, line["step"])
         except OSError as error:
             raise InputError(
                 f"Cannot write {self.path}: {error.strerror or error}; free some space and run the same command."
             ) from error
-
-    def close(self) -> None:
-        """Flush TensorBoard."""
-        self._board.close()
+        self._trackers.log({name: value for name, value in line.items() if name != "step"}, line["step"])
 
 
 def draw_curves(logs: dict[str, list[dict[str, Any]]], path: Path) -> None:

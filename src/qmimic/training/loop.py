@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +21,7 @@ from qmimic.training.log import Log
 from qmimic.training.objectives import Chance, DetectionObjective, MimicObjective
 from qmimic.training.optimizer import build_optimizer, learning_rate
 from qmimic.training.state import load_checkpoint, save_checkpoint
+from qmimic.training.trackers import Trackers
 
 LOG_EVERY = 10
 
@@ -55,6 +55,7 @@ class Job:
         seed: of order, views and samples.
         schedule: how long and how fast.
         bf16: compute the network in bf16, and with channels last.
+        trackers: told what the log is told.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Job:
     seed: int
     schedule: ScheduleConfig
     bf16: bool
+    trackers: Trackers
 
 
 def fit(
@@ -104,28 +106,26 @@ def fit(
     watcher.start(job.name, schedule.steps, done)
     objective.train()
     # One process keeps the log and the checkpoints: two would write over each other.
-    keeps = closing(Log(job.folder, done)) if accelerator.is_main_process else nullcontext()
-    with keeps as log:
-        for step, batch in enumerate(loader.steps(job.seed, done, schedule.steps, rows), start=done):
-            rate = learning_rate(schedule, step)
-            losses = _advance(job, wrapped, optimizer, batch, rows, step, rate, accelerator)
-            value = sum(losses.values())
-            if average is not None:
-                average.update_parameters(objective.detector)
-
-            now = step + 1
-            watcher.step(now, schedule.batch_size, value)
-            last = now == schedule.steps
-            if log and (now % LOG_EVERY == 0 or last):
-                log.write({"step": now, "lr": rate, "loss": value, **losses})
-            if now % schedule.evaluate_every == 0 or last:
-                score = evaluate(final.eval())
-                final.train()
-                if log:
-                    log.write({"step": now, "map50": score})
-                watcher.scored(now, score)
-            if log and (now % schedule.checkpoint_every == 0 or last):
-                save_checkpoint(job.folder / "checkpoints", now, job.key, objective, optimizer.optimizer, average)
+    log = Log(job.folder, done, job.trackers) if accelerator.is_main_process else None
+    for step, batch in enumerate(loader.steps(job.seed, done, schedule.steps, rows), start=done):
+        rate = learning_rate(schedule, step)
+        losses = _advance(job, wrapped, optimizer, batch, rows, step, rate, accelerator)
+        value = sum(losses.values())
+        if average is not None:
+            average.update_parameters(objective.detector)
+        now = step + 1
+        watcher.step(now, schedule.batch_size, value)
+        last = now == schedule.steps
+        if log and (now % LOG_EVERY == 0 or last):
+            log.write({"step": now, "lr": rate, "loss": value, **losses})
+        if now % schedule.evaluate_every == 0 or last:
+            score = evaluate(final.eval())
+            final.train()
+            if log:
+                log.write({"step": now, "map50": score})
+            watcher.scored(now, score)
+        if log and (now % schedule.checkpoint_every == 0 or last):
+            save_checkpoint(job.folder / "checkpoints", now, job.key, objective, optimizer.optimizer, average)
     return final.eval()
 
 

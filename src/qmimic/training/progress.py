@@ -36,10 +36,11 @@ class Bar:
 
     Args:
         console: where to draw; if it is no terminal, a line is printed at each mAP instead.
+        timed: say how long each stage took.
     """
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    def __init__(self, console: Console, timed: bool = False) -> None:
+        self.console, self.timed = console, timed
         self._bar = Progress(
             TextColumn("[bold]{task.description:<18}"),
             BarColumn(bar_width=24),
@@ -60,10 +61,12 @@ class Bar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._time()
         self._bar.stop()
 
     def start(self, stage: str, steps: int, done: int) -> None:
         """See `Watcher`."""
+        self._time()
         self._stage, self._steps, self._score = stage, steps, ""
         self._began, self._images = time.monotonic(), 0
         if done:
@@ -85,7 +88,11 @@ class Bar:
 
     def say(self, text: str) -> None:
         """See `Watcher`."""
-        self.console.print(text, highlight=False, soft_wrap=True)
+        self.console.print(text, highlight=False, soft_wrap=not self.console.is_terminal, markup=False)
+
+    def _time(self) -> None:
+        if self.timed and self._stage:
+            self.say(f"{self._stage}: {time.monotonic() - self._began:.1f} s.")
 
     def _numbers(self) -> str:
         speed = self._images / max(1e-6, time.monotonic() - self._began)

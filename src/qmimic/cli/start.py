@@ -1,0 +1,24 @@
+"""What `qmimic` says when it is called alone."""
+
+from importlib.metadata import version
+
+from qmimic.extras import install, version_of
+
+TEXT = """qmimic {version}: from a folder of labelled images to a very tiny object detector,
+trained, measured and ready to ship.
+
+Three commands to start with:
+  qmimic train demo            the whole method on drawn digits, in some minutes
+  qmimic data check photos/    what is wrong with the labels of a folder of yours
+  qmimic predict runs/demo/student.safetensors photo.jpg --out drawn/
+
+`qmimic --help` lists all commands, `qmimic train --help` explains one, and
+`qmimic doctor` looks at this machine and this installation."""
+
+
+def text() -> str:
+    """What qmimic is, the commands to start with, and where help is; at most 80 columns."""
+    said = TEXT.format(version=version("qmimic"))
+    if version_of("torch") is None:
+        said += f"\n\nWhat these commands need is not installed yet: {install('train')}"
+    return said

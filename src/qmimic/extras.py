@@ -1,0 +1,63 @@
+"""What qmimic was installed with: its extras, from the installation's metadata, and the command that brings one in."""
+
+import re
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+
+SOURCES = {"PIL": "pillow", "cv2": "opencv-python-headless", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+HIDDEN = ("dev",)  # extras of those who work on qmimic
+_REQUIREMENT = re.compile(r"^([A-Za-z0-9._-]+)(?:\[([^]]*)\])?.*?(?:;.*extra\s*==\s*['\"]([^'\"]+)['\"])?\s*$")
+
+
+@dataclass(frozen=True)
+class Extra:
+    """An extra of the installation.
+
+    Attributes:
+        name: in `pip install 'qmimic[NAME]'`; empty of what is always there.
+        packages: name to its installed version, None where it is missing; packages of other extras left out.
+        needs: other extras that it brings.
+    """
+
+    name: str
+    packages: dict[str, str | None]
+    needs: tuple[str, ...]
+
+
+def install(extra: str) -> str:
+    """The command that brings an extra."""
+    return f"pip install 'qmimic[{extra}]'"
+
+
+def extras() -> list[Extra]:
+    """All extras, that of every installation first."""
+    packages: dict[str, dict[str, str | None]] = {"": {}}
+    needs: dict[str, list[str]] = {"": []}
+    for text in requires("qmimic") or []:
+        found = _REQUIREMENT.match(text)
+        if not found:
+            continue
+        package, others, extra = found[1], found[2] or "", found[3] or ""
+        own = packages.setdefault(extra, {})
+        if package.lower() == "qmimic":
+            needs.setdefault(extra, []).extend(name.strip() for name in others.split(","))
+        else:
+            own[package] = version_of(package)
+    return [Extra(name, own, tuple(needs.get(name, ()))) for name, own in packages.items() if name not in HIDDEN]
+
+
+def extra_of(module: str) -> str:
+    """The extra that brings a module; `train` where none is known to."""
+    package = SOURCES.get(module, module).lower()
+    for extra in extras():
+        if extra.name and package in (name.lower().replace("_", "-") for name in extra.packages):
+            return extra.name
+    return "train"
+
+
+def version_of(package: str) -> str | None:
+    """The installed version of a package; None if it is not there."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
