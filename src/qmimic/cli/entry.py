@@ -6,13 +6,14 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from qmimic.cli import bench, cost, data, evaluate, export, fit, predict, study, train
+from qmimic.cli import bench, cost, data, evaluate, export, fit, predict, serve, study, train
 from qmimic.cli.grammar import Parser
 from qmimic.errors import InputError
 from qmimic.memory import is_lack_of_memory
 
 EXIT_BAD_INPUT = 2
-COMMANDS = (data, train, cost, study, evaluate, export, bench, fit, predict)  # in the order of `qmimic --help`
+EXTRAS = {"fastapi": "serve", "starlette": "serve", "uvicorn": "serve"}  # a missing package's extra; others: train
+COMMANDS = (data, train, cost, study, evaluate, export, bench, fit, predict, serve)  # in the order of `qmimic --help`
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("qmimic"):
             raise
-        _complain(f"{error.name} is not installed, which this command needs: pip install 'qmimic[train]'.")
+        extra = EXTRAS.get((error.name or "").partition(".")[0], "train")
+        _complain(f"{error.name} is not installed, which this command needs: pip install 'qmimic[{extra}]'.")
     except BrokenPipeError:  # the reader of our output has gone
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         sys.stderr.close()
