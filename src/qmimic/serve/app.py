@@ -145,7 +145,7 @@ def application(shelf: Shelf, limits: Limits, pool: Executor, host: str) -> ASGI
         "/reports/{run}",
         summary="A run's report",
         response_class=Response,
-        responses={200: {"description": "a page", "content": {"text/html": {}}}, **refusals(404)},
+        responses={200: {"description": "a page", "content": {"text/html": {}}}, **refusals(404, 422)},
     )
     def report(run: str) -> Response:
         path = _report(shelf, run)
@@ -170,7 +170,7 @@ def detections(found: Detections, classes: tuple[str, ...], min_score: float) ->
     return [
         Detection(name=classes[label], score=round(score, 4), box=tuple(round(side, 2) for side in box))
         for box, score, label in rows
-        if score >= min_score
+        if round(score, 4) >= min_score  # as it is told
     ]
 
 

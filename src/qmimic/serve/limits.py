@@ -49,7 +49,7 @@ class Limits:
     pixels: int = 50_000_000
     threads: int = 2
     waiting: int = 256
-    patience: float = 30.0
+    patience: float = 60.0
 
 
 def picture_size(content: bytes, limits: Limits) -> int:

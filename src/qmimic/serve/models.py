@@ -176,7 +176,9 @@ def _load(path: Path, run: str) -> Served:
             f"{path} is no run folder and no detector; name a folder that `qmimic train` wrote, or a file that ends "
             f"in one of {' '.join(ENGINE_NAMES)}."
         )
-    return _trained(path, run) if path.suffix == TRAINED else _deployed(path, run)
+    loaded = _trained(path, run) if path.suffix == TRAINED else _deployed(path, run)
+    loaded.look(np.zeros((*loaded.size, 3), np.uint8))  # the first time is slow, and is not to be a person's
+    return loaded
 
 
 def _trained(path: Path, run: str) -> Served:

@@ -26,10 +26,12 @@ def bound(host: str, port: int) -> socket.socket:
     Raises:
         InputError: the port is taken or forbidden, or the host is none of this machine.
     """
+    if not 0 <= port <= 65535:  # the system would take a remainder
+        raise InputError(f"Port {port} cannot be; take another --port, 0 to 65535.")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address, family=family, backlog=512)
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"Cannot listen on {host} port {port}: {reason}; take another --port or --host.") from error
 
