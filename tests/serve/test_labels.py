@@ -58,6 +58,16 @@ def test_the_boxes_come_back(client: TestClient, tmp_path: Path, layout: str, fo
     assert main(["data", "check", str(tmp_path)]) == 0
 
 
+def test_boxes_end_at_the_picture_and_have_area(client: TestClient, tmp_path: Path) -> None:
+    boxes = [[0, 70, 30, 70], [-5, 60, 20, 80], [100, 10, 120, 30], [3, 4, 50, 60]]
+    found = [{"class": "ox", "score": 0.5, "box": box} for box in boxes]
+    picture = {"name": "a.png", "width": 90, "height": 70, "detections": found}
+    answer = client.post("/api/labels", json=wanted("coco", pictures=[picture]))
+    zipfile.ZipFile(io.BytesIO(answer.content)).extractall(tmp_path)
+    (sample,) = load_dataset(tmp_path).splits["train"]
+    assert sample.boxes.tolist() == [[0, 60, 20, 70], [3, 4, 50, 60]]
+
+
 def test_requests_that_cannot_become_labels(client: TestClient) -> None:
     def says(asked: dict[str, Any]) -> str:
         answer = client.post("/api/labels", json=asked)

@@ -5,11 +5,12 @@ import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
 
 from qmimic.data.formats import WRITERS
 from qmimic.data.labels import SUFFIXES, make_sample, one_line
-from qmimic.data.sample import Dataset
+from qmimic.data.sample import Dataset, Sample, has_area
 from qmimic.errors import InputError
 
 SPLIT = "train"
@@ -97,20 +98,13 @@ class _Folder:
 def labels_zip(wanted: LabelsWanted) -> bytes:
     """A zip of label files in the layout that `qmimic data` reads; pictures are to be put beside them.
 
+    Boxes are clipped to their pictures; those without area are left out, as no labels.
+
     Raises:
         InputError: the layout cannot hold a name.
     """
     index = {name: label for label, name in enumerate(wanted.classes)}
-    samples = [
-        make_sample(
-            PurePosixPath(one.name).stem,
-            Path(one.name),  # for its name alone: the sizes are known, so no writer opens it
-            [own.box for own in one.detections],
-            [index[own.name] for own in one.detections],
-            (one.width, one.height),
-        )
-        for one in wanted.pictures
-    ]
+    samples = [_sample(picture, index) for picture in wanted.pictures]
     if wanted.format == "voc" and any(name != name.strip() for name in wanted.classes):
         raise InputError("VOC cannot hold class names with spaces around them; take another format.")
     dataset = Dataset("labels", None, tuple(wanted.classes), {SPLIT: samples}, checked=True)
@@ -120,3 +114,16 @@ def labels_zip(wanted: LabelsWanted) -> bytes:
         folder = next(iter(places)).parent
         archive.writestr("README.txt", f"Put the pictures into the folder {folder.as_posix()}/ beside these labels.\n")
     return content.getvalue()
+
+
+def _sample(picture: LabelledPicture, index: dict[str, int]) -> Sample:
+    boxes = np.array([one.box for one in picture.detections], np.float32).reshape(-1, 4)
+    boxes = boxes.clip(0, np.array([picture.width, picture.height] * 2, np.float32))
+    kept = [(box, one) for box, one, good in zip(boxes, picture.detections, has_area(boxes), strict=True) if good]
+    return make_sample(
+        PurePosixPath(picture.name).stem,
+        Path(picture.name),  # for its name alone: the size is known, so no writer opens it
+        [tuple(box.tolist()) for box, _ in kept],
+        [index[one.name] for _, one in kept],
+        (picture.width, picture.height),
+    )

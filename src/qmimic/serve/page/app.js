@@ -130,9 +130,12 @@ function remove() {
 
 // ---------------------------------------------------------------- showing
 
+// What a detector saw in the padding beside a picture is no object of it: clipped, such a box has no area.
+const has_area = ([x1, y1, x2, y2]) => x2 - x1 > 1 && y2 - y1 > 1;
+
 function chosen(result) {
   const own = result?.detections ?? [];
-  return own.filter((one) => one.score >= state.threshold && !state.hidden.has(one.class));
+  return own.filter((one) => one.score >= state.threshold && !state.hidden.has(one.class) && has_area(one.box));
 }
 
 function render() {
