@@ -4,7 +4,13 @@ import re
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 
-SOURCES = {"PIL": "pillow", "cv2": "opencv-python-headless", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+SOURCES = {
+    "PIL": "pillow",
+    "cv2": "opencv-python-headless",
+    "sklearn": "scikit-learn",
+    "starlette": "fastapi",
+    "yaml": "pyyaml",
+}
 HIDDEN = ("dev",)  # extras of those who work on qmimic
 _REQUIREMENT = re.compile(r"^([A-Za-z0-9._-]+)(?:\[([^]]*)\])?.*?(?:;.*extra\s*==\s*['\"]([^'\"]+)['\"])?\s*$")
 

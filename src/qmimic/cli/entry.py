@@ -21,6 +21,7 @@ from qmimic.cli import (
     predict,
     report,
     runs,
+    serve,
     start,
     study,
     train,
@@ -32,7 +33,7 @@ from qmimic.memory import is_lack_of_memory
 
 EXIT_BAD_INPUT = 2
 # In the order of `qmimic --help`, which is that of a person's work.
-COMMANDS = (data, train, evaluate, predict, report, export, bench, fit, study, cost, runs, doctor, completion)
+COMMANDS = (data, train, evaluate, predict, report, serve, export, bench, fit, study, cost, runs, doctor, completion)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

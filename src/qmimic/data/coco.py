@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel, PositiveInt, ValidationError
 
 from qmimic.config import explain
-from qmimic.data.labels import finite, image_name, inside, make_sample, number, read_text, reserve, stated_size
+from qmimic.data.labels import Folder, finite, image_name, inside, make_sample, number, read_text, reserve, stated_size
 from qmimic.data.sample import Dataset, LabelDefect, Sample
 from qmimic.errors import InputError
 
@@ -83,7 +83,7 @@ def read(root: Path) -> Dataset:
     return Dataset(root.name, root, tuple(categories[i] for i in ids), splits, tuple(defects))
 
 
-def write(root: Path, dataset: Dataset) -> dict[Path, Sample]:
+def write(root: Folder, dataset: Dataset) -> dict[Path, Sample]:
     """Write all labels as COCO JSON into an empty folder, one file for each split.
 
     Coordinates come back as the same float32 unless the far side of a box is nearer to 0 than 1e-8 of the near one.

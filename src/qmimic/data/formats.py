@@ -11,6 +11,7 @@ import numpy as np
 from qmimic.data import coco, synthetic, voc, widerface, yolo
 from qmimic.data.columns import in_columns
 from qmimic.data.images import whole_size
+from qmimic.data.labels import Folder
 from qmimic.data.sample import Dataset, Sample, has_area, leaves
 from qmimic.errors import InputError
 
@@ -38,7 +39,7 @@ class Writer:
         flags: whether it can hold which boxes are difficult or crowd.
     """
 
-    write: Callable[[Path, Dataset], dict[Path, Sample]]
+    write: Callable[[Folder, Dataset], dict[Path, Sample]]
     flags: bool = True
 
 

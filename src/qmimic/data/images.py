@@ -5,6 +5,7 @@ import struct
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -12,6 +13,8 @@ from PIL import Image, ImageOps
 from qmimic.errors import InputError
 
 MAX_PIXELS = 100_000_000
+Source: TypeAlias = Path | BinaryIO  # a file, or one that was sent to us
+SENT = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # formats of the latter; few test Pillow's others
 # What makes a picture upright, by EXIF's orientation, as in `ImageOps.exif_transpose`.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -49,7 +52,7 @@ def read_image(path: Path) -> Image.Image:
         return upright(file)
 
 
-def read_resized(path: Path, target: Callable[[int, int], tuple[int, int]]) -> tuple[Image.Image, tuple[int, int]]:
+def read_resized(path: Source, target: Callable[[int, int], tuple[int, int]]) -> tuple[Image.Image, tuple[int, int]]:
     """An image file as a smaller (or larger) RGB picture, and the (width, height) that it had.
 
     A JPEG holds frequencies, of which a decoder can leave out the highest: half, a quarter or an eighth of the size
@@ -57,7 +60,7 @@ def read_resized(path: Path, target: Callable[[int, int], tuple[int, int]]) -> t
     by less than a grey level on average.
 
     Args:
-        path: of the file.
+        path: of the file, or the file itself.
         target: from the whole (width, height), as a person sees the picture, to the wanted one.
 
     Raises:
@@ -114,21 +117,22 @@ def whole_size(path: Path) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(path: Source) -> Iterator[Image.Image]:
     """An image file with its header read; whatever goes wrong with it becomes an InputError."""
+    name = path if isinstance(path, Path) else "The picture"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of large images; the limit below refuses them
         try:
-            with Image.open(path) as file:
+            with Image.open(path, formats=None if isinstance(path, Path) else SENT) as file:
                 if file.width * file.height > MAX_PIXELS:
                     raise Image.DecompressionBombError
                 yield file
         except FileNotFoundError as error:
-            raise InputError(f"There is no image {path}; check the name.") from error
+            raise InputError(f"There is no image {name}; check the name.") from error
         except Image.DecompressionBombError as error:
-            raise InputError(f"{path} has over {MAX_PIXELS // 10**6} million pixels; shrink it first.") from error
+            raise InputError(f"{name} has over {MAX_PIXELS // 10**6} million pixels; shrink it first.") from error
         except BROKEN as error:
-            raise InputError(f"{path} is no whole image ({error}); replace or remove it.") from error
+            raise InputError(f"{name} is no whole image ({error}); replace or remove it.") from error
 
 
 def _orientation(file: Image.Image) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol, Self
 from unicodedata import category
 
 import numpy as np
@@ -14,6 +15,16 @@ from qmimic.errors import InputError
 MAX_LABEL_BYTES = 1 << 30
 MAX_COORDINATE = 1e9  # pixels; float32 overflows far beyond, and no image is that large
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+
+
+class Folder(Protocol):
+    """Where a writer puts its label files: a `Path`, or what works like one."""
+
+    def __truediv__(self, name: str, /) -> Self: ...
+
+    def mkdir(self, *, parents: bool) -> None: ...
+
+    def write_text(self, data: str, /, encoding: str) -> int: ...
 
 
 def read_text(path: Path) -> str:

@@ -1,13 +1,12 @@
 """Fitting an image of any size into the network's fixed size, and boxes there and back."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from qmimic.data.images import read_resized, resized
+from qmimic.data.images import Source, read_resized, resized
 
 PIXELS = 3  # raised when the same file gives other pixels
 FILL = (124, 116, 104)  # the mean that the detector subtracts: padding becomes zero
@@ -52,7 +51,7 @@ def letterbox(image: Image.Image, size: tuple[int, int]) -> tuple[NDArray[np.uin
     return _padded(resized(image, placed.inner), size), placed
 
 
-def letterbox_file(path: Path, size: tuple[int, int]) -> tuple[NDArray[np.uint8], Letterbox]:
+def letterbox_file(path: Source, size: tuple[int, int]) -> tuple[NDArray[np.uint8], Letterbox]:
     """The same of an image file; a JPEG is decoded no larger than it needs to be.
 
     Raises:

@@ -13,6 +13,7 @@ from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import ParseError, fromstring
 
 from qmimic.data.labels import (
+    Folder,
     finite,
     image_files,
     image_name,
@@ -109,7 +110,7 @@ def _read_year(root: Path) -> Dataset:
     return Dataset(root.name, root, tuple(names), splits, tuple(defects))
 
 
-def write(root: Path, dataset: Dataset) -> dict[Path, Sample]:
+def write(root: Folder, dataset: Dataset) -> dict[Path, Sample]:
     """Write all labels as VOC into an empty folder; every split keeps its list. Classes without a box are lost.
 
     Coordinates come back as the same float32 if they are 0 or no nearer to 0 than 1e-8 pixels.

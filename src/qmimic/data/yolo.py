@@ -10,7 +10,17 @@ from typing import Any
 import yaml
 
 from qmimic.data.images import image_size
-from qmimic.data.labels import actual_size, finite, image_files, inside, make_sample, read_text, reserve
+from qmimic.data.labels import (
+    Folder,
+    actual_size,
+    finite,
+    image_files,
+    inside,
+    make_sample,
+    read_text,
+    reserve,
+    stated_size,
+)
 from qmimic.data.sample import Dataset, LabelDefect, Sample
 from qmimic.errors import InputError
 from qmimic.yaml_text import parse_yaml
@@ -40,7 +50,7 @@ def read(root: Path) -> Dataset:
     return Dataset(root.name, root, names, kept, tuple(defects))
 
 
-def write(root: Path, dataset: Dataset) -> dict[Path, Sample]:
+def write(root: Folder, dataset: Dataset) -> dict[Path, Sample]:
     """Write all labels as YOLO into an empty folder, unions of other splits left out: they would copy images twice.
 
     Coordinates come back as the same float32 if they are 0 or no nearer to 0 than 1e-7 of the box's other side.
@@ -61,7 +71,8 @@ def write(root: Path, dataset: Dataset) -> dict[Path, Sample]:
         for sample in samples:
             reserve(places, Path("images", split), sample)
     for place, sample in places.items():
-        width, height = actual_size(sample)
+        # What a label says of its image may be wrong, and here that would move boxes; a checked dataset says the truth.
+        width, height = stated_size(sample) if dataset.checked else actual_size(sample)
         lines = []
         for (x1, y1, x2, y2), label in zip(sample.boxes.tolist(), sample.labels.tolist(), strict=True):
             (x, w), (y, h) = _shares(x1, x2, width), _shares(y1, y2, height)

@@ -1,0 +1,51 @@
+"""`qmimic serve`: a web page to look through a detector's eyes."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from qmimic.cli.grammar import Commands
+from qmimic.errors import InputError
+
+
+def add(commands: Commands) -> None:
+    """Add to the command line's grammar."""
+    serve = commands.add_parser("serve", help="a local web page: drop pictures or a camera on detectors, side by side")
+    serve.add_argument(
+        "what", type=Path, nargs="+", metavar="RUN|FILE", help="run folders, or .safetensors, .onnx, .xml, .pte files"
+    )
+    serve.add_argument("--port", type=int, default=8000, help="0: any free one")
+    serve.add_argument("--host", default="127.0.0.1", help="address to bind to; others than this machine's open it")
+    serve.add_argument("--max-mib", type=float, default=32, help="of one picture's file")
+    serve.add_argument("--max-mpx", type=float, default=50, help="of one picture, million pixels")
+    serve.add_argument("--threads", type=int, default=min(4, os.cpu_count() or 1), help="pictures computed at once")
+    serve.set_defaults(run=_serve)
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from qmimic.serve.limits import MIB, Limits
+    from qmimic.serve.models import collect
+    from qmimic.serve.safety import is_local
+    from qmimic.serve.server import bound, serve
+
+    if not 0 < options.max_mib <= 1024 or not 0 < options.max_mpx <= 100 or not 1 <= options.threads <= 256:
+        raise InputError("--max-mib is above 0 up to 1024, --max-mpx up to 100, --threads 1 to 256.")
+    limits = Limits(int(options.max_mib * MIB), int(options.max_mpx * 1e6), options.threads)
+    with bound(options.host, options.port) as listening:  # before seconds are spent on models
+        shelf = collect(options.what)
+        for sentence in shelf.left_out:
+            print(f"qmimic: {sentence}", file=sys.stderr)
+        if not is_local(options.host):
+            print(
+                f"qmimic: anyone who reaches {options.host} can use this page; there is no password.", file=sys.stderr
+            )
+        name = f"[{options.host}]" if ":" in options.host else options.host
+        address = f"http://{name}:{listening.getsockname()[1]}"
+
+        def ready() -> None:
+            print(f"{len(shelf.models)} models: {', '.join(shelf.models)}")
+            print(f"Open {address} (Ctrl-C ends it)", flush=True)
+
+        serve(shelf, limits, listening, options.host, ready)
+    return 0

@@ -1,0 +1,129 @@
+"""Detections as label files, one zip: so a detector helps to label more pictures."""
+
+import io
+import zipfile
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, field_validator, model_validator
+
+from qmimic.data.formats import WRITERS
+from qmimic.data.labels import SUFFIXES, make_sample, one_line
+from qmimic.data.sample import Dataset, Sample, has_area
+from qmimic.errors import InputError
+
+SPLIT = "train"
+Side = Annotated[int, Field(ge=1, le=1_000_000)]
+ClassName = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+class Strict(BaseModel):
+    """JSON that is sent to us: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+
+class Detection(Strict):
+    """One object."""
+
+    name: ClassName = Field(alias="class", description="name of its class")
+    score: float = Field(ge=0, le=1)
+    box: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat] = Field(
+        description="x1, y1, x2, y2 in pixels of the picture as a person sees it, from its top left corner"
+    )
+
+
+class LabelledPicture(Strict):
+    """A picture's name, its size, and what is in it."""
+
+    name: str = Field(max_length=200, description="of the file, without folders: photo.jpg")
+    width: Side
+    height: Side
+    detections: list[Detection] = Field(max_length=10_000)
+
+    @field_validator("name")
+    @classmethod
+    def _is_a_file_s_name(cls, name: str) -> str:
+        stem, suffix = PurePosixPath(name).stem, PurePosixPath(name).suffix
+        if "/" in name or "\\" in name or ":" in name:
+            raise ValueError(f"{name!r} has a folder in it; give the file's name alone")
+        if not one_line(name) or not stem.strip(".") or stem != stem.strip() or suffix.lower() not in SUFFIXES:
+            raise ValueError(f"{name!r} is no picture's name; it ends in one of {' '.join(SUFFIXES)}")
+        return name
+
+
+class LabelsWanted(Strict):
+    """What is to become label files."""
+
+    format: Literal["coco", "yolo", "voc"]
+    classes: list[ClassName] = Field(min_length=1, max_length=10_000, description="all, in the order of their index")
+    pictures: list[LabelledPicture] = Field(min_length=1, max_length=100_000)
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> "LabelsWanted":
+        classes = set(self.classes)
+        if len(classes) < len(self.classes) or not all(map(one_line, self.classes)):
+            raise ValueError("a class is named twice, or its name has a line break")
+        stems: dict[str, str] = {}
+        for picture in self.pictures:
+            stem = PurePosixPath(picture.name).stem
+            if stem in stems:
+                raise ValueError(f"{stems[stem]!r} and {picture.name!r} would share one label file; rename one of them")
+            stems[stem] = picture.name
+            unknown = next((one.name for one in picture.detections if one.name not in classes), None)
+            if unknown is not None:
+                raise ValueError(f"{picture.name!r} has an object of class {unknown!r}, which is not among `classes`")
+        return self
+
+
+class _Folder:
+    """A folder inside a zip, as far as writers of label files need one."""
+
+    def __init__(self, archive: zipfile.ZipFile, place: PurePosixPath = PurePosixPath()) -> None:  # noqa: B008
+        self._archive = archive
+        self._place = place
+
+    def __truediv__(self, name: str) -> "_Folder":
+        return _Folder(self._archive, self._place / name)
+
+    def mkdir(self, *, parents: bool) -> None:
+        self._archive.mkdir(str(self._place))
+
+    def write_text(self, data: str, encoding: str) -> int:
+        self._archive.writestr(str(self._place), data.encode(encoding), zipfile.ZIP_DEFLATED)
+        return len(data)
+
+
+def labels_zip(wanted: LabelsWanted) -> bytes:
+    """A zip of label files in the layout that `qmimic data` reads; pictures are to be put beside them.
+
+    Boxes are clipped to their pictures; those without area are left out, as no labels.
+
+    Raises:
+        InputError: the layout cannot hold a name.
+    """
+    index = {name: label for label, name in enumerate(wanted.classes)}
+    samples = [_sample(picture, index) for picture in wanted.pictures]
+    if wanted.format == "voc" and any(name != name.strip() for name in wanted.classes):
+        raise InputError("VOC cannot hold class names with spaces around them; take another format.")
+    dataset = Dataset("labels", None, tuple(wanted.classes), {SPLIT: samples}, checked=True)
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        places = WRITERS[wanted.format].write(_Folder(archive), dataset)
+        folder = next(iter(places)).parent
+        archive.writestr("README.txt", f"Put the pictures into the folder {folder.as_posix()}/ beside these labels.\n")
+    return content.getvalue()
+
+
+def _sample(picture: LabelledPicture, index: dict[str, int]) -> Sample:
+    boxes = np.array([one.box for one in picture.detections], np.float32).reshape(-1, 4)
+    boxes = boxes.clip(0, np.array([picture.width, picture.height] * 2, np.float32))
+    kept = [(box, one) for box, one, good in zip(boxes, picture.detections, has_area(boxes), strict=True) if good]
+    return make_sample(
+        PurePosixPath(picture.name).stem,
+        Path(picture.name),  # for its name alone: the size is known, so no writer opens it
+        [tuple(box.tolist()) for box, _ in kept],
+        [index[one.name] for _, one in kept],
+        (picture.width, picture.height),
+    )

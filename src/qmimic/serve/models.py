@@ -1,0 +1,251 @@
+"""What is served: the detectors of run folders and single files, each as a function from pixels to detections."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qmimic.data.letterbox import letterbox_file
+from qmimic.detections import Detections
+from qmimic.errors import InputError
+from qmimic.runtime.engine import ENGINES
+
+TRAINED = ".safetensors"
+ENGINE_NAMES = {TRAINED: "PyTorch", ".onnx": "ONNX Runtime", ".xml": "OpenVINO", ".pte": "ExecuTorch"}
+STAGES = ("teacher", "quantized_teacher", "scratch", "mimic", "student")  # in the order of a run's table
+SIDE_BY_SIDE = 3
+
+Look = Callable[[NDArray[np.uint8]], Detections]  # of an image [H, W, 3], fitted; boxes in its pixels
+
+
+@dataclass(frozen=True)
+class Served:
+    """A detector that answers.
+
+    Attributes:
+        name: unique among those served; no path.
+        run: name of the run or folder that it came with.
+        engine: what computes it.
+        precision: fp32 or int8.
+        backbone: family and width divisor.
+        classes: class names; the index is the label.
+        size: height and width that pictures are fitted into, pixels.
+        parameters: batch norm folded.
+        bytes: size of its file, with its weights.
+        map50: mAP@0.5 on the run's val split, 0..1; None if the file does not say.
+        min_score: the detector's own threshold; it gives nothing below.
+        look: computes; any thread may call it.
+    """
+
+    name: str
+    run: str
+    engine: str
+    precision: str
+    backbone: str
+    classes: tuple[str, ...]
+    size: tuple[int, int]
+    parameters: int
+    bytes: int
+    map50: float | None
+    min_score: float
+    look: Look
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """All that is served.
+
+    Attributes:
+        models: by name, in the order of the lists that a person sees.
+        runs: folders by name, for their reports.
+        left_out: a sentence for each file of a folder that could not be loaded.
+    """
+
+    models: dict[str, Served]
+    runs: dict[str, Path]
+    left_out: tuple[str, ...]
+
+    @property
+    def side_by_side(self) -> list[str]:
+        """Names of the models to begin with: teacher, student and an int8 file, as far as they are there."""
+        wanted: list[Callable[[Served], bool]] = [
+            lambda one: one.name.endswith("teacher"),
+            lambda one: one.name.rpartition("/")[2] == "student",
+            lambda one: one.precision == "int8",
+        ]
+        found = [next((name for name, one in self.models.items() if fits(one)), None) for fits in wanted]
+        names = dict.fromkeys(name for name in [*found, *self.models] if name is not None)
+        order = list(self.models)
+        return sorted(list(names)[:SIDE_BY_SIDE], key=order.index)
+
+
+def collect(given: Sequence[Path]) -> Shelf:
+    """Load what the command line names.
+
+    Args:
+        given: run folders, folders of deployed files, or single files.
+
+    Raises:
+        InputError: something is missing or no detector, or a folder holds none that can be loaded here.
+        ModuleNotFoundError: a named `.safetensors` file needs torch, which is not installed.
+    """
+    models: dict[str, Served] = {}
+    runs: dict[str, Path] = {}
+    left_out: list[str] = []
+    for path in given:
+        run = _unlike(path.resolve().name if path.is_dir() else path.resolve().parent.name, runs)
+        found: list[Served] = []
+        if path.is_dir():
+            runs[run] = path
+            files = detector_files(path)
+            if not files:
+                raise InputError(
+                    f"{path} holds no detector ({' '.join(ENGINE_NAMES)}); name a run that has ended, or a file."
+                )
+            for file in files:
+                try:
+                    found.append(_load(file, run))
+                except InputError as error:
+                    left_out.append(f"{file.name} is left out: {error}")
+                except ModuleNotFoundError as error:
+                    left_out.append(f"{file.name} is left out: {error.name} is not installed.")
+            if not found:
+                raise InputError(left_out[-1])
+        else:
+            found.append(_load(path, run))
+        for one in found:
+            name = one.name if len(given) == 1 else f"{run}/{one.name}"
+            name = _unlike(name, models)
+            models[name] = replace(one, name=name)
+    return Shelf(models, runs, tuple(left_out))
+
+
+def detector_files(folder: Path) -> list[Path]:
+    """A folder's detectors and those in its `deploy/`: stages in the order of the table, then the files that ship."""
+    trained = {path.stem: path for path in sorted(folder.glob(f"*{TRAINED}"))}
+    stages = [trained.pop(stage) for stage in STAGES if stage in trained]
+    files = [path for own in (folder, folder / "deploy") for path in own.glob("*") if path.suffix in ENGINES]
+    shipped = sorted(files, key=lambda path: (path.stem, path.suffix))  # a float file before its int8
+    return [*stages, *trained.values(), *shipped]
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What a model says of a picture.
+
+    Attributes:
+        size: (width, height) of the picture as a person sees it, pixels.
+        milliseconds: from the fitted pixels to the boxes.
+        found: boxes in pixels of the picture.
+    """
+
+    size: tuple[int, int]
+    milliseconds: float
+    found: Detections
+
+
+def look_at(model: Served, picture: BinaryIO) -> Looked:
+    """Detections in an image file, down to the model's own threshold.
+
+    Raises:
+        InputError: as `read_image`.
+    """
+    pixels, placed = letterbox_file(picture, model.size)
+    begin = time.perf_counter()
+    found = model.look(pixels)
+    milliseconds = 1000 * (time.perf_counter() - begin)
+    return Looked((placed.width, placed.height), milliseconds, replace(found, boxes=placed.undo(found.boxes)))
+
+
+def _unlike(name: str, taken: dict[str, Served] | dict[str, Path]) -> str:
+    """The name, with a number behind it if it is taken."""
+    number, free = 2, name
+    while free in taken:
+        number, free = number + 1, f"{name}-{number}"
+    return free
+
+
+def _load(path: Path, run: str) -> Served:
+    if path.suffix not in ENGINE_NAMES:
+        raise InputError(
+            f"{path} is no run folder and no detector; name a folder that `qmimic train` wrote, or a file that ends "
+            f"in one of {' '.join(ENGINE_NAMES)}."
+        )
+    loaded = _trained(path, run) if path.suffix == TRAINED else _deployed(path, run)
+    loaded.look(np.zeros((*loaded.size, 3), np.uint8))  # the first time is slow, and is not to be a person's
+    return loaded
+
+
+def _trained(path: Path, run: str) -> Served:
+    import torch
+
+    from qmimic.evaluation import unpad
+    from qmimic.models.checkpoint import load_detector
+    from qmimic.models.detectors import parameter_count
+
+    torch.set_num_threads(1)  # a picture a thread: tiny networks gain nothing from more
+    detector, notes = load_detector(path)
+
+    def look(pixels: NDArray[np.uint8]) -> Detections:
+        return unpad(detector.detect(torch.from_numpy(pixels).permute(2, 0, 1)[None]), 0)
+
+    return Served(
+        path.stem,
+        run,
+        ENGINE_NAMES[TRAINED],
+        "fp32",
+        detector.spec.backbone,
+        detector.spec.classes,
+        detector.spec.size,
+        parameter_count(detector),
+        path.stat().st_size,
+        _share(notes.get("map50")),
+        detector.spec.score_threshold,
+        look,
+    )
+
+
+def _deployed(path: Path, run: str) -> Served:
+    from qmimic.runtime.detector import Detector
+
+    detector = Detector(path)
+    own = detector.metadata
+    # ONNX Runtime's sessions may be shared by threads; the requests of the others hold their results.
+    guard = threading.Lock() if path.suffix != ".onnx" else None
+
+    def look(pixels: NDArray[np.uint8]) -> Detections:
+        if guard is None:
+            boxes, scores, labels = (values[0] for values in detector.raw(pixels[None]))
+        else:
+            with guard:
+                boxes, scores, labels = (values[0] for values in detector.raw(pixels[None]))
+        keep = scores >= 0
+        return Detections(boxes[keep], scores[keep], labels[keep])
+
+    weights = path.with_suffix(".bin")
+    size = path.stat().st_size + (weights.stat().st_size if path.suffix == ".xml" else 0)
+    score = own.parity.get("map50", own.training.get("map50"))
+    return Served(
+        path.name,
+        run,
+        ENGINE_NAMES[path.suffix],
+        own.precision,
+        own.backbone,
+        own.classes,
+        own.size,
+        own.parameters,
+        size,
+        _share(score),
+        own.score_threshold,
+        look,
+    )
+
+
+def _share(value: object) -> float | None:
+    """A note of a file, which may hold anything, as a number from 0 to 1."""
+    return float(value) if isinstance(value, int | float) and 0 <= value <= 1 else None

@@ -1,0 +1,54 @@
+// The pictures at hand: files and kept frames, what the models said of each, and their thumbnails.
+
+const EDGE = 1600; // pixels of the longer side that is kept to draw from
+const THUMB = 96;
+
+// {name, blob, url, results: model -> result or {error}, pending: set of models, frame: whether a camera took it}
+export function picture(name, blob, frame = false) {
+  return { name, blob, frame, url: URL.createObjectURL(blob), results: new Map(), pending: new Set() };
+}
+
+export function forget(one) {
+  URL.revokeObjectURL(one.url);
+  one.image?.close();
+}
+
+// The picture as something to draw: {image, width, height}; image is null where the browser cannot show the format.
+export async function drawable(one, edge = EDGE) {
+  const element = new Image();
+  element.src = one.url;
+  try {
+    await element.decode();
+    const { naturalWidth: width, naturalHeight: height } = element;
+    const scale = Math.min(1, edge / Math.max(width, height));
+    const size = [width, height].map((side) => Math.max(1, Math.round(side * scale)));
+    const options = { resizeWidth: size[0], resizeHeight: size[1], resizeQuality: "medium" };
+    return { image: await createImageBitmap(element, options), width, height };
+  } catch {
+    return { image: null, width: 0, height: 0 };
+  }
+}
+
+let queue = Promise.resolve(); // one at a time: thumbnails are to hinder nothing
+
+export function thumbnail(one, choose) {
+  const button = document.createElement("button");
+  const canvas = document.createElement("canvas");
+  const name = document.createElement("span");
+  button.type = "button";
+  canvas.setAttribute("aria-hidden", "true");
+  name.textContent = one.name;
+  button.title = one.name;
+  button.append(canvas, name);
+  button.addEventListener("click", () => choose(one));
+  queue = queue.then(async () => {
+    const { image } = await drawable(one, THUMB * 2);
+    if (!image) return;
+    [canvas.width, canvas.height] = [image.width, image.height];
+    canvas.getContext("2d").drawImage(image, 0, 0);
+    image.close();
+  });
+  const item = document.createElement("li");
+  item.append(button);
+  return item;
+}

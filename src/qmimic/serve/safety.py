@@ -1,0 +1,89 @@
+"""Who may ask, and what a browser may do with the answer.
+
+Any page in a person's browser can send requests to this machine. So a server that is bound to it answers only to its
+own names (else a stranger's name that is made to point here, DNS rebinding, would read the answers), and takes nothing
+that another site's page sends.
+"""
+
+import ipaddress
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from qmimic.serve.limits import RefusedError
+
+HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; connect-src 'self'; "
+        "media-src 'self' blob:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+    "permissions-policy": "camera=(self), microphone=(), geolocation=()",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "x-frame-options": "DENY",
+    "cache-control": "no-store",
+}
+LOCAL = ("localhost", "127.0.0.1", "::1")
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine reaches a server that is bound to a host."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Safe:
+    """ASGI middleware: refuses requests by foreign names and from foreign pages, and sets the headers above.
+
+    Args:
+        app: what answers.
+        host: that the server is bound to.
+    """
+
+    def __init__(self, app: ASGIApp, host: str) -> None:
+        self._app = app
+        self._names = {*LOCAL, host} if is_local(host) else None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(raw=message["headers"])
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        try:
+            self._check(Headers(scope=scope), scope["method"])
+        except RefusedError as error:
+            await error.response()(scope, receive, guarded)
+            return
+        await self._app(scope, receive, guarded)
+
+    def _check(self, headers: Headers, method: str) -> None:
+        host = headers.get("host", "")
+        if self._names is not None and _name(host) not in self._names:
+            raise RefusedError(
+                403, "This server answers to this machine alone; open it as http://localhost with its port."
+            )
+        origin = headers.get("origin")
+        own = origin is None or (urlsplit(origin).scheme in ("http", "https") and urlsplit(origin).netloc == host)
+        if method not in ("GET", "HEAD") and (not own or headers.get("sec-fetch-site") == "cross-site"):
+            raise RefusedError(403, "Another site's page sent this; use this server's own page, or a program.")
+
+
+def _name(host: str) -> str | None:
+    """The name in a Host header, without the port."""
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
