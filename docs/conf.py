@@ -15,6 +15,7 @@ sys.path[:0] = [str(ROOT / "src"), str(ROOT / "tools")]
 
 project = "qmimic"
 author = "The qmimic authors"
+copyright = author
 release = version_of("qmimic")
 html_title = f"qmimic {release}"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
@@ -35,18 +36,32 @@ napoleon_use_ivar = True
 maximum_signature_line_length = 80
 
 
+PAGES = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "SECURITY.md": "security.md"}
+PAGES["benchmarks/README.md"] = "benchmarks.md"
+
+
 def fill(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Put what is made by code where a page says `% made: NAME`, and mend links that lead out of docs/."""
+    """Put what is made by code where a page says `% made: NAME`, and a file outside of docs/ where it says `% from: FILE`.
+
+    Links between them are those of the files, which people read where they lie; here they become those of the pages.
+    """
     import reference
 
-    for name, make in (("commands", reference.commands), ("recipe", reference.recipe)):
-        if f"% made: {name}" in source[0]:
-            source[0] = source[0].replace(f"% made: {name}", make())
-    # On the site these files are pages; elsewhere the links lead to the files themselves.
+    made = {"% made: commands": reference.commands, "% made: recipe": reference.recipe}
+    for line, make in made.items():
+        if line in source[0]:
+            source[0] = source[0].replace(line, make())
     up = "../" * docname.count("/")
-    source[0] = re.sub(r"\]\((?:\.\./)+benchmarks/README\.md\)", f"]({up}benchmarks.md)", source[0])
-    for name in ("CHANGELOG", "CONTRIBUTING", "SECURITY"):
-        source[0] = re.sub(rf"\]\((?:\.\./)+{name}\.md\)", f"]({up}{name.lower()}.md)", source[0])
+    if outside := re.fullmatch(r"% from: \.\./(\S+)\s*", source[0]):
+        file = ROOT / outside[1]
+        app.env.note_dependency(str(file))
+        source[0] = file.read_text(encoding="utf-8")
+        beside = file.parent.relative_to(ROOT).as_posix()
+        source[0] = re.sub(r"\]\((\w+\.png)\)", rf"](../{beside}/\1)", source[0])
+        source[0] = source[0].replace("](docs/", "](").replace("](../docs/", "](")
+        source[0] = re.sub(r"\]\((\w+\.md)\)", lambda m: f"]({PAGES.get(m[1], m[1])})", source[0])
+    for file_name, page in PAGES.items():
+        source[0] = re.sub(rf"\]\((?:\.\./)+{re.escape(file_name)}\)", f"]({up}{page})", source[0])
 
 
 def literal(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:

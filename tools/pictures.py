@@ -87,9 +87,10 @@ def look(run: Path) -> Seen:
     mimic.load_state_dict({name.removeprefix("module.mimic."): value for name, value in weights.items()})
     loader = Loader(load_dataset(recipe.data.root), recipe.data.val, recipe.data.size, PICTURE + 1)
     batch = next(iter(loader.once()))
-    images = batch.images[PICTURE:]
+    row = slice(len(batch.images) - 1, None)  # that picture, or the last one of a smaller set
+    images = batch.images[row]
     own, other = teacher.eval().raw_features(images), mimic.adapt(student.eval().raw_features(images))
-    targets = type(batch.targets)(batch.targets.boxes[PICTURE:], batch.targets.labels[PICTURE:])
+    targets = type(batch.targets)(batch.targets.boxes[row], batch.targets.labels[row])
     config = recipe.mimic.model_copy(update={"region_count": 10})
     proposals = teacher.propose(teacher.quantizer(own))
     regions = choose_regions(config, proposals, targets, recipe.data.size, torch.Generator().manual_seed(0))

@@ -8,11 +8,13 @@ from collections.abc import Iterator
 
 from qmimic.cli.entry import parser
 from qmimic.config import settings
+from qmimic.runtime.__main__ import grammar
 
 
 def commands() -> str:
     """Every command of `qmimic` as Markdown: what it does, its usage, its arguments."""
-    return "\n".join(line for path, own in _leaves(parser(), ("qmimic",)) for line in _command(path, own))
+    own = [*_leaves(parser(), ("qmimic",)), (("python -m qmimic.runtime",), grammar())]
+    return "\n".join(line for path, one in own for line in _command(path, one))
 
 
 def recipe() -> str:
@@ -50,7 +52,8 @@ def _leaves(
 
 def _command(path: tuple[str, ...], own: argparse.ArgumentParser) -> Iterator[str]:
     yield f"## {' '.join(path)}\n"
-    if said := _help_of(path):
+    said = _help_of(path) if path[0] == "qmimic" else "what a deployed detector finds, without torch"
+    if said:
         yield f"{said[0].upper()}{said[1:]}.\n"
     usage = " ".join(own.format_usage().removeprefix("usage: ").split())
     yield f"```text\n{usage}\n```\n"
@@ -61,8 +64,8 @@ def _command(path: tuple[str, ...], own: argparse.ArgumentParser) -> Iterator[st
         name = ", ".join(action.option_strings) or str(action.metavar or action.dest)
         default = action.default
         shown = "" if default in (None, False, [], "", argparse.SUPPRESS) else f" [{_plain(default)}]"
-        choices = f" one of {', '.join(map(str, action.choices))}" if action.choices else ""
-        yield f"| `{_cell(name)}` | {_cell((action.help or '') + choices + shown)} |"
+        choices = f"one of {', '.join(map(str, action.choices))}" if action.choices else ""
+        yield f"| `{_cell(name)}` | {_cell('; '.join(filter(None, (action.help, choices))) + shown)} |"
     yield ""
 
 
