@@ -41,7 +41,7 @@ PAGES["benchmarks/README.md"] = "benchmarks.md"
 
 
 def fill(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Put what is made by code where a page says `% made: NAME`, and a file outside of docs/ where it says `% from: FILE`.
+    """Put what is made by code where a page says `% made: NAME`, a file outside of docs/ where it says `% from: FILE`.
 
     Links between them are those of the files, which people read where they lie; here they become those of the pages.
     """

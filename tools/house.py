@@ -112,11 +112,11 @@ def drawing(house: list[Floor], found: list[Import]) -> str:
             continue
         start, end = (GAP + number * (ROW + GAP) + ROW / 2 for number in (user, used))
         bend = right + 20 + 150 * ((used - user) / len(house)) ** 0.5 * 1.3
-        thick = min(1 + count / 4, 5)
+        thick, low, colour = min(1 + count / 4, 5), end - 3, COLOURS[3 * user // len(house)]
         parts.append(
-            f'<path d="M{right} {start:g}C{bend:.0f} {start:g} {bend:.0f} {end - 3:g} {right + 7} {end - 3:g}" fill="none" '
-            f'stroke="{COLOURS[3 * user // len(house)]}" stroke-opacity=".45" stroke-width="{thick:g}"/>'
-            f'<path d="M{right + 1} {end - 3:g}l8 -4v8z" fill="{COLOURS[3 * user // len(house)]}"/>'
+            f'<path d="M{right} {start:g}C{bend:.0f} {start:g} {bend:.0f} {low:g} {right + 7} {low:g}" fill="none" '
+            f'stroke="{colour}" stroke-opacity=".45" stroke-width="{thick:g}"/>'
+            f'<path d="M{right + 1} {low:g}l8 -4v8z" fill="{colour}"/>'
         )
     for number, floor in enumerate(house):
         top = GAP + number * (ROW + GAP)

@@ -2,8 +2,8 @@
 
     python tools/pictures.py runs/demo        # a finished run of recipes/demo.yaml
 
-`quantizer.png` and `loss.png` need no run; `maps.png` and `hero.png` show a run's own networks. Colours are those of Okabe and
-Ito and of cividis, which colour-blind people tell apart.
+`quantizer.png` and `loss.png` need no run; `maps.png` and `hero.png` show a run's own networks. Colours are those of
+Okabe and Ito and of cividis, which colour-blind people tell apart.
 """
 
 import argparse
@@ -32,7 +32,13 @@ from qmimic.quantize import Quantizer
 
 OUT = Path(__file__).parents[1] / "docs" / "pictures"
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
-STYLE = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 150, "lines.linewidth": 1.6}
+STYLE = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "savefig.dpi": 150,
+    "lines.linewidth": 1.6,
+}
 PICTURE = 39  # of val: four digits, none at the edge
 CHANNELS = 4  # of the teacher's map that are shown
 MIN_SCORE = 0.5
@@ -74,7 +80,9 @@ def look(run: Path) -> Seen:
     saved = sorted((run / "stages" / f"student-{notes.get('key')}" / "checkpoints").glob("step-*.safetensors"))
     if not saved or teacher.quantizer is None:
         raise InputError(f"{run} has no checkpoint of a student that mimics; name a finished run of recipes/demo.yaml.")
-    weights = {name: value for name, value in read_tensors(saved[-1]).tensors.items() if name.startswith("module.mimic.")}
+    weights = {
+        name: value for name, value in read_tensors(saved[-1]).tensors.items() if name.startswith("module.mimic.")
+    }
     mimic = Mimic(
         recipe.mimic,
         student.backbone.channels,
@@ -117,9 +125,18 @@ def quantizer() -> Figure:
         axis.plot(f, f.clamp(min=0), color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), label="f, after ReLU")
         for level in values.unique():
             part = values == level
-            axis.plot(f[part], values[part], color=BLUE, linewidth=2.4, solid_capstyle="butt", label="Q(f)" if not level else None)
+            axis.plot(
+                f[part],
+                values[part],
+                color=BLUE,
+                linewidth=2.4,
+                solid_capstyle="butt",
+                label="Q(f)" if not level else None,
+            )
         shown = ", ".join("0" if not v else "s" if v == 1 else f"{v:g}s" for v in values.unique().tolist()[:5])
-        axis.set(title=f"{name}: D = {{0, {shown.removeprefix('0, ')}, ...}}", xlabel="f, in units of s", yticks=range(9))
+        axis.set(
+            title=f"{name}: D = {{0, {shown.removeprefix('0, ')}, ...}}", xlabel="f, in units of s", yticks=range(9)
+        )
         axis.grid(axis="y", color="#e5e5e5", linewidth=0.6)
         axis.legend(frameon=False, loc="upper left")
     axes[0].set_ylabel("Q(f)")

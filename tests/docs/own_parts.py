@@ -9,8 +9,8 @@ BLOCK = re.compile(r"^```(python|diff)\n# (src/\S+)\n(.*?)^```$", re.MULTILINE |
 def put_in(page: str, root: Path) -> list[str]:
     """Add the page's files to a clone at `root` and change its tables as the page's diffs say; returns the paths.
 
-    A diff's lines with `+` go behind the file's line before them (` ` or `-`), or, where they come first, before the first
-    import of the package; lines with `-` are taken out.
+    A diff's lines with `+` go behind the file's line before them (` ` or `-`), or, where they come first, before the
+    first import of the package; lines with `-` are taken out.
     """
     touched = []
     for kind, path, body in BLOCK.findall(page):

@@ -8,10 +8,8 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted(
-    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "benchmarks" / "README.md"]
-    + list((ROOT / "docs").rglob("*.md"))
-)
+OUTSIDE = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md")
+PAGES = sorted([*(ROOT / name for name in OUTSIDE), *(ROOT / "docs").rglob("*.md")])
 # A line of a code block that begins with one of these is a command.
 PROGRAMS = ("qmimic", "python", "pip", "make", "docker", "accelerate", "torchrun", "cc", "scp")
 ASSIGNMENT = re.compile(r"[A-Z_]+=\S+")

@@ -1,8 +1,8 @@
 """Every command of the documentation is run, in short, on a small set of pictures under the names that the pages use.
 
-What cannot be run here stands in NOT_RUN, with the reason and with what is checked instead. A command that is neither run
-nor listed fails, and so does a line of the list that no page needs any more. To shorten a training, SHORTER appends
-settings; the pages know nothing of that.
+What cannot be run here stands in NOT_RUN, with the reason and with what is checked instead. A command that is neither
+run nor listed fails, and so does a line of the list that no page needs any more. To shorten a training, `shorter`
+appends settings; the pages know nothing of that.
 """
 
 import argparse
@@ -11,18 +11,18 @@ import runpy
 import shlex
 import shutil
 import sys
+import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tomllib
 import yaml
+from pages import PAGES, ROOT, Command, blocks, commands, inline
 from PIL import Image
 
 import qmimic
-from pages import PAGES, ROOT, Command, blocks, commands, inline
 from qmimic.cli import main
 from qmimic.cli.entry import parser
 from qmimic.config import Recipe, load_recipe, settings
@@ -133,7 +133,9 @@ NOT_RUN = (
     NotRun("qmimic data get", "it needs the network; tests/data/test_download.py has a server", parse_qmimic),
     NotRun("qmimic fit", "it times two dozen networks; tests/pipeline/test_fit.py runs it on fewer", parse_qmimic),
     NotRun("qmimic study * --ray", "it needs a cluster; tests/study/test_cluster.py starts one", parse_qmimic),
-    NotRun("qmimic * --widerface", "it needs WIDER FACE; tests/pipeline/test_recipes.py makes a small one", parse_qmimic),
+    NotRun(
+        "qmimic * --widerface", "it needs WIDER FACE; tests/pipeline/test_recipes.py makes a small one", parse_qmimic
+    ),
     NotRun("qmimic * executorch", "ExecuTorch is an extra; tests/export runs it where it is installed", parse_qmimic),
     NotRun("python -m qmimic.runtime * --video", "it needs a camera; tests/runtime has a video", parse_runtime),
     NotRun("python benchmarks/", "minutes, and their figures are of a quiet machine", has_options),
@@ -150,7 +152,9 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         convert(synthetic.digits(12, 6, 4), root / "photos", "yolo")
         pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
         Image.fromarray(pixels).save("photo.jpg")
-        Path("dets.json").write_text('[{"file_name": "val-0-1-0", "category": "1", "bbox": [1, 2, 30, 40], "score": 0.9}]')
+        Path("dets.json").write_text(
+            '[{"file_name": "val-0-1-0", "category": "1", "bbox": [1, 2, 30, 40], "score": 0.9}]'
+        )
         Path("recipes").mkdir()
         for name in ("demo", "bccd"):
             Path(f"recipes/{name}.yaml").write_text(RECIPE.format(name=name))
@@ -177,7 +181,9 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(command: Command) -> None:
     """Run a command in this process, in the folder that it is in."""
-    words = [name for word in command.words for name in (sorted(map(str, Path().glob(word))) if "*" in word else [word])]
+    words = [
+        name for word in command.words for name in (sorted(map(str, Path().glob(word))) if "*" in word else [word])
+    ]
     match words:
         case ["qmimic", *_]:
             code = main(shorter(words)[1:])
@@ -186,9 +192,10 @@ def run(command: Command) -> None:
         case ["python", "-m", "build", *_]:
             code = 0  # tests/release builds
         case ["python", str(script), *rest]:
-            with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+            with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(sys, "argv", [script, *rest, "--out", "pictures"])
-                runpy.run_path(str(ROOT / script), run_name="__main__")
+                with pytest.raises(SystemExit) as ended:
+                    runpy.run_path(str(ROOT / script), run_name="__main__")
             code = int(str(ended.value.code or 0))
         case _:
             raise AssertionError(f"{command} is neither run nor listed in NOT_RUN")
@@ -218,9 +225,9 @@ def test_every_command_runs(
         shutil.copytree(workshop, folder)
         monkeypatch.chdir(folder)
         for block in blocks(page):  # a recipe that the page tells to save
-            if block.language == "yaml" and (name := (yaml.safe_load(block.text) or {}).get("name")):
-                if not any(folder.rglob(f"{name}.yaml")):
-                    Path(f"{name}.yaml").write_text(block.text)
+            name = (yaml.safe_load(block.text) or {}).get("name") if block.language == "yaml" else None
+            if name and not any(folder.rglob(f"{name}.yaml")):
+                Path(f"{name}.yaml").write_text(block.text)
         if page.name == "tutorial.md":  # it begins with making them
             shutil.rmtree("photos")
         for command in own:
@@ -289,14 +296,21 @@ def test_recipe_keys_that_are_named_exist() -> None:
         for text in inline(page):
             key = text.partition("=")[0]
             looks = re.fullmatch(r"([a-z_0-9]+)\.[a-z_0-9]+", key)
-            if looks and looks[1] in sections and key not in known and not key.endswith((".py", ".json", ".yaml", ".md")):
+            if (
+                looks
+                and looks[1] in sections
+                and key not in known
+                and not key.endswith((".py", ".json", ".yaml", ".md"))
+            ):
                 wrong.append(f"{page.relative_to(ROOT)}: {text}")
     assert not wrong, "\n".join(wrong)
 
 
 def test_a_command_that_nobody_knows_would_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = tmp_path / "page.md"
-    page.write_text("Do\n\n    qmimic frobnicate photos   # well\n    $ pip uninstall qmimic\n\nand `qmimic eval --fast`.\n")
+    page.write_text(
+        "Do\n\n    qmimic frobnicate photos   # well\n    $ pip uninstall qmimic\n\nand `qmimic eval --fast`.\n"
+    )
     monkeypatch.setattr("pages.ROOT", tmp_path)
     first, second = commands(page)
     assert (first.words, first.line) == (("qmimic", "frobnicate", "photos"), 3)
