@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 OUTSIDE = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md")
 PAGES = sorted([*(ROOT / name for name in OUTSIDE), *(ROOT / "docs").rglob("*.md")])
 # A line of a code block that begins with one of these is a command.
-PROGRAMS = ("qmimic", "python", "pip", "make", "docker", "accelerate", "torchrun", "cc", "scp")
+PROGRAMS = ("qmimic", "python", "pip", "make", "docker", "accelerate", "torchrun", "cc", "scp", "curl")
 ASSIGNMENT = re.compile(r"[A-Z_]+=\S+")
 PLAIN = ("", "sh", "console", "bash", "shell")  # blocks that may hold commands; the others are output or files
 

@@ -136,7 +136,9 @@ NOT_RUN = (
     NotRun(
         "qmimic * --widerface", "it needs WIDER FACE; tests/pipeline/test_recipes.py makes a small one", parse_qmimic
     ),
-    NotRun("qmimic * executorch", "ExecuTorch is an extra; tests/export runs it where it is installed", parse_qmimic),
+    NotRun(
+        "qmimic export *executorch", "ExecuTorch is an extra; tests/export runs it where it is installed", parse_qmimic
+    ),
     NotRun("python -m qmimic.runtime * --video", "it needs a camera; tests/runtime has a video", parse_runtime),
     NotRun("python benchmarks/", "minutes, and their figures are of a quiet machine", has_options),
     NotRun("python tools/house.py", "tests/docs/test_house.py compares what it draws", is_there),
@@ -186,7 +188,10 @@ def run(command: Command) -> None:
     ]
     match words:
         case ["qmimic", *_]:
-            code = main(shorter(words)[1:])
+            try:
+                code = main(shorter(words)[1:])
+            except SystemExit as ended:  # --help
+                code = int(str(ended.code or 0))
         case ["python", "-m", "qmimic.runtime", *rest]:
             code = runtime(rest)
         case ["python", "-m", "build", *_]:
