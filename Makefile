@@ -1,9 +1,9 @@
-# make demo: the main job on embedded data.  make test: everything set up, the tests pass.
+# make demo: the main job on embedded data.  make test: everything set up, the tests pass.  make docs: the site.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test lint format
+.PHONY: demo test lint format docs
 
 demo: $(READY)
 	$(BIN)/qmimic train recipes/demo.yaml
@@ -15,6 +15,10 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(READY)
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -d site/.doctrees docs site
+	@echo "The site: site/index.html"
 
 format: $(READY)
 	$(BIN)/ruff check --fix .

@@ -11,9 +11,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision import ops
 
-from qmimic.config import MimicConfig, QuantizerConfig
+from qmimic.config import MimicConfig, QuantizerConfig, fingerprint
 from qmimic.data.targets import IGNORED, PADDING, Targets
-from qmimic.mimic import MatchCounts, Mimic, choose_regions, count_matches, mimic_loss, random_regions
+from qmimic.errors import InputError
+from qmimic.mimic import (
+    DISTANCES,
+    MatchCounts,
+    Mimic,
+    check_distance,
+    choose_regions,
+    count_matches,
+    mimic_loss,
+    random_regions,
+)
 from qmimic.models.rpn import Proposals
 from qmimic.quantize import Quantizer
 
@@ -344,3 +354,26 @@ def test_random_regions_depend_on_the_generator_alone() -> None:
     a, b, c = (random_regions(2, 5, SIZE, torch.Generator().manual_seed(seed)).boxes for seed in (1, 1, 2))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
+
+
+def test_another_distance_is_a_line_in_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    teacher, student = (torch.rand(2, 3, 4, 5, 5, generator=generator) for _ in range(2))
+    valid = torch.tensor([[True, True, False], [True, False, False]])
+
+    def absolute(teacher: Tensor, student: Tensor) -> Tensor:
+        return (teacher - student).abs().sum((2, 3, 4))
+
+    by_hand = sum(float((teacher[b, p] - student[b, p]).abs().sum()) for b, p in ((0, 0), (0, 1), (1, 0))) / 6
+    assert float(mimic_loss(teacher, student, valid, absolute)) == pytest.approx(by_hand, rel=1e-5)
+    with pytest.raises(InputError, match="'absolute' is no distance; take one of squared"):
+        check_distance("absolute")
+    monkeypatch.setitem(DISTANCES, "absolute", absolute)
+    check_distance("absolute")
+
+
+def test_the_paper_s_distance_leaves_no_trace_in_fingerprints() -> None:
+    # Runs of before there was a choice are found again; another distance makes other students.
+    assert "distance" not in MimicConfig().model_dump(mode="json")
+    assert fingerprint(MimicConfig()) == fingerprint(MimicConfig(distance="squared"))
+    assert fingerprint(MimicConfig()) != fingerprint(MimicConfig(distance="cosine"))

@@ -191,6 +191,12 @@ class MimicConfig(Section):
 
     mode: MimicMode = Field("quantization", description="which maps are quantized: both, neither, one; none: no mimic")
     weight: float = Field(0.3, ge=0, description="lambda of METHOD's total loss; its meaning depends on `normalize`")
+    distance: str = Field(
+        "squared",
+        # Left out where it is the one that always was, so that fingerprints of earlier runs stay.
+        exclude_if=lambda name: name == "squared",
+        description="how far regions are from the teacher's: a name in DISTANCES of mimic.py; squared is the paper's",
+    )
     normalize: Literal["paper", "entry"] = Field(
         "entry",
         description="paper: 1/(2N) sum of squares; entry: mean of squares over entries, divided by rms^2",

@@ -4,9 +4,11 @@
     quantization mimic:  L_m = 1/(2N) sum_i || Q(f_t^i) - Q(r(f_s^i)) ||^2
 
 f_t^i, f_s^i: region i pooled from the teacher's and the student's map; r: the adaptor, a 1x1 convolution from the
-student's channels to the teacher's; Q: the quantizer; N: number of regions. The switches are `MimicConfig`'s.
+student's channels to the teacher's; Q: the quantizer; N: number of regions. The switches are `MimicConfig`'s. What
+takes the place of the squared distance is a function in `DISTANCES`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +17,7 @@ from torch import Tensor, nn
 
 from qmimic.config import MimicConfig
 from qmimic.data.targets import Targets
+from qmimic.errors import InputError
 from qmimic.models.roi_pooling import ROI_POOLINGS
 from qmimic.models.rpn import Proposals, first
 from qmimic.processes import Source, mean_over, rand
@@ -45,19 +48,39 @@ def sees_region_levels(config: MimicConfig) -> bool:
     return QUANTIZED_SIDES[config.mode][0] and own
 
 
-def mimic_loss(teacher: Tensor, student: Tensor, valid: Tensor) -> Tensor:
+Distance = Callable[[Tensor, Tensor], Tensor]
+
+
+def squared_distance(teacher: Tensor, student: Tensor) -> Tensor:
+    """|| f_t^i - f_s^i ||^2 of regions [B, P, C, k, k], or of whole maps [B, 1, C, H, W]; returns [B, P]."""
+    return (teacher - student).square().sum(tuple(range(2, teacher.dim())))
+
+
+# How far a student's regions are from the teacher's; a recipe names one by `mimic.distance`.
+DISTANCES: dict[str, Distance] = {
+    "squared": squared_distance,
+}
+
+
+def check_distance(name: str) -> None:
+    """Raises InputError: there is no such distance."""
+    if name not in DISTANCES:
+        raise InputError(f"mimic.distance: {name!r} is no distance; take one of {', '.join(DISTANCES)}.")
+
+
+def mimic_loss(teacher: Tensor, student: Tensor, valid: Tensor, distance: Distance = squared_distance) -> Tensor:
     """L_m as the paper writes it: 1/(2N) times the sum over regions of the squared distance.
 
     Args:
         teacher: f_t^i or Q(f_t^i), [B, P, C, ...]; no gradient is wanted.
         student: r(f_s^i) or Q(r(f_s^i)), the same shape.
         valid: bool [B, P], which of the regions count.
+        distance: another one in the squared one's place.
 
     Returns:
         Scalar; 0 if no region counts.
     """
-    squares = (teacher - student).square().sum(tuple(range(2, teacher.dim())))
-    return (squares * valid).sum() / (2 * mean_over(valid.sum()).clamp(min=1))
+    return (distance(teacher, student) * valid).sum() / (2 * mean_over(valid.sum()).clamp(min=1))
 
 
 @dataclass(frozen=True)
@@ -168,7 +191,7 @@ class Mimic(nn.Module):
             student = self._pooled(self._quantized(self.adapt(student_map).float(), quantized), regions)
         else:
             student = self._quantized(self.adapt(self._pooled(student_map, regions)).float(), quantized)
-        loss = mimic_loss(teacher, student, self._valid(student_map, regions))
+        loss = mimic_loss(teacher, student, self._valid(student_map, regions), DISTANCES[self.config.distance])
         if self.config.normalize == "entry":
             loss = loss * 2 / (teacher[0, 0].numel() * self.rms.square())
         return loss

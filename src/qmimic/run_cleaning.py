@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qmimic.errors import InputError
-from qmimic.pipeline.lock import alone, taken
+from qmimic.lock import alone, taken
 from qmimic.run_folder import LOG, STAGE_RESULT, STAGES, read_run
 from qmimic.runs import BANK, PIXELS, WINNER, kind_of, list_runs, look, usage
 

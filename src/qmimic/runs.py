@@ -16,7 +16,7 @@ from pathlib import Path
 
 from qmimic.config import load_recipe
 from qmimic.errors import InputError
-from qmimic.pipeline.lock import taken
+from qmimic.lock import taken
 from qmimic.run_folder import (
     ENVIRONMENT,
     FAILURE,

@@ -16,10 +16,10 @@ from qmimic.export.accuracy import Accuracy, map50_of_file
 from qmimic.export.onnx_file import Exported
 from qmimic.export.parity import pictures, require
 from qmimic.export.ship import TARGETS, Proof, describe, ship
+from qmimic.lock import alone
 from qmimic.models.checkpoint import load_detector
 from qmimic.models.two_stage import Detector
 from qmimic.pipeline.integer import Int8RefusedError, IntegerDetector, to_integers
-from qmimic.pipeline.lock import alone
 from qmimic.pipeline.prepare import Prepared, prepare
 from qmimic.run_folder import DEPLOY, RECIPE, RESULTS, STAGES
 from qmimic.runtime.detector import Detector as ShippedDetector

@@ -12,9 +12,9 @@ from qmimic.data.columns import in_columns
 from qmimic.data.splits import TRAIN
 from qmimic.errors import InputError
 from qmimic.files import replacing, write_text
+from qmimic.lock import alone
 from qmimic.pipeline.candidates import Budget, Candidate, Option, candidates, cost_table
 from qmimic.pipeline.deploy import Deployed, deploy
-from qmimic.pipeline.lock import alone
 from qmimic.pipeline.prepare import prepare
 from qmimic.pipeline.run import train
 from qmimic.pipeline.stages import train_student

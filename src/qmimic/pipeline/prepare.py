@@ -20,6 +20,7 @@ from qmimic.data.sample import Dataset
 from qmimic.data.splits import TRAIN, VAL
 from qmimic.errors import InputError
 from qmimic.memory import keep_freed_memory
+from qmimic.mimic import check_distance
 from qmimic.models.anchors import fit_anchors
 from qmimic.models.backbones import parse_name
 from qmimic.models.spec import DetectorSpec
@@ -75,6 +76,7 @@ def prepare(recipe: Recipe) -> Prepared:
     for backbone in (recipe.teacher.backbone, recipe.student.backbone):
         parse_name(backbone)
     require(recipe.run.trackers)
+    check_distance(recipe.mimic.distance)
     keep_freed_memory()
     torch.set_num_threads(recipe.run.threads or os.cpu_count() or 1)
     # Between processes: what a phase of the mimic loss does not use must not be waited for.

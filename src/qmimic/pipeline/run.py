@@ -11,10 +11,10 @@ from qmimic.data.splits import VAL
 from qmimic.draw import contact_sheet, draw
 from qmimic.errors import InputError
 from qmimic.files import replacing, write_text
+from qmimic.lock import alone
 from qmimic.models.backbones import parse_name
 from qmimic.models.checkpoint import load_detector
 from qmimic.models.detectors import equal_cost
-from qmimic.pipeline.lock import alone
 from qmimic.pipeline.prepare import Prepared, environment, prepare
 from qmimic.pipeline.stages import (
     Stage,

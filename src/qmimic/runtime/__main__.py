@@ -23,8 +23,8 @@ from qmimic.runtime.detector import Detector
 from qmimic.runtime.video import frames
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run; returns 0, or 2 after bad input, with one sentence on stderr."""
+def grammar() -> argparse.ArgumentParser:
+    """The command line's grammar."""
     parser = argparse.ArgumentParser(prog="python -m qmimic.runtime", description=__doc__)
     parser.add_argument("model", type=Path, help="an .onnx file that `qmimic export` wrote")
     parser.add_argument("pictures", type=Path, nargs="*", help="files, or folders of files")
@@ -34,7 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="one JSON object a picture")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=1, help="pictures at once, if the file takes any number")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run; returns 0, or 2 after bad input, with one sentence on stderr."""
+    options = grammar().parse_args(arguments)
     try:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be printable

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qmimic.config import Recipe
 from qmimic.errors import InputError
-from qmimic.pipeline.lock import alone
+from qmimic.lock import alone
 from qmimic.pipeline.prepare import prepare
 from qmimic.pipeline.stages import Teachers, needs_teachers, quantize_teacher, train_student, train_teacher
 from qmimic.run_folder import StageResult

@@ -1,0 +1,47 @@
+"""The house stands: no import leads up, and the picture is that of the code and the page."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "tools"))
+import house  # noqa: E402
+
+
+def test_lower_never_imports_higher() -> None:
+    floors, found = house.floors(house.PAGE.read_text(encoding="utf-8")), list(house.imports(house.PACKAGE))
+    assert len(found) > 300
+    assert house.upward(floors, found) == []
+    listed = [module for floor in floors for module in floor.modules]
+    there = {path.name.removesuffix(".py") for path in house.PACKAGE.iterdir() if path.suffix in ("", ".py")}
+    assert sorted(listed) == sorted(there - house.OUTSIDE - {"__pycache__"})
+    assert all(floor.text for floor in floors)
+
+
+def test_the_picture_is_that_of_the_code() -> None:
+    floors, found = house.floors(house.PAGE.read_text(encoding="utf-8")), list(house.imports(house.PACKAGE))
+    assert house.PICTURE.read_text(encoding="utf-8") == house.drawing(floors, found), "run `python tools/house.py`"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("from qmimic.top import x", "ground imports top"),
+        ("def f():\n    import qmimic.top.y", "ground imports top"),
+        ("import qmimic.attic", "attic has no floor"),
+        ("from qmimic.middle import z", "ground imports middle"),
+    ],
+)
+def test_an_import_that_leads_up_is_found(tmp_path: Path, line: str, said: str) -> None:
+    package = tmp_path / "qmimic"
+    package.mkdir()
+    (package / "top.py").write_text("from qmimic.ground import a\nfrom qmimic import middle\n")
+    (package / "middle.py").write_text("from qmimic import ground\n")
+    (package / "ground.py").write_text("")
+    floors = house.floors("Text\n\n    top        above\n    middle     between\n    ground     below\n\n    code\n")
+    assert house.upward(floors, list(house.imports(package))) == []
+    (package / "ground.py").write_text(f"{line}\n")
+    (wrong,) = house.upward(floors, list(house.imports(package)))
+    assert said in wrong

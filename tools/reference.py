@@ -1,0 +1,88 @@
+"""The reference pages that cannot grow stale: commands from their parsers, recipe keys from the recipe's own types.
+
+`docs/conf.py` puts them into the pages that hold a line `% made: commands` or `% made: recipe`.
+"""
+
+import argparse
+from collections.abc import Iterator
+
+from qmimic.cli.entry import parser
+from qmimic.config import settings
+from qmimic.runtime.__main__ import grammar
+
+
+def commands() -> str:
+    """Every command of `qmimic` as Markdown: what it does, its usage, its arguments."""
+    own = [*_leaves(parser(), ("qmimic",)), (("python -m qmimic.runtime",), grammar())]
+    return "\n".join(line for path, one in own for line in _command(path, one))
+
+
+def recipe() -> str:
+    """Every key of a recipe as Markdown tables, one a section."""
+    sections: dict[str, list[str]] = {"": []}
+    heads = {"": "The run"}
+    for key, text in settings():
+        section, _, _ = key.rpartition(".")
+        if not text.endswith("]"):  # a section's own line
+            heads[key], sections[key] = f"`{key}`", [f"{text}\n"]
+            continue
+        said, _, default = text[:-1].rpartition(" [")
+        default, *rest = default.split("; one of ")
+        choices = f"; one of {', '.join(f'`{name}`' for name in rest[0].split(', '))}" if rest else ""
+        sections[section].append(f"| `{key}` | `{default or ' '}` | {_cell(said)}{choices} |")
+    lines = []
+    for section, rows in sections.items():
+        words = [row for row in rows if not row.startswith("|")]
+        table = [row for row in rows if row.startswith("|")]
+        lines += [f"## {heads[section]}", "", *words, "| key | default | what |", "|---|---|---|", *table, ""]
+    return "\n".join(lines)
+
+
+def _leaves(
+    own: argparse.ArgumentParser, path: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], argparse.ArgumentParser]]:
+    """A parser and the commands below it that do something, with the words that lead there."""
+    inner = [action for action in own._actions if isinstance(action, argparse._SubParsersAction)]
+    if not inner:
+        yield path, own
+    for action in inner:
+        for name, below in action.choices.items():
+            yield from _leaves(below, (*path, name))
+
+
+def _command(path: tuple[str, ...], own: argparse.ArgumentParser) -> Iterator[str]:
+    yield f"## {' '.join(path)}\n"
+    said = _help_of(path) if path[0] == "qmimic" else "what a deployed detector finds, without torch"
+    if said:
+        yield f"{said[0].upper()}{said[1:]}.\n"
+    usage = " ".join(own.format_usage().removeprefix("usage: ").split())
+    yield f"```text\n{usage}\n```\n"
+    rows = [action for action in own._actions if action.dest != "help"]
+    if rows:
+        yield "| argument | what |\n|---|---|"
+    for action in rows:
+        name = ", ".join(action.option_strings) or str(action.metavar or action.dest)
+        default = action.default
+        shown = "" if default in (None, False, [], "", argparse.SUPPRESS) else f" [{_plain(default)}]"
+        choices = f"one of {', '.join(map(str, action.choices))}" if action.choices else ""
+        yield f"| `{_cell(name)}` | {_cell('; '.join(filter(None, (action.help, choices))) + shown)} |"
+    yield ""
+
+
+def _help_of(path: tuple[str, ...]) -> str:
+    """What the parser above says of a command in its list."""
+    own = parser()
+    said = ""
+    for name in path[1:]:
+        action = next(a for a in own._actions if isinstance(a, argparse._SubParsersAction))
+        said = next((str(choice.help) for choice in action._choices_actions if choice.dest == name), "")
+        own = action.choices[name]
+    return said
+
+
+def _plain(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;")
