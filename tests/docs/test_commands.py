@@ -130,6 +130,8 @@ NOT_RUN = (
     NotRun("scp ", "it needs a device", nothing),
     NotRun("accelerate launch", "several GPUs; tests/cli/test_cli_processes.py runs two processes", parse_qmimic),
     NotRun("torchrun", "several GPUs; tests/cli/test_cli_processes.py runs two processes", parse_qmimic),
+    NotRun("qmimic serve", "it serves until Ctrl-C; tests/serve starts it", parse_qmimic),
+    NotRun("curl ", "it asks a server; tests/serve asks the same", nothing),
     NotRun("qmimic data get", "it needs the network; tests/data/test_download.py has a server", parse_qmimic),
     NotRun("qmimic fit", "it times two dozen networks; tests/pipeline/test_fit.py runs it on fewer", parse_qmimic),
     NotRun("qmimic study * --ray", "it needs a cluster; tests/study/test_cluster.py starts one", parse_qmimic),
@@ -172,7 +174,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / "docs" / "results" / "order", "runs/study-order")
         assert main(["train", "recipes/demo.yaml", "baselines=[]", *QUICK]) == 0
         assert main(shorter(EXPORT)[1:]) == 0
-        for name in ("bccd", "photos"):
+        for name in ("bccd", "bccd-1", "bccd-2", "photos"):
             shutil.copytree("runs/demo", f"runs/{name}", ignore=shutil.ignore_patterns("stages", "bank", "pixels"))
         for name in ("student.onnx", "student-int8.xml", "student-int8.bin"):
             shutil.copy(f"runs/demo/deploy/{name}", name)
