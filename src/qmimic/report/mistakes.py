@@ -5,6 +5,7 @@ import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,8 +96,9 @@ def covered(image: NDArray[np.int64], boxes: NDArray[np.float64]) -> NDArray[np.
 
 
 def _runs(sorted_values: NDArray[np.int64]) -> list[tuple[int, int]]:
-    starts = np.flatnonzero(np.diff(sorted_values, prepend=-1))
-    return list(zip(starts.tolist(), [*starts[1:].tolist(), len(sorted_values)], strict=True))
+    """First and last row, exclusive, of each value."""
+    starts = np.flatnonzero(np.diff(sorted_values, prepend=-1)).tolist()
+    return list(pairwise([*starts, len(sorted_values)]))
 
 
 @dataclass(frozen=True)
