@@ -9,6 +9,8 @@ from PIL import Image
 
 from qmimic.data.sample import Dataset, Sample
 from qmimic.detections import Detections
+from qmimic.report import page
+from qmimic.report.figures import styles
 from qmimic.report.mistakes import confused, covered, draw_errors, lost_by_kind, worst_images
 from qmimic.report.networks import Judged, Scored
 from qmimic.scores.error_types import costs, find_errors
@@ -43,6 +45,7 @@ def test_what_another_box_covers() -> None:
     # The cat's right half; of the dog 10 x 20 of 60 x 60. A box of another image covers nothing.
     shares = covered(np.array([0, 0, 0, 1]), np.concatenate([BOXES, BOXES[:1]]).astype(np.float64))
     assert shares == pytest.approx([0, 0.5, 200 / 3600, 0])
+    assert covered(np.zeros(0, np.int64), np.zeros((0, 4))).shape == (0,)
 
 
 def test_boxes_not_found_by_size_and_crowding() -> None:
@@ -85,3 +88,16 @@ def test_any_box_can_be_drawn(box: tuple[float, float, float, float]) -> None:
         uri, size = draw_errors(Image.new("RGB", (100, 50)), [(box, colour, "a long name " * 9)])
         assert uri.startswith("data:image/jpeg;base64,")
         assert size == (480, 240)
+
+
+def test_a_split_without_boxes_has_nothing_to_find() -> None:
+    none = image_of("empty", np.zeros((0, 4), np.float32), np.zeros(0, np.int64))
+    found = {"empty": Detections(BOXES[:1], np.array([0.9], np.float32), np.array([0]))}
+    errors = find_errors(match([none], found, len(CLASSES)))
+    own = Judged(voc_ap([none], found, CLASSES), errors, costs(errors), 1.0, errors, None, found)
+    empty = Scored([none], CLASSES, {"student": own})
+    assert [share.boxes for share in lost_by_kind(empty)] == [0] * 5
+    assert confused(errors, CLASSES).rows == ((0, 0, 0, 0), (0, 0, 0, 0))
+    shown = page._scored(empty, styles(["student"]), "student")
+    assert shown["curves"] == []
+    assert shown["error_rows"][0]["counts"]["background"] == 1

@@ -5,6 +5,7 @@ import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from qmimic.scores.error_types import FALSE_KINDS, TRUE, Errors, confusion
 SMALL, LARGE = 0.1, 0.3  # of the image's side: roots of the shares of its area
 CROWDED = 0.2  # of a box's area that another box covers
 WORST, SIDE = 8, 480
+DRAWN, NAMED = 12, 4  # false detections of an image, best first
 QUALITY = 80  # of JPEG
 HIT, MISSED, FALSE = "#56B4E9", "#D55E00", "#F0E442"
 Box = tuple[float, float, float, float]
@@ -39,7 +41,7 @@ class WorstImage:
 
     Attributes:
         image_id: of the image.
-        lost, false: labels not found; false detections, as `class score kind`.
+        lost, false: labels not found; false detections, as `class score (kind)`, the best and how many more.
         uri: the drawing, a JPEG as a data URI.
         size: width and height of the drawing, pixels.
     """
@@ -95,8 +97,9 @@ def covered(image: NDArray[np.int64], boxes: NDArray[np.float64]) -> NDArray[np.
 
 
 def _runs(sorted_values: NDArray[np.int64]) -> list[tuple[int, int]]:
-    starts = np.flatnonzero(np.diff(sorted_values, prepend=-1))
-    return list(zip(starts.tolist(), [*starts[1:].tolist(), len(sorted_values)], strict=True))
+    """First and last row, exclusive, of each value."""
+    starts = np.flatnonzero(np.diff(sorted_values, prepend=-1)).tolist()
+    return list(pairwise([*starts, len(sorted_values)]))
 
 
 @dataclass(frozen=True)
@@ -148,7 +151,8 @@ def worst_images(scored: Scored, title: str, dataset: Dataset) -> tuple[WorstIma
             picture = dataset.load(sample)
         except InputError:
             continue
-        rows = np.flatnonzero((matches.image == image) & (false | (errors.kind == TRUE)))
+        wrong = np.flatnonzero((matches.image == image) & false)
+        rows = np.append(np.flatnonzero((matches.image == image) & (errors.kind == TRUE)), wrong[:DRAWN])
         gone = np.flatnonzero((truth.image == image) & lost)
         names, said = scored.classes, []
         boxes: list[tuple[Box, str, str]] = []
@@ -158,6 +162,8 @@ def worst_images(scored: Scored, title: str, dataset: Dataset) -> tuple[WorstIma
             said += [] if kind == TRUE else [f"{name} ({FALSE_KINDS[kind]})"]
         for row in gone.tolist():
             boxes.append((tuple(truth.boxes[row]), MISSED, names[truth.label[row]]))
+        if len(wrong) > NAMED:
+            said = [*said[:NAMED], f"and {len(wrong) - NAMED} more"]
         uri, size = draw_errors(picture, boxes)
         missing = tuple(f"{name} x {n}" if n > 1 else name for name, n in _count(truth.label[gone], names).items())
         drawn.append(WorstImage(sample.image_id, missing, tuple(said), uri, size))
