@@ -271,6 +271,14 @@ def test_a_refused_camera_is_explained(page: Chrome) -> None:
     assert page.find_element(By.ID, "camera").text == "Start camera"
 
 
+def test_a_file_that_is_too_large_is_not_sent(page: Chrome, tmp_path: Path, photos: Path) -> None:
+    (tmp_path / "large.jpg").write_bytes(bytes(33 << 20))
+    page.find_element(By.ID, "files").send_keys(f"{tmp_path / 'large.jpg'}\n{photos / 'pale.png'}")
+    settled(page, "pale.png")
+    assert "large.jpg has 33 MiB; at most 32 are taken" in page.find_element(By.ID, "message").text
+    assert asked(page) == 3
+
+
 def test_a_file_that_is_no_picture_is_explained(page: Chrome, tmp_path: Path) -> None:
     (tmp_path / "<img src=x onerror=alert(1)>.jpg").write_text("hello")
     drop(page, tmp_path / "<img src=x onerror=alert(1)>.jpg")

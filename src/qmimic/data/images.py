@@ -143,10 +143,11 @@ def _orientation(file: Image.Image) -> int:
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         # Pillow would clip 16 bits to 255; the high byte is the picture.
-        values = np.asarray(image, dtype=np.float64)
-        deep = image.mode.startswith("I;16") or values.max(initial=0) > 255
-        grey = np.clip(values / 257 if deep else values, 0, 255).round().astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
+        values = np.array(image, dtype=np.float64)
+        if image.mode.startswith("I;16") or values.max(initial=0) > 255:
+            values /= 257  # in place: a large picture is 400 MB of these
+        np.clip(values, 0, 255, out=values).round(out=values)
+        return Image.fromarray(values.astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")

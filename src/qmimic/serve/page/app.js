@@ -76,14 +76,14 @@ async function look(one, model) {
 // ---------------------------------------------------------------- pictures
 
 function add(files) {
-  complain("");
+  let sentence = "";
   const known = new Set(state.pictures.map(({ name, blob }) => `${name} ${blob.size}`));
   const { bytes } = state.limits;
   let first = null;
   for (const file of files) {
     if (known.has(`${file.name} ${file.size}`)) continue;
     if (file.size > bytes) {
-      complain(`${file.name} has ${(file.size / 2 ** 20).toFixed(0)} MiB; at most ${bytes / 2 ** 20} are taken. Shrink it.`);
+      sentence = `${file.name} has ${(file.size / 2 ** 20).toFixed(0)} MiB; at most ${bytes / 2 ** 20} are taken. Shrink it.`;
       continue;
     }
     const one = picture(file.name || "pasted.png", file);
@@ -92,11 +92,13 @@ function add(files) {
     first ??= one;
   }
   if (first) choose(first);
+  if (first || sentence) complain(sentence);
 }
 
 async function choose(one) {
   if (camera.running) camera.stop();
   const before = state.current;
+  if (before !== one) complain(""); // what was said was of the picture before
   if (before && before !== one) {
     before.image?.close();
     before.image = undefined;
