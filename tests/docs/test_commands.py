@@ -32,6 +32,7 @@ from qmimic.errors import InputError
 from qmimic.runtime.__main__ import grammar
 from qmimic.runtime.__main__ import main as runtime
 
+FILES = (".py", ".json", ".yaml", ".md", ".onnx", ".xml", ".pte", ".gz", ".safetensors")  # no keys of recipes
 OWN = "add-your-own.md"  # tests/docs/test_add_your_own.py runs its commands, in the package that it changes
 
 QUICK = [
@@ -156,6 +157,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         convert(synthetic.digits(12, 6, 4), root / "photos", "yolo")
         pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
         Image.fromarray(pixels).save("photo.jpg")
+        Image.fromarray(pixels).save("photos/another.jpg")  # a dataset, and a folder of pictures
         Path("dets.json").write_text(
             '[{"file_name": "val-0-1-0", "category": "1", "bbox": [1, 2, 30, 40], "score": 0.9}]'
         )
@@ -303,12 +305,7 @@ def test_recipe_keys_that_are_named_exist() -> None:
         for text in inline(page):
             key = text.partition("=")[0]
             looks = re.fullmatch(r"([a-z_0-9]+)\.[a-z_0-9]+", key)
-            if (
-                looks
-                and looks[1] in sections
-                and key not in known
-                and not key.endswith((".py", ".json", ".yaml", ".md"))
-            ):
+            if looks and looks[1] in sections and key not in known and not key.endswith(FILES):
                 wrong.append(f"{page.relative_to(ROOT)}: {text}")
     assert not wrong, "\n".join(wrong)
 
