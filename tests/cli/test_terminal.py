@@ -49,17 +49,11 @@ def test_these_need_no_library(arguments: tuple[str, ...]) -> None:
 
 
 def test_a_command_says_which_extra_it_needs() -> None:
-    for arguments, module, extra in (
-        (("train", "demo"), "torch", "train"),
-        (("train", "--help"), "pydantic", "train"),
-        (("runs",), "pydantic", "train"),
-        (("completion", "bash"), "argcomplete", "train"),
-    ):
+    for arguments in (("train", "demo"), ("train", "--help"), ("runs",), ("completion", "bash")):
         done = light(*arguments)
         assert done.returncode == 2
-        assert done.stderr == (
-            f"qmimic: {module} is not installed, which this command needs: pip install 'qmimic[{extra}]'.\n"
-        )
+        needed = r"qmimic: \w+ is not installed, which this command needs: pip install 'qmimic\[train\]'\.\n"
+        assert re.fullmatch(needed, done.stderr)
     assert extras.extra_of("onnxruntime") == "runtime"
     assert extras.extra_of("cv2") == "video"
     assert extras.extra_of("openvino") == "openvino"
