@@ -55,10 +55,8 @@ def extras() -> list[Extra]:
 def extra_of(module: str) -> str:
     """The extra that brings a module; `train` where none is known to."""
     package = SOURCES.get(module, module).lower()
-    for extra in extras():
-        if extra.name and package in (name.lower().replace("_", "-") for name in extra.packages):
-            return extra.name
-    return "train"
+    names = [extra.name for extra in extras() if extra.name and package in map(str.lower, extra.packages)]
+    return "train" if "train" in names or not names else names[0]
 
 
 def version_of(package: str) -> str | None:

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
     from qmimic.cli.output import Output
 
 EPILOG = """`qmimic runs` lists runs/, `qmimic runs FOLDER` another folder, or one run.
-`qmimic runs clean` frees what is made again when it is needed (--bank and --pixels) in all runs, or in those named.
-It says what goes, and asks. A run at work is left alone."""
+`qmimic runs clean` frees what is made again when it is needed (--bank and
+--pixels), in all runs or in those named. It says what goes, and asks. A run at
+work is left alone."""
 
 
 def add(commands: Commands) -> None:

@@ -9,7 +9,7 @@ trained, measured and ready to ship.
 
 Three commands to start with:
   qmimic train demo            the whole method on drawn digits, in some minutes
-  qmimic data check photos/    what is wrong with the labels of a folder of yours
+  qmimic data check photos/    what is wrong with a labelled folder of yours
   qmimic predict runs/demo/student.safetensors photo.jpg --out drawn/
 
 `qmimic --help` lists all commands, `qmimic train --help` explains one, and
