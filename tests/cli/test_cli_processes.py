@@ -80,7 +80,7 @@ def test_after_a_kill_and_after_ctrl_c_the_same_command_goes_on(
     assert "going on from step" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("moment", ["qmimic.config.settings", "qmimic.data.formats.load_dataset"])
+@pytest.mark.parametrize("moment", ["qmimic.cli.entry.parser", "qmimic.data.formats.load_dataset"])
 def test_ctrl_c_where_nothing_was_begun(
     tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
@@ -225,14 +225,14 @@ def test_a_terminal_that_knows_only_ascii(trained: Path, tmp_path: Path, monkeyp
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "the following arguments are required: COMMAND; see `qmimic --help`."),
+        (["--quiet"], "the following arguments are required: COMMAND; see `qmimic --help`."),
         (["trian"], "invalid choice: 'trian'"),
         (["data"], "required"),
         (["predict", "a.safetensors", "--out", "c"], "required: images; see `qmimic predict --help`."),
         (["predict", "a.safetensors", "b.png", "--out", "c", "--min-score", "high"], "invalid float value: 'high'"),
         (["data", "check", "folder", "--size", "64"], "expected 2 arguments"),
         (["data", "convert", "folder", "other", "--to", "csv"], "choose from"),
-        (["schema", "--verbose"], "unrecognized arguments: --verbose"),
+        (["schema", "--loud"], "unrecognized arguments: --loud"),
     ],
 )
 def test_the_command_line_itself(refused: Refused, arguments: list[str], says: str) -> None:
