@@ -49,7 +49,7 @@ def test_the_largest_memory_is_this_process_s() -> None:
 def test_peers_stand_in_the_same_table(deployed: Path, real_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     peer = real_data / "peers" / "yunet_n.onnx"
     assert main(["bench", str(deployed), "--against", str(peer), "--rounds", "3", "--json"]) == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["files"]
     assert [Path(row["path"]).name for row in rows] == ["student.onnx", "yunet_n.onnx"]
     assert rows[1]["megapixels"] == 320 * 320 / 1e6
     assert rows[1]["macs"] is None

@@ -66,5 +66,6 @@ def commands(page: Path) -> list[Command]:
                 first.pop(0)
             if first and first[0] in PROGRAMS:
                 words = shlex.split(" ".join(first), comments=True)
+                words = words[: words.index("|")] if "|" in words else words  # what it is piped into is another's
                 found.append(Command(page, block.line + number, tuple(words)))
     return found
