@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -224,7 +223,7 @@ def test_one_engine_s_refusal_leaves_the_other_s_file(
     assert main(["export", student, "--out", str(tmp_path), "--int8", "--to", "onnx,openvino"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "student-int8.xml was not written: it has -2.0 mAP@0.5 on val" in said
-    assert re.search(r"student-int8\.onnx \d+ \d", said)  # its size and time
+    assert "student-int8.onnx 0.0 mAP on val" in said
     assert (tmp_path / "student-int8.onnx").exists()
     assert not (tmp_path / "student-int8.xml").exists()
 
