@@ -345,3 +345,9 @@ def test_a_container_s_limit_counts(monkeypatch: pytest.MonkeyPatch, files: dict
     monkeypatch.setattr(doctor.os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
     monkeypatch.setattr(doctor, "_text", lambda path: files.get(path.name, ""))
     assert doctor._allowed() == cores
+
+
+def test_settings_may_stand_before_and_behind_options(refused: Refused) -> None:
+    assert "student.nothing" in refused("train", "demo", "seed=1", "--json", "student.nothing=2")
+    assert "unrecognized arguments: --nothing=2" in refused("train", "demo", "--json", "--nothing=2")
+    assert "unrecognized arguments: seed=2" in refused("predict", "a", "b", "--out", "c", "seed=2")

@@ -1,5 +1,6 @@
 """The console script: it finds the command, runs it, and says in a sentence what went wrong."""
 
+import argparse
 import io
 import signal
 import sys
@@ -52,8 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not (sys.argv[1:] if arguments is None else arguments):
             print(start.text())
             return 0
-        grammar = parser()
-        options = grammar.parse_args(arguments)
+        options = _parsed(arguments)
         loudness = options.loudness
         if options.resumes:
             goes_on = "; the last checkpoint is kept, the same command goes on from it"
@@ -94,6 +94,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             raise
     return EXIT_BAD_INPUT
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    grammar = parser()
+    options, rest = grammar.parse_known_args(arguments)
+    # argparse takes no more overrides once an option has followed the first ones.
+    late = [one for one in rest if "=" in one and not one.startswith("-")] if "overrides" in options else []
+    unknown = [one for one in rest if one not in late]
+    if unknown:
+        grammar.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if late:
+        options.overrides = [*options.overrides, *late]
+    return options
 
 
 def _complain(sentence: str) -> None:
