@@ -74,7 +74,27 @@ def literal(app: Sphinx, what: str, name: str, obj: object, options: object, lin
             lines[number] += ":"
 
 
+# What the theme leaves out for keyboards and screen readers.
+ACCESSIBLE = {
+    '<aside class="sidebar-drawer">': '<aside class="sidebar-drawer" aria-label="Pages">',
+    '<aside class="toc-drawer': '<aside aria-label="On this page" class="toc-drawer',
+    'class="caption" role="heading"': 'class="caption" role="heading" aria-level="2"',
+    "<pre>": '<pre tabindex="0">',  # long lines scroll
+}
+
+
+def accessible(app: Sphinx, error: Exception | None) -> None:
+    """Mend the pages that were written."""
+    for page in Path(app.outdir).rglob("*.html"):
+        before = text = page.read_text(encoding="utf-8")
+        for old, new in ACCESSIBLE.items():
+            text = text.replace(old, new)
+        if text != before:
+            page.write_text(text, encoding="utf-8")
+
+
 def setup(app: Sphinx) -> None:
     """See Sphinx."""
     app.connect("source-read", fill)
     app.connect("autodoc-process-docstring", literal)
+    app.connect("build-finished", accessible)

@@ -76,3 +76,12 @@ def test_search_works_from_the_disk(site: Path) -> None:
     index = (site / "searchindex.js").read_text(encoding="utf-8")
     assert index.startswith("Search.setIndex(")  # a script, not something to fetch
     assert "tutorial" in index
+
+
+def test_what_scrolls_takes_the_focus_and_what_is_one_of_several_has_a_name(site: Path) -> None:
+    pages = [path.read_text(encoding="utf-8") for path in site.rglob("*.html")]
+    assert any("<pre" in page for page in pages)
+    for page in pages:
+        assert re.findall(r"<pre(?! tabindex)", page) == []
+        assert re.findall(r"<aside(?![^>]*aria-label)", page) == []
+        assert re.findall(r'role="heading"(?! aria-level)', page) == []
