@@ -40,7 +40,13 @@ QUICK = [
     for stage in ("teacher", "quantized_teacher", "student")
     for key in ("steps=2", "batch_size=2", "warmup_steps=1")
 ]
-QUICK += ["teacher.min_map=0", "teacher.backbone=resnet18/16", "run.threads=1", "detector.score_threshold=0"]
+QUICK += [
+    "teacher.min_map=0",
+    "teacher.backbone=resnet18/16",
+    "student.backbone=resnet18/32",
+    "run.threads=1",
+    "detector.score_threshold=0",
+]
 QUICK += ["detector.anchor_count=3", "detector.pre_nms=64", "detector.post_nms=16", "data.cache_mib=8"]
 QUICK += ["pruning.rounds=1", "pruning.steps=1", "pruning.images=2"]
 INTEGERS = ["int8.steps=1", "int8.max_loss=1", "int8.images=4", "int8.batch_size=2"]
@@ -133,7 +139,7 @@ NOT_RUN = (
     NotRun("torchrun", "several GPUs; tests/cli/test_cli_processes.py runs two processes", parse_qmimic),
     NotRun("qmimic serve", "it serves until Ctrl-C; tests/serve starts it", parse_qmimic),
     NotRun("qmimic runs clean", "it asks at a terminal; tests/cli/test_runs.py has one", parse_qmimic),
-    NotRun("qmimic train * run.trackers", "MLflow is an extra; tests/training/test_trackers.py has it", parse_qmimic),
+    NotRun("qmimic train *run.trackers", "MLflow is an extra; tests/training/test_trackers.py has it", parse_qmimic),
     NotRun("curl ", "it asks a server; tests/serve asks the same", nothing),
     NotRun("qmimic data get", "it needs the network; tests/data/test_download.py has a server", parse_qmimic),
     NotRun("qmimic fit", "it times two dozen networks; tests/pipeline/test_fit.py runs it on fewer", parse_qmimic),
