@@ -114,6 +114,14 @@ def test_many_comparisons_are_said_to_be_many() -> None:
     assert "by chance" not in markdown(few, [one for one in rows if one["arm"] in few.arms])
 
 
+def test_an_arm_that_was_not_run_is_named_and_has_no_row() -> None:
+    rows = [row("scratch", 0, 0.5), row("mimic", 0, 0.0, status="waiting")]
+    text = markdown(study(), rows)
+    assert "Not run yet: mimic." in text
+    assert "| scratch |" in text
+    assert "| mimic |" not in text
+
+
 def test_the_cost_is_drawn_where_there_are_several(tmp_path: Path) -> None:
     for costs, drawn in (((1e7, 1e7), False), ((1e7, 3e6), True)):
         folder = tmp_path / str(drawn)

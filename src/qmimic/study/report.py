@@ -132,7 +132,11 @@ def markdown(study: Study, results: Sequence[dict[str, Any]]) -> str:
         lines.append(
             f"The teachers reach {percent(means[0])} on average, and {percent(means[1])} quantized and fine-tuned."
         )
-    lines += ["", *_table(study, arms), "", *verdicts(study, arms)]
+    begun = [own for own in arms if own.score.count or own.failed]
+    lines += ["", *_table(study, begun), ""]
+    if len(begun) < len(arms):
+        lines += [f"Not run yet: {', '.join(_label(own) for own in arms if own not in begun)}.", ""]
+    lines += verdicts(study, arms)
     compared = sum(own.gain is not None and own.gain.count > 1 for own in arms)
     if compared >= MANY:
         lines.append(
