@@ -1,6 +1,7 @@
 """`qmimic runs`: every state of a run is told, and cleaning takes what it said and nothing else."""
 
 import fcntl
+import io
 import json
 import os
 import pty
@@ -222,7 +223,7 @@ def test_links_are_not_followed(runs: Path, tmp_path: Path) -> None:
 
 def test_without_a_terminal_nobody_can_be_asked(runs: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     before = tree(runs)
-    monkeypatch.setattr("sys.stdin", open(os.devnull))  # noqa: SIM115, PTH123
+    monkeypatch.setattr("sys.stdin", io.StringIO())
     assert "add --yes" in refused("runs", "clean", "--in", runs)
     assert tree(runs) == before
 

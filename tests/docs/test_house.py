@@ -1,13 +1,9 @@
 """The house stands: no import leads up, and the picture is that of the code and the page."""
 
-import sys
 from pathlib import Path
 
+import house
 import pytest
-
-ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "tools"))
-import house  # noqa: E402
 
 
 def test_lower_never_imports_higher() -> None:

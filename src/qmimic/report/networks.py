@@ -143,33 +143,11 @@ def judge(
     Raises:
         InputError: a network's file or an image cannot be read.
     """
-    samples = dataset.splits[VAL]
     if detector_of(run, run.results[0]).spec.classes != dataset.classes:
         raise InputError(f"The classes of {dataset.name} are no longer those of the run.")
-    data, loader = dataset_fingerprint(dataset), Loader(dataset, VAL, run.recipe.data.size, BATCH)
-
-    def keep(name: str, key: str, compute: Callable[[], dict[str, Detections]]) -> Mapping[str, Detections]:
-        path = run.folder / FOLDER / f"{name}-{fingerprint(VERSION, key, data)}.safetensors"
-
-        def aloud() -> dict[str, Detections]:
-            say(f"The report looks at val with {name}.")
-            return compute()
-
-        return kept_detections(path, samples, len(dataset.classes), aloud)
-
-    found: dict[str, Mapping[str, Detections]] = {}
-    for result in run.results:
-        detector = detector_of(run, result)
-        found[result.title] = keep(result.name, result.key, partial(detect_all, detector, loader))
-    for file in deployed:
-        fits = (file.metadata.classes, file.metadata.size) == (dataset.classes, run.recipe.data.size)
-        if file.metadata.precision != "fp32" and fits:
-            shipped = ShippedDetector(file.path)
-            name = file.path.name.replace(".", "-")
-            found[file.title] = keep(name, file.sum, partial(detections_of_file, shipped, loader))
-
+    found = _found(run, dataset, deployed, say)
     count = len(dataset.classes)
-    labels = list(samples)
+    labels = list(dataset.splits[VAL])
     matched = {title: match(labels, own, count) for title, own in found.items()}
     weights = draws(len(labels))
     resampled = {title: mean_ap(own, weights) for title, own in matched.items()}
@@ -192,6 +170,35 @@ def judge(
         if abs(networks[result.title].scores.map_area - result.map50) > SAME
     )
     return Scored(labels, dataset.classes, networks), said
+
+
+def _found(
+    run: FinishedRun, dataset: Dataset, deployed: Sequence[DeployedFile], say: Callable[[str], None]
+) -> dict[str, Mapping[str, Detections]]:
+    """Detections on val by title of the network and image id, computed or kept from an earlier report."""
+    samples = dataset.splits[VAL]
+    data, loader = dataset_fingerprint(dataset), Loader(dataset, VAL, run.recipe.data.size, BATCH)
+
+    def keep(name: str, key: str, compute: Callable[[], dict[str, Detections]]) -> Mapping[str, Detections]:
+        path = run.folder / FOLDER / f"{name}-{fingerprint(VERSION, key, data)}.safetensors"
+
+        def aloud() -> dict[str, Detections]:
+            say(f"The report looks at val with {name}.")
+            return compute()
+
+        return kept_detections(path, samples, len(dataset.classes), aloud)
+
+    found: dict[str, Mapping[str, Detections]] = {}
+    for result in run.results:
+        detector = detector_of(run, result)
+        found[result.title] = keep(result.name, result.key, partial(detect_all, detector, loader))
+    for file in deployed:
+        fits = (file.metadata.classes, file.metadata.size) == (dataset.classes, run.recipe.data.size)
+        if file.metadata.precision != "fp32" and fits:
+            shipped = ShippedDetector(file.path)
+            name = file.path.name.replace(".", "-")
+            found[file.title] = keep(name, file.sum, partial(detections_of_file, shipped, loader))
+    return found
 
 
 def _from(found: Detections, threshold: float) -> Detections:

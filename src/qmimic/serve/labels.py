@@ -80,7 +80,7 @@ class LabelsWanted(Strict):
 class _Folder:
     """A folder inside a zip, as far as writers of label files need one."""
 
-    def __init__(self, archive: zipfile.ZipFile, place: PurePosixPath = PurePosixPath()) -> None:  # noqa: B008
+    def __init__(self, archive: zipfile.ZipFile, place: PurePosixPath) -> None:
         self._archive = archive
         self._place = place
 
@@ -110,7 +110,7 @@ def labels_zip(wanted: LabelsWanted) -> bytes:
     dataset = Dataset("labels", None, tuple(wanted.classes), {SPLIT: samples}, checked=True)
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
-        places = WRITERS[wanted.format].write(_Folder(archive), dataset)
+        places = WRITERS[wanted.format].write(_Folder(archive, PurePosixPath()), dataset)
         folder = next(iter(places)).parent
         archive.writestr("README.txt", f"Put the pictures into the folder {folder.as_posix()}/ beside these labels.\n")
     return content.getvalue()
