@@ -16,7 +16,8 @@ from qmimic.report.kept import FOLDER, peek_value
 from qmimic.report.latency import FILE as LATENCY
 from qmimic.report.latency import Timing
 from qmimic.report.networks import TWIN
-from qmimic.report.page import environment, save
+from qmimic.report.page import save
+from qmimic.report.template import environment
 from qmimic.run_folder import FinishedRun, read_run
 from qmimic.statistics import Estimate, estimate
 

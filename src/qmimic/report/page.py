@@ -4,15 +4,12 @@ import math
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -27,17 +24,16 @@ from qmimic.report.latency import Timing
 from qmimic.report.maps import Maps, Matching
 from qmimic.report.mistakes import confused, data_uri, lost_by_kind
 from qmimic.report.networks import TWIN, Judged, Scored
+from qmimic.report.template import NONE, environment, gain, percent
 from qmimic.run_folder import FinishedRun, read_run
 from qmimic.scores.bootstrap import RESAMPLES, Interval
 from qmimic.scores.coco import coco_ap
 from qmimic.scores.curves import precision_recall
 from qmimic.scores.error_types import KINDS
-from qmimic.statistics import Estimate
 
 FILE = "report.html"
 MOST_CLASSES = 12  # with a panel of their own
 MOST_DEFECTS = 50
-NONE = "\N{EN DASH}"
 
 
 @dataclass(frozen=True)
@@ -82,68 +78,6 @@ def write_report(folder: Path, out: Path | None = None, say: Callable[[str], Non
 def save(path: Path, text: str) -> None:
     """Write a page; names that are no text in any encoding are spelt out."""
     write_text(path, text.encode("utf-8", "backslashreplace").decode())
-
-
-def environment() -> Environment:
-    """Templates that escape what they are given, and how numbers are written."""
-    found = Environment(
-        loader=PackageLoader("qmimic.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    found.globals["version"] = version("qmimic")
-    found.filters |= {
-        "percent": percent,
-        "gain": gain,
-        "mean_gain": mean_gain,
-        "points": points,
-        "count": count,
-        "millions": lambda value: _number(value, lambda own: f"{own / 1e6:.1f}"),
-        "kilobytes": lambda value: _number(value, lambda own: f"{own / 1000:.0f}"),
-        "ms": lambda value: _number(value, lambda own: f"{own:.2f}"),
-        "svg": labelled,
-    }
-    return found
-
-
-def percent(value: float | None) -> str:
-    """A share in per cent, one digit."""
-    return _number(value, lambda own: f"{100 * own:.1f}")
-
-
-def count(value: int | None) -> str:
-    """A whole number in groups of three digits."""
-    return _number(value, lambda own: f"{own:,.0f}")
-
-
-def gain(value: Interval | None) -> str:
-    """A difference in percentage points with its interval, as in `+1.2 [-0.3, +2.7]`."""
-    if value is None or math.isnan(value.value):
-        return NONE
-    return f"{_signed(value.value)} [{_signed(value.low)}, {_signed(value.high)}]"
-
-
-def mean_gain(value: Estimate | None) -> str:
-    """A mean difference in percentage points with its interval over repetitions."""
-    return NONE if value is None else gain(Interval(value.mean, value.mean - value.margin, value.mean + value.margin))
-
-
-def points(value: float | None) -> str:
-    """A difference in percentage points."""
-    return _number(value, _signed)
-
-
-def labelled(svg: str, label: str) -> Markup:
-    """A figure of ours with a name for those who do not see it."""
-    head = Markup('<svg role="img" aria-label="{}"').format(label)
-    return Markup(svg.replace("<svg", str(head), 1))  # matplotlib escapes what it writes
-
-
-def _signed(value: float) -> str:
-    return f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _number(value: Any, text: Callable[[float], str]) -> str:
-    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return text(value) if known else NONE
 
 
 def page(facts: Facts) -> str:
