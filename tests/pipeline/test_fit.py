@@ -12,6 +12,9 @@ from qmimic.config import load_recipe
 from qmimic.pipeline import candidates as networks
 from qmimic.pipeline import fit
 from qmimic.pipeline.candidates import Budget, Candidate, Option, candidates
+from qmimic.pipeline.deploy import Deployed
+from qmimic.pipeline.run import RunResult
+from qmimic.run_folder import StageResult
 from qmimic.training.progress import Silent
 
 SHORT = [
@@ -19,7 +22,7 @@ SHORT = [
     "teacher={backbone: resnet18/16, steps: 2, batch_size: 4, min_map: 0}",
     "quantized_teacher.steps=0",
     "student={steps: 4, batch_size: 4}",
-    "baselines=[]",
+    "pruning={rounds: 2, steps: 1}",
     "run.threads=1",
     "int8.max_loss=1",
 ]
@@ -105,8 +108,43 @@ def test_a_budget_becomes_a_file(trained: Path, tmp_path: Path, capsys: pytest.C
     assert [one["steps"] for one in plain["tried"]] == [4, 2]
     assert any(one["on_front"] for one in plain["tried"])
     assert (tmp_path / "fit" / "front.png").stat().st_size > 5000
+    arms = json.loads((tmp_path / "fit/winner/results.json").read_text())["stages"]
+    assert [one["name"] for one in arms] == ["teacher", "quantized_teacher", "scratch", "taylor", "student"]
+    assert Path(plain["file"]).parent == tmp_path / "fit/winner/deploy"
     table = json.loads((tmp_path / "fit" / "costs.json").read_text())
     assert {(one["target"], one["precision"]) for one in table["options"]} == {("onnx", "fp32"), ("onnx", "int8")}
+
+
+def test_the_best_student_that_has_a_file_within_the_budget_ships(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def arm(name: str, map50: float) -> StageResult:
+        return StageResult(name, "key", "resnet18/16", map50, map50, map50, 1, 1, 1, mode="none")
+
+    def files(path: Path, *_: object) -> list[Deployed]:
+        slow = 5.0 if path.stem == "taylor" else 1.0
+        whole = Deployed(tmp_path / f"{path.stem}.onnx", "onnx", "fp32", 400_000, slow, {})
+        integer = Deployed(tmp_path / f"{path.stem}-int8.onnx", "onnx", "int8", 100_000, slow / 2, {"map50": 0.125})
+        return [whole, integer]
+
+    monkeypatch.setattr(fit, "deploy", files)
+    results = arm("scratch", 0.5), arm("taylor", 0.7), arm("student", 0.6)
+    run = RunResult(tmp_path, results, tmp_path, tmp_path, (), None)
+
+    def shipped(budget: Budget) -> tuple[str, float, float]:
+        file, map50, excess = fit._shipped(run, budget, ["onnx"], Silent())
+        return file.path.name, map50, excess
+
+    assert shipped(Budget(milliseconds=10)) == ("taylor-int8.onnx", 0.125, 0.25)
+    assert shipped(Budget(milliseconds=2)) == ("student-int8.onnx", 0.125, 0.25)
+    assert shipped(Budget(milliseconds=0.25)) == ("student-int8.onnx", 0.125, 2)
+
+
+def test_a_teacher_that_costs_too_little_is_not_pruned_but_the_rest_goes_on(trained: Path, tmp_path: Path) -> None:
+    settings = [f"data={{root: {trained / 'cats'}, size: [64, 64]}}", f"run.dir={tmp_path}"]
+    settings += ["teacher.backbone=resnet18/32", "student.backbone=resnet18/16"]
+    recipe = load_recipe(None, [*settings, "baselines=[scratch,taylor]"])
+    assert fit._prunable(recipe, Silent()).baselines == ("scratch",)
 
 
 @pytest.mark.usefixtures("few")

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import qmimic
 from qmimic.config import Recipe, load_recipe
-from qmimic.pipeline.run import remarks
+from qmimic.pipeline.run import ranked, remarks
 from qmimic.run_folder import StageResult
 from qmimic.training.progress import Silent
 
@@ -167,16 +167,28 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(make_recipe: Mak
 
 
 def result(name: str, map50: float) -> StageResult:
-    return StageResult(name, "key", "resnet18/16", map50, map50, map50, 1, 1, 1)
+    return StageResult(
+        name, "key", "resnet18/16", map50, map50, map50, 1, 1, 1, mode="" if name == "teacher" else "none"
+    )
 
 
 def test_a_student_below_its_scratch_twin_is_said_so() -> None:
     said = remarks((result("teacher", 0.9), result("scratch", 0.62), result("student", 0.6)))
-    assert len(said) == 1
+    assert len(said) == 2
     assert "60.0" in said[0]
     assert "62.0" in said[0]
     assert "below" in said[0]
+    assert "scratch.safetensors is the file to ship" in said[1]
     assert remarks((result("teacher", 0.9), result("scratch", 0.6), result("student", 0.62))) == ()
+
+
+def test_the_best_student_ships_and_of_equals_the_recipes_own() -> None:
+    results = result("teacher", 0.9), result("scratch", 0.6), result("taylor", 0.7), result("student", 0.62)
+    assert [one.name for one in ranked(results)] == ["taylor", "student", "scratch"]
+    assert remarks(results) == (
+        "The best of these students on val is taylor (70.0 mAP@0.5): taylor.safetensors is the file to ship.",
+    )
+    assert ranked((result("scratch", 0.6), result("student", 0.6)))[0].name == "student"
 
 
 @pytest.mark.parametrize(

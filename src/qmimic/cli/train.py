@@ -56,9 +56,10 @@ def _train(options: argparse.Namespace) -> int:
     out.result(f"Table: {result.folder / 'results.md'}   pictures: {result.folder / 'examples.png'}")
     if result.report:
         out.result(f"Report: {result.report}")
-    out.result(f"To ship: {result.student}")
+    out.result(f"To ship: {result.best}")
     networks = [asdict(one) for one in result.results]
-    out.end({"folder": result.folder, "student": result.student, "networks": networks, "remarks": list(result.remarks)})
+    files = {"folder": result.folder, "student": result.student, "best": result.best}
+    out.end({**files, "networks": networks, "remarks": list(result.remarks)})
     return 0
 
 

@@ -16,12 +16,13 @@ from qmimic.lock import alone
 from qmimic.pipeline.candidates import Budget, Candidate, Option, candidates, cost_table
 from qmimic.pipeline.deploy import Deployed, deploy
 from qmimic.pipeline.prepare import prepare
-from qmimic.pipeline.run import train
-from qmimic.pipeline.stages import train_student
+from qmimic.pipeline.run import RunResult, ranked, train
+from qmimic.pipeline.stages import macs_to_prune_to, train_student
 from qmimic.training.loop import Watcher
 
 RUNGS = (8, 4, 2)  # candidates that are trained, for 1/8, 1/4 and 1/2 of the student's steps
 TABLE = "costs.json"
+PRUNED = ("taylor", "lasso")
 
 
 @dataclass(frozen=True)
@@ -99,15 +100,43 @@ def _fit(recipe: Recipe, budget: Budget, targets: Sequence[str], folder: Path, w
     found = _tried(scores, fitting)
     winner = next(iter(scores))
     watcher.say(f"{winner} is trained in full.")
-    whole = winner.of(recipe).model_copy(update={"run": recipe.run.model_copy(update={"dir": str(folder / "winner")})})
-    result = train(whole, watcher)
-    shipped = deploy(result.student, folder / "deploy", None, (), 1, True, targets, True, watcher)
-    excesses = {one.path: _excess(budget, one) for one in shipped}
-    file = min(shipped, key=lambda one: (max(1.0, excesses[one.path]), one.milliseconds))
-    map50 = float(file.proof.get("map50", result.results[-1].map50))
-    fitted = Fit(folder, found, file, map50, excesses[file.path])
+    whole = _prunable(_within(winner.of(recipe), folder / "winner"), watcher)
+    file, map50, excess = _shipped(train(whole, watcher), budget, targets, watcher)
+    fitted = Fit(folder, found, file, map50, excess)
     _write(fitted, budget)
     return fitted
+
+
+def _prunable(recipe: Recipe, watcher: Watcher) -> Recipe:
+    """The recipe, without pruned teachers among the baselines where its teacher costs no more than the winner."""
+    pruned = [name for name in recipe.baselines if name in PRUNED]
+    try:
+        if pruned:
+            macs_to_prune_to(prepare(recipe))
+        return recipe
+    except InputError as error:
+        watcher.say(f"{error} Trained without {' and '.join(pruned)}.")
+        return recipe.model_copy(update={"baselines": tuple(one for one in recipe.baselines if one not in PRUNED)})
+
+
+def _shipped(
+    result: RunResult, budget: Budget, targets: Sequence[str], watcher: Watcher
+) -> tuple[Deployed, float, float]:
+    """The file of the best student that has one within the budget, its mAP@0.5 on val, and its excess.
+
+    A pruned student has its own shape, so that only its file says what it costs.
+    """
+    tried: list[tuple[Deployed, float, float]] = []
+    for student in ranked(result.results):
+        path = result.folder / f"{student.name}.safetensors"
+        written = deploy(path, None, None, (), 1, True, targets, True, watcher)
+        files = [(one, float(one.proof.get("map50", student.map50)), _excess(budget, one)) for one in written]
+        fitting = [one for one in files if one[2] <= 1]
+        if fitting:
+            return min(fitting, key=lambda one: one[0].milliseconds)
+        tried += files
+        watcher.say(f"No file of {student.name} is within the limit.")
+    return min(tried, key=lambda one: one[2])
 
 
 def halve(tried: Sequence[Candidate], recipe: Recipe, watcher: Watcher) -> dict[Candidate, tuple[float, int]]:

@@ -40,7 +40,8 @@ class RunResult:
     Attributes:
         folder: the run folder.
         results: of the stages, in the order of the table.
-        student: the file to ship.
+        student: the file of the recipe's own student.
+        best: the file of the student or baseline with the highest mAP@0.5 on val; the one to ship.
         remarks: sentences that a person has to read, such as a student below its scratch twin.
         report: the page of it all; None where the recipe wants none, or it could not be written.
     """
@@ -48,6 +49,7 @@ class RunResult:
     folder: Path
     results: tuple[StageResult, ...]
     student: Path
+    best: Path
     remarks: tuple[str, ...]
     report: Path | None
 
@@ -103,7 +105,8 @@ def _train(prepared: Prepared, watcher: Watcher) -> RunResult:
     if prepared.accelerator.is_main_process:
         _write_results(prepared, stages, said)
         page = _report(recipe, watcher)
-    return RunResult(recipe.folder, results, recipe.folder / "student.safetensors", said, page)
+    student, best = (recipe.folder / f"{one.name}.safetensors" for one in (results[-1], ranked(results)[0]))
+    return RunResult(recipe.folder, results, student, best, said, page)
 
 
 def _report(recipe: Recipe, watcher: Watcher) -> Path | None:
@@ -165,17 +168,27 @@ def arms(prepared: Prepared) -> dict[str, Recipe]:
     return found
 
 
+def ranked(results: tuple[StageResult, ...]) -> list[StageResult]:
+    """The student and its baselines, without teachers, by mAP@0.5 on val; of equals the later, as the student is."""
+    return sorted((one for one in reversed(results) if one.mode), key=lambda one: -one.map50)
+
+
 def remarks(results: tuple[StageResult, ...]) -> tuple[str, ...]:
-    """What must be said in words: a student that is no better than the same network trained alone."""
+    """What must be said in words: a student that is no better than the same network trained alone, or not the best."""
     scores = {result.name: result.map50 for result in results}
     said = []
     for name in ("student", "mimic"):
         if name in scores and "scratch" in scores and scores[name] < scores["scratch"]:
             said.append(
                 f"The {name} ({100 * scores[name]:.1f} mAP@0.5) is below the same network trained from scratch "
-                f"({100 * scores['scratch']:.1f}): here the teacher did not help. One seed proves little; "
-                "try other seeds, or ship scratch.safetensors."
+                f"({100 * scores['scratch']:.1f}): here the teacher did not help. One seed proves little; try others."
             )
+    best = ranked(results)[0]
+    if best.name != "student":
+        said.append(
+            f"The best of these students on val is {best.name} ({100 * best.map50:.1f} mAP@0.5): "
+            f"{best.name}.safetensors is the file to ship."
+        )
     return tuple(said)
 
 
