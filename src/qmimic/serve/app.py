@@ -1,56 +1,24 @@
-"""The application: the page, its files, and the endpoints."""
+"""The application: the page and its files, the endpoints, and what is said when they fail."""
 
-import asyncio
-import io
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any
 
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
-from qmimic.detections import Detections
-from qmimic.errors import InputError
-from qmimic.serve.answers import Allowed, Found, Model, Models, Refusal
-from qmimic.serve.labels import Detection, LabelsWanted, labels_zip
-from qmimic.serve.limits import LARGE, MIB, Gate, Limits, RefusedError, picture_size
-from qmimic.serve.models import Served, Shelf, look_at
+from qmimic.serve.endpoints import about_labels, about_models, about_pictures, about_reports, refusals
+from qmimic.serve.limits import Gate, Limits, RefusedError
+from qmimic.serve.models import Shelf
 from qmimic.serve.safety import Safe
 
 PAGE = Path(__file__).parent / "page"
 KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-REPORT = "report.html"
-MAX_REPORT = 64 * MIB
-# A report may come from a stranger's run folder: it keeps its own styles and scripts, but is of no origin, so that it
-# can neither read the endpoints nor send anything.
-REPORT_POLICY = (
-    "sandbox allow-scripts allow-downloads; default-src 'none'; img-src data:; font-src data:; "
-    "style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
-)
-PICTURE = {"schema": {"type": "string", "format": "binary"}}
 DESCRIPTION = "Detections in pictures. Every answer that is no success is JSON with one sentence, `error`."
-
-
-def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The answers besides success, for the OpenAPI file."""
-    reasons = {
-        400: "the picture is empty, truncated or damaged",
-        403: "asked from another site's page, or by a foreign name",
-        404: "there is no such page",
-        408: "the request took too long to arrive",
-        413: "too many bytes or pixels",
-        415: "no picture in a known format",
-        422: "a parameter or the JSON cannot be used",
-        500: "a fault of the server",
-        503: "too many pictures are waiting; see the header Retry-After",
-    }
-    return {status: {"model": Refusal, "description": reasons[status]} for status in statuses}
 
 
 def application(shelf: Shelf, limits: Limits, pool: Executor, host: str) -> ASGIApp:
@@ -70,89 +38,9 @@ def application(shelf: Shelf, limits: Limits, pool: Executor, host: str) -> ASGI
         redoc_url=None,
         responses=refusals(403, 500),
     )
-    large = asyncio.Semaphore(1)
-
-    async def threaded(call: partial[Any]) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(pool, call)
-
-    @api.get("/api/models", summary="What is served")
-    async def models() -> Models:
-        reports = [run for run in shelf.runs if _report(shelf, run) is not None]
-        allowed = Allowed(bytes=limits.bytes, pixels=limits.pixels, at_once=limits.threads)
-        known = [Model.model_validate(one, from_attributes=True) for one in shelf.models.values()]
-        return Models(models=known, side_by_side=shelf.side_by_side, reports=reports, limits=allowed)
-
-    @api.post(
-        "/api/detect",
-        summary="Detections in a picture",
-        responses=refusals(400, 408, 413, 415, 422, 503),
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "description": "the bytes of the file: JPEG, PNG, WebP, GIF (its first frame), BMP or TIFF",
-                "content": dict.fromkeys(("image/*", "application/octet-stream"), PICTURE),
-            }
-        },
-    )
-    async def detect(
-        request: Request,
-        model: Annotated[str | None, Query(description="its name; may be left out if only one is served")] = None,
-        min_score: Annotated[float, Query(ge=0, le=1, description="detections below are left out")] = 0.0,
-    ) -> Found:
-        chosen = _chosen(shelf, model)
-        content = await request.body()
-        pixels = await threaded(partial(picture_size, content, limits))
-        looking = partial(look_at, chosen, io.BytesIO(content))
-        try:
-            if pixels > LARGE:
-                async with large:
-                    looked = await threaded(looking)
-            else:
-                looked = await threaded(looking)
-        except InputError as error:
-            raise RefusedError(400, str(error)) from error
-        width, height = looked.size
-        found = detections(looked.found, chosen.classes, min_score)
-        return Found(
-            model=chosen.name,
-            width=width,
-            height=height,
-            milliseconds=round(looked.milliseconds, 2),
-            detections=found,
-        )
-
-    @api.post(
-        "/api/labels",
-        summary="Detections as label files",
-        response_class=Response,
-        responses={
-            200: {
-                "description": "label files that `qmimic data` reads",
-                "content": {"application/zip": PICTURE},
-            },
-            **refusals(408, 413, 422, 503),
-        },
-    )
-    def labels(wanted: LabelsWanted) -> Response:
-        try:
-            content = labels_zip(wanted)
-        except InputError as error:
-            raise RefusedError(422, str(error)) from error
-        name = f'attachment; filename="labels-{wanted.format}.zip"'
-        return Response(content, media_type="application/zip", headers={"content-disposition": name})
-
-    @api.get(
-        "/reports/{run}",
-        summary="A run's report",
-        response_class=Response,
-        responses={200: {"description": "a page", "content": {"text/html": {}}}, **refusals(404, 422)},
-    )
-    def report(run: str) -> Response:
-        path = _report(shelf, run)
-        if path is None:
-            raise RefusedError(404, f"There is no report of {run!r}; `qmimic report` writes one into a run's folder.")
-        return Response(path.read_bytes(), media_type="text/html", headers={"content-security-policy": REPORT_POLICY})
-
+    parts = about_models(shelf, limits), about_pictures(shelf, limits, pool), about_labels(), about_reports(shelf)
+    for part in parts:
+        api.include_router(part)
     for file in sorted(PAGE.iterdir()):
         place = "/" if file.name == "index.html" else f"/page/{file.name}"
         api.add_route(place, _always(file.read_bytes(), KINDS[file.suffix]), include_in_schema=False)
@@ -164,16 +52,6 @@ def application(shelf: Shelf, limits: Limits, pool: Executor, host: str) -> ASGI
     return Safe(Gate(api, limits), host)
 
 
-def detections(found: Detections, classes: tuple[str, ...], min_score: float) -> list[Detection]:
-    """Detections of at least a score as plain values; boxes to a hundredth of a pixel."""
-    rows = zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
-    return [
-        Detection(name=classes[label], score=round(score, 4), box=tuple(round(side, 2) for side in box))
-        for box, score, label in rows
-        if round(score, 4) >= min_score  # as it is told
-    ]
-
-
 def _always(content: bytes, kind: str) -> Callable[[Request], Awaitable[Response]]:
     """What answers with the same file each time."""
 
@@ -181,25 +59,6 @@ def _always(content: bytes, kind: str) -> Callable[[Request], Awaitable[Response
         return Response(content, media_type=kind)
 
     return answer
-
-
-def _chosen(shelf: Shelf, name: str | None) -> Served:
-    if name is None and len(shelf.models) == 1:
-        return next(iter(shelf.models.values()))
-    if name not in shelf.models:
-        said = "Name a model" if name is None else f"There is no model {name!r}"
-        raise RefusedError(422, f"{said}; take ?model= one of {', '.join(shelf.models)}.")
-    return shelf.models[name]
-
-
-def _report(shelf: Shelf, run: str) -> Path | None:
-    """A run's report, if it is there and lies in the run's folder."""
-    if run not in shelf.runs:
-        return None
-    folder = shelf.runs[run]
-    path = folder / REPORT
-    inside = path.is_file() and path.resolve().is_relative_to(folder.resolve())
-    return path if inside and path.stat().st_size <= MAX_REPORT else None
 
 
 async def _refused(_: Request, error: Exception) -> Response:
