@@ -34,8 +34,8 @@ def test_no_module_hides_a_name_of_the_package() -> None:
 
 def test_a_detector_is_built_by_name_saved_read_and_used(tmp_path: Path) -> None:
     detector = qmimic.build_detector("resnet18/32", ("cat", "dog"), size=(64, 96)).eval()
-    qmimic.save_detector(detector, tmp_path / "d.safetensors", {"note": 1})
-    again, notes = qmimic.load_detector(tmp_path / "d.safetensors")
+    qmimic.save_detector(detector, str(tmp_path / "d.safetensors"), {"note": 1})
+    again, notes = qmimic.load_detector(str(tmp_path / "d.safetensors"))
     assert notes == {"note": 1}
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 30, 3), dtype=np.uint8))
     picture.save(tmp_path / "p.png")

@@ -87,7 +87,7 @@ def detect(
         InputError: the split is missing, the dataset's classes are not the detector's, or a size cannot be.
     """
     if not isinstance(detector, Detector):
-        detector, _ = load_detector(Path(detector))
+        detector, _ = load_detector(detector)
     samples_of(dataset, split)  # before the networks are made
     if dataset.classes != detector.spec.classes:
         raise InputError(

@@ -103,7 +103,7 @@ def _check_state(wanted: dict[str, Tensor], tensors: dict[str, Tensor], path: Pa
         raise InputError(f"{path} holds {unknown[0]}, which this network has not; name the checkpoint that fits.")
 
 
-def save_detector(detector: Detector, path: Path, notes: dict[str, Any]) -> None:
+def save_detector(detector: Detector, path: Path | str, notes: dict[str, Any]) -> None:
     """Write a detector to one file.
 
     Args:
@@ -116,15 +116,16 @@ def save_detector(detector: Detector, path: Path, notes: dict[str, Any]) -> None
     """
     quantizer = detector.quantizer.config.model_dump(mode="json") if detector.quantizer else None
     header = {"spec": detector.spec.model_dump(mode="json"), "quantizer": quantizer, "notes": notes}
-    write_tensors(path, detector.state_dict(), header)
+    write_tensors(Path(path), detector.state_dict(), header)
 
 
-def load_detector(path: Path) -> tuple[Detector, dict[str, Any]]:
+def load_detector(path: Path | str) -> tuple[Detector, dict[str, Any]]:
     """Read a detector and the notes kept beside it; the detector comes in evaluation mode.
 
     Raises:
         InputError: the file is missing, damaged, of a newer version, or its weights do not fit its own description.
     """
+    path = Path(path)
     file = read_tensors(path)
     if "spec" not in file.header:
         raise InputError(f"{path} is no qmimic detector: its header lacks the description; name a file of a run.")

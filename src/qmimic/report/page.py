@@ -36,7 +36,7 @@ MOST_CLASSES = 12  # with a panel of their own
 MOST_DEFECTS = 50
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """A network in the main table; what is not known is None."""
 
@@ -47,8 +47,8 @@ class Row:
     gain: Interval | None
     map07: float | None
     coco: float | None
-    matching: float | None
-    nonzero: float | None
+    matching: float | None = None
+    nonzero: float | None = None
     parameters: int | None
     macs: int | None
     bytes: int
@@ -125,19 +125,19 @@ def table(facts: Facts) -> list[Row]:
         own = networks.get(result.title)
         rows.append(
             Row(
-                result.title,
-                result is facts.run.results[-1],
-                result.backbone,
-                result.map50,
-                own.gain if own else None,
-                result.map07,
-                result.coco_map,
-                result.matching,
-                result.matching_nonzero,
-                result.parameters,
-                result.macs,
-                result.bytes,
-                times.get(result.title),
+                title=result.title,
+                main=result is facts.run.results[-1],
+                backbone=result.backbone,
+                map50=result.map50,
+                gain=own.gain if own else None,
+                map07=result.map07,
+                coco=result.coco_map,
+                matching=result.matching,
+                nonzero=result.matching_nonzero,
+                parameters=result.parameters,
+                macs=result.macs,
+                bytes=result.bytes,
+                milliseconds=times.get(result.title),
             )
         )
     for file in facts.deployed:
@@ -145,19 +145,17 @@ def table(facts: Facts) -> list[Row]:
             judged = networks.get(file.title)
             rows.append(
                 Row(
-                    file.title,
-                    False,
-                    file.metadata.backbone,
-                    judged.scores.map_area if judged else None,
-                    judged.gain if judged else None,
-                    judged.scores.map07 if judged else None,
-                    _coco(facts, judged),
-                    None,
-                    None,
-                    file.metadata.parameters,
-                    file.metadata.macs,
-                    file.bytes,
-                    times.get(file.title),
+                    title=file.title,
+                    main=False,
+                    backbone=file.metadata.backbone,
+                    map50=judged.scores.map_area if judged else None,
+                    gain=judged.gain if judged else None,
+                    map07=judged.scores.map07 if judged else None,
+                    coco=_coco(facts, judged),
+                    parameters=file.metadata.parameters,
+                    macs=file.metadata.macs,
+                    bytes=file.bytes,
+                    milliseconds=times.get(file.title),
                 )
             )
     return rows
