@@ -10,7 +10,9 @@ from qmimic.config import Recipe, save_recipe
 from qmimic.errors import InputError
 from qmimic.run_folder import StageResult, read_run, read_stage
 
-STUDENT = StageResult("student", "0123abcd", "resnet18/16", 0.5, 0.49, 0.2, 111_994, 10_500_000, 465_000, 0.8, 0.4)
+STUDENT = StageResult(
+    "student", "0123abcd", "resnet18/16", 0.5, 0.49, 0.2, 111_994, 10_500_000, 465_000, 0.8, 0.4, mode="quantization"
+)
 
 
 @pytest.fixture
@@ -42,6 +44,12 @@ def test_a_table_that_qmimic_did_not_write_is_refused(run: Path, key: str, value
 def test_a_damaged_table_is_refused(run: Path, text: str) -> None:
     (run / "results.json").write_text(text)
     with pytest.raises(InputError, match=r"results\.json"):
+        read_run(run)
+
+
+def test_a_table_without_a_student_is_refused(run: Path) -> None:
+    (run / "results.json").write_text(json.dumps({"stages": [{**asdict(STUDENT), "mode": ""}]}))
+    with pytest.raises(InputError, match="holds no student"):
         read_run(run)
 
 

@@ -71,6 +71,11 @@ class StageResult:
         return f"student ({MODES.get(self.mode, self.mode)})" if self.name == "student" else self.name.replace("_", " ")
 
 
+def ranked(results: tuple[StageResult, ...]) -> list[StageResult]:
+    """The student and its baselines, without teachers, by mAP@0.5 on val; of equals the later, as the student is."""
+    return sorted((one for one in reversed(results) if one.mode), key=lambda one: -one.map50)
+
+
 @dataclass(frozen=True)
 class FinishedRun:
     """A run that came to its end.
@@ -78,7 +83,7 @@ class FinishedRun:
     Attributes:
         folder: the run folder.
         recipe: resolved.
-        results: of the stages, in the order of the table; the last is the student to ship.
+        results: of the stages, in the order of the table; the last is the recipe's own student.
         remarks: sentences that a person has to read.
     """
 
@@ -120,8 +125,8 @@ def read_run(folder: Path) -> FinishedRun:
         remarks = _REMARKS.validate_python(tree.get("remarks", ()))
     except ValidationError as error:
         raise InputError(f"{folder / RESULTS} is no table of a run: {explain(error)}") from error
-    if not results:
-        raise InputError(f"{folder / RESULTS} is empty; run the recipe again.")
+    if not ranked(results):
+        raise InputError(f"{folder / RESULTS} holds no student; run the recipe again.")
     return FinishedRun(folder, recipe, results, remarks)
 
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 import qmimic
 from qmimic.config import Recipe, load_recipe
-from qmimic.pipeline.run import ranked, remarks
-from qmimic.run_folder import StageResult
+from qmimic.pipeline.run import remarks
+from qmimic.run_folder import StageResult, ranked
 from qmimic.training.progress import Silent
 
 MakeRecipe = Callable[..., Recipe]

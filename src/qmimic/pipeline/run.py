@@ -25,7 +25,7 @@ from qmimic.pipeline.stages import (
     train_teacher,
 )
 from qmimic.prediction import predict
-from qmimic.run_folder import ENVIRONMENT, FAILURE, LOG, RECIPE, RESULTS, StageResult, read_log
+from qmimic.run_folder import ENVIRONMENT, FAILURE, LOG, RECIPE, RESULTS, StageResult, ranked, read_log
 from qmimic.training.log import draw_curves
 from qmimic.training.loop import Watcher
 from qmimic.training.progress import Silent
@@ -166,11 +166,6 @@ def arms(prepared: Prepared) -> dict[str, Recipe]:
     if any(own.pruning.method != "none" for own in found.values()):
         macs_to_prune_to(prepared)
     return found
-
-
-def ranked(results: tuple[StageResult, ...]) -> list[StageResult]:
-    """The student and its baselines, without teachers, by mAP@0.5 on val; of equals the later, as the student is."""
-    return sorted((one for one in reversed(results) if one.mode), key=lambda one: -one.map50)
 
 
 def remarks(results: tuple[StageResult, ...]) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from qmimic.report.maps import Maps, Matching
 from qmimic.report.mistakes import confused, data_uri, lost_by_kind
 from qmimic.report.networks import TWIN, Judged, Scored
 from qmimic.report.template import NONE, environment, gain, percent
-from qmimic.run_folder import FinishedRun, read_run
+from qmimic.run_folder import FinishedRun, ranked, read_run
 from qmimic.scores.bootstrap import RESAMPLES, Interval
 from qmimic.scores.coco import coco_ap
 from qmimic.scores.curves import precision_recall
@@ -187,22 +187,18 @@ def summary(facts: Facts) -> str:
 def commands(run: FinishedRun) -> str:
     """What to type to do it all again."""
     folder, data = run.folder, run.recipe.data
-    student = shlex.quote(str(folder / f"{run.results[-1].name}.safetensors"))
-    lines = [
-        ("train it again, in another folder", f"qmimic train {_path(folder / 'recipe.yaml')} run.dir=again"),
-        ("what is wrong with the data", f"qmimic data check {shlex.quote(data.root)}"),
-        (
-            "score the student",
-            f"qmimic eval {student} --data {shlex.quote(data.root)} --split {shlex.quote(data.val)}",
-        ),
-        ("draw what it finds in a picture", f"qmimic predict {student} photo.jpg --out drawn"),
-        ("files to ship", f"qmimic export {student} --int8 --to onnx,openvino"),
+    best = shlex.quote(str(folder / f"{ranked(run.results)[0].name}.safetensors"))
+    lines = [("train it again, in another folder", f"qmimic train {_path(folder / 'recipe.yaml')} run.dir=again")]
+    root = shlex.quote(data.root)
+    if not data.root.startswith("synthetic:"):
+        lines.append(("what is wrong with the data", f"qmimic data check {root}"))
+    if not data.fold:  # a fold is no split that a command could name
+        lines.append(("score the best student", f"qmimic eval {best} --data {root} --split {shlex.quote(data.val)}"))
+    lines += [
+        ("draw what it finds in a picture", f"qmimic predict {best} photo.jpg --out drawn"),
+        ("files to ship", f"qmimic export {best} --int8 --to onnx,openvino"),
         ("this page", f"qmimic report {_path(folder)}"),
     ]
-    if data.root.startswith("synthetic:"):
-        del lines[1]
-    if data.fold:
-        lines = [one for one in lines if one[0] != "score the student"]
     return "\n\n".join(f"# {what}\n{line}" for what, line in lines)
 
 
