@@ -188,7 +188,7 @@ def costs(points: Sequence[tuple[str, float, float]], style: Mapping[str, Style]
         narrow = max(spread) < 20 * min(spread)
         axes.xaxis.set_minor_formatter(plain if narrow and max(spread) < 4 * min(spread) else NullFormatter())
         axes.margins(0.12)
-        axes.set_xlabel(f"{unit} (logarithmic)")
+        axes.set_xlabel(f"{unit} (logarithmic)", loc="right")
         axes.set_ylabel("mAP@0.5 on val, %")
     return Panel(out[0], f"mAP@0.5 on val in per cent against {unit}, {len(points)} networks")
 
