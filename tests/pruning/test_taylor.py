@@ -59,7 +59,8 @@ def test_those_that_matter_least_for_their_cost_go_until_the_cost_is_met() -> No
     generator = torch.Generator().manual_seed(0)
     criterion = {name: torch.rand(count, generator=generator) + 0.1 for name, count in cost.full.items()}
     goal = 0.5 * cost.of({})
-    kept = least(criterion, cost, goal, 3.0)
+    floor = dict.fromkeys(criterion, 1)
+    kept = least(criterion, cost, goal, 3.0, floor)
     assert abs(cost.of({name: len(index) for name, index in kept.items()}) / goal - 1) <= TOLERANCE
     for name, index in kept.items():
         values = criterion[name]
@@ -68,4 +69,20 @@ def test_those_that_matter_least_for_their_cost_go_until_the_cost_is_met() -> No
         assert not gone or float(values[gone].max()) <= float(values[index].min())
     # Scale within a group says nothing: groups are normalised.
     scaled = {name: values * (1 + 7 * place) for place, (name, values) in enumerate(criterion.items())}
-    assert all(torch.equal(index, kept[name]) for name, index in least(scaled, cost, goal, 3.0).items())
+    assert all(torch.equal(index, kept[name]) for name, index in least(scaled, cost, goal, 3.0, floor).items())
+
+
+def test_no_layer_falls_below_its_floor_and_a_floor_below_all_changes_nothing() -> None:
+    cost = Cost(lively(tiny_spec()))
+    generator = torch.Generator().manual_seed(0)
+    criterion = {name: torch.rand(count, generator=generator) + 0.1 for name, count in cost.full.items()}
+    criterion["head.fc1"][2:] = 0  # all but two of its units are worth nothing
+    goal = 0.5 * cost.of({})
+    free = least(criterion, cost, goal, 0.0, dict.fromkeys(criterion, 1))
+    assert len(free["head.fc1"]) == 2
+    widths_of = {name: len(index) for name, index in free.items()}
+    assert all(torch.equal(index, free[name]) for name, index in least(criterion, cost, goal, 0.0, widths_of).items())
+    held = least(criterion, cost, goal, 0.0, {**dict.fromkeys(criterion, 1), "head.fc1": 5})
+    assert len(held["head.fc1"]) == 5
+    assert {0, 1} <= set(held["head.fc1"].tolist())
+    assert abs(cost.of({name: len(index) for name, index in held.items()}) / goal - 1) <= TOLERANCE

@@ -37,6 +37,7 @@ from qmimic.training.objectives import DetectionObjective, MimicObjective
 
 VERSION = 2  # raised when the same recipe would give other weights
 MIMIC_VERSION = 1  # the same for students that are taught
+TAYLOR_VERSION = 1  # and for teachers pruned by Taylor expansion
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,8 @@ def prune_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> Stage
     recipe = prepared.recipe
     config = recipe.pruning
     backbone = recipe.student.backbone
-    key = fingerprint(VERSION, teacher.result.key, config, backbone, recipe.student.batch_size, recipe.seed)
+    version = [TAYLOR_VERSION] if config.method == "taylor" else []
+    key = fingerprint(VERSION, teacher.result.key, config, backbone, recipe.student.batch_size, recipe.seed, *version)
     name = f"pruned_{config.method}"
     macs = macs_to_prune_to(prepared)
 

@@ -3,10 +3,13 @@
 A channel z matters as much as the loss C would change without it, to first order |dC/dz * z| summed over its places:
 the gradient to a gate that multiplies it. It is taken image by image, averaged, and normalised within a layer by its l2
 norm; what it costs is subtracted, as a share of the network as it is by then, so that dear layers do not outlive all.
-Channels that shortcuts add have one gate. One departure from the paper: channels go in rounds instead of one by one.
+Channels that shortcuts add have one gate. Two departures from the paper: channels go in rounds instead of one by one,
+and no layer falls below a share of what equal pruning would leave it, since a criterion that is compared between layers
+can take nearly all of one (layer collapse; Tanaka et al., NeurIPS 2020).
 """
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -17,11 +20,12 @@ from qmimic.data.loader import Batch
 from qmimic.models.channel_group import ChannelGroup
 from qmimic.models.narrowing import channel_groups, keep_channels, widths
 from qmimic.models.two_stage import Detector
-from qmimic.pruning.cost import Cost
+from qmimic.pruning.cost import Cost, equal_share
 from qmimic.training.objectives import Chance, DetectionObjective
 from qmimic.training.optimizer import build_optimizer
 
 TOLERANCE = 0.02  # how far from the wanted cost pruning may end
+FLOOR = 0.2  # of the channels that equal pruning to the same cost leaves a layer, that stay at least
 
 
 def prune_by_taylor(
@@ -50,6 +54,7 @@ def prune_by_taylor(
     """
     detector = objective.detector
     whole = Cost(detector).of({})
+    floor = {name: math.ceil(FLOOR * count) for name, count in equal_share(detector, macs).items()}
     schedule = ScheduleConfig(learning_rate=config.learning_rate)
     for done in range(config.rounds):
         criterion = {name: torch.zeros(count) for name, count in widths(detector, channel_groups(detector)).items()}
@@ -58,11 +63,13 @@ def prune_by_taylor(
             loss = _learn(objective, optimizer, next(batches), chance(step), schedule.clip_norm, criterion)
             show(step + 1, loss)
         goal = whole * (macs / whole) ** ((done + 1) / config.rounds)
-        keep_channels(detector, least(criterion, Cost(detector), goal, config.cost_weight))
+        keep_channels(detector, least(criterion, Cost(detector), goal, config.cost_weight, floor))
     return detector.eval()
 
 
-def least(criterion: dict[str, Tensor], cost: Cost, goal: float, cost_weight: float) -> dict[str, Tensor]:
+def least(
+    criterion: dict[str, Tensor], cost: Cost, goal: float, cost_weight: float, floor: Mapping[str, int]
+) -> dict[str, Tensor]:
     """Which channels stay when those go that matter least, less what they cost.
 
     Args:
@@ -70,9 +77,10 @@ def least(criterion: dict[str, Tensor], cost: Cost, goal: float, cost_weight: fl
         cost: of the network as it is.
         goal: multiply-accumulates to come to.
         cost_weight: of a channel's share of the present multiply-accumulates.
+        floor: by group, how many stay at least, one or more.
 
     Returns:
-        By group, the indices that stay, in order; at least one of each.
+        By group, the indices that stay, in order.
     """
     matters = {name: values / values.norm().clamp(min=1e-12) for name, values in criterion.items()}
     left = dict(cost.full)
@@ -82,7 +90,7 @@ def least(criterion: dict[str, Tensor], cost: Cost, goal: float, cost_weight: fl
     while present > goal * (1 + TOLERANCE):
         best: tuple[float, str, float] | None = None
         for name, candidates in open_groups.items():
-            if left[name] == 1:
+            if left[name] <= floor[name]:
                 continue
             after = cost.of({**left, name: left[name] - 1})
             worth = float(matters[name][candidates[0]]) - cost_weight * (1 - after / present)
