@@ -48,7 +48,7 @@ def test_a_damaged_table_is_refused(run: Path, text: str) -> None:
 
 
 def test_a_table_without_a_student_is_refused(run: Path) -> None:
-    (run / "results.json").write_text(json.dumps({"stages": [{**asdict(STUDENT), "mode": ""}]}))
+    (run / "results.json").write_text(json.dumps({"stages": [{**asdict(STUDENT), "name": "teacher"}]}))
     with pytest.raises(InputError, match="holds no student"):
         read_run(run)
 

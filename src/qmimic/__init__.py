@@ -3,7 +3,7 @@
     import qmimic
     dataset = qmimic.load_dataset("photos/")
     run = qmimic.train(qmimic.load_recipe("recipes/bccd.yaml", ["data.root=photos/"]))
-    detector, notes = qmimic.load_detector(run.student)
+    detector, notes = qmimic.load_detector(run.best)
     scores = qmimic.evaluate(detector, dataset, "val")
     found = qmimic.predict(detector, "photo.jpg")
 

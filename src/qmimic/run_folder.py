@@ -17,6 +17,7 @@ from qmimic.errors import InputError
 DEPLOY = "deploy"
 RECIPE, RESULTS, STAGES, STAGE_RESULT, LOG = "recipe.yaml", "results.json", "stages", "result.json", "log.jsonl"
 ENVIRONMENT, FAILURE = "environment.json", "failed.txt"
+TEACHERS = "teacher", "quantized_teacher"
 MAX_BYTES = 1 << 24  # of one JSON file
 
 MODES = {
@@ -73,7 +74,7 @@ class StageResult:
 
 def ranked(results: tuple[StageResult, ...]) -> list[StageResult]:
     """The student and its baselines, without teachers, by mAP@0.5 on val; of equals the later, as the student is."""
-    return sorted((one for one in reversed(results) if one.mode), key=lambda one: -one.map50)
+    return sorted((one for one in reversed(results) if one.name not in TEACHERS), key=lambda one: -one.map50)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import qmimic
 from qmimic.config import Recipe, recipe_from
 from qmimic.errors import InputError
 from qmimic.models.checkpoint import load_detector
+from qmimic.pruning import taylor
 from qmimic.training.progress import Silent
 
 MakeRecipe = Callable[..., Recipe]
@@ -44,7 +45,10 @@ def with_baselines(make_recipe: MakeRecipe, folder: Path, *names: str) -> Recipe
     return recipe.model_copy(update={"baselines": names})
 
 
-def test_every_baseline_is_a_file_and_a_line_at_the_student_s_cost(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+def test_every_baseline_is_a_file_and_a_line_at_the_student_s_cost(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(taylor, "FLOOR", 0.8)  # high enough to be met
     run = qmimic.train(with_baselines(make_recipe, tmp_path / "run", *ALL))
     stages = {result.name: result for result in run.results}
     assert list(stages) == ["teacher", "quantized_teacher", *ALL, "student"]
@@ -59,6 +63,11 @@ def test_every_baseline_is_a_file_and_a_line_at_the_student_s_cost(make_recipe: 
     assert stages["taylor"].backbone == stages["lasso"].backbone == "resnet18/4 pruned"
     # Equal shares of a wide network's channels are the narrow network.
     assert stages["lasso"].parameters == stages["scratch"].parameters
+    equal, pruned = (load_detector(run.folder / f"{name}.safetensors")[0].spec.channels for name in ("lasso", "taylor"))
+    assert equal
+    assert pruned
+    assert all(pruned[name] >= 0.8 * count for name, count in equal.items())
+    assert any(pruned[name] < count for name, count in equal.items())
     json.loads((run.folder / "results.json").read_text())
 
 

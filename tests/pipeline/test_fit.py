@@ -9,6 +9,7 @@ import pytest
 from cli_cases import Refused
 from qmimic.cli import main
 from qmimic.config import load_recipe
+from qmimic.errors import InputError
 from qmimic.pipeline import candidates as networks
 from qmimic.pipeline import fit
 from qmimic.pipeline.candidates import Budget, Candidate, Option, candidates
@@ -119,10 +120,10 @@ def test_the_best_student_that_has_a_file_within_the_budget_ships(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def arm(name: str, map50: float) -> StageResult:
-        return StageResult(name, "key", "resnet18/16", map50, map50, map50, 1, 1, 1, mode="none")
+        return StageResult(name, "key", "resnet18/16", map50, map50, map50, 1, 1, 1)
 
     def files(path: Path, *_: object) -> list[Deployed]:
-        slow = 5.0 if path.stem == "taylor" else 1.0
+        slow = {"taylor": 5.0, "student": 1.0, "scratch": 0.99}[path.stem]
         whole = Deployed(tmp_path / f"{path.stem}.onnx", "onnx", "fp32", 400_000, slow, {})
         integer = Deployed(tmp_path / f"{path.stem}-int8.onnx", "onnx", "int8", 100_000, slow / 2, {"map50": 0.125})
         return [whole, integer]
@@ -137,7 +138,19 @@ def test_the_best_student_that_has_a_file_within_the_budget_ships(
 
     assert shipped(Budget(milliseconds=10)) == ("taylor-int8.onnx", 0.125, 0.25)
     assert shipped(Budget(milliseconds=2)) == ("student-int8.onnx", 0.125, 0.25)
+    # Where none fits, the best of those that are about as near: scratch takes a hundredth less time than the student.
     assert shipped(Budget(milliseconds=0.25)) == ("student-int8.onnx", 0.125, 2)
+
+    def failing(path: Path, *rest: object) -> list[Deployed]:
+        if path.stem != "scratch":
+            raise InputError("It differs from the trained model.")
+        return files(path, *rest)
+
+    monkeypatch.setattr(fit, "deploy", failing)
+    assert shipped(Budget(milliseconds=10))[0] == "scratch-int8.onnx"
+    run = RunResult(tmp_path, results[1:], tmp_path, tmp_path, (), None)
+    with pytest.raises(InputError, match="differs from"):
+        shipped(Budget(milliseconds=10))
 
 
 def test_a_teacher_that_costs_too_little_is_not_pruned_but_the_rest_goes_on(trained: Path, tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def test_a_student_learns_and_the_run_folder_holds_what_a_user_needs(make_recipe
 
     stages = {result.name: result for result in run.results}
     assert list(stages) == ["teacher", "quantized_teacher", "scratch", "student"]
+    assert run.best == run.folder / f"{max(('student', 'scratch'), key=lambda name: stages[name].map50)}.safetensors"
     assert stages["teacher"].map50 > 0.5
     assert stages["student"].map50 > 0.2
     assert stages["student"].matching is not None
@@ -167,9 +168,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(make_recipe: Mak
 
 
 def result(name: str, map50: float) -> StageResult:
-    return StageResult(
-        name, "key", "resnet18/16", map50, map50, map50, 1, 1, 1, mode="" if name == "teacher" else "none"
-    )
+    return StageResult(name, "key", "resnet18/16", map50, map50, map50, 1, 1, 1)
 
 
 def test_a_student_below_its_scratch_twin_is_said_so() -> None:

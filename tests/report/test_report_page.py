@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from page_cases import EVIL, Page, read_page
 
 from cli_cases import Refused, train
 from qmimic.cli import main
-from qmimic.report.page import write_report
+from qmimic.report.page import commands, write_report
+from qmimic.run_folder import read_run
 
 SECTIONS = ["results", "learning", "curves", "errors", "maps", "data", "files", "again"]
 
@@ -102,6 +104,14 @@ def test_defects_recipe_and_commands_are_told(page: Page, run: Path) -> None:
     ]
     whole = " ".join(page.text.values())
     assert [label for label in axes if label not in whole] == []
+
+
+def test_the_commands_name_the_best_student(run: Path) -> None:
+    own = read_run(run)
+    best = replace(own.results[-1], name="taylor", map50=0.99)
+    told = commands(replace(own, results=(*own.results[:-1], best, own.results[-1])))
+    assert f"qmimic export {run}/taylor.safetensors" in told
+    assert "student.safetensors" not in told
 
 
 def test_a_second_report_takes_what_was_kept(run: Path, written: Path, tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 from study_cases import STUDY, study_file
 
+from qmimic.config import load_recipe
 from qmimic.errors import InputError
+from qmimic.pipeline import stages
 from qmimic.study.spec import Run, expand, jobs_of, load_study
 
 
@@ -54,6 +56,20 @@ def test_runs_share_what_does_not_depend_on_them(tmp_path: Path) -> None:
 def test_a_student_whose_map_is_quantized_needs_the_teachers_stride(tmp_path: Path) -> None:
     runs = runs_of(tmp_path, STUDY.replace("{mimic.mode: none}", "{mimic.mode: none, student.quantize_map: true}"))
     assert [job.kind for job in jobs_of(runs[0])] == ["teacher", "quantized", "student"]
+
+
+def test_a_pruned_student_is_done_anew_when_its_pruning_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = load_recipe(None, ["mimic.mode=none", "pruning.method=taylor"])
+    run = Run("pruned", {}, 0, 0, recipe)
+    lasso = Run("lasso", {}, 0, 0, load_recipe(None, ["mimic.mode=none", "pruning.method=lasso"]))
+    before = [[job.id for job in jobs_of(one)] for one in (run, lasso)]
+    monkeypatch.setattr(stages, "TAYLOR_VERSION", stages.TAYLOR_VERSION + 1)
+    after = [[job.id for job in jobs_of(one)] for one in (run, lasso)]
+    assert after[0][:2] == before[0][:2]
+    assert after[0][2] != before[0][2]
+    assert after[1] == before[1]
 
 
 def test_each_seed_may_have_a_fold_of_its_own(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def _fit(options: argparse.Namespace) -> int:
     taken = next((one for one in options.overrides if one.startswith(SEARCHED)), None)
     if taken:
         raise InputError(f"--set {taken}: that is what is searched; leave it out, or use `qmimic train`.")
-    # A pruned teacher was the best student of every study (docs/results.md).
+    # A pruned teacher was the best student of every study that has one (docs/results.md).
     given = [f"data.root={json.dumps(options.data)}", "baselines=[scratch,taylor]"]
     recipe = load_recipe(None, [*given, *options.overrides])
     name = "-".join(f"{limit:g}{unit}" for unit, limit in limits.items() if limit)

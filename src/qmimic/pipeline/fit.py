@@ -24,6 +24,7 @@ from qmimic.training.loop import Watcher
 RUNGS = (8, 4, 2)  # candidates that are trained, for 1/8, 1/4 and 1/2 of the student's steps
 TABLE = "costs.json"
 PRUNED = ("taylor", "lasso")
+NEAR = 1.05  # times the least excess: measured times of equal networks differ by that much
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,8 @@ def _fit(recipe: Recipe, budget: Budget, targets: Sequence[str], folder: Path, w
             "limit; raise it, or take a faster machine."
         )
     # Where nothing is known of accuracy, more arithmetic is the better guess.
-    ranked = sorted({one.candidate: one.macs for one in fitting}.items(), key=lambda pair: -pair[1])
-    scores = halve([candidate for candidate, _ in ranked], recipe, watcher)
+    by_macs = sorted({one.candidate: one.macs for one in fitting}.items(), key=lambda pair: -pair[1])
+    scores = halve([candidate for candidate, _ in by_macs], recipe, watcher)
     found = _tried(scores, fitting)
     winner = next(iter(scores))
     watcher.say(f"{winner} is trained in full.")
@@ -125,19 +126,29 @@ def _shipped(
 ) -> tuple[Deployed, float, float]:
     """The file of the best student that has one within the budget, its mAP@0.5 on val, and its excess.
 
-    A pruned student has its own shape, so that only its file says what it costs.
+    A pruned student has its own shape, so that only its file says what it costs. If none fits it is that of the best
+    among those that are nearest.
     """
-    tried: list[tuple[Deployed, float, float]] = []
+    nearest: list[tuple[Deployed, float, float]] = []
+    failed: InputError | None = None
     for student in ranked(result.results):
         path = result.folder / f"{student.name}.safetensors"
-        written = deploy(path, None, None, (), 1, True, targets, True, watcher)
+        try:
+            written = deploy(path, None, None, (), 1, True, targets, True, watcher)
+        except InputError as error:
+            failed = error
+            watcher.say(f"{student.name} does not ship: {error}")
+            continue
         files = [(one, float(one.proof.get("map50", student.map50)), _excess(budget, one)) for one in written]
         fitting = [one for one in files if one[2] <= 1]
         if fitting:
             return min(fitting, key=lambda one: one[0].milliseconds)
-        tried += files
+        nearest.append(min(files, key=lambda one: one[2]))
         watcher.say(f"No file of {student.name} is within the limit.")
-    return min(tried, key=lambda one: one[2])
+    if failed and not nearest:
+        raise failed
+    least = min(excess for _, _, excess in nearest)
+    return next(one for one in nearest if one[2] <= NEAR * least)
 
 
 def halve(tried: Sequence[Candidate], recipe: Recipe, watcher: Watcher) -> dict[Candidate, tuple[float, int]]:

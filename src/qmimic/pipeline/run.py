@@ -138,7 +138,7 @@ def _write_results(prepared: Prepared, stages: list[Stage], said: tuple[str, ...
 
 
 def arms(prepared: Prepared) -> dict[str, Recipe]:
-    """The recipes of a run's students by name, the one to ship last.
+    """The recipes of a run's students by name, the recipe's own last.
 
     Raises:
         InputError: a baseline's backbone is not there, or the teacher is none that can be pruned.

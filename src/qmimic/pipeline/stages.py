@@ -66,6 +66,11 @@ def needs_teachers(recipe: Recipe) -> bool:
     return recipe.mimic.mode != "none" or recipe.student.quantize_map or recipe.pruning.method != "none"
 
 
+def pruning_version(recipe: Recipe) -> list[int]:
+    """What belongs to the fingerprint of a pruned student besides its recipe."""
+    return [TAYLOR_VERSION] if recipe.pruning.method == "taylor" else []
+
+
 def train_teacher(prepared: Prepared, watcher: Watcher) -> Stage:
     """Train the full-precision teacher; refuse it if it is too weak to teach.
 
@@ -155,7 +160,7 @@ def prune_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> Stage
     recipe = prepared.recipe
     config = recipe.pruning
     backbone = recipe.student.backbone
-    version = [TAYLOR_VERSION] if config.method == "taylor" else []
+    version = pruning_version(recipe)
     key = fingerprint(VERSION, teacher.result.key, config, backbone, recipe.student.batch_size, recipe.seed, *version)
     name = f"pruned_{config.method}"
     macs = macs_to_prune_to(prepared)

@@ -17,7 +17,8 @@ from qmimic.runtime.engine import ENGINES
 
 TRAINED = ".safetensors"
 ENGINE_NAMES = {TRAINED: "PyTorch", ".onnx": "ONNX Runtime", ".xml": "OpenVINO", ".pte": "ExecuTorch"}
-STAGES = ("teacher", "quantized_teacher", "scratch", "mimic", "student")  # in the order of a run's table
+STUDENTS = ("scratch", "quantized", "mimic", "separable", "grouped", "taylor", "lasso", "student")
+STAGES = ("teacher", "quantized_teacher", *STUDENTS)  # in the order of a run's table
 SIDE_BY_SIDE = 3
 
 Look = Callable[[NDArray[np.uint8]], Detections]  # of an image [H, W, 3], fitted; boxes in its pixels
@@ -72,13 +73,14 @@ class Shelf:
 
     @property
     def side_by_side(self) -> list[str]:
-        """Names of the models to begin with: teacher, student and an int8 file, as far as they are there."""
-        wanted: list[Callable[[Served], bool]] = [
-            lambda one: one.name.endswith("teacher"),
-            lambda one: one.name.rpartition("/")[2] == "student",
-            lambda one: one.precision == "int8",
+        """Names of the models to begin with: teacher, best student and an int8 file, as far as they are there."""
+        students = [one for one in self.models.values() if one.name.rpartition("/")[2] in STUDENTS]
+        best = max(reversed(students), key=lambda one: one.map50 or 0.0, default=None)
+        found = [
+            next((name for name in self.models if name.endswith("teacher")), None),
+            best.name if best else None,
+            next((name for name, one in self.models.items() if one.precision == "int8"), None),
         ]
-        found = [next((name for name, one in self.models.items() if fits(one)), None) for fits in wanted]
         names = dict.fromkeys(name for name in [*found, *self.models] if name is not None)
         order = list(self.models)
         return sorted(list(names)[:SIDE_BY_SIDE], key=order.index)

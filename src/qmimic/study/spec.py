@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from qmimic.config import Recipe, explain, fingerprint, load_tree, put, recipe_from
 from qmimic.errors import InputError
-from qmimic.pipeline.stages import MIMIC_VERSION, VERSION, needs_teachers
+from qmimic.pipeline.stages import MIMIC_VERSION, VERSION, needs_teachers, pruning_version
 
 
 class Study(BaseModel):
@@ -143,7 +143,8 @@ def jobs_of(run: Run) -> tuple[Job, ...]:
         return (Job(fingerprint("student", *shared, recipe.student), "student", "", recipe),)
     teacher = fingerprint("teacher", *shared, recipe.teacher)
     quantized = fingerprint("quantized", teacher, recipe.quantized_teacher, recipe.quantizer)
-    student = fingerprint("student", MIMIC_VERSION, quantized, recipe.student, recipe.mimic, recipe.pruning)
+    own = recipe.student, recipe.mimic, recipe.pruning, *pruning_version(recipe)
+    student = fingerprint("student", MIMIC_VERSION, quantized, *own)
     return (
         Job(teacher, "teacher", "", recipe),
         Job(quantized, "quantized", teacher, recipe),
