@@ -57,7 +57,7 @@ def _report(out: "Output", folders: list[Path], path: Path) -> None:
         done = sum(row["status"] == "done" for row in results)
         out.result(f"{study.name}: {done} of {len(results)} runs done.")
         title = "mAP@0.5 in %, ± standard error; differences with 95 % intervals"
-        out.result(table(heads, rows, title, words=len(study.grid) + 2))
+        out.result(table(heads, rows, title, words=heads.index("\nn")))
         out.result(*(sentence.strip() for sentence in verdicts(study, arms)))
         plain.append({**as_json(study, results), "folder": folder})
     out.result(f"Report: {path}")

@@ -187,12 +187,16 @@ def _table(study: Study, arms: Sequence[ArmSummary]) -> list[str]:
 
 
 def short_table(study: Study, arms: Sequence[ArmSummary]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """The table for a terminal of 80 columns: its heads, that of the control's differences named, and its rows."""
+    """The table for a terminal of 80 columns: its heads, that of the control's differences named, and its rows.
+
+    Where the grid is over backbones, their column is that of the grid.
+    """
     keys = list(study.grid)
+    named = "student.backbone" in keys
     heads = (
         *(key.split(".")[-1] for key in keys),
         "arm",
-        "backbone",
+        *(() if named else ("backbone",)),
         "\nn",
         "\nmAP@0.5",
         f"difference\nto {study.compared_to}",
@@ -200,8 +204,12 @@ def short_table(study: Study, arms: Sequence[ArmSummary]) -> tuple[tuple[str, ..
     rows = []
     for own in arms:
         error = "" if math.isnan(own.score.error) else f" ± {100 * own.score.error:.1f}"
-        texts = [*(str(own.point[key]) for key in keys), own.arm, own.backbone, str(own.score.count)]
-        texts += [percent(own.score.mean) + error, "-" if own.gain is None else interval(own.gain)]
+        texts = [*(str(own.point[key]) for key in keys), own.arm, *(() if named else (own.backbone,))]
+        texts += [
+            str(own.score.count),
+            percent(own.score.mean) + error,
+            "-" if own.gain is None else interval(own.gain),
+        ]
         rows.append((*texts, percent(own.of_teacher, 0), f"{own.bytes / 1000:.0f}"))
     return (*heads, "% of\nteacher", "\nkB"), rows
 
