@@ -273,8 +273,13 @@ def draw_cost(arms: Sequence[ArmSummary], path: Path) -> None:
             label=name,
         )
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter("{x:g}")
+    ticks: list[float] = []
+    for cost in sorted(own.macs / 1e6 for own in arms if own.score.count):
+        if not ticks or cost > 1.2 * ticks[-1]:  # those of one width differ by a few per cent
+            ticks.append(cost)
+    axes.set_xticks(ticks, [f"{cost:.3g}" for cost in ticks])
+    axes.minorticks_off()
+    axes.set_ylim(top=min(axes.get_ylim()[1], 101))  # an interval of few seeds may reach beyond what can be
     axes.set_xlabel("multiply-accumulates an image, millions")
     axes.set_ylabel("mAP@0.5, % (mean and 95 % interval)")
     axes.spines[["top", "right"]].set_visible(False)
