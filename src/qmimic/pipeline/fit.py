@@ -16,14 +16,13 @@ from qmimic.lock import alone
 from qmimic.pipeline.candidates import Budget, Candidate, Option, candidates, cost_table
 from qmimic.pipeline.deploy import Deployed, deploy
 from qmimic.pipeline.prepare import prepare
-from qmimic.pipeline.run import RunResult, train
+from qmimic.pipeline.run import PRUNED, RunResult, train
 from qmimic.pipeline.stages import macs_to_prune_to, train_student
 from qmimic.run_folder import ranked
 from qmimic.training.loop import Watcher
 
 RUNGS = (8, 4, 2)  # candidates that are trained, for 1/8, 1/4 and 1/2 of the student's steps
 TABLE = "costs.json"
-PRUNED = ("taylor", "lasso")
 NEAR = 1.05  # times the least excess: measured times of equal networks differ by that much
 
 

@@ -31,6 +31,7 @@ from qmimic.training.loop import Watcher
 from qmimic.training.progress import Silent
 
 PICTURES, PICTURE_MIN_SCORE = 12, 0.4
+PRUNED = ("taylor", "lasso")  # arms that are cut out of the teacher
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def arms(prepared: Prepared) -> dict[str, Recipe]:
     for name in recipe.baselines:
         if name == "mimic":
             found[name] = fresh.model_copy(update={"mimic": recipe.mimic.model_copy(update={"mode": "mimic"})})
-        elif name in ("taylor", "lasso"):
+        elif name in PRUNED:
             pruning = recipe.pruning.model_copy(update={"method": name})
             found[name] = alone.model_copy(update={"pruning": pruning})
         else:
