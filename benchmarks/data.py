@@ -34,7 +34,7 @@ def decoding(folder: Path) -> dict[str, float]:
     from qmimic.data.images import read_image
     from qmimic.data.letterbox import letterbox, letterbox_file
     from qmimic.data.pixel_cache import PixelCache
-    from qmimic.memory import keep_freed_memory
+    from qmimic.run.memory import keep_freed_memory
     from train_step import made_batch, ours, spec_of
 
     keep_freed_memory()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from qmimic.memory import keep_freed_memory
+from qmimic.run.memory import keep_freed_memory
 from train_step import alternate, made_batch, ours, spec_of
 
 SIZE, BATCH, BACKBONE = 128, 8, "resnet18/16"

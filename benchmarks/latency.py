@@ -20,12 +20,12 @@ import torch
 from qmimic.api import build_detector
 from qmimic.bench.measure import as_run, megapixels
 from qmimic.bench.timing import alternate
+from qmimic.compress.integer_grids import calibrate, on_grids
 from qmimic.config import DetectorConfig
-from qmimic.export.onnx_file import Exported, write_onnx
-from qmimic.export.openvino_file import write_openvino
-from qmimic.models.fake_quantize import calibrate, on_grids
-from qmimic.models.two_stage import Detector
+from qmimic.detectors.two_stage import Detector
 from qmimic.runtime.engine import Engine, load
+from qmimic.ship.onnx_file import Exported, write_onnx
+from qmimic.ship.openvino_file import write_openvino
 
 NETWORKS = (("resnet18/16", "faster_rcnn"), ("vgg16/32", "rfcn"))
 PEERS = ("yunet_n", "yunet_s", "rfb320", "slim320")

@@ -30,9 +30,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from qmimic.data.loader import Loader
 from qmimic.data.pixel_cache import PixelCache
 from qmimic.data.sample import Dataset, Sample
-from qmimic.memory import keep_freed_memory
-from qmimic.models import rpn as rpn_module
-from qmimic.models import two_layer_head, two_stage
+from qmimic.detectors import rpn as rpn_module
+from qmimic.detectors import two_layer_head, two_stage
+from qmimic.run.memory import keep_freed_memory
 from qmimic.training import objectives
 from train_step import BOXES, Made, made_batch, mimicking, ours, spec_of
 

@@ -10,7 +10,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-from qmimic.models.two_stage import Detector
+from qmimic.detectors.two_stage import Detector
 
 
 class AlignedRoIPool(nn.Module):

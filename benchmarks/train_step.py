@@ -25,16 +25,16 @@ import torch
 from qmimic.config import MimicConfig, QuantizerConfig, Recipe, ScheduleConfig
 from qmimic.data.augment import STILL
 from qmimic.data.targets import Targets
-from qmimic.memory import keep_freed_memory
-from qmimic.mimic import REGION_SIZE, Mimic
-from qmimic.models.detectors import build
-from qmimic.models.spec import DetectorSpec
-from qmimic.precision import bf16_by_default
-from qmimic.quantize import Quantizer
-from qmimic.training.bank import Bank, Layout
-from qmimic.training.objectives import Chance, DetectionObjective, MimicObjective
-from qmimic.training.optimizer import build_optimizer
-from qmimic.training.teacher import Teacher
+from qmimic.detectors.build import build
+from qmimic.detectors.quantize import Quantizer
+from qmimic.detectors.spec import DetectorSpec
+from qmimic.distill.bank import Bank, Layout
+from qmimic.distill.mimic import REGION_SIZE, Mimic
+from qmimic.distill.teacher import Teacher
+from qmimic.run.memory import keep_freed_memory
+from qmimic.train.optimizer import build_optimizer
+from qmimic.train.precision import bf16_by_default
+from qmimic.train.step import Chance, DetectionObjective, MimicObjective
 from torchvision_twin import twin
 
 NETWORKS = ("resnet18/16", "resnet18/1", "resnet18/4", "resnet18/32", "vgg16/32")

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from qmimic.data.targets import PADDING, Targets
-from qmimic.models.detectors import build
-from qmimic.models.spec import DetectorSpec
-from qmimic.models.two_stage import Detector
+from qmimic.detectors.build import build
+from qmimic.detectors.spec import DetectorSpec
+from qmimic.detectors.two_stage import Detector
 
 ANCHORS = ((12.0, 12.0), (30.0, 24.0), (60.0, 70.0))
 

@@ -22,13 +22,13 @@ from qmimic.config import QuantizerConfig, load_recipe
 from qmimic.data.formats import load_dataset
 from qmimic.data.loader import Loader
 from qmimic.detections import Detections
+from qmimic.detectors.evaluation import unpad
+from qmimic.detectors.files import load_detector, read_tensors
+from qmimic.detectors.quantize import Quantizer
+from qmimic.detectors.rpn import Proposals
+from qmimic.distill.mimic import Mimic, choose_regions, mimic_loss
 from qmimic.errors import InputError
-from qmimic.evaluation import unpad
 from qmimic.files import replacing
-from qmimic.mimic import Mimic, choose_regions, mimic_loss
-from qmimic.models.checkpoint import load_detector, read_tensors
-from qmimic.models.rpn import Proposals
-from qmimic.quantize import Quantizer
 
 OUT = Path(__file__).parents[1] / "docs" / "pictures"
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"

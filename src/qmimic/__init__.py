@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from qmimic.data.sample import Dataset as Dataset
     from qmimic.data.sample import Sample as Sample
     from qmimic.detections import Detections as Detections
+    from qmimic.detectors.files import load_detector as load_detector
+    from qmimic.detectors.files import save_detector as save_detector
+    from qmimic.detectors.prediction import predict as predict
     from qmimic.errors import InputError as InputError
-    from qmimic.models.checkpoint import load_detector as load_detector
-    from qmimic.models.checkpoint import save_detector as save_detector
-    from qmimic.prediction import predict as predict
 
 _HOMES = {
     "build_detector": "qmimic.api",
@@ -39,9 +39,9 @@ _HOMES = {
     "Sample": "qmimic.data.sample",
     "Detections": "qmimic.detections",
     "InputError": "qmimic.errors",
-    "load_detector": "qmimic.models.checkpoint",
-    "save_detector": "qmimic.models.checkpoint",
-    "predict": "qmimic.prediction",
+    "load_detector": "qmimic.detectors.files",
+    "save_detector": "qmimic.detectors.files",
+    "predict": "qmimic.detectors.prediction",
 }
 
 __all__ = list(_HOMES)

@@ -8,17 +8,17 @@ from qmimic.data.loader import Loader
 from qmimic.data.sample import Dataset
 from qmimic.data.splits import samples_of
 from qmimic.detections import Detections
+from qmimic.detectors.build import at_size, build
+from qmimic.detectors.evaluation import detect_all, merge
+from qmimic.detectors.files import load_detector
+from qmimic.detectors.spec import DetectorSpec
+from qmimic.detectors.two_stage import Detector
 from qmimic.errors import InputError
-from qmimic.evaluation import detect_all, merge
-from qmimic.models.checkpoint import load_detector
-from qmimic.models.detectors import at_size, build
-from qmimic.models.spec import DetectorSpec
-from qmimic.models.two_stage import Detector
-from qmimic.pipeline.run import RunResult
-from qmimic.pipeline.run import train as run_recipe
+from qmimic.run.train import RunResult
+from qmimic.run.train import train as run_recipe
 from qmimic.scores.summary import Scores, score
-from qmimic.training.loop import Watcher
-from qmimic.training.progress import Silent
+from qmimic.train.loop import Watcher
+from qmimic.train.progress import Silent
 
 BATCH = 32
 DEFAULT_ANCHORS = tuple((side * ratio, side / ratio) for side in (24.0, 48.0, 96.0) for ratio in (0.71, 1.0, 1.41))
@@ -38,7 +38,7 @@ def build_detector(
         name: backbone and width divisor, such as `resnet18/16`.
         classes: class names; the index is the label.
         size: height and width that images are fitted into, pixels, multiples of 16.
-        anchors: widths and heights in pixels; fit them to your boxes with `qmimic.models.anchors.fit_anchors`.
+        anchors: widths and heights in pixels; fit them to your boxes with `qmimic.detectors.anchors.fit_anchors`.
         config: everything else around the backbone.
         seed: of the weights.
 

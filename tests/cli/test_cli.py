@@ -12,7 +12,7 @@ from pycocotools.coco import COCO
 
 from cli_cases import RECIPE, Refused, coco
 from qmimic.cli import main
-from qmimic.models.checkpoint import FORMAT
+from qmimic.detectors.files import FORMAT
 
 
 def test_eval_and_score_agree_and_end_in_one_json_line(
@@ -149,7 +149,7 @@ def test_a_run_folder_that_cannot_be_written(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("qmimic.models.checkpoint.save_file", full)
+    monkeypatch.setattr("qmimic.detectors.files.save_file", full)
     assert "No space left" in refused("train", recipe, f"data.root={data}", f"run.dir={tmp_path / 'run'}")
     assert not list((tmp_path / "run").rglob("*.safetensors"))
 

@@ -172,12 +172,12 @@ def test_a_lack_of_memory_is_no_traceback(
         def lacking(*_: object, error: Exception = error) -> None:
             raise error
 
-        monkeypatch.setattr("qmimic.pipeline.stages.build", lacking)
+        monkeypatch.setattr("qmimic.run.stages.build", lacking)
         said = refused("train", recipe, f"data.root={data}", f"run.dir={tmp_path / 'run'}")
         assert "not enough memory; lower batch_size" in said
 
 
-@pytest.mark.parametrize("call", ["qmimic.files.os.fsync", "qmimic.training.log.write_text"])
+@pytest.mark.parametrize("call", ["qmimic.files.os.fsync", "qmimic.train.log.write_text"])
 def test_a_disk_that_fills_up(
     trained: Path, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:

@@ -18,9 +18,9 @@ import pytest
 
 from cli_cases import Refused, train
 from qmimic.cli import main
-from qmimic.run_cleaning import clean, plan_cleaning
-from qmimic.run_folder import read_run
-from qmimic.runs import list_runs
+from qmimic.run.cleaning import clean, plan_cleaning
+from qmimic.run.folder import read_run
+from qmimic.run.listing import list_runs
 
 
 @pytest.fixture

@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 
 from cli_cases import RECIPE, Refused, train
-from qmimic import doctor, extras
+from qmimic import extras
+from qmimic.cli import installation as doctor
 from qmimic.cli import main, start
 from qmimic.cli.entry import parser
 from qmimic.cli.runs import size
 from qmimic.config import Recipe, embedded_recipes, load_recipe
-from qmimic.pipeline.run import SHORT_COLUMNS, short_rows
-from qmimic.run_folder import StageResult
+from qmimic.run.folder import StageResult
+from qmimic.run.train import SHORT_COLUMNS, short_rows
 
 LIGHT = """
 import sys

@@ -13,10 +13,10 @@ from folders import picture, sample_of
 from qmimic.data.letterbox import letterbox
 from qmimic.data.loader import Batch, Loader
 from qmimic.data.pixel_cache import PixelCache
+from qmimic.data.records import RecordFile
 from qmimic.data.sample import Dataset
 from qmimic.data.targets import IGNORED, PADDING
 from qmimic.errors import InputError
-from qmimic.records import RecordFile
 
 COUNT = 7
 

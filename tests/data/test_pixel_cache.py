@@ -6,7 +6,7 @@ import numpy as np
 
 from qmimic.data.letterbox import Letterbox
 from qmimic.data.pixel_cache import PixelCache
-from qmimic.records import RecordFile
+from qmimic.data.records import RecordFile
 
 SIZE = (32, 48)
 PLACED = Letterbox(90_000, 3, (48, 1))

@@ -11,7 +11,7 @@ from scipy import stats
 
 from qmimic.cli import main
 from qmimic.report.compare import compare, differences, groups
-from qmimic.run_folder import read_run
+from qmimic.run.folder import read_run
 
 SCORES = {0: (0.5, 0.6), 1: (0.4, 0.52), 2: (0.45, 0.47)}  # seed: scratch, student
 

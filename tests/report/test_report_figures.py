@@ -9,7 +9,7 @@ from defusedxml import ElementTree
 from qmimic.report import figures
 from qmimic.report.figures import Panel, styles
 from qmimic.scores.bootstrap import Interval
-from qmimic.statistics import estimate
+from qmimic.scores.statistics import estimate
 
 TITLES = ["teacher", "scratch", 'student <b style="color:#0072b2">']
 STYLE = styles(TITLES)

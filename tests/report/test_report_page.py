@@ -13,7 +13,7 @@ from page_cases import EVIL, Page, read_page
 from cli_cases import Refused, train
 from qmimic.cli import main
 from qmimic.report.page import commands, write_report
-from qmimic.run_folder import read_run
+from qmimic.run.folder import read_run
 
 SECTIONS = ["results", "learning", "curves", "errors", "maps", "data", "files", "again"]
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qmimic.export.onnx_file import Exported, write_onnx
-from qmimic.export.ship import TARGETS, describe, ship
 from qmimic.runtime import Detector
+from qmimic.ship.onnx_file import Exported, write_onnx
+from qmimic.ship.write import TARGETS, describe, ship
 from tiny_detectors import lively, some_images, tiny_spec
 
 SOURCE = Path(__file__).parents[2] / "examples" / "detect.c"

@@ -13,14 +13,14 @@ from PIL import Image
 from cli_cases import coco
 from folders import picture
 from qmimic.cli import main as qmimic_main
+from qmimic.detectors.prediction import predict
+from qmimic.detectors.two_stage import Detector as TrainedDetector
 from qmimic.errors import InputError
-from qmimic.export.onnx_file import Exported, describe_onnx, write_onnx
-from qmimic.export.ship import describe
-from qmimic.models.two_stage import Detector as TrainedDetector
-from qmimic.prediction import predict
 from qmimic.runtime import Detector
 from qmimic.runtime.__main__ import main
 from qmimic.runtime.metadata import KEY, SUM, as_properties
+from qmimic.ship.onnx_file import Exported, describe_onnx, write_onnx
+from qmimic.ship.write import describe
 from tiny_detectors import lively, tiny_spec
 
 

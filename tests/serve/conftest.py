@@ -11,13 +11,13 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from serve_cases import served
 
-from qmimic.export.onnx_file import Exported, describe_onnx, write_onnx
-from qmimic.export.ship import describe
-from qmimic.models.checkpoint import save_detector
+from qmimic.detectors.files import save_detector
 from qmimic.runtime.metadata import as_properties
 from qmimic.serve.app import application
 from qmimic.serve.limits import Limits
 from qmimic.serve.models import Shelf, collect
+from qmimic.ship.onnx_file import Exported, describe_onnx, write_onnx
+from qmimic.ship.write import describe
 from tiny_detectors import lively, some_images, tiny_spec
 
 

@@ -15,8 +15,8 @@ from PIL import Image
 from serve_cases import noise, png_claiming
 
 from qmimic.detections import Detections
-from qmimic.models.checkpoint import load_detector
-from qmimic.prediction import predict
+from qmimic.detectors.files import load_detector
+from qmimic.detectors.prediction import predict
 from qmimic.runtime import Detector
 from qmimic.serve.app import PAGE, application
 from qmimic.serve.limits import Limits

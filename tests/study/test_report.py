@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
 
-from qmimic.statistics import estimate, interval
+from qmimic.scores.statistics import estimate, interval
 from qmimic.study.report import draw_cost, draw_gains, markdown, report, summarize
 from qmimic.study.spec import Study
 

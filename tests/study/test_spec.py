@@ -7,7 +7,7 @@ from study_cases import STUDY, study_file
 
 from qmimic.config import load_recipe
 from qmimic.errors import InputError
-from qmimic.pipeline import stages
+from qmimic.run import stages
 from qmimic.study.spec import Run, expand, jobs_of, load_study
 
 

@@ -17,8 +17,8 @@ def add(commands: Commands) -> None:
 def _cost(options: argparse.Namespace) -> int:
     from qmimic.api import build_detector
     from qmimic.cli.output import Output, table
-    from qmimic.models.backbones import BACKBONES, parse_name
-    from qmimic.models.detectors import at_size, equal_cost, mac_count, parameter_count
+    from qmimic.detectors.backbones import BACKBONES, parse_name
+    from qmimic.detectors.build import at_size, equal_cost, mac_count, parameter_count
 
     family, _ = parse_name(options.backbone)
     detector = at_size(build_detector(options.backbone, ("object",)), tuple(options.size))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from qmimic.cli.grammar import Commands, add_json
 
 if TYPE_CHECKING:
-    from qmimic.doctor import Diagnosis
+    from qmimic.cli.installation import Diagnosis
 
 
 def add(commands: Commands) -> None:
@@ -20,7 +20,7 @@ def add(commands: Commands) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    from qmimic.doctor import examine
+    from qmimic.cli.installation import examine
 
     found = examine(Path("runs"))
     if options.json:

@@ -30,7 +30,7 @@ from qmimic.cli import (
 from qmimic.cli.grammar import QUIET, USUAL, VERBOSE, Parser
 from qmimic.errors import InputError
 from qmimic.extras import extra_of, install
-from qmimic.memory import is_lack_of_memory
+from qmimic.run.memory import is_lack_of_memory
 
 EXIT_BAD_INPUT = 2
 # In the order of `qmimic --help`, which is that of a person's work.

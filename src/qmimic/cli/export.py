@@ -30,8 +30,8 @@ def add(commands: Commands) -> None:
 
 def _export(options: argparse.Namespace) -> int:
     from qmimic.cli.output import Output, table
-    from qmimic.export.ship import proved
-    from qmimic.pipeline.deploy import advice, deploy
+    from qmimic.run.deploy import advice, deploy
+    from qmimic.ship.write import proved
 
     if options.batch < 0:
         raise InputError(f"--batch {options.batch} is no number of images; give 1 or more, or 0 for any number.")

@@ -39,8 +39,8 @@ def add(commands: Commands) -> None:
 def _fit(options: argparse.Namespace) -> int:
     from qmimic.cli.output import Output, table
     from qmimic.config import load_recipe, recipe_text
-    from qmimic.pipeline.candidates import Budget
-    from qmimic.pipeline.fit import fit
+    from qmimic.run.candidates import Budget
+    from qmimic.run.search import fit
 
     limits = {"ms": options.max_ms, "kB": options.max_kb, "MB": options.max_mb}
     if not any(limits.values()) or any(limit is not None and not limit > 0 for limit in limits.values()):

@@ -67,7 +67,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 def targets(text: str) -> list[str]:
     """Names of formats to ship in, from `--to`. Raises InputError: one is no format."""
-    from qmimic.export.ship import TARGETS
+    from qmimic.ship.write import TARGETS
 
     names = list(dict.fromkeys(text.split(",")))
     unknown = next((name for name in names if name not in TARGETS), None)

@@ -21,7 +21,7 @@ def add(commands: Commands) -> None:
 
 def _predict(options: argparse.Namespace) -> int:
     from qmimic.cli.output import Output
-    from qmimic.prediction import draw_predictions
+    from qmimic.detectors.prediction import draw_predictions
 
     out, pictures = Output(options), []
     for one in draw_predictions(options.detector, options.images, options.out, options.min_score):

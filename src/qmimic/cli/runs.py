@@ -60,7 +60,7 @@ def _runs(options: argparse.Namespace) -> int:
 
 def _list(out: "Output", folder: Path) -> int:
     from qmimic.cli.output import table
-    from qmimic.runs import list_runs
+    from qmimic.run.listing import list_runs
 
     found = list_runs(folder)
     rows = []
@@ -80,7 +80,7 @@ def _list(out: "Output", folder: Path) -> int:
 
 
 def _clean(out: "Output", folder: Path, names: list[str], flags: list[str]) -> int:
-    from qmimic.run_cleaning import CACHES, PARTS, WHOLE, clean, plan_cleaning
+    from qmimic.run.cleaning import CACHES, PARTS, WHOLE, clean, plan_cleaning
 
     parts = [part for part in PARTS if part in flags or (part == WHOLE and "all" in flags)] or list(CACHES)
     removals, stays = plan_cleaning(folder, names, parts)

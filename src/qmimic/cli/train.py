@@ -41,8 +41,8 @@ def _train(options: argparse.Namespace) -> int:
 
     from qmimic.cli.output import Output, table
     from qmimic.config import load_recipe, recipe_text
-    from qmimic.pipeline.run import SHORT_COLUMNS, short_rows, train
-    from qmimic.run_folder import MODES
+    from qmimic.run.folder import MODES
+    from qmimic.run.train import SHORT_COLUMNS, short_rows, train
 
     recipe = load_recipe(options.recipe, options.overrides)
     out = Output(options)

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qmimic.data.letterbox import Letterbox
-from qmimic.records import RecordFile
+from qmimic.data.records import RecordFile
 
 FACTS = 4  # int32 behind the pixels: the original's width and height, the inner width and height
 

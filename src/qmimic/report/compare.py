@@ -18,8 +18,8 @@ from qmimic.report.latency import Timing
 from qmimic.report.networks import TWIN
 from qmimic.report.page import save
 from qmimic.report.template import environment
-from qmimic.run_folder import FinishedRun, read_run
-from qmimic.statistics import Estimate, estimate
+from qmimic.run.folder import FinishedRun, read_run
+from qmimic.scores.statistics import Estimate, estimate
 
 OUT = Path("report.html")
 APART = ("name", "seed", "run")  # keys of a recipe that may differ between runs of one group

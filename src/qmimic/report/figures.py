@@ -22,7 +22,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from qmimic.scores.bootstrap import Interval
-from qmimic.statistics import Estimate
+from qmimic.scores.statistics import Estimate
 
 WIDTH = 3.5  # inches: 336 CSS pixels
 # What stands for the page's colours while a figure is drawn; no other colour is used.

@@ -14,10 +14,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from qmimic.data.sample import Sample
 from qmimic.detections import Detections
+from qmimic.detectors.files import read_tensors, write_tensors
 from qmimic.errors import InputError
 from qmimic.files import write_text
-from qmimic.models.checkpoint import read_tensors, write_tensors
-from qmimic.run_folder import read_json
+from qmimic.run.folder import read_json
 
 FOLDER = "report"
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from qmimic.bench.measure import measure
 from qmimic.config import fingerprint
 from qmimic.errors import InputError
-from qmimic.export.onnx_file import Exported, describe_onnx, write_onnx
-from qmimic.export.ship import describe
 from qmimic.report.kept import FOLDER, kept_value
 from qmimic.report.networks import DeployedFile, detector_of
-from qmimic.run_folder import FinishedRun
+from qmimic.run.folder import FinishedRun
 from qmimic.runtime.metadata import as_properties
+from qmimic.ship.onnx_file import Exported, describe_onnx, write_onnx
+from qmimic.ship.write import describe
 
 ROUNDS = 60
 BUSY = 1.5  # processes at work for each core; the training itself, just ended, counts as one

@@ -13,14 +13,14 @@ from qmimic.data.chosen import dataset_fingerprint
 from qmimic.data.loader import Loader
 from qmimic.data.sample import Dataset
 from qmimic.data.splits import VAL
+from qmimic.detectors.evaluation import region_levels
+from qmimic.detectors.files import read_tensors
+from qmimic.detectors.two_stage import Detector
+from qmimic.distill.mimic import Mimic
 from qmimic.errors import InputError
-from qmimic.evaluation import region_levels
-from qmimic.mimic import Mimic
-from qmimic.models.checkpoint import read_tensors
-from qmimic.models.two_stage import Detector
 from qmimic.report.kept import FOLDER, kept_value
 from qmimic.report.networks import BATCH, detector_of
-from qmimic.run_folder import FinishedRun, StageResult
+from qmimic.run.folder import FinishedRun, StageResult
 
 CHANNELS = 3  # shown besides the mean of all
 MOST_IMAGES = 500  # that matching is counted on

@@ -13,13 +13,12 @@ from qmimic.data.loader import Loader
 from qmimic.data.sample import Dataset, Sample
 from qmimic.data.splits import VAL
 from qmimic.detections import Detections
+from qmimic.detectors.evaluation import detect_all
+from qmimic.detectors.files import load_detector
+from qmimic.detectors.two_stage import Detector
 from qmimic.errors import InputError
-from qmimic.evaluation import detect_all
-from qmimic.export.accuracy import detections_of_file
-from qmimic.models.checkpoint import load_detector
-from qmimic.models.two_stage import Detector
 from qmimic.report.kept import FOLDER, kept_detections
-from qmimic.run_folder import DEPLOY, FinishedRun, StageResult
+from qmimic.run.folder import DEPLOY, FinishedRun, StageResult
 from qmimic.runtime.detector import Detector as ShippedDetector
 from qmimic.runtime.metadata import Metadata
 from qmimic.scores.bootstrap import Interval, draws, interval, mean_ap
@@ -27,6 +26,7 @@ from qmimic.scores.curves import best_threshold
 from qmimic.scores.error_types import Errors, costs, find_errors
 from qmimic.scores.matches import match
 from qmimic.scores.voc import VocScore, voc_ap
+from qmimic.ship.accuracy import detections_of_file
 
 BATCH = 32
 VERSION = 1  # raised when the same detector would be kept with other detections

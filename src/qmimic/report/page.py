@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from qmimic.config import Recipe
-from qmimic.export.ship import proved
 from qmimic.files import write_text
 from qmimic.report import figures
 from qmimic.report.collect import Absent, Facts, collect
@@ -25,11 +24,12 @@ from qmimic.report.maps import Maps, Matching
 from qmimic.report.mistakes import confused, data_uri, lost_by_kind
 from qmimic.report.networks import TWIN, Judged, Scored
 from qmimic.report.template import NONE, environment, gain, percent
-from qmimic.run_folder import FinishedRun, ranked, read_run
+from qmimic.run.folder import FinishedRun, ranked, read_run
 from qmimic.scores.bootstrap import RESAMPLES, Interval
 from qmimic.scores.coco import coco_ap
 from qmimic.scores.curves import precision_recall
 from qmimic.scores.error_types import KINDS
+from qmimic.ship.write import proved
 
 FILE = "report.html"
 MOST_CLASSES = 12  # with a panel of their own

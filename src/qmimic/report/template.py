@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from qmimic.scores.bootstrap import Interval
-from qmimic.statistics import Estimate
+from qmimic.scores.statistics import Estimate
 
 NONE = "\N{EN DASH}"
 

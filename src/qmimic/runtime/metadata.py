@@ -31,10 +31,10 @@ class Metadata:
         precision: fp32 or int8.
         grid: the stride s of the map that RPN and head see: its quantizer's, of an int8 file its scale, which is the
             same where there is a quantizer; None where the map is float.
-        parameters, macs: how many weights and multiply-accumulates a picture, see `qmimic.models.detectors`.
+        parameters, macs: how many weights and multiply-accumulates a picture, see `qmimic.detectors.build`.
         version: of qmimic.
         training: notes of the run: stage, seed, scores, key of the recipe.
-        parity: how far it is from the trained model, see `qmimic.export.parity` and `qmimic.export.accuracy`.
+        parity: how far it is from the trained model, see `qmimic.ship.parity` and `qmimic.ship.accuracy`.
         format: of this description.
     """
 

@@ -1,4 +1,4 @@
-"""Suppression outside of a graph, in numpy: what `qmimic.models` does, for files that leave it to the runtime."""
+"""Suppression outside of a graph, in numpy: what `qmimic.detectors` does, for files that leave it to the runtime."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qmimic.scores.matches import Matches
-from qmimic.statistics import CONFIDENCE
+from qmimic.scores.statistics import CONFIDENCE
 
 RESAMPLES = 1000
 AT_ONCE = 1 << 23  # weights of detections computed in one piece

@@ -186,9 +186,9 @@ def _load(path: Path, run: str) -> Served:
 def _trained(path: Path, run: str) -> Served:
     import torch
 
-    from qmimic.evaluation import unpad
-    from qmimic.models.checkpoint import load_detector
-    from qmimic.models.detectors import parameter_count
+    from qmimic.detectors.build import parameter_count
+    from qmimic.detectors.evaluation import unpad
+    from qmimic.detectors.files import load_detector
 
     torch.set_num_threads(1)  # a picture a thread: tiny networks gain nothing from more
     detector, notes = load_detector(path)

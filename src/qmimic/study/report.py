@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from qmimic.files import replacing, write_text
-from qmimic.statistics import CONFIDENCE, Estimate, estimate, interval, percent
+from qmimic.scores.statistics import CONFIDENCE, Estimate, estimate, interval, percent
 from qmimic.study.spec import Study
 from qmimic.study.table import read_results, read_study
 

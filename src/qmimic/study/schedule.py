@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from qmimic.lock import alone
+from qmimic.run.lock import alone
 from qmimic.study.spec import Run, Study
 from qmimic.study.table import JobRow, plan, read_jobs, update
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from qmimic.config import Recipe, explain, fingerprint, load_tree, put, recipe_from
 from qmimic.errors import InputError
-from qmimic.pipeline.stages import MIMIC_VERSION, VERSION, needs_teachers, pruning_version
+from qmimic.run.stages import MIMIC_VERSION, VERSION, needs_teachers, pruning_version
 
 
 class Study(BaseModel):

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from qmimic.config import Recipe, explain
 from qmimic.errors import InputError
-from qmimic.run_folder import STAGE_RESULT, stage_folder
+from qmimic.run.folder import STAGE_RESULT, stage_folder
 from qmimic.study.spec import Run, Study, jobs_of
 
 FILE = "study.sqlite"

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from qmimic.config import Recipe
 from qmimic.errors import InputError
-from qmimic.lock import alone
-from qmimic.pipeline.prepare import prepare
-from qmimic.pipeline.stages import Teachers, needs_teachers, quantize_teacher, train_student, train_teacher
-from qmimic.run_folder import StageResult
+from qmimic.run.folder import StageResult
+from qmimic.run.lock import alone
+from qmimic.run.prepare import prepare
+from qmimic.run.stages import Teachers, needs_teachers, quantize_teacher, train_student, train_teacher
 from qmimic.study.table import recipe_of, update
-from qmimic.training.loop import Watcher
+from qmimic.train.loop import Watcher
 
 REPORT_EVERY = 20  # steps
 ORPHANED = 3  # exit code

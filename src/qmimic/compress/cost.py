@@ -1,0 +1,78 @@
+"""What a detector would cost with fewer channels, without building it."""
+
+import math
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from qmimic.detectors.narrowing import channel_groups, layer, widths
+from qmimic.detectors.two_stage import Detector
+
+
+class Cost:
+    """Multiply-accumulates of one image as a function of the numbers of channels; equal to `mac_count`.
+
+    A layer's are the places where it is applied times its weights, and places do not depend on channels.
+
+    Args:
+        detector: at its present channels.
+
+    Raises:
+        InputError: its channels cannot be pruned.
+    """
+
+    def __init__(self, detector: Detector) -> None:
+        groups = channel_groups(detector)
+        self.full = widths(detector, groups)
+        self._makers = {name: group.name for group in groups.values() for name in group.makers}
+        self._users = {name: group.name for group in groups.values() for name in group.users}
+        self._macs = {name: places * layer(detector, name).weight.numel() for name, places in _places(detector).items()}
+
+    def of(self, left: Mapping[str, int]) -> float:
+        """Multiply-accumulates with so many channels left; groups that are not named keep all.
+
+        Args:
+            left: by group's name.
+        """
+        share = {name: left.get(name, count) / count for name, count in self.full.items()}
+        return sum(
+            macs * share.get(self._makers.get(name, ""), 1.0) * share.get(self._users.get(name, ""), 1.0)
+            for name, macs in self._macs.items()
+        )
+
+
+def equal_share(detector: Detector, macs: float) -> dict[str, int]:
+    """Channels of every group when each keeps the same share, rounded up, so that the cost comes nearest to `macs`.
+
+    Raises:
+        InputError: its channels cannot be pruned.
+    """
+    cost = Cost(detector)
+
+    def left(share: float) -> dict[str, int]:
+        return {name: max(1, math.ceil(count * share - 1e-9)) for name, count in cost.full.items()}
+
+    # Between two of these shares no width changes.
+    shares = sorted({n / count for count in cost.full.values() for n in range(1, count + 1)})
+    return min(map(left, shares), key=lambda widths: abs(cost.of(widths) - macs))
+
+
+def _places(detector: Detector) -> dict[str, int]:
+    """In how many places each convolution and linear layer is applied when one image is looked at."""
+    found: dict[str, int] = {}
+
+    def count(name: str, module: nn.Module, _: tuple[Tensor], output: Tensor) -> None:
+        found[name] = output.numel() // len(layer(detector, name).weight)
+
+    layers = [(name, m) for name, m in detector.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    handles = [module.register_forward_hook(partial(count, name)) for name, module in layers]
+    training = detector.training
+    try:
+        detector.eval().detect(torch.zeros(1, 3, *detector.spec.size, device=detector.anchors.device))
+    finally:
+        detector.train(training)
+        for handle in handles:
+            handle.remove()
+    return found

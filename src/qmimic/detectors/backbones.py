@@ -1,0 +1,55 @@
+"""The table of backbones, and their names: `resnet18/16` is ResNet-18 with 1/16 of its channels."""
+
+import re
+from collections.abc import Callable
+from difflib import get_close_matches
+
+from qmimic.detectors.resnet import ResNet, resnet18, resnet18_grouped, resnet18_separable, resnet34, resnet50
+from qmimic.detectors.vgg import VGG, vgg16, vgg16_grouped, vgg16_separable
+from qmimic.errors import InputError
+
+Backbone = ResNet | VGG
+
+BACKBONES: dict[str, Callable[[float, int], Backbone]] = {
+    "resnet18": resnet18,
+    "resnet34": resnet34,
+    "resnet50": resnet50,
+    "vgg16": vgg16,
+    "resnet18_separable": resnet18_separable,
+    "resnet18_grouped": resnet18_grouped,
+    "vgg16_separable": vgg16_separable,
+    "vgg16_grouped": vgg16_grouped,
+}
+
+
+def parse_name(name: str) -> tuple[str, float]:
+    """Family and width divisor of a backbone's name: `resnet18/16` is ("resnet18", 16.0), `vgg16` is ("vgg16", 1.0).
+
+    Raises:
+        InputError: the family is unknown or the divisor is not a number of at least 1.
+    """
+    match = re.fullmatch(r"([a-z0-9_]+)(?:/(\d+(?:\.\d+)?))?", name)
+    family = match[1] if match else name.split("/")[0]
+    if family not in BACKBONES:
+        near = get_close_matches(family, BACKBONES, n=1, cutoff=0.0)[0]
+        raise InputError(
+            f"Unknown backbone {name!r}; did you mean {near}? Known: {', '.join(BACKBONES)}, each with /n."
+        )
+    divisor = float(match[2] or 1) if match else 0.0
+    if not 1 <= divisor <= 4096:
+        raise InputError(f"Backbone {name!r} has no sensible width divisor; write for example {family}/16 (1 to 4096).")
+    return family, divisor
+
+
+def build_backbone(name: str, output_stride: int) -> Backbone:
+    """A backbone with fresh weights.
+
+    Args:
+        name: `family/n`, such as `resnet18/16`.
+        output_stride: pixels from one entry of the map to the next, 16 or 8.
+
+    Raises:
+        InputError: the name is unknown.
+    """
+    family, divisor = parse_name(name)
+    return BACKBONES[family](divisor, output_stride)

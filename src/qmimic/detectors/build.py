@@ -1,0 +1,126 @@
+"""Detectors from their description, and what every detector can tell of itself."""
+
+import copy
+from itertools import pairwise
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils.flop_counter import FlopCounterMode
+
+from qmimic.config import explain
+from qmimic.detectors.narrowing import keep_channels
+from qmimic.detectors.spec import DetectorSpec
+from qmimic.detectors.two_stage import Detector
+from qmimic.errors import InputError
+
+aten = torch.ops.aten
+
+
+def build(spec: DetectorSpec, seed: int = 0) -> Detector:
+    """A detector with fresh weights that depend on the seed alone.
+
+    Raises:
+        InputError: the backbone's name is unknown, or the spec's channels are not the network's.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        detector = Detector(spec)
+    if spec.channels:
+        keep_channels(detector, {name: torch.arange(count) for name, count in spec.channels.items()})
+    return detector
+
+
+def at_size(detector: Detector, size: tuple[int, int]) -> Detector:
+    """The same weights for images of another size, in evaluation mode.
+
+    Args:
+        detector: any.
+        size: height and width that images are fitted into, pixels.
+
+    Raises:
+        InputError: the size is none that the network can have.
+    """
+    try:
+        spec = DetectorSpec.model_validate({**detector.spec.model_dump(), "size": size})
+    except ValidationError as error:
+        raise InputError(f"A detector cannot have the size {size[0]}x{size[1]}: {explain(error)}") from error
+    other = build(spec)
+    other.quantizer = copy.deepcopy(detector.quantizer)
+    other.load_state_dict(detector.state_dict())
+    return other.to(detector.anchors.device).eval()
+
+
+def equal_cost(spec: DetectorSpec, family: str) -> str:
+    """The backbone of a family at which a detector costs as many multiply-accumulates as another one.
+
+    Args:
+        spec: the other detector.
+        family: of backbones, such as `resnet18_separable`.
+
+    Returns:
+        `family/n`, n to a hundredth, of the nearest cost; it can be off by what one channel costs.
+
+    Raises:
+        InputError: the family is unknown.
+    """
+    wanted = mac_count(build(spec))
+
+    def cost(hundredths: int) -> int:
+        return mac_count(
+            build(spec.model_copy(update={"backbone": f"{family}/{hundredths / 100:g}", "channels": None}))
+        )
+
+    low, high = 100, 100 * 256  # the wider, the dearer
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if cost(middle) > wanted else (low, middle)
+    best = min((low, high), key=lambda hundredths: abs(cost(hundredths) - wanted))
+    return f"{family}/{best / 100:g}"
+
+
+def fold_batch_norm(detector: Detector) -> Detector:
+    """A copy for inference, with every batch norm folded into the convolution before it."""
+    folded = copy.deepcopy(detector).eval()
+    for parent in list(folded.modules()):
+        children = list(parent.named_children())
+        pairs = [(name, name.replace("conv", "bn")) for name, _ in children if name.startswith("conv")]
+        if isinstance(parent, nn.Sequential):
+            pairs = [(a, b) for (a, _), (b, _) in pairwise(children)]
+        for conv_name, norm_name in pairs:
+            holder, name, norm = parent, conv_name, getattr(parent, norm_name, None)
+            if isinstance(getattr(holder, name), nn.Sequential):  # a separable convolution ends in one
+                holder = getattr(holder, name)
+                name = str(len(holder) - 1)
+            conv = getattr(holder, name)
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                setattr(holder, name, fuse_conv_bn_eval(conv, norm))
+                setattr(parent, norm_name, nn.Identity())
+    return folded
+
+
+def absorb_deviation(detector: Detector) -> None:
+    """Let the first layer's weights divide pixels by their deviation; the padding stays the mean colour, 0."""
+    first = next(module for module in detector.backbone.modules() if isinstance(module, nn.Conv2d))
+    if (detector.std != 1).any():
+        with torch.no_grad():
+            first.weight.div_(detector.std)
+        detector.std.fill_(1)
+
+
+def parameter_count(detector: Detector) -> int:
+    """Weights that a deployed detector holds: batch norms count as folded."""
+    return sum(parameter.numel() for parameter in fold_batch_norm(detector).parameters())
+
+
+def mac_count(detector: Detector) -> int:
+    """Multiply-accumulates of the convolutions and linear layers of one image, proposals and head included.
+
+    Suppression and RoI pooling are left out: their products depend on what the image shows.
+    """
+    image: Tensor = torch.zeros(1, 3, *detector.spec.size, device=detector.anchors.device)
+    with FlopCounterMode(display=False) as counter:
+        fold_batch_norm(detector).detect(image)
+    counted = {aten.convolution, aten.addmm, aten.mm}
+    return int(sum(n for op, n in counter.get_flop_counts()["Global"].items() if op in counted)) // 2

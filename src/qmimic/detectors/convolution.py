@@ -1,0 +1,110 @@
+"""Convolution that is also fast, and safe, for a handful of channels on the CPU.
+
+In evaluation mode and on other devices it is torch's own; in training on the CPU it takes detours that give the same
+sums sooner.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qmimic.detectors.batch_norm import BatchNorm2d
+
+GROUPS = 2  # of a grouped convolution
+LANES = 8  # channels that one vector holds: with fewer outputs the rest of it is idle
+
+
+class Conv2d(nn.Conv2d):
+    """torch's `Conv2d`: the same state, the same results to rounding."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs, H, W] to [B, outputs, H/stride, W/stride]."""
+        if torch.compiler.is_exporting():
+            return super().forward(x)
+        if self.kernel_size == (1, 1) and self.stride != (1, 1):
+            # oneDNN's own, of fewer than 8 channels in channels-last memory, writes past its buffers (torch 2.14,
+            # backward pass: heap corruption). Taking the pixels first is the same convolution.
+            pixels = x[:, :, :: self.stride[0], :: self.stride[1]].contiguous(memory_format=torch.channels_last)
+            return F.conv2d(pixels, self.weight, self.bias)
+        if self.training and x.device.type == "cpu":
+            height, width = x.shape[2:]
+            step, several = self.dilation[0], max(1, LANES // self.out_channels)
+            if step > 1 and height % step == 0 and width % step == 0:
+                return self._dilated(x, step)
+            if (
+                several > 1
+                and step == self.groups == 1
+                and not x.requires_grad
+                and width % (several * self.stride[1]) == 0
+            ):
+                return self._packed(x, several)
+        return super().forward(x)
+
+    def _dilated(self, x: Tensor, step: int) -> Tensor:
+        """A dilated convolution as plain ones over the interleaved images that it consists of."""
+        parts, padding = _interleaved(x, step), self.kernel_size[0] // 2
+        return _woven(F.conv2d(parts, self.weight, self.bias, padding=padding, groups=self.groups), step)
+
+    def _packed(self, x: Tensor, several: int) -> Tensor:
+        """`several` neighbouring outputs as channels of one: in channels-last memory that is the same tensor.
+
+        The kernel is repeated, shifted by the stride, in a wider one that moves as many strides at a time. The gradient
+        to x would be slower; images need none.
+        """
+        down, across = self.stride
+        shifted = [F.pad(self.weight, (across * i, across * (several - 1 - i))) for i in range(several)]
+        kernel = torch.cat(shifted).contiguous(memory_format=torch.channels_last)
+        bias = self.bias.repeat(several) if self.bias is not None else None
+        packed = F.conv2d(x, kernel, bias, stride=(down, across * several), padding=self.padding)
+        batch, _, height, width = packed.shape
+        pixels = packed.permute(0, 2, 3, 1).reshape(batch, height, width * several, self.out_channels)
+        return pixels.permute(0, 3, 1, 2)
+
+
+SpatialConvolution = Callable[[int, int, int, int, bool], nn.Module]  # inputs, outputs, stride, dilation, bias
+
+
+def dense(inputs: int, outputs: int, stride: int, dilation: int, bias: bool) -> Conv2d:
+    """A 3x3 convolution that keeps the size up to its stride."""
+    return Conv2d(inputs, outputs, 3, stride, dilation, dilation, bias=bias)
+
+
+def separable(inputs: int, outputs: int, stride: int, dilation: int, bias: bool) -> nn.Sequential:
+    """A 3x3 convolution in each channel, then a 1x1 convolution over them (Howard et al., MobileNets, 2017)."""
+    depthwise = Conv2d(inputs, inputs, 3, stride, dilation, dilation, groups=inputs, bias=False)
+    pointwise = Conv2d(inputs, outputs, 1, bias=bias)
+    return nn.Sequential(depthwise, BatchNorm2d(inputs), nn.ReLU(inplace=True), pointwise)
+
+
+def grouped(inputs: int, outputs: int, stride: int, dilation: int, bias: bool) -> Conv2d:
+    """A 3x3 convolution in `GROUPS` groups of channels, or as many as divide both numbers of channels."""
+    groups = math.gcd(GROUPS, math.gcd(inputs, outputs))
+    return Conv2d(inputs, outputs, 3, stride, dilation, dilation, groups=groups, bias=bias)
+
+
+def at_least_one(channels: float) -> int:
+    """A share of a network's channels as a number of them: rounded up."""
+    return math.ceil(channels)
+
+
+def whole_groups(channels: float) -> int:
+    """The same for grouped convolutions: the nearest whole groups, so that costs rise in small steps."""
+    return GROUPS * max(1, round(channels / GROUPS))
+
+
+def _interleaved(x: Tensor, step: int) -> Tensor:
+    """Every `step`-th pixel in both directions as an image of its own: [B, C, H, W] to [B s s, C, H/s, W/s]."""
+    batch, channels, height, width = x.shape
+    pixels = x.permute(0, 2, 3, 1).reshape(batch, height // step, step, width // step, step, channels)
+    parts = pixels.permute(0, 2, 4, 1, 3, 5).reshape(-1, height // step, width // step, channels)
+    return parts.permute(0, 3, 1, 2)
+
+
+def _woven(parts: Tensor, step: int) -> Tensor:
+    """The inverse of `_interleaved`."""
+    _, channels, height, width = parts.shape
+    pixels = parts.permute(0, 2, 3, 1).reshape(-1, step, step, height, width, channels)
+    return pixels.permute(0, 3, 1, 4, 2, 5).reshape(-1, height * step, width * step, channels).permute(0, 3, 1, 2)

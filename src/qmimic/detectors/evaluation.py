@@ -1,0 +1,111 @@
+"""A detector's detections on a split, and what its map has in common with a teacher's."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qmimic.config import DetectorConfig
+from qmimic.data.loader import Loader
+from qmimic.detections import Detections
+from qmimic.detectors.regions import BatchDetections
+from qmimic.detectors.two_stage import Detector
+from qmimic.distill.mimic import MatchCounts, Mimic, choose_regions, count_matches
+
+
+def detect_all(detector: Detector, loader: Loader, mirrored: bool = False) -> dict[str, Detections]:
+    """Detections in every image of a loader's split, by image id, boxes in pixels of the original images.
+
+    Args:
+        detector: of the loader's size.
+        loader: of the split.
+        mirrored: look at the images left-right mirrored; the boxes are of the images as they are.
+    """
+    width = detector.spec.size[1]
+    found: dict[str, Detections] = {}
+    for batch in loader.once():
+        images = batch.images.flip(3) if mirrored else batch.images
+        output = detector.detect(images.to(detector.anchors.device))
+        for row, (sample, placed) in enumerate(zip(batch.samples, batch.placed, strict=True)):
+            one = unpad(output, row)
+            boxes = one.boxes
+            if mirrored:
+                boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
+            found[sample.image_id] = Detections(placed.undo(boxes), one.scores, one.labels)
+    return found
+
+
+def merge(views: list[dict[str, Detections]], config: DetectorConfig) -> dict[str, Detections]:
+    """Detections of several views of the same images as one set, suppressed by class like those of one view.
+
+    Args:
+        views: by image id, boxes in pixels of the original images.
+        config: IoU of the suppression, and how many stay.
+    """
+    from torchvision.ops import batched_nms  # here, since importing it takes a second
+
+    found = {}
+    for image_id in views[0]:
+        together = [view[image_id] for view in views]
+        boxes, scores, labels = (
+            np.concatenate([getattr(own, name) for own in together]) for name in ("boxes", "scores", "labels")
+        )
+        tensors = (torch.from_numpy(values) for values in (boxes, scores, labels))
+        keep = batched_nms(*tensors, config.nms_threshold)[: config.max_detections].numpy()
+        found[image_id] = Detections(boxes[keep], scores[keep], labels[keep])
+    return found
+
+
+def unpad(output: BatchDetections, row: int) -> Detections:
+    """The valid detections of one image of a batch, boxes in pixels of the network's input."""
+    valid = output.valid[row]
+
+    def plain(values: Tensor) -> Tensor:
+        return values[row][valid].cpu()
+
+    return Detections(plain(output.boxes).numpy(), plain(output.scores).numpy(), plain(output.labels).numpy())
+
+
+@torch.no_grad()
+def channel_rms(detector: Detector, loader: Loader, batches: int = 16) -> Tensor:
+    """Root mean square of every channel of a detector's raw map over the first images of a split, float32 [C]."""
+    squares, entries = torch.zeros(1), 0
+    for index, batch in enumerate(loader.once()):
+        if index == batches:
+            break
+        features = detector.raw_features(batch.images.to(detector.anchors.device)).double().cpu()
+        squares = squares + features.square().sum((0, 2, 3))
+        entries += features[:, 0].numel()
+    return (squares / entries).sqrt().float()
+
+
+def matching(student: Detector, teacher: Detector, mimic: Mimic, loader: Loader) -> MatchCounts:
+    """Matching ratio of two detectors' quantized maps on the regions of a split, see `region_levels`."""
+    return sum((count_matches(*own) for own in region_levels(student, teacher, mimic, loader)), MatchCounts())
+
+
+@torch.no_grad()
+def region_levels(
+    student: Detector, teacher: Detector, mimic: Mimic, loader: Loader
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Levels of two detectors' maps on the regions of a split, batch by batch, without augmentation.
+
+    Regions are the recipe's; where it has none (the whole map), the teacher's proposals and the ground truth serve.
+
+    Yields:
+        Levels of the teacher and of the student, [B, P, C_t, k, k], and which regions count, bool [B, P].
+    """
+    config = mimic.config
+    if config.regions == "map":
+        config = config.model_copy(update={"regions": "teacher"})
+    device = student.anchors.device
+    generator = torch.Generator(device).manual_seed(0)
+    for batch in loader.once():
+        images, targets = batch.images.to(device), batch.targets.to(device)
+        student_map, teacher_map = student.raw_features(images), teacher.raw_features(images)
+        source = teacher if config.regions == "teacher" else student
+        own_map = teacher_map if source is teacher else student_map
+        proposals = source.propose(own_map if source.quantizer is None else source.quantizer(own_map))
+        regions = choose_regions(config, proposals, targets, student.spec.size, generator)
+        yield (*mimic.levels(student_map, teacher_map, regions), regions.valid)

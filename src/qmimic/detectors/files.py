@@ -1,0 +1,177 @@
+"""Detector files: safetensors with a JSON header, never pickle; what is read is checked before it is used."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from qmimic.config import QuantizerConfig, explain
+from qmimic.detectors.build import build
+from qmimic.detectors.quantize import Quantizer
+from qmimic.detectors.spec import DetectorSpec
+from qmimic.detectors.two_stage import Detector
+from qmimic.errors import InputError
+from qmimic.files import replacing
+
+FORMAT = 2  # 1 held the first layer of the head channel by channel
+HEADER = "qmimic"
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """A safetensors file in memory.
+
+    Attributes:
+        tensors: by name.
+        header: the JSON object that qmimic keeps in its metadata; empty if the file is not qmimic's.
+    """
+
+    tensors: dict[str, Tensor]
+    header: dict[str, Any]
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
+    """Write tensors and a JSON header, wholly or not at all.
+
+    Raises:
+        InputError: the folder cannot be written or the disk is full.
+    """
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with replacing(path) as temporary:
+        try:
+            save_file(plain, str(temporary), {HEADER: json.dumps({"format": FORMAT, **header}, sort_keys=True)})
+        except SafetensorError as error:  # what the library makes of a full disk
+            raise OSError(str(error)) from error
+
+
+def read_tensors(path: Path) -> TensorFile:
+    """Read a safetensors file.
+
+    Raises:
+        InputError: the file is missing, cut short, not safetensors, or of a newer qmimic.
+    """
+    if not path.is_file():
+        raise InputError(f"There is no checkpoint {path}; name a .safetensors file of a run.")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+            names = file.keys()
+            tensors = {name: file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is cut short or no safetensors file; copy it again or train again.") from error
+    if not isinstance(header, dict):
+        raise InputError(f"{path} has no readable header; copy it again or train again.")
+    if header and (not isinstance(header.get("format"), int) or header["format"] > FORMAT):
+        raise InputError(
+            f"{path} was written by a newer qmimic (format {header.get('format')}); upgrade qmimic to read it."
+        )
+    return TensorFile(tensors, header)
+
+
+def load_state(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Put tensors into a module, after checking that names and shapes are the module's own.
+
+    Raises:
+        InputError: a tensor is missing, unknown or of another shape; the first one is named.
+    """
+    _check_state(module.state_dict(), tensors, path)
+    module.load_state_dict(tensors)
+
+
+def _check_state(wanted: dict[str, Tensor], tensors: dict[str, Tensor], path: Path) -> None:
+    for name, tensor in wanted.items():
+        if name not in tensors:
+            raise InputError(f"{path} lacks {name}: it holds another kind of network; name the checkpoint that fits.")
+        found = tensors[name]
+        if found.shape != tensor.shape:
+            raise InputError(
+                f"{path} holds {name} of shape {list(found.shape)}, but the network needs {list(tensor.shape)}: "
+                "another width or another number of classes; name the checkpoint that fits."
+            )
+        if found.dtype != tensor.dtype:
+            raise InputError(f"{path} holds {name} as {found.dtype}, but the network needs {tensor.dtype}.")
+        if found.is_floating_point() and not bool(torch.isfinite(found).all()):
+            raise InputError(f"{path} holds NaN or infinite numbers in {name}; take an earlier checkpoint.")
+    unknown = sorted(set(tensors) - set(wanted))
+    if unknown:
+        raise InputError(f"{path} holds {unknown[0]}, which this network has not; name the checkpoint that fits.")
+
+
+def save_detector(detector: Detector, path: Path | str, notes: dict[str, Any]) -> None:
+    """Write a detector to one file.
+
+    Args:
+        detector: with or without a quantizer.
+        path: ending in .safetensors.
+        notes: plain JSON values kept beside it, such as scores and the stage's key.
+
+    Raises:
+        InputError: the folder cannot be written or the disk is full.
+    """
+    quantizer = detector.quantizer.config.model_dump(mode="json") if detector.quantizer else None
+    header = {"spec": detector.spec.model_dump(mode="json"), "quantizer": quantizer, "notes": notes}
+    write_tensors(Path(path), detector.state_dict(), header)
+
+
+def load_detector(path: Path | str) -> tuple[Detector, dict[str, Any]]:
+    """Read a detector and the notes kept beside it; the detector comes in evaluation mode.
+
+    Raises:
+        InputError: the file is missing, damaged, of a newer version, or its weights do not fit its own description.
+    """
+    path = Path(path)
+    file = read_tensors(path)
+    if "spec" not in file.header:
+        raise InputError(f"{path} is no qmimic detector: its header lacks the description; name a file of a run.")
+    if file.header["format"] < FORMAT:
+        raise InputError(
+            f"{path} was written by an older qmimic (format {file.header['format']}), whose head orders its weights "
+            "otherwise; train again."
+        )
+    try:
+        spec = DetectorSpec.model_validate(file.header["spec"])
+        quantizer = file.header.get("quantizer")
+        config = QuantizerConfig.model_validate(quantizer) if quantizer else None
+    except ValidationError as error:
+        raise InputError(f"{path} describes a detector that cannot be: {explain(error)}") from error
+
+    def empty() -> Detector:
+        detector = build(spec)
+        if config is not None:
+            strides = detector.backbone.channels if config.per_channel else 1
+            detector.quantizer = Quantizer(config, torch.ones(strides))
+        return detector
+
+    try:
+        with torch.device("meta"):  # a header may promise any width: no memory for it before the weights are seen
+            promised = empty().state_dict()
+    except (InputError, RuntimeError, TypeError, OverflowError) as error:  # torch's words for absurd numbers
+        reason = error if isinstance(error, InputError) else "its numbers are too large."
+        raise InputError(f"{path} describes a detector that cannot be: {reason}") from error
+    _check_state(promised, file.tensors, path)
+    detector = empty()
+    detector.load_state_dict(file.tensors)
+    if detector.quantizer is not None and not bool((detector.quantizer.stride > 0).all()):
+        raise InputError(f"{path} holds a quantizer.stride that is not above 0; train again.")
+    notes = file.header.get("notes")
+    return detector.eval(), notes if isinstance(notes, dict) else {}
+
+
+def load_backbone(detector: Detector, path: Path) -> None:
+    """Start a backbone from published weights (safetensors, torchvision's names); a classifier is passed over.
+
+    Raises:
+        InputError: the file is damaged, or a weight is missing or of another width.
+    """
+    tensors = read_tensors(path).tensors
+    names = detector.backbone.state_dict()
+    fitting = {name: tensor for name, tensor in tensors.items() if name in names}
+    # Published files often leave out the counters of batch norm, which nothing here uses.
+    counters = {name: value for name, value in names.items() if name.endswith("num_batches_tracked")}
+    load_state(detector.backbone, {**counters, **fitting}, path)

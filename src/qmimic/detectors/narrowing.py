@@ -1,0 +1,102 @@
+"""Detectors of which some channels are left: which channels there are, taking some out, what the rest costs."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from qmimic.detectors.channel_group import ChannelGroup
+from qmimic.detectors.two_stage import Detector
+from qmimic.errors import InputError
+
+# By detector.architecture: the layer of the head that uses the map's channels, and the groups within the head.
+HEAD_ENTRIES = {"faster_rcnn": "fc1", "rfcn": "conv"}
+HEAD_GROUPS = {
+    "faster_rcnn": (ChannelGroup(("fc1",), ("fc2",)), ChannelGroup(("fc2",), ("scores", "deltas"))),
+    "rfcn": (ChannelGroup(("conv",), ("scores", "deltas")),),
+}
+COUNTS = ((nn.Linear, "out_features"), (nn.BatchNorm2d, "num_features"), (nn.Conv2d, "out_channels"))
+
+
+def channel_groups(detector: Detector) -> dict[str, ChannelGroup]:
+    """All groups of a detector by name, in the order of the data's flow.
+
+    Raises:
+        InputError: its backbone has group or depthwise convolutions, which tie channels otherwise.
+    """
+    spec = detector.spec
+    if any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in detector.modules()):
+        raise InputError(f"{spec.backbone} has convolutions in groups, which cannot be pruned; take a plain backbone.")
+    *inner, features = (group.within("backbone") for group in detector.backbone.channel_groups())
+    found = (
+        *inner,
+        ChannelGroup(features.makers, (*features.users, "rpn.conv", f"head.{HEAD_ENTRIES[spec.architecture]}")),
+        ChannelGroup(("rpn.conv",), ("rpn.objectness", "rpn.deltas")),
+        *(group.within("head") for group in HEAD_GROUPS[spec.architecture]),
+    )
+    return {group.name: group for group in found}
+
+
+def widths(detector: Detector, groups: Iterable[str]) -> dict[str, int]:
+    """How many channels each of these groups has, by name."""
+    return {name: len(layer(detector, name).weight) for name in groups}
+
+
+def layer(detector: Detector, name: str) -> nn.Conv2d | nn.Linear:
+    """A convolution or linear layer by its name."""
+    module = detector.get_submodule(name)
+    assert isinstance(module, nn.Conv2d | nn.Linear), f"{name} is no convolution and no linear layer"
+    return module
+
+
+@torch.no_grad()
+def keep_channels(detector: Detector, kept: Mapping[str, Tensor]) -> None:
+    """Take channels out of a detector, in place. It computes what it did with the others' weights at zero.
+
+    Args:
+        detector: any that has `channel_groups`; its spec tells afterwards how many channels are left.
+        kept: by group's name, int64 [n], which channels stay; other groups keep all.
+
+    Raises:
+        InputError: a group is unknown, would keep none, or has not so many.
+    """
+    groups = channel_groups(detector)
+    for name, index in kept.items():
+        if name not in groups:
+            raise InputError(f"{detector.spec.backbone} has no channels {name!r} that could be pruned.")
+        count = len(layer(detector, name).weight)
+        if not 0 < len(index) <= count:
+            raise InputError(f"{detector.spec.backbone} cannot keep {len(index)} of the {count} channels {name}.")
+        for maker in groups[name].makers:
+            _keep_outputs(detector.get_submodule(maker), index)
+        for user in groups[name].users:
+            _keep_inputs(layer(detector, user), index, count)
+    detector.backbone.channels = detector.rpn.conv.in_channels
+    left = {**(detector.spec.channels or {}), **{name: len(index) for name, index in kept.items()}}
+    detector.spec = detector.spec.model_copy(update={"channels": left})
+
+
+def _keep_outputs(module: nn.Module, index: Tensor) -> None:
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        value = getattr(module, name, None)
+        if value is not None:
+            setattr(module, name, _alike(value[index], value))
+    for kind, attribute in COUNTS:
+        if isinstance(module, kind):
+            setattr(module, attribute, len(index))
+
+
+def _keep_inputs(module: nn.Conv2d | nn.Linear, index: Tensor, count: int) -> None:
+    weight = module.weight
+    if isinstance(module, nn.Conv2d):
+        module.weight = _alike(weight[:, index], weight)
+        module.in_channels = len(index)
+    else:
+        module.weight = _alike(weight.unflatten(1, (-1, count))[:, :, index].flatten(1), weight)
+        module.in_features = module.weight.shape[1]
+
+
+def _alike(value: Tensor, old: Tensor) -> Tensor:
+    """A copy in the network's memory layout; a parameter if the old value was one."""
+    value = value.clone(memory_format=torch.channels_last if value.dim() == 4 else torch.contiguous_format)
+    return nn.Parameter(value) if isinstance(old, nn.Parameter) else value

@@ -1,0 +1,91 @@
+"""VGG16 with batch norm (Simonyan & Zisserman, ICLR 2015) at any width divisor.
+
+Layers are numbered as in torchvision's `vgg16_bn().features`, so its weights at full width load as they stand.
+"""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from qmimic.detectors.batch_norm import BatchNorm2d
+from qmimic.detectors.channel_group import ChannelGroup
+from qmimic.detectors.convolution import (
+    SpatialConvolution,
+    at_least_one,
+    dense,
+    grouped,
+    separable,
+    whole_groups,
+)
+
+STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
+
+
+class VGG(nn.Module):
+    """The thirteen convolutions of VGG16; the fifth pooling is left out, at output stride 8 the fourth as well.
+
+    Attributes:
+        channels: channels of the map.
+        stride: output stride in pixels.
+        width_divisor: n of `vgg16/n`.
+    """
+
+    def __init__(
+        self,
+        width_divisor: float,
+        output_stride: int,
+        spatial: SpatialConvolution = dense,
+        rounding: Callable[[float], int] = at_least_one,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        inputs, stride, dilation = 3, 1, 1
+        for stage, (channels, depth) in enumerate(STAGES, start=1):
+            outputs = rounding(channels / width_divisor)
+            for _ in range(depth):
+                # The image's three channels are no place to save.
+                convolution = dense if inputs == 3 else spatial
+                layers += [convolution(inputs, outputs, 1, dilation, True), BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+                inputs = outputs
+            if stage == len(STAGES):
+                break
+            if stride < output_stride:
+                layers.append(nn.MaxPool2d(2))
+                stride *= 2
+            else:
+                layers.append(nn.Identity())  # keeps torchvision's numbers of the layers that follow
+                dilation *= 2
+        self.features = nn.Sequential(*layers)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        self.channels, self.stride, self.width_divisor = inputs, stride, width_divisor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised images [B, 3, H, W] to a map [B, channels, H/stride, W/stride], after ReLU."""
+        out: Tensor = self.features(x)
+        return out
+
+    def channel_groups(self) -> tuple[ChannelGroup, ...]:
+        """Channels that come and go together, the map's last."""
+        places = [place for place, layer in enumerate(self.features) if isinstance(layer, nn.Conv2d)]
+        users = [(f"features.{place}",) for place in places[1:]] + [()]
+        makers = [(f"features.{place}", f"features.{place + 1}") for place in places]
+        return tuple(map(ChannelGroup, makers, users))
+
+
+def vgg16(width_divisor: float, output_stride: int) -> VGG:
+    """VGG16 at 1/width_divisor of its channels."""
+    return VGG(width_divisor, output_stride)
+
+
+def vgg16_separable(width_divisor: float, output_stride: int) -> VGG:
+    """VGG16 of depthwise-separable convolutions, a baseline of the paper."""
+    return VGG(width_divisor, output_stride, separable)
+
+
+def vgg16_grouped(width_divisor: float, output_stride: int) -> VGG:
+    """VGG16 of group convolutions, a baseline of the paper; channels are rounded to whole groups."""
+    return VGG(width_divisor, output_stride, grouped, whole_groups)

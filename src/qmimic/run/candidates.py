@@ -1,0 +1,215 @@
+"""Networks that could fit a budget, and what each costs as a file on this machine."""
+
+import json
+import math
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from qmimic.bench.measure import Cost, measure
+from qmimic.compress.integer_grids import calibrate, on_grids
+from qmimic.config import Recipe, fingerprint
+from qmimic.detectors.build import build, mac_count
+from qmimic.detectors.spec import DetectorSpec
+from qmimic.files import write_text
+from qmimic.runtime.metadata import as_properties
+from qmimic.ship.onnx_file import Exported
+from qmimic.ship.write import TARGETS, describe
+
+BACKBONES = ("resnet18/8", "resnet18/16", "resnet18/32", "vgg16/32")
+ARCHITECTURES = ("faster_rcnn", "rfcn")
+SIDES = (128, 192, 256)  # of a square of the same area
+MULTIPLE = 32  # pixels; of the input's sides
+ROUNDS = 30
+VERSION = 1  # raised when the same candidate would cost something else
+ENGINE_PACKAGES = ("qmimic", "onnxruntime", "openvino", "executorch")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A network to try."""
+
+    backbone: str
+    architecture: str
+    size: tuple[int, int]
+
+    def __str__(self) -> str:
+        return f"{self.backbone} {self.architecture} {self.size[0]}x{self.size[1]}"
+
+    @property
+    def file_name(self) -> str:
+        """The same, as part of a file's name."""
+        return str(self).replace("/", "_").replace(" ", "-")
+
+    def of(self, recipe: Recipe) -> Recipe:
+        """A recipe with this network as its student."""
+        changes = {
+            "data": recipe.data.model_copy(update={"size": self.size}),
+            "detector": recipe.detector.model_copy(update={"architecture": self.architecture}),
+            "student": recipe.student.model_copy(update={"backbone": self.backbone}),
+        }
+        return recipe.model_copy(update=changes)
+
+
+@dataclass(frozen=True)
+class Option:
+    """A candidate as a file.
+
+    Attributes:
+        candidate: the network.
+        target, precision: the kind of file.
+        milliseconds: median of one picture on one thread of this machine.
+        kilobytes: of the file.
+        megabytes: largest resident memory of a process that runs it; 0 where it was not measured.
+        macs: multiply-accumulates a picture.
+    """
+
+    candidate: Candidate
+    target: str
+    precision: str
+    milliseconds: float
+    kilobytes: float
+    megabytes: float
+    macs: int
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits; None where there is none."""
+
+    milliseconds: float | None = None
+    kilobytes: float | None = None
+    megabytes: float | None = None
+
+    def excess(self, milliseconds: float, kilobytes: float, megabytes: float = 0.0) -> float:
+        """How many times the limit the worst of them is; at most 1 fits."""
+        pairs = (milliseconds, self.milliseconds), (kilobytes, self.kilobytes), (megabytes, self.megabytes)
+        return max((value / limit for value, limit in pairs if limit), default=0.0)
+
+    def of(self, option: Option) -> float:
+        """The excess of a file."""
+        return self.excess(option.milliseconds, option.kilobytes, option.megabytes)
+
+
+def candidates(image_sizes: NDArray[np.int32]) -> list[Candidate]:
+    """Networks to try, small inputs first.
+
+    Args:
+        image_sizes: widths and heights of the training images, [N, 2], whose median shape the inputs have.
+    """
+    widths, heights = image_sizes.T
+    ratio = float(np.median(widths / heights)) ** 0.5
+
+    def side(pixels: float) -> int:
+        return max(MULTIPLE, MULTIPLE * round(pixels / MULTIPLE))
+
+    sizes = [(side(one / ratio), side(one * ratio)) for one in SIDES]
+    return [Candidate(backbone, head, size) for size, backbone, head in product(sizes, BACKBONES, ARCHITECTURES)]
+
+
+def cost_table(
+    tried: Sequence[Candidate],
+    recipe: Recipe,
+    classes: tuple[str, ...],
+    targets: Sequence[str],
+    budget: Budget,
+    path: Path,
+    watch: Callable[[int], None],
+) -> list[Option]:
+    """What candidates cost as files on this machine; what stands in the table already is not measured again.
+
+    A network that is too slow at a small size is not measured at larger ones.
+
+    Args:
+        tried: the candidates, small inputs first.
+        recipe: for all else of their detectors.
+        classes: of the data.
+        targets: formats.
+        budget: the limits; memory is measured where it has one.
+        path: of the table, a JSON file.
+        watch: told how many candidates are done.
+    """
+    # What decides a cost: anything else makes another table.
+    settings = recipe.detector.model_dump(mode="json")
+    machine = platform.node(), platform.processor(), os.cpu_count()
+    key = fingerprint(VERSION, settings, len(classes), machine, [_version(name) for name in ENGINE_PACKAGES])
+    known: list[Option] = []
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        if table["key"] == key:
+            known = [Option(**{**row, "candidate": _candidate(row["candidate"])}) for row in table["options"]]
+    except (OSError, ValueError, TypeError, KeyError):
+        pass  # not there, or damaged: measured anew
+    for number, candidate in enumerate(tried):
+        own = [one for one in known if one.candidate == candidate and one.target in targets]
+        complete = {one.target for one in own} == set(targets)
+        if budget.megabytes and not all(one.megabytes for one in own):
+            complete = False
+        if not complete and not _too_slow(candidate, known, budget):
+            known = [one for one in known if one.candidate != candidate]
+            known += _costs(candidate, recipe, classes, targets, budget.megabytes is not None)
+            write_text(path, json.dumps({"key": key, "options": [asdict(one) for one in known]}, indent=1))
+        watch(number + 1)
+    wanted = set(tried)
+    return [one for one in known if one.candidate in wanted and one.target in targets]
+
+
+def _too_slow(candidate: Candidate, known: Sequence[Option], budget: Budget) -> bool:
+    smaller = [
+        one.milliseconds
+        for one in known
+        if (one.candidate.backbone, one.candidate.architecture) == (candidate.backbone, candidate.architecture)
+        and math.prod(one.candidate.size) < math.prod(candidate.size)
+    ]
+    return budget.milliseconds is not None and bool(smaller) and min(smaller) > budget.milliseconds
+
+
+def _costs(
+    candidate: Candidate, recipe: Recipe, classes: tuple[str, ...], targets: Sequence[str], memory: bool
+) -> list[Option]:
+    own = candidate.of(recipe)
+    # Time hardly depends on weights and anchors.
+    anchors = own.detector.anchors or ((32.0, 32.0),) * own.detector.anchor_count
+    settings = {**own.detector.model_dump(), "anchors": anchors}
+    detector = build(DetectorSpec(**settings, backbone=candidate.backbone, classes=classes, size=candidate.size)).eval()
+    integer = on_grids(detector)
+    generator = torch.Generator().manual_seed(0)
+    calibrate(integer, [torch.randint(0, 256, (2, 3, *candidate.size), generator=generator, dtype=torch.uint8)])
+    with tempfile.TemporaryDirectory() as folder:
+        files: dict[Path, tuple[str, str]] = {}
+        for precision, network in (("fp32", detector), ("int8", integer)):
+            exported = Exported(network)
+            for target in targets:
+                kind = TARGETS[target]
+                if precision == "fp32" or kind.integers:
+                    path = Path(folder) / f"{precision}{kind.suffixes[0]}"
+                    kind.write(exported, path)
+                    kind.describe(path, as_properties(describe(network, {})))
+                    files[path] = target, precision
+        costs: dict[Path, Cost] = {cost.path: cost for cost in measure(list(files), [1], ROUNDS, memory)}
+    macs = mac_count(detector)
+    return [
+        Option(candidate, target, precision, costs[path].p50, costs[path].kilobytes, costs[path].peak, macs)
+        for path, (target, precision) in files.items()
+    ]
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _candidate(plain: dict[str, Any]) -> Candidate:
+    return Candidate(plain["backbone"], plain["architecture"], (plain["size"][0], plain["size"][1]))

@@ -1,0 +1,201 @@
+"""From a trained detector's file to the files that ship: proved, timed on this machine, and one of them recommended."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qmimic.bench.timing import alternate
+from qmimic.config import Recipe, load_recipe
+from qmimic.data.formats import load_dataset
+from qmimic.detectors.files import load_detector
+from qmimic.detectors.two_stage import Detector
+from qmimic.errors import InputError
+from qmimic.run.folder import DEPLOY, RECIPE, RESULTS, STAGES
+from qmimic.run.int8 import Int8RefusedError, IntegerDetector, to_integers
+from qmimic.run.lock import alone
+from qmimic.run.prepare import Prepared, prepare
+from qmimic.runtime.detector import Detector as ShippedDetector
+from qmimic.ship.accuracy import Accuracy, map50_of_file
+from qmimic.ship.onnx_file import Exported
+from qmimic.ship.parity import pictures, require
+from qmimic.ship.write import TARGETS, Proof, describe, ship
+from qmimic.train.loop import Watcher
+
+FASTER = 1.05  # times, to be called faster
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A file that ships.
+
+    Attributes:
+        path: that a runtime opens.
+        target: its format, of `TARGETS`.
+        precision: fp32 or int8.
+        bytes: of all its files.
+        milliseconds: median of a picture, one thread, in an alternating run with the others.
+        proof: of fp32 the parity, of int8 the accuracy.
+    """
+
+    path: Path
+    target: str
+    precision: str
+    bytes: int
+    milliseconds: float
+    proof: Mapping[str, Any]
+
+
+def deploy(
+    path: Path,
+    out: Path | None,
+    data: str | None,
+    overrides: Sequence[str],
+    batch: int | None,
+    suppression: bool,
+    targets: Sequence[str],
+    int8: bool,
+    watcher: Watcher,
+) -> list[Deployed]:
+    """Write a detector in several formats, after proof.
+
+    Args:
+        path: the detector's file.
+        out: folder; None: `deploy` beside the detector.
+        data: dataset that the proof looks at; None: that of the `recipe.yaml` beside the detector.
+        overrides: changes to that recipe, such as `int8.steps=1000`.
+        batch: images that the graph takes at once; None: any number.
+        suppression: whether detections are suppressed in the graph, where the format can.
+        targets: names of formats.
+        int8: also on integers, where the format can and the loss is allowed; else the watcher is told why not.
+        watcher: told of progress.
+
+    Raises:
+        InputError: the detector or the data cannot be read, a float file differs from the trained model, or the disk
+            is full. What failed was not written.
+    """
+    detector, notes = load_detector(path)
+    recipe = _recipe(path, data, overrides, detector)
+    folder = out or path.parent / DEPLOY
+    dataset = load_dataset(recipe.data.root)
+    if not any(len(samples) for samples in dataset.splits.values()):
+        raise InputError(f"{dataset.name} has no image to compare on; name other --data.")
+    images = pictures(dataset, detector.spec.size)
+
+    def parity(shipped: ShippedDetector, name: str) -> Mapping[str, Any]:
+        return asdict(require(detector, shipped, images, name))
+
+    exported = Exported(detector, batch, suppression)
+    written = _write(exported, notes, folder / path.stem, targets, parity)
+    able = [target for target in targets if TARGETS[target].integers]
+    if int8 and able:
+        prepared = _prepared(recipe, detector)
+        try:
+            with alone(path.parent):
+                found = to_integers(prepared, detector, path.parent / STAGES, watcher)
+        except Int8RefusedError as error:
+            watcher.say(str(error))
+            return _shown(path, folder, recipe, written, watcher)
+        on_integers, proof = replace(exported, detector=found.detector), partial(_accuracy, prepared, found)
+        for target in able:  # each by itself: one engine's roundings may cost too much and another's not
+            try:
+                written |= _write(on_integers, notes, folder / f"{path.stem}-int8", [target], proof)
+            except Int8RefusedError as error:
+                watcher.say(str(error))
+    return _shown(path, folder, recipe, written, watcher)
+
+
+def advice(files: Sequence[Deployed]) -> str:
+    """Which of the files to take on a machine like this one, and why."""
+    best = min(files, key=lambda one: one.milliseconds)
+    near = [one for one in files if one.milliseconds < FASTER * best.milliseconds]
+    best = min(near, key=lambda one: one.bytes)
+    said = [f"Take {best.path.name} on a machine like this one."]
+    for target in dict.fromkeys(one.target for one in files):
+        times = {one.precision: one.milliseconds for one in files if one.target == target}
+        if "int8" in times and times["fp32"] < FASTER * times["int8"]:
+            said.append(
+                f"With {target}, int8 is not faster here ({times['int8']:.2f} against {times['fp32']:.2f} ms): "
+                "it saves space only."
+            )
+    return " ".join(said)
+
+
+def _recipe(path: Path, data: str | None, overrides: Sequence[str], detector: Detector) -> Recipe:
+    """The recipe of a detector's run, or one for the data that were named."""
+    own = path.parent / RECIPE
+    if data is None and not own.is_file():
+        raise InputError(f"There is no recipe.yaml beside {path} that names its data; name them by --data FOLDER.")
+    recipe = load_recipe(own if own.is_file() else None, list(overrides))
+    run = recipe.run.model_copy(update={"dir": str(path.parent), "device": "cpu"})
+    root = recipe.data.root if data is None else data
+    named = recipe.data.model_copy(update={"root": root, "size": detector.spec.size})
+    return recipe.model_copy(update={"data": named, "run": run})
+
+
+def _prepared(recipe: Recipe, detector: Detector) -> Prepared:
+    prepared = prepare(recipe)
+    if prepared.dataset.classes != detector.spec.classes:
+        raise InputError(
+            f"{prepared.dataset.name} has the classes {', '.join(prepared.dataset.classes)}, the detector "
+            f"{', '.join(detector.spec.classes)}; name by --data what it was trained on."
+        )
+    return prepared
+
+
+def _accuracy(prepared: Prepared, found: IntegerDetector, shipped: ShippedDetector, name: str) -> Mapping[str, Any]:
+    map50 = map50_of_file(shipped, prepared.val)
+    accuracy = Accuracy(len(prepared.val.samples), map50, found.map50_float, found.trained, found.in_float)
+    allowed = prepared.recipe.int8.max_loss
+    if accuracy.lost > allowed:
+        raise Int8RefusedError(
+            f"{name} was not written: it has {100 * map50:.1f} mAP@0.5 on val, {100 * accuracy.lost:.1f} less than the "
+            f"trained model; int8.max_loss allows {100 * allowed:.1f}. Its engine rounds in its own way."
+        )
+    return asdict(accuracy)
+
+
+def _write(
+    exported: Exported, notes: dict[str, object], path: Path, targets: Sequence[str], proof: Proof
+) -> dict[Path, str]:
+    """Files and their formats."""
+    metadata = describe(exported.detector, notes)
+    return {ship(exported, metadata, TARGETS[target], path, proof): target for target in targets}
+
+
+def _shown(path: Path, folder: Path, recipe: Recipe, written: Mapping[Path, str], watcher: Watcher) -> list[Deployed]:
+    """The files that were written, timed; the report of the run that they belong to is written anew with them."""
+    files = _timed(written)
+    run = path.parent
+    if recipe.run.report and (run / RESULTS).is_file() and folder == run / DEPLOY:
+        from qmimic.report.page import write_report  # here: matplotlib is slow to import
+
+        try:
+            watcher.say(f"Report: {write_report(run, say=watcher.say)}")
+        except InputError as error:
+            watcher.say(f"There is no new report: {error}")
+    return files
+
+
+def _timed(written: Mapping[Path, str]) -> list[Deployed]:
+    loaded = {path: ShippedDetector(path) for path in written}
+
+    def run(shipped: ShippedDetector) -> Callable[[], object]:
+        height, width = shipped.metadata.size
+        return partial(shipped.raw, np.zeros((shipped.batch or 1, height, width, 3), np.uint8))
+
+    seconds = alternate({str(path): run(shipped) for path, shipped in loaded.items()})
+    return [
+        Deployed(
+            path,
+            target,
+            loaded[path].metadata.precision,
+            sum(path.with_suffix(suffix).stat().st_size for suffix in TARGETS[target].suffixes),
+            1000 * float(np.median(seconds[str(path)])) / (loaded[path].batch or 1),
+            loaded[path].metadata.parity,
+        )
+        for path, target in written.items()
+    ]

@@ -1,0 +1,135 @@
+"""From a trained detector to one on integers: calibrated, measured, then trained or partly kept float, or refused."""
+
+import math
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from qmimic.compress.integer_grids import calibrate, keep_float, on_grids, parts
+from qmimic.config import fingerprint
+from qmimic.data.splits import VAL
+from qmimic.detectors.evaluation import detect_all
+from qmimic.detectors.two_stage import Detector
+from qmimic.errors import InputError
+from qmimic.run.prepare import Prepared
+from qmimic.run.tracking import trackers_of
+from qmimic.scores.summary import score
+from qmimic.train.loop import Job, Watcher, chance_of, fit
+from qmimic.train.step import DetectionObjective
+
+VERSION = 1  # raised when the same detector would get other grids
+SENSITIVITY_BATCHES = 4
+SHARE_IN_FLOAT = 0.5  # of the parts, at most
+
+
+class Int8RefusedError(InputError):
+    """A detector loses too much on integers."""
+
+
+@dataclass(frozen=True)
+class IntegerDetector:
+    """A detector on grids, and what it cost.
+
+    Attributes:
+        detector: on grids.
+        map50: VOC mAP@0.5 on val, 0..1, as the grids are simulated here.
+        map50_float: of the detector that it was made from.
+        trained: steps of training on the grids.
+        in_float: parts that are not on a grid.
+    """
+
+    detector: Detector
+    map50: float
+    map50_float: float
+    trained: int
+    in_float: tuple[str, ...]
+
+
+def to_integers(prepared: Prepared, detector: Detector, folder: Path, watcher: Watcher) -> IntegerDetector:
+    """Put a detector on grids without losing more than `int8.max_loss`.
+
+    What is calibrated is measured first. If it lost more, it is trained on its grids for `int8.steps`; if that does not
+    do, the parts that the loss is most sensitive to stay float, one after the other, up to a half of them.
+
+    Args:
+        prepared: the data and the settings.
+        detector: trained, in evaluation mode.
+        folder: for checkpoints of the training.
+        watcher: told of progress.
+
+    Raises:
+        Int8RefusedError: it loses too much in any case.
+        InputError: it cannot be put on integers, or its training failed.
+    """
+    config = prepared.recipe.int8
+    before = _map50(prepared, detector)
+    allowed = before - config.max_loss
+    found = on_grids(detector)
+    loader = prepared.train.with_batch_size(min(config.images, prepared.train.batch_size))
+    calibrate(found, (batch.images for batch in islice(loader.once(), math.ceil(config.images / loader.batch_size))))
+    after, trained = _map50(prepared, found), 0
+    watcher.say(f"On integers it has {100 * after:.1f} mAP@0.5, in float {100 * before:.1f}.")
+    if after < allowed and config.steps:
+        # What is allowed decides whether it is trained, not how.
+        settings = config.model_dump(exclude={"max_loss"})
+        key = fingerprint(
+            VERSION, prepared.key, settings, prepared.recipe.augment, prepared.recipe.seed, _sum(detector)
+        )
+        place = folder / f"int8-{key}"
+        objective = DetectionObjective(found, prepared.recipe.augment)
+        own = prepared.train.with_batch_size(config.batch_size)
+        with trackers_of(prepared, "int8", key, place, watcher) as trackers:
+            job = Job("int8", place, key, prepared.recipe.seed, config, False, trackers)
+            found = fit(job, objective, own, lambda one: _map50(prepared, one), prepared.accelerator, watcher)
+            after, trained = _map50(prepared, found), config.steps
+            trackers.end({"map50": after, "map50_float": before})
+        watcher.say(f"After {trained} steps on the grids it has {100 * after:.1f}.")
+    in_float: tuple[str, ...] = ()
+    if after < allowed:
+        ranked = sensitivities(prepared, found)
+        for name in ranked[: int(SHARE_IN_FLOAT * len(ranked))]:
+            found, in_float = keep_float(found, name), (*in_float, name)
+            after = _map50(prepared, found)
+            if after >= allowed:
+                watcher.say(f"With {', '.join(in_float)} in float it has {100 * after:.1f}.")
+                break
+    if after < allowed:
+        raise Int8RefusedError(
+            f"On integers the detector has {100 * after:.1f} mAP@0.5 on val, {100 * (before - after):.1f} less than in "
+            f"float, also with {len(in_float)} of its parts in float; int8.max_loss allows "
+            f"{100 * config.max_loss:.1f}. Try --set int8.steps=1000, or ship it in float."
+        )
+    return IntegerDetector(found, after, before, trained, in_float)
+
+
+@torch.no_grad()
+def sensitivities(prepared: Prepared, detector: Detector) -> list[str]:
+    """The parts of a detector on grids, that first which alone on its grid changes the detection loss most."""
+    config, seed = prepared.recipe.int8, prepared.recipe.seed
+    loader = prepared.train.with_batch_size(config.batch_size)
+    batches = list(loader.steps(seed, 0, SENSITIVITY_BATCHES))
+
+    def loss(one: Detector) -> float:
+        total = 0.0
+        for step, batch in enumerate(batches):
+            chance = chance_of(seed, step, torch.device("cpu"))
+            output = one.losses(one.features(batch.images), batch.targets, chance.samples)
+            total += sum(float(term) for term in output.losses.values())
+        return total
+
+    names = parts(detector)
+    before = loss(keep_float(detector, *names))
+    alone = {name: keep_float(detector, *(other for other in names if other != name)) for name in names}
+    costs = {name: abs(loss(one) - before) for name, one in alone.items()}
+    return sorted(names, key=lambda name: -costs[name])
+
+
+def _map50(prepared: Prepared, detector: Detector) -> float:
+    return score(prepared.dataset, VAL, detect_all(detector, prepared.val)).voc_map50
+
+
+def _sum(detector: Detector) -> list[float]:
+    """What tells one detector's weights from another's."""
+    return [float(value.double().sum()) for value in detector.state_dict().values()]

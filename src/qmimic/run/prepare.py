@@ -1,0 +1,148 @@
+"""From a recipe to what its stages share: the checked dataset, the loaders, the detector's description."""
+
+import os
+import platform
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+
+from qmimic.config import DataConfig, DetectorConfig, Recipe, fingerprint
+from qmimic.data.chosen import box_sizes, dataset_fingerprint, open_dataset
+from qmimic.data.columns import Columns, in_columns
+from qmimic.data.letterbox import PIXELS
+from qmimic.data.loader import Loader
+from qmimic.data.pixel_cache import PixelCache
+from qmimic.data.sample import Dataset
+from qmimic.data.splits import TRAIN, VAL
+from qmimic.detectors.anchors import fit_anchors
+from qmimic.detectors.backbones import parse_name
+from qmimic.detectors.spec import DetectorSpec
+from qmimic.distill.mimic import check_distance
+from qmimic.errors import InputError
+from qmimic.run.memory import keep_freed_memory
+from qmimic.train.precision import bf16_by_default
+from qmimic.train.trackers import require
+
+EVALUATION_BATCH = 32
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the stages of a run share.
+
+    Attributes:
+        recipe: resolved.
+        dataset: checked, without what it cannot use; its splits are TRAIN and VAL.
+        train, val: loaders; train gives full shuffled batches, val every image once.
+        detector: settings of every detector, with anchors.
+        key: fingerprint of data, size and detector settings.
+        accelerator: device and processes.
+    """
+
+    recipe: Recipe
+    dataset: Dataset
+    train: Loader
+    val: Loader
+    detector: DetectorConfig
+    key: str
+    accelerator: Accelerator
+
+    def spec(self, backbone: str) -> DetectorSpec:
+        """The description of a detector of this run."""
+        return DetectorSpec(
+            **self.detector.model_dump(),
+            backbone=backbone,
+            classes=self.dataset.classes,
+            size=self.recipe.data.size,
+        )
+
+    def bf16(self, backbone: str) -> bool:
+        """Whether a network of this width is computed in bf16."""
+        if self.recipe.run.precision != "auto":
+            return self.recipe.run.precision == "bf16"
+        return bf16_by_default(backbone, self.accelerator.device)
+
+
+def prepare(recipe: Recipe) -> Prepared:
+    """Read and check everything that can be wrong before any training.
+
+    Raises:
+        InputError: the dataset cannot be read or used, a split is missing, or a backbone's name is unknown.
+    """
+    for backbone in (recipe.teacher.backbone, recipe.student.backbone):
+        parse_name(backbone)
+    require(recipe.run.trackers)
+    check_distance(recipe.mimic.distance)
+    keep_freed_memory()
+    torch.set_num_threads(recipe.run.threads or os.cpu_count() or 1)
+    # Between processes: what a phase of the mimic loss does not use must not be waited for.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    accelerator = Accelerator(cpu=recipe.run.device == "cpu", kwargs_handlers=[unused])
+    for name in ("teacher", "quantized_teacher", "student"):
+        if getattr(recipe, name).batch_size < accelerator.num_processes:
+            raise InputError(
+                f"{name}.batch_size is below the {accelerator.num_processes} processes, some would have no image; "
+                "raise it or start fewer processes."
+            )
+    data = recipe.data
+    dataset = open_dataset(data)
+    _check_classes(dataset, data)
+    train = Loader(dataset, TRAIN, data.size, recipe.student.batch_size, _cache(dataset, TRAIN, recipe))
+    val = Loader(dataset, VAL, data.size, EVALUATION_BATCH, _cache(dataset, VAL, recipe))
+    splits = in_columns(dataset.splits, dataset.root)
+    sizes = box_sizes(splits[TRAIN], data.size)
+    if not len(sizes):
+        raise InputError(
+            f"No image of the split {data.train!r} of {data.root} has a box to learn from; label some objects."
+        )
+    detector = recipe.detector
+    if detector.anchors is None:
+        detector = detector.model_copy(update={"anchors": fit_anchors(sizes, detector.anchor_count)})
+    key = fingerprint(
+        dataset_fingerprint(dataset),
+        data.model_dump(include={"size", "drop_bad_boxes"}),
+        PIXELS,
+        detector,
+    )
+    return Prepared(recipe, dataset, train, val, detector, key, accelerator)
+
+
+def _cache(dataset: Dataset, split: str, recipe: Recipe) -> PixelCache | None:
+    data, samples = recipe.data, dataset.splits[split]
+    if not data.cache_mib:
+        return None
+    only = replace(dataset, splits={split: samples})
+    name = fingerprint(PIXELS, dataset_fingerprint(only), data.size, data.cache_mib, version("pillow"))
+    return PixelCache(recipe.folder / "pixels" / f"{name}.bin", len(samples), data.size, data.cache_mib << 20)
+
+
+def environment(accelerator: Accelerator) -> dict[str, str | int]:
+    """What the run ran on, for its folder."""
+    packages = ("qmimic", "torch", "torchvision", "accelerate", "numpy", "pillow", "safetensors")
+    return {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "device": str(accelerator.device),
+        "processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+        **{package: version(package) for package in packages},
+    }
+
+
+def _check_classes(dataset: Dataset, data: DataConfig) -> None:
+    def seen(samples: Columns) -> set[int]:
+        rows = samples.box_rows
+        return set(np.unique(samples.store.labels[rows][~samples.store.crowd[rows]]).tolist())
+
+    splits = in_columns(dataset.splits, dataset.root)
+    unknown = sorted(seen(splits[VAL]) - seen(splits[TRAIN]))
+    if unknown:
+        names = ", ".join(dataset.classes[label] for label in unknown)
+        raise InputError(
+            f"The split {data.scored!r} has the class {names}, which no image of {data.train!r} shows; "
+            "move some of its images to the training split or remove the class."
+        )

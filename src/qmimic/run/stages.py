@@ -1,0 +1,362 @@
+"""The stages of a run: teacher, quantized teacher, students. Each is done once, and kept under its fingerprint.
+
+A stage's folder is named by all that decides its result, so that equal recipes share it and different ones never
+overwrite each other.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from qmimic import processes
+from qmimic.compress.cost import equal_share
+from qmimic.compress.lasso import prune_by_lasso
+from qmimic.compress.taylor import prune_by_taylor
+from qmimic.config import Recipe, ScheduleConfig, fingerprint
+from qmimic.data.splits import VAL
+from qmimic.detectors.build import build, mac_count, parameter_count
+from qmimic.detectors.evaluation import channel_rms, detect_all, matching
+from qmimic.detectors.files import load_backbone, load_detector, save_detector
+from qmimic.detectors.narrowing import channel_groups
+from qmimic.detectors.quantize import Quantizer, absolute_stride
+from qmimic.detectors.two_stage import Detector
+from qmimic.distill.mimic import Mimic
+from qmimic.errors import InputError
+from qmimic.files import write_text
+from qmimic.run.folder import STAGE_RESULT, StageResult, read_stage, stage_folder
+from qmimic.run.prepare import Prepared
+from qmimic.run.teaching import teacher_of
+from qmimic.run.tracking import scores_of, trackers_of
+from qmimic.scores.summary import score
+from qmimic.train.loop import Job, Objective, Watcher, chance_of, fit
+from qmimic.train.step import DetectionObjective, MimicObjective
+
+VERSION = 2  # raised when the same recipe would give other weights
+MIMIC_VERSION = 1  # the same for students that are taught
+TAYLOR_VERSION = 1  # and for teachers pruned by Taylor expansion
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A finished stage: its result, and the folder with `detector.safetensors`, log and checkpoints."""
+
+    result: StageResult
+    folder: Path
+
+    @property
+    def file(self) -> Path:
+        """The trained detector."""
+        return self.folder / "detector.safetensors"
+
+
+@dataclass(frozen=True)
+class Teachers:
+    """The two teachers of a run, the second fine-tuned on its quantized map from the first."""
+
+    full_precision: Stage
+    quantized: Stage
+
+
+def needs_teachers(recipe: Recipe) -> bool:
+    """Whether a student depends on teachers: it is taught, cut out of one, or its map is quantized by one's stride."""
+    return recipe.mimic.mode != "none" or recipe.student.quantize_map or recipe.pruning.method != "none"
+
+
+def pruning_version(recipe: Recipe) -> list[int]:
+    """What belongs to the fingerprint of a pruned student besides its recipe."""
+    return [TAYLOR_VERSION] if recipe.pruning.method == "taylor" else []
+
+
+def train_teacher(prepared: Prepared, watcher: Watcher) -> Stage:
+    """Train the full-precision teacher; refuse it if it is too weak to teach.
+
+    Raises:
+        InputError: its mAP on val is below `teacher.min_map`, or training failed.
+    """
+    recipe = prepared.recipe
+    config = recipe.teacher
+    # The guard decides whether to go on, not what is trained.
+    settings = config.model_dump(exclude={"min_map"})
+    key = fingerprint(VERSION, prepared.key, settings, recipe.augment, recipe.seed, prepared.bf16(config.backbone))
+
+    def objective() -> DetectionObjective:
+        detector = build(prepared.spec(config.backbone), recipe.seed)
+        if config.weights:
+            load_backbone(detector, Path(config.weights))
+        return DetectionObjective(detector, recipe.augment)
+
+    stage = _run(prepared, "teacher", key, config, config.backbone, objective, watcher)
+    map50 = stage.result.map50
+    watcher.say(f"The teacher ({config.backbone}) reaches {100 * map50:.1f} mAP@0.5 on {recipe.data.scored}.")
+    if map50 < config.min_map:
+        raise InputError(
+            f"The teacher reaches only {100 * map50:.1f} mAP@0.5 on {recipe.data.scored}, below teacher.min_map="
+            f"{config.min_map}, and a weak teacher spoils its students; look at `qmimic data check`, raise "
+            "teacher.steps or data.size, or lower teacher.min_map."
+        )
+    return stage
+
+
+def quantize_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> Stage:
+    """Quantize the teacher's map and go on training it, so that its heads work on quantized maps."""
+    recipe = prepared.recipe
+    config = recipe.quantized_teacher
+    backbone = recipe.teacher.backbone
+    key = fingerprint(VERSION, teacher.result.key, config, recipe.quantizer, recipe.augment, recipe.seed)
+
+    def quantized() -> Detector:
+        detector, _ = load_detector(teacher.file)
+        detector.to(prepared.accelerator.device)
+        rms = channel_rms(detector, prepared.train.with_batch_size(config.batch_size))
+        detector.quantizer = Quantizer(recipe.quantizer, absolute_stride(recipe.quantizer, rms)).to(rms.device)
+        return detector.to(prepared.accelerator.device)
+
+    before: list[float] = []
+
+    def objective() -> DetectionObjective:
+        detector = quantized()
+        before.append(_map50(prepared, detector.eval()))
+        return DetectionObjective(detector, recipe.augment)
+
+    def extra(_: Objective) -> dict[str, Any]:
+        return {"map50_before": before[0]}
+
+    stage = _run(prepared, "quantized_teacher", key, config, backbone, objective, watcher, extra)
+    result = stage.result
+    watcher.say(
+        f"Quantized, the teacher has {100 * (result.map50_before or 0):.1f} mAP@0.5 before fine-tuning "
+        f"and {100 * result.map50:.1f} after it (full precision: {100 * teacher.result.map50:.1f})."
+    )
+    return stage
+
+
+def macs_to_prune_to(prepared: Prepared) -> int:
+    """Multiply-accumulates of the recipe's student.
+
+    Raises:
+        InputError: the teacher's channels cannot be pruned, or it costs no more than that.
+    """
+    teacher, student = (prepared.recipe.teacher.backbone, prepared.recipe.student.backbone)
+    whole, macs = build(prepared.spec(teacher)), mac_count(build(prepared.spec(student)))
+    channel_groups(whole)
+    if macs >= mac_count(whole):
+        raise InputError(
+            f"The teacher {teacher} costs no more than {student}, so nothing can be pruned; "
+            "take a wider teacher or a narrower student."
+        )
+    return macs
+
+
+def prune_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> Stage:
+    """Prune the full-precision teacher to the cost of the recipe's student; it is not yet trained on.
+
+    Raises:
+        InputError: as `macs_to_prune_to`.
+    """
+    recipe = prepared.recipe
+    config = recipe.pruning
+    backbone = recipe.student.backbone
+    version = pruning_version(recipe)
+    key = fingerprint(VERSION, teacher.result.key, config, backbone, recipe.student.batch_size, recipe.seed, *version)
+    name = f"pruned_{config.method}"
+    macs = macs_to_prune_to(prepared)
+
+    def pruned() -> Detector:
+        detector, _ = load_detector(teacher.file)
+        detector.to(prepared.accelerator.device)
+        loader = prepared.train.with_batch_size(recipe.student.batch_size)
+        if config.method == "lasso":
+            left = equal_share(detector, macs)
+            watcher.start(name, len(left), 0)
+            return prune_by_lasso(detector, left, config, loader.once(), recipe.seed, lambda n: watcher.step(n, 0, 0.0))
+        steps = config.rounds * config.steps
+        watcher.start(name, steps, 0)
+        return prune_by_taylor(
+            DetectionObjective(detector, recipe.augment),
+            macs,
+            config,
+            loader.steps(recipe.seed, 0, steps),
+            lambda step: chance_of(recipe.seed, step, prepared.accelerator.device),
+            lambda step, loss: watcher.step(step, loader.batch_size, loss),
+        )
+
+    folder = stage_folder(recipe.folder, name, key)
+
+    def work() -> None:
+        if prepared.accelerator.is_main_process:
+            with processes.apart():
+                _write(prepared, name, key, pruned(), folder, {})
+
+    stage = _once(prepared, folder, watcher, work)
+    watcher.say(
+        f"Pruned by {config.method} to {stage.result.macs / 1e6:.1f} MMACs, the teacher has "
+        f"{100 * stage.result.map50:.1f} mAP@0.5 before it is trained on."
+    )
+    return stage
+
+
+def train_student(prepared: Prepared, name: str, teachers: Teachers | None, watcher: Watcher) -> Stage:
+    """Train one arm. All arms share order, views and schedule, and initial weights where they start afresh.
+
+    Args:
+        prepared: the run, with the arm's recipe.
+        name: of the arm.
+        teachers: `mimic.mode` says which of the two is imitated; None will do where `needs_teachers` says no.
+        watcher: told of every step.
+    """
+    recipe = prepared.recipe
+    config, mimic = recipe.student, recipe.mimic
+    taught_by = None
+    if mimic.mode != "none" and teachers:
+        quantized = mimic.mode in ("quantization", "teacher_only")
+        taught_by = teachers.quantized if quantized else teachers.full_precision
+    # Whoever is taught, or sees its map quantized, depends on the stride s.
+    grid = teachers.quantized if teachers and (mimic.mode != "none" or config.quantize_map) else None
+    start = (
+        prune_teacher(prepared, teachers.full_precision, watcher)
+        if teachers and recipe.pruning.method != "none"
+        else None
+    )
+    key = fingerprint(
+        VERSION,
+        prepared.key,
+        config,
+        recipe.augment,
+        recipe.seed,
+        [MIMIC_VERSION, mimic.model_dump(mode="json")] if taught_by else None,
+        taught_by.result.key if taught_by else None,
+        grid.result.key if grid else None,
+        *([start.result.key] if start else []),
+    )
+
+    def objective() -> Objective:
+        student = _untrained(prepared, start)
+        if config.quantize_map and grid:
+            student.quantizer = _quantizer_of(grid)
+        if not taught_by or not grid:
+            return DetectionObjective(student, recipe.augment)
+        master, _ = load_detector(taught_by.file)
+        master.to(prepared.accelerator.device)
+        rms: Tensor = channel_rms(master, prepared.train.with_batch_size(config.batch_size)).square().mean().sqrt()
+        quantizer = _quantizer_of(grid)
+        pair = Mimic(
+            mimic,
+            student.backbone.channels,
+            master.backbone.channels,
+            quantizer,
+            rms,
+            prepared.detector.output_stride,
+            recipe.seed,
+        )
+        teacher = teacher_of(prepared, master, taught_by.result.key, quantizer, watcher)
+        return MimicObjective(student, pair, teacher, mimic, recipe.augment)
+
+    def extra(trained: Objective) -> dict[str, Any]:
+        if not isinstance(trained, MimicObjective):
+            return {"mode": mimic.mode}
+        counts = matching(trained.detector, trained.teacher.detector, trained.mimic, prepared.val)
+        return {"mode": mimic.mode, "matching": counts.ratio, "matching_nonzero": counts.nonzero_ratio}
+
+    return _run(prepared, name, key, config, config.backbone, objective, watcher, extra)
+
+
+def _untrained(prepared: Prepared, start: Stage | None) -> Detector:
+    """A student before its first step: cut out of the teacher, from published weights, or fresh."""
+    if start:
+        return load_detector(start.file)[0]
+    config = prepared.recipe.student
+    student = build(prepared.spec(config.backbone), prepared.recipe.seed)
+    if config.weights:
+        load_backbone(student, Path(config.weights))
+    return student
+
+
+def _run(
+    prepared: Prepared,
+    name: str,
+    key: str,
+    schedule: ScheduleConfig,
+    backbone: str,
+    make: Callable[[], Objective],
+    watcher: Watcher,
+    extra: Callable[[Objective], dict[str, Any]] = lambda _: {},
+) -> Stage:
+    """Do a stage, or find it done; go on from its last checkpoint if it was interrupted."""
+    folder = stage_folder(prepared.recipe.folder, name, key)
+
+    def work() -> None:
+        objective = make()
+        with trackers_of(prepared, name, key, folder, watcher) as trackers:
+            job = Job(name, folder, key, prepared.recipe.seed, schedule, prepared.bf16(backbone), trackers)
+            trained = objective.detector.eval()
+            if schedule.steps:
+                loader = prepared.train.with_batch_size(schedule.batch_size)
+                trained = fit(job, objective, loader, lambda d: _map50(prepared, d), prepared.accelerator, watcher)
+            objective.eval()
+            if prepared.accelerator.is_main_process:
+                with processes.apart():
+                    trackers.end(scores_of(_write(prepared, name, key, trained, folder, extra(objective))))
+
+    return _once(prepared, folder, watcher, work)
+
+
+def _once(prepared: Prepared, folder: Path, watcher: Watcher, work: Callable[[], None]) -> Stage:
+    """A stage that is found done in its folder, or done by `work`; all processes call that, the main one writes."""
+    done = _finished(folder)
+    # All processes have looked before one of them writes: they must take the same way.
+    prepared.accelerator.wait_for_everyone()
+    if done:
+        watcher.say(f"{done.name}: done before, taken from {folder}.")
+        return Stage(done, folder)
+    work()
+    prepared.accelerator.wait_for_everyone()
+    result = _finished(folder)
+    if result is None:
+        raise InputError(f"{folder} lacks what the main process wrote; put run.dir on a disk that all processes share.")
+    return Stage(result, folder)
+
+
+def _write(
+    prepared: Prepared, name: str, key: str, trained: Detector, folder: Path, extra: dict[str, Any]
+) -> StageResult:
+    """Score a detector and write it with its result, the mark of a finished stage."""
+    scores = score(prepared.dataset, VAL, detect_all(trained, prepared.val))
+    file = folder / "detector.safetensors"
+    notes = {"stage": name, "key": key, "map50": scores.voc_map50, "seed": prepared.recipe.seed}
+    save_detector(trained, file, notes)
+    result = StageResult(
+        name=name,
+        key=key,
+        backbone=f"{trained.spec.backbone} pruned" if trained.spec.channels else trained.spec.backbone,
+        map50=scores.voc_map50,
+        map07=scores.voc07_map50,
+        coco_map=scores.coco_map,
+        parameters=parameter_count(trained),
+        macs=mac_count(trained),
+        bytes=file.stat().st_size,
+        **extra,
+    )
+    write_text(folder / STAGE_RESULT, json.dumps(asdict(result), indent=1))  # last: its presence means done
+    return result
+
+
+def _finished(folder: Path) -> StageResult | None:
+    try:
+        load_detector(folder / "detector.safetensors")
+    except InputError:
+        return None  # not done, or damaged since: done again from its last checkpoint
+    return read_stage(folder)
+
+
+def _map50(prepared: Prepared, detector: Detector) -> float:
+    return score(prepared.dataset, VAL, detect_all(detector, prepared.val)).voc_map50
+
+
+def _quantizer_of(stage: Stage) -> Quantizer:
+    detector, _ = load_detector(stage.file)
+    assert detector.quantizer is not None, "a quantized teacher has a quantizer"
+    return detector.quantizer

@@ -1,0 +1,266 @@
+"""The main job: a recipe becomes a run folder with a teacher, its students, a table and a picture."""
+
+import contextlib
+import json
+import shutil
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from qmimic.config import Recipe, save_recipe
+from qmimic.data.splits import VAL
+from qmimic.detectors.backbones import parse_name
+from qmimic.detectors.build import equal_cost
+from qmimic.detectors.files import load_detector
+from qmimic.detectors.prediction import predict
+from qmimic.draw import contact_sheet, draw
+from qmimic.errors import InputError
+from qmimic.files import replacing, write_text
+from qmimic.run.folder import ENVIRONMENT, FAILURE, LOG, RECIPE, RESULTS, StageResult, ranked, read_log
+from qmimic.run.lock import alone
+from qmimic.run.prepare import Prepared, environment, prepare
+from qmimic.run.stages import (
+    Stage,
+    Teachers,
+    macs_to_prune_to,
+    quantize_teacher,
+    train_student,
+    train_teacher,
+)
+from qmimic.train.log import draw_curves
+from qmimic.train.loop import Watcher
+from qmimic.train.progress import Silent
+
+PICTURES, PICTURE_MIN_SCORE = 12, 0.4
+PRUNED = ("taylor", "lasso")  # arms that are cut out of the teacher
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run.
+
+    Attributes:
+        folder: the run folder.
+        results: of the stages, in the order of the table.
+        student: the file of the recipe's own student.
+        best: the file of the student or baseline with the highest mAP@0.5 on val; the one to ship.
+        remarks: sentences that a person has to read, such as a student below its scratch twin.
+        report: the page of it all; None where the recipe wants none, or it could not be written.
+    """
+
+    folder: Path
+    results: tuple[StageResult, ...]
+    student: Path
+    best: Path
+    remarks: tuple[str, ...]
+    report: Path | None
+
+
+def train(recipe: Recipe, watcher: Watcher) -> RunResult:
+    """Run a recipe: teacher, quantized teacher, baselines and student; what is done already is not done again.
+
+    Args:
+        recipe: resolved.
+        watcher: told of progress.
+
+    Returns:
+        What the run folder holds; see docs/run-folder.md.
+
+    Raises:
+        InputError: bad data, a weak teacher, a loss that is not finite, a folder that cannot be written or in which
+            another run is at work.
+    """
+    prepared = prepare(recipe)
+    # Of many processes one writes and speaks.
+    if not prepared.accelerator.is_main_process:
+        return _train(prepared, Silent())
+    resolved, where = recipe.folder / RECIPE, recipe.folder / ENVIRONMENT
+    with alone(recipe.folder):
+        if resolved.exists() and not where.exists():
+            raise InputError(
+                f"The run folder {recipe.folder} holds a recipe.yaml that no run wrote, and this run would write its "
+                "own over it; set run.dir to another folder."
+            )
+        write_text(where, json.dumps(environment(prepared.accelerator), indent=1))  # first: it marks the folder as ours
+        save_recipe(recipe, resolved)
+        (recipe.folder / FAILURE).unlink(missing_ok=True)
+        try:
+            return _train(prepared, watcher)
+        except InputError as error:
+            with contextlib.suppress(InputError):  # the disk may be full
+                write_text(recipe.folder / FAILURE, f"{error}\n")
+            raise
+
+
+def _train(prepared: Prepared, watcher: Watcher) -> RunResult:
+    recipe = prepared.recipe
+    students = arms(prepared)  # first: what is wrong with them must not wait for a teacher
+    teacher = train_teacher(prepared, watcher)
+    quantized = quantize_teacher(prepared, teacher, watcher)
+    stages = [teacher, quantized]
+    for name, own in students.items():
+        stages.append(train_student(replace(prepared, recipe=own), name, Teachers(teacher, quantized), watcher))
+
+    results = tuple(stage.result for stage in stages)
+    said = remarks(results)
+    page = None
+    if prepared.accelerator.is_main_process:
+        _write_results(prepared, stages, said)
+        page = _report(recipe, watcher)
+    student, best = (recipe.folder / f"{one.name}.safetensors" for one in (results[-1], ranked(results)[0]))
+    return RunResult(recipe.folder, results, student, best, said, page)
+
+
+def _report(recipe: Recipe, watcher: Watcher) -> Path | None:
+    """The report of a run whose results are written: what it lacks must not end the run."""
+    if not recipe.run.report:
+        return None
+    from qmimic.report.page import write_report  # here: matplotlib is slow to import
+
+    try:
+        return write_report(recipe.folder, say=watcher.say)
+    except InputError as error:
+        watcher.say(f"There is no report: {error}")
+        return None
+
+
+def _write_results(prepared: Prepared, stages: list[Stage], said: tuple[str, ...]) -> None:
+    """Everything in the run folder that a person opens: detectors, curves, examples and the table."""
+    folder = prepared.recipe.folder
+    results = tuple(stage.result for stage in stages)
+    for stage in stages:
+        _publish(stage.file, folder / f"{stage.result.name}.safetensors")
+    draw_curves({s.result.name: read_log(s.folder / LOG) for s in stages}, folder / "curves.png")
+    _draw_examples(prepared, stages[-1], folder / "examples.png")
+    write_text(
+        folder / RESULTS,
+        json.dumps({"stages": [asdict(r) for r in results], "remarks": said}, indent=1),
+    )
+    write_text(folder / "results.md", markdown(results) + "\n" + "".join(f"\n{remark}\n" for remark in said))
+
+
+def arms(prepared: Prepared) -> dict[str, Recipe]:
+    """The recipes of a run's students by name, the recipe's own last.
+
+    Raises:
+        InputError: a baseline's backbone is not there, or the teacher is none that can be pruned.
+    """
+    recipe = prepared.recipe
+    fresh = recipe.model_copy(update={"pruning": recipe.pruning.model_copy(update={"method": "none"})})
+    alone = fresh.model_copy(update={"mimic": recipe.mimic.model_copy(update={"mode": "none"})})
+    found: dict[str, Recipe] = {}
+    for name in recipe.baselines:
+        if name == "mimic":
+            found[name] = fresh.model_copy(update={"mimic": recipe.mimic.model_copy(update={"mode": "mimic"})})
+        elif name in PRUNED:
+            pruning = recipe.pruning.model_copy(update={"method": name})
+            found[name] = alone.model_copy(update={"pruning": pruning})
+        else:
+            student = recipe.student
+            if name == "quantized":
+                student = student.model_copy(update={"quantize_map": True})
+            elif name != "scratch":
+                family = f"{parse_name(student.backbone)[0].split('_')[0]}_{name}"
+                backbone = equal_cost(prepared.spec(student.backbone), family)
+                student = student.model_copy(update={"backbone": backbone})
+            found[name] = alone.model_copy(update={"student": student})
+    found["student"] = recipe
+    if any(own.pruning.method != "none" for own in found.values()):
+        macs_to_prune_to(prepared)
+    return found
+
+
+def remarks(results: tuple[StageResult, ...]) -> tuple[str, ...]:
+    """What must be said in words: a student that is no better than the same network trained alone, or not the best."""
+    scores = {result.name: result.map50 for result in results}
+    said = []
+    for name in ("student", "mimic"):
+        if name in scores and "scratch" in scores and scores[name] < scores["scratch"]:
+            said.append(
+                f"The {name} ({100 * scores[name]:.1f} mAP@0.5) is below the same network trained from scratch "
+                f"({100 * scores['scratch']:.1f}): here the teacher did not help. One seed proves little; try others."
+            )
+    best = ranked(results)[0]
+    if best.name != "student":
+        said.append(
+            f"The best of these students on val is {best.name} ({100 * best.map50:.1f} mAP@0.5): "
+            f"{best.name}.safetensors is the file to ship."
+        )
+    return tuple(said)
+
+
+COLUMNS = (
+    "network",
+    "backbone",
+    "mAP@0.5",
+    "VOC07",
+    "COCO",
+    "matching",
+    "non-zero",
+    "parameters",
+    "MMACs",
+    "kB",
+)
+
+
+SHORT_COLUMNS = (
+    "network",
+    "backbone",
+    "mAP\n@0.5",
+    "VOC\n07",
+    "\nCOCO",
+    "\nmatch",
+    "non-\nzero",
+    "\nMMACs",
+    "\nkB",
+)
+
+
+def short_rows(results: tuple[StageResult, ...]) -> list[tuple[str, ...]]:
+    """The same for a terminal of 80 columns: without parameters, and the student's mode left to the title."""
+    return [
+        (result.name.replace("_", " "), *row[1:7], *row[8:]) for result, row in zip(results, rows(results), strict=True)
+    ]
+
+
+def rows(results: tuple[StageResult, ...]) -> list[tuple[str, ...]]:
+    """The table of a run as text, one row a stage, columns as `COLUMNS`."""
+
+    def percent(value: float | None) -> str:
+        return "-" if value is None else f"{100 * value:.1f}"
+
+    return [
+        (
+            result.title,
+            result.backbone,
+            percent(result.map50),
+            percent(result.map07),
+            percent(result.coco_map),
+            percent(result.matching),
+            percent(result.matching_nonzero),
+            f"{result.parameters:,}",
+            f"{result.macs / 1e6:.1f}",
+            f"{result.bytes / 1000:.0f}",
+        )
+        for result in results
+    ]
+
+
+def markdown(results: tuple[StageResult, ...]) -> str:
+    """The table of a run as Markdown."""
+    lines = [COLUMNS, ("---",) * 2 + ("---:",) * (len(COLUMNS) - 2), *rows(results)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _publish(source: Path, target: Path) -> None:
+    with replacing(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
+def _draw_examples(prepared: Prepared, student: Stage, path: Path) -> None:
+    detector, _ = load_detector(student.file)
+    pictures = []
+    for sample in prepared.dataset.splits[VAL][:PICTURES]:
+        image = prepared.dataset.load(sample)
+        pictures.append(draw(image, predict(detector, image), prepared.dataset.classes, PICTURE_MIN_SCORE))
+    with replacing(path) as temporary:
+        contact_sheet(pictures, columns=4).save(temporary)

@@ -1,0 +1,87 @@
+"""A detector as an ExecuTorch program, for phones and other devices of its runtime (C++, Java, Swift).
+
+Of the mobile formats whose makers still keep them it is the one that takes torch's own exported programs: LiteRT would
+need a second converter and a second set of rules for the same network. ExecuTorch has no suppression, so a program has
+two methods, and the suppressions between and after them are the caller's, as `qmimic.runtime` does them in numpy:
+
+    look:  images uint8 [1, H, W, 3] -> map [1, C, h, w], candidates [1, K, 4] in falling order of objectness
+    judge: map, regions [1, P, 4] -> scores [1, P, classes], boxes [1, P, classes or 1, 4]
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from qmimic.detectors.two_stage import Detector
+from qmimic.errors import InputError
+from qmimic.runtime.metadata import JUDGE, LOOK, WEIGHTS_SUM
+from qmimic.ship.network import ShippedNetwork
+from qmimic.ship.onnx_file import Exported
+
+
+def write_executorch(exported: Exported, path: Path) -> None:
+    """Write a float detector as a `.pte` file whose convolutions are XNNPACK's.
+
+    Args:
+        exported: with a batch of 1.
+        path: of the file.
+
+    Raises:
+        InputError: ExecuTorch is not installed, or the batch is another one.
+    """
+    try:
+        from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+        from executorch.exir import to_edge_transform_and_lower
+    except ImportError as error:
+        raise InputError("ExecuTorch is not installed: pip install 'qmimic[executorch]'.") from error
+    if exported.batch != 1:
+        raise InputError("An ExecuTorch file takes one picture at a time; leave --batch at 1.")
+    # Its passes know one order of memory.
+    detector = ShippedNetwork(exported.detector).detector.to(memory_format=torch.contiguous_format)
+    images = torch.zeros(1, *detector.spec.size, 3, dtype=torch.uint8)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+        warnings.simplefilter("ignore")
+        look, judge = _Look(detector).eval(), _Judge(detector).eval()
+        features, _ = look(images)
+        regions = torch.zeros(1, detector.spec.post_nms, 4)
+        programs = {
+            LOOK: torch.export.export(look, (images,)),
+            JUDGE: torch.export.export(judge, (features, regions)),
+        }
+        edge = to_edge_transform_and_lower(programs, partitioner=[XnnpackPartitioner()])
+        path.write_bytes(edge.to_executorch().buffer)
+
+
+def describe_executorch(path: Path, properties: Mapping[str, str]) -> None:
+    """Write beside a program, as JSON, what it is to say of itself, and its checksum."""
+    own = {**properties, WEIGHTS_SUM: hashlib.sha256(path.read_bytes()).hexdigest()}
+    path.with_suffix(".json").write_text(json.dumps(own), encoding="utf-8")
+
+
+class _Look(nn.Module):
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = images.permute(0, 3, 1, 2).contiguous().float()
+        features = self.detector.backbone((pixels - self.detector.mean).contiguous())
+        if self.detector.quantizer is not None:
+            features = self.detector.quantizer(features)
+        return features, self.detector.candidates(features)
+
+
+class _Judge(nn.Module):
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, features: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
+        return self.detector.judge(features, regions)

@@ -1,0 +1,122 @@
+"""From a detector to deployed files that were proved before they took their place."""
+
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from qmimic.compress.integer_grids import is_on_grids, map_grid
+from qmimic.detectors.build import mac_count, parameter_count
+from qmimic.detectors.rpn import NMS_IOU
+from qmimic.detectors.two_stage import Detector
+from qmimic.errors import InputError
+from qmimic.files import replacing, write_text
+from qmimic.runtime.detector import Detector as ShippedDetector
+from qmimic.runtime.metadata import Metadata, as_properties
+from qmimic.ship.executorch_file import describe_executorch, write_executorch
+from qmimic.ship.onnx_file import Exported, describe_onnx, write_onnx
+from qmimic.ship.openvino_file import describe_openvino, write_openvino
+
+Proof = Callable[[ShippedDetector, str], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A format to ship in.
+
+    Attributes:
+        suffixes: of its files, that which a runtime opens first.
+        write: a detector as files, at a path of the first suffix.
+        describe: put properties into such files.
+        integers: whether a detector on grids can be written.
+    """
+
+    suffixes: tuple[str, ...]
+    write: Callable[[Exported, Path], None]
+    describe: Callable[[Path, Mapping[str, str]], None]
+    integers: bool = True
+
+
+TARGETS = {
+    "onnx": Target((".onnx",), write_onnx, describe_onnx),
+    "openvino": Target((".xml", ".bin"), write_openvino, describe_openvino),
+    "executorch": Target((".pte", ".json"), write_executorch, describe_executorch, integers=False),
+}
+
+
+def ship(exported: Exported, metadata: Metadata, target: Target, path: Path, prove: Proof) -> Path:
+    """Write a detector in a format, with the proof of it in the file and in `parity.json` beside it.
+
+    Args:
+        exported: the detector.
+        metadata: of the detector, without proof.
+        target: the format.
+        path: of the file, without suffix.
+        prove: called with the file as it would ship and its name; gives figures, or raises InputError.
+
+    Returns:
+        The file that a runtime opens.
+
+    Raises:
+        InputError: the proof fails, or the disk is full. Then nothing was written.
+    """
+    first, *others = (path.with_name(path.name + suffix) for suffix in target.suffixes)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{path.name[:16]}-", dir=path.parent) as folder:
+            temporary = Path(folder) / first.name
+            target.write(exported, temporary)
+            target.describe(temporary, as_properties(metadata))
+            figures = dict(prove(ShippedDetector(temporary), first.name))
+            target.describe(temporary, as_properties(replace(metadata, parity=figures)))
+            for own in (*others, first):  # the one that a runtime opens last, so that it never finds half
+                with replacing(own) as place:
+                    (Path(folder) / own.name).replace(place)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise InputError(f"Cannot write {first}: {reason}; free some space or choose another folder.") from error
+    _note(path.parent / "parity.json", first.name, figures)
+    return first
+
+
+def describe(detector: Detector, notes: dict[str, object]) -> Metadata:
+    """What a deployed file says of a detector, trained or on grids."""
+    spec, quantizer = detector.spec, detector.quantizer
+    integers = is_on_grids(detector)
+    stride = map_grid(detector).scale if integers else quantizer.stride if quantizer else None
+    return Metadata(
+        classes=spec.classes,
+        size=spec.size,
+        score_threshold=spec.score_threshold,
+        nms_threshold=spec.nms_threshold,
+        max_detections=spec.max_detections,
+        proposals=spec.post_nms,
+        proposal_nms_threshold=NMS_IOU,
+        backbone=spec.backbone,
+        architecture=spec.architecture,
+        precision="int8" if integers else "fp32",
+        grid=None if stride is None else tuple(stride.tolist()),
+        version=version("qmimic"),
+        parameters=parameter_count(detector),
+        macs=mac_count(detector),
+        training=notes,
+    )
+
+
+def proved(proof: Mapping[str, Any]) -> str:
+    """A proof in a few words."""
+    if "map50" in proof:
+        return f"{100 * proof['map50']:.1f} mAP on val, {100 * proof['map50_float']:.1f} in float"
+    return f"differs by {proof['score_difference']:.0e}, {proof['box_difference']:.0e} px"
+
+
+def _note(path: Path, name: str, figures: Mapping[str, Any]) -> None:
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        before = {}
+    others = before if isinstance(before, dict) else {}
+    write_text(path, json.dumps({**others, name: figures}, indent=1))

@@ -1,0 +1,70 @@
+"""A stage's log: JSON lines on disk, trackers beside it, curves as a picture."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from qmimic.errors import InputError
+from qmimic.files import replacing, write_text
+from qmimic.run.folder import LOG, read_log
+from qmimic.train.trackers import Past, Trackers
+
+
+class Log:
+    """Appends to `log.jsonl`; after a resume it holds what an uninterrupted run would have written.
+
+    Args:
+        folder: of the stage.
+        steps_done: lines of later steps, left over from the run that was killed, are removed.
+        trackers: told the same; opened here.
+    """
+
+    def __init__(self, folder: Path, steps_done: int, trackers: Trackers) -> None:
+        self.path = folder / LOG
+        before = read_log(self.path)
+        self.lines = [line for line in before if line["step"] <= steps_done]
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in self.lines))
+        self._trackers = trackers
+        trackers.begin(Past(steps_done, tuple(before)))
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Append one line; it has a `step` and plain numbers.
+
+        Raises:
+            InputError: the disk is full or the folder read-only.
+        """
+        self.lines.append(line)
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise InputError(
+                f"Cannot write {self.path}: {error.strerror or error}; free some space and run the same command."
+            ) from error
+        self._trackers.log({name: value for name, value in line.items() if name != "step"}, line["step"])
+
+
+def draw_curves(logs: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Loss and mAP on val against steps, one line a stage, as a PNG.
+
+    Args:
+        logs: stage name to its lines.
+        path: of the picture.
+    """
+    from matplotlib.figure import Figure  # here: a job of a study draws nothing
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for name, lines in logs.items():
+        losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
+        scores = [(line["step"], 100 * line["map50"]) for line in lines if "map50" in line]
+        left.plot(*zip(*losses, strict=True), label=name) if losses else None
+        right.plot(*zip(*scores, strict=True), marker="o", label=name) if scores else None
+    for axes, title in ((left, "training loss"), (right, "mAP@0.5 on val, %")):
+        axes.set(title=title, xlabel="step")
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(frameon=False)
+    left.set_yscale("log")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120)

@@ -1,0 +1,177 @@
+"""The training loop: plain, deterministic, resumable at any step."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from qmimic.config import ScheduleConfig, fingerprint
+from qmimic.data.loader import Batch, Loader
+from qmimic.detectors.two_stage import Detector
+from qmimic.errors import InputError
+from qmimic.processes import mean_over
+from qmimic.train.log import Log
+from qmimic.train.optimizer import build_optimizer, learning_rate
+from qmimic.train.state import load_checkpoint, save_checkpoint
+from qmimic.train.step import Chance, DetectionObjective, MimicObjective
+from qmimic.train.trackers import Trackers
+
+LOG_EVERY = 10
+
+Objective = DetectionObjective | MimicObjective
+
+
+class Watcher(Protocol):
+    """What a person sees while a stage trains."""
+
+    def start(self, stage: str, steps: int, done: int) -> None:
+        """A stage begins, or goes on after `done` steps."""
+
+    def step(self, step: int, images: int, loss: float) -> None:
+        """One step of so many images is done."""
+
+    def scored(self, step: int, map50: float) -> None:
+        """mAP@0.5 on val was measured."""
+
+    def say(self, text: str) -> None:
+        """A sentence for the person."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One network to train.
+
+    Attributes:
+        name: of the stage ("teacher", "scratch", ...).
+        folder: for checkpoints and log.
+        key: fingerprint of all that decides the result.
+        seed: of order, views and samples.
+        schedule: how long and how fast.
+        bf16: compute the network in bf16, and with channels last.
+        trackers: told what the log is told.
+    """
+
+    name: str
+    folder: Path
+    key: str
+    seed: int
+    schedule: ScheduleConfig
+    bf16: bool
+    trackers: Trackers
+
+
+def fit(
+    job: Job,
+    objective: Objective,
+    loader: Loader,
+    evaluate: Callable[[Detector], float],
+    accelerator: Accelerator,
+    watcher: Watcher,
+) -> Detector:
+    """Train an objective to the end of its schedule, from its last checkpoint if there is one.
+
+    Args:
+        job: what and where.
+        objective: on the accelerator's device or not; it is moved.
+        loader: of training images; its batch size is the schedule's.
+        evaluate: mAP@0.5 on val, 0..1, of the detector in evaluation mode.
+        accelerator: device and processes.
+        watcher: told of every step.
+
+    Returns:
+        The trained detector (its moving average, if the schedule keeps one), in evaluation mode.
+
+    Raises:
+        InputError: the loss is not finite, or the run folder cannot be written.
+    """
+    schedule = job.schedule
+    objective.to(accelerator.device)
+    average = None
+    if schedule.ema:
+        average = AveragedModel(objective.detector, multi_avg_fn=get_ema_multi_avg_fn(schedule.ema), use_buffers=True)
+    rows = slice(accelerator.process_index, None, accelerator.num_processes)  # of the global batch
+    optimizer = build_optimizer(objective, schedule)
+    done = load_checkpoint(job.folder / "checkpoints", job.key, objective, optimizer, average)
+    wrapped, optimizer = accelerator.prepare(objective, optimizer)
+    final = objective.detector if average is None else average.module
+    assert isinstance(final, Detector)
+
+    watcher.start(job.name, schedule.steps, done)
+    objective.train()
+    # One process keeps the log and the checkpoints: two would write over each other.
+    log = Log(job.folder, done, job.trackers) if accelerator.is_main_process else None
+    for step, batch in enumerate(loader.steps(job.seed, done, schedule.steps, rows), start=done):
+        rate = learning_rate(schedule, step)
+        losses = _advance(job, wrapped, optimizer, batch, rows, step, rate, accelerator)
+        value = sum(losses.values())
+        if average is not None:
+            average.update_parameters(objective.detector)
+        now = step + 1
+        watcher.step(now, schedule.batch_size, value)
+        last = now == schedule.steps
+        if log and (now % LOG_EVERY == 0 or last):
+            log.write({"step": now, "lr": rate, "loss": value, **losses})
+        if now % schedule.evaluate_every == 0 or last:
+            score = evaluate(final.eval())
+            final.train()
+            if log:
+                log.write({"step": now, "map50": score})
+            watcher.scored(now, score)
+        if log and (now % schedule.checkpoint_every == 0 or last):
+            save_checkpoint(job.folder / "checkpoints", now, job.key, objective, optimizer.optimizer, average)
+    return final.eval()
+
+
+def _advance(
+    job: Job,
+    objective: Objective,
+    optimizer: AcceleratedOptimizer,
+    batch: Batch,
+    rows: slice,
+    step: int,
+    rate: float,
+    accelerator: Accelerator,
+) -> dict[str, float]:
+    """One optimizer step on a process's rows of the global batch; the terms of the loss before it.
+
+    Raises:
+        InputError: the loss is not finite; nothing was changed.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    images, targets = batch.images.to(accelerator.device), batch.targets.to(accelerator.device)
+    chance = chance_of(job.seed, step, accelerator.device)
+    if accelerator.num_processes > 1:
+        chance = chance.of_rows(rows, job.schedule.batch_size)
+    # Accelerate knows one precision a process, stages differ: so autocast is entered here.
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=job.bf16):
+        terms: dict[str, Tensor] = objective(images, targets, chance, step / job.schedule.steps, batch.indices)
+    names, losses = list(terms), torch.stack(list(terms.values()))
+    values: list[float] = mean_over(losses.detach()).tolist()  # one wait for the device; all processes see the same
+    if not all(map(math.isfinite, values)):
+        raise InputError(
+            f"The loss of {job.name} became {sum(values)} at step {step}; the last good checkpoint is kept in "
+            f"{job.folder / 'checkpoints'}; lower its learning_rate and run again."
+        )
+    optimizer.zero_grad()
+    accelerator.backward(losses.sum())
+    if job.schedule.clip_norm:
+        accelerator.clip_grad_norm_(objective.parameters(), job.schedule.clip_norm)
+    optimizer.step()
+    return dict(zip(names, values, strict=True))
+
+
+def chance_of(seed: int, step: int, device: torch.device) -> Chance:
+    """A step's generators: functions of seed and step, so that nothing of them is ever saved."""
+
+    def generator(purpose: str) -> torch.Generator:
+        return torch.Generator(device).manual_seed(int(fingerprint(seed, step, 0, purpose), 16))
+
+    return Chance(generator("views"), generator("samples"))

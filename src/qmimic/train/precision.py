@@ -1,0 +1,21 @@
+"""Which networks are computed in bf16 when nobody says."""
+
+import torch
+
+from qmimic.detectors.backbones import parse_name
+
+MAX_DIVISOR = 4  # narrower networks gain nothing: their time is not in matrix products
+
+
+def bf16_by_default(backbone: str, device: torch.device) -> bool:
+    """Whether a network is computed in bf16 (and, with it, channels last) on this device.
+
+    Args:
+        backbone: its name, such as `resnet18/4`.
+        device: where it runs.
+    """
+    if parse_name(backbone)[1] > MAX_DIVISOR:
+        return False
+    if device.type == "cpu":
+        return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    return bool(torch.cuda.is_bf16_supported())

@@ -1,0 +1,100 @@
+"""What a killed run needs to go on: weights, optimizer, moving average, step. Chance is a function of the step."""
+
+import copy
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qmimic.detectors.files import TensorFile, load_state, read_tensors, write_tensors
+from qmimic.errors import InputError
+
+KEPT = 2
+
+
+def save_checkpoint(
+    folder: Path,
+    step: int,
+    key: str,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: nn.Module | None,
+) -> None:
+    """Write `step-N.safetensors` and remove all but the last two, this one included.
+
+    Files of later steps go first: they are damaged or another stage's, or else training had gone on from them.
+
+    Args:
+        folder: of the stage's checkpoints.
+        step: steps done.
+        key: fingerprint of the stage; another stage will not go on from this file.
+        module: the objective that is trained.
+        optimizer: its optimizer.
+        average: moving average of its weights, if one is kept.
+
+    Raises:
+        InputError: the folder cannot be written or the disk is full.
+    """
+    tensors = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}
+    if average is not None:
+        tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items() if value is not None}
+    for torso in folder.glob(".step-*.safetensors"):  # what a killed process was writing
+        torso.unlink()
+    newest = folder / f"step-{step:07d}.safetensors"
+    write_tensors(newest, tensors, {"step": step, "key": key})
+    files = sorted(folder.glob("step-*.safetensors"))
+    place = files.index(newest) + 1
+    for other in files[place:] + files[: max(0, place - KEPT)]:
+        other.unlink()
+
+
+def load_checkpoint(
+    folder: Path, key: str, module: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None
+) -> int:
+    """Restore the newest whole checkpoint of this stage; a damaged one is passed over with a warning.
+
+    Args: as `save_checkpoint`.
+
+    Returns:
+        Steps done; 0 if there is nothing to go on from, and then everything is as it was.
+    """
+    parts: list[nn.Module | torch.optim.Optimizer] = [module, optimizer, *([] if average is None else [average])]
+    for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
+        untouched = copy.deepcopy([part.state_dict() for part in parts])
+        try:
+            file = read_tensors(path)
+            if file.header.get("key") != key:
+                continue
+            load_state(module, _part(file, "module."), path)
+            if average is not None:
+                load_state(average, _part(file, "average."), path)
+            _load_optimizer(optimizer, _part(file, "optimizer."))
+            return int(file.header["step"])
+        except (InputError, KeyError, ValueError, TypeError, IndexError) as error:
+            for part, state in zip(parts, untouched, strict=True):
+                part.load_state_dict(state)
+            warnings.warn(f"Checkpoint {path} is damaged ({error}); going on from the one before.", stacklevel=2)
+    return 0
+
+
+def _part(file: TensorFile, prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in file.tensors.items() if name.startswith(prefix)}
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Any]] = {}
+    for name, tensor in tensors.items():
+        index, _, key = name.partition(".")
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"NaN or infinite numbers in optimizer.{name}")
+        parameter = parameters[int(index)]
+        if tensor.shape == parameter.shape:
+            # Fused optimizers walk memory, not indices: a moment lies in memory as its parameter does.
+            tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -1,0 +1,88 @@
+"""The Taylor criterion against differences of the loss, and the choice by hand."""
+
+import pytest
+import torch
+
+from qmimic.compress.cost import Cost
+from qmimic.compress.taylor import TOLERANCE, gated, least
+from qmimic.config import AugmentConfig
+from qmimic.detectors.narrowing import channel_groups, widths
+from qmimic.train.step import Chance, DetectionObjective
+from tiny_detectors import as_targets, lively, some_images, some_truth, tiny_spec
+
+STILL = AugmentConfig(flip=0, scale=(1, 1), shift=0, colour=0)
+
+
+@pytest.mark.parametrize("settings", [{}, {"backbone": "vgg16/16", "architecture": "rfcn", "roi_size": 3}])
+def test_a_gate_s_gradient_is_the_loss_s_change_when_the_channel_fades(settings: dict[str, object]) -> None:
+    detector = lively(tiny_spec(**settings)).eval()
+    objective = DetectionObjective(detector, STILL).eval()
+    images, targets = some_images(1), as_targets(some_truth())
+
+    def loss(fade: dict[str, tuple[int, float]]) -> torch.Tensor:
+        chance = Chance(torch.Generator().manual_seed(0), torch.Generator().manual_seed(0))
+        with gated(detector, len(images)) as gates:
+            for name, (channel, factor) in fade.items():
+                with torch.no_grad():
+                    gates[name][:, channel] = factor
+            total = sum(objective(images, targets, chance, 0.0).values())
+            total.backward()
+        seen.update({name: gate.grad.sum(0) for name, gate in gates.items() if gate.grad is not None})
+        return total.detach()
+
+    seen: dict[str, torch.Tensor] = {}
+    loss({})
+    gradients = dict(seen)
+    # The loss has kinks (proposals are chosen anew), so only where the network is smooth: the head's own units.
+    for name in [name for name in channel_groups(detector) if name.startswith("head")]:
+        for channel in (0, 3):
+            step = 1e-2
+            slope = (loss({name: (channel, 1 + step)}) - loss({name: (channel, 1 - step)})) / (2 * step)
+            assert float(gradients[name][channel]) == pytest.approx(float(slope), rel=3e-2, abs=1e-4)
+
+
+def test_gates_leave_the_function_alone_and_go_away() -> None:
+    detector = lively(tiny_spec()).eval()
+    images = some_images(2)
+    plain = detector.features(images)
+    with gated(detector, len(images)) as gates:
+        torch.testing.assert_close(detector.features(images), plain)
+        assert {name: gate.shape[1] for name, gate in gates.items()} == widths(detector, channel_groups(detector))
+        with torch.no_grad():
+            gates["backbone.conv1"].zero_()  # the shortcut's channels are gone everywhere
+        assert not torch.allclose(detector.features(images), plain)
+    torch.testing.assert_close(detector.features(images), plain)
+
+
+def test_those_that_matter_least_for_their_cost_go_until_the_cost_is_met() -> None:
+    cost = Cost(lively(tiny_spec()))
+    generator = torch.Generator().manual_seed(0)
+    criterion = {name: torch.rand(count, generator=generator) + 0.1 for name, count in cost.full.items()}
+    goal = 0.5 * cost.of({})
+    floor = dict.fromkeys(criterion, 1)
+    kept = least(criterion, cost, goal, 3.0, floor)
+    assert abs(cost.of({name: len(index) for name, index in kept.items()}) / goal - 1) <= TOLERANCE
+    for name, index in kept.items():
+        values = criterion[name]
+        gone = [c for c in range(len(values)) if c not in index.tolist()]
+        assert len(index) >= 1
+        assert not gone or float(values[gone].max()) <= float(values[index].min())
+    # Scale within a group says nothing: groups are normalised.
+    scaled = {name: values * (1 + 7 * place) for place, (name, values) in enumerate(criterion.items())}
+    assert all(torch.equal(index, kept[name]) for name, index in least(scaled, cost, goal, 3.0, floor).items())
+
+
+def test_no_layer_falls_below_its_floor_and_a_floor_below_all_changes_nothing() -> None:
+    cost = Cost(lively(tiny_spec()))
+    generator = torch.Generator().manual_seed(0)
+    criterion = {name: torch.rand(count, generator=generator) + 0.1 for name, count in cost.full.items()}
+    criterion["head.fc1"][2:] = 0  # all but two of its units are worth nothing
+    goal = 0.5 * cost.of({})
+    free = least(criterion, cost, goal, 0.0, dict.fromkeys(criterion, 1))
+    assert len(free["head.fc1"]) == 2
+    widths_of = {name: len(index) for name, index in free.items()}
+    assert all(torch.equal(index, free[name]) for name, index in least(criterion, cost, goal, 0.0, widths_of).items())
+    held = least(criterion, cost, goal, 0.0, {**dict.fromkeys(criterion, 1), "head.fc1": 5})
+    assert len(held["head.fc1"]) == 5
+    assert {0, 1} <= set(held["head.fc1"].tolist())
+    assert abs(cost.of({name: len(index) for name, index in held.items()}) / goal - 1) <= TOLERANCE

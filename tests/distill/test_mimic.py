@@ -1,0 +1,379 @@
+"""The mimic loss, its switches and its regions, against hand-computed numbers and the equations."""
+
+import itertools
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torchvision import ops
+
+from qmimic.config import MimicConfig, QuantizerConfig, fingerprint
+from qmimic.data.targets import IGNORED, PADDING, Targets
+from qmimic.detectors.quantize import Quantizer
+from qmimic.detectors.rpn import Proposals
+from qmimic.distill.mimic import (
+    DISTANCES,
+    MatchCounts,
+    Mimic,
+    check_distance,
+    choose_regions,
+    count_matches,
+    mimic_loss,
+    random_regions,
+)
+from qmimic.errors import InputError
+
+STRIDE, CHANNELS, BINS = 16, 3, 5
+SIZE = (96, 128)
+QUANTIZES = {
+    "mimic": (False, False),
+    "quantization": (True, True),
+    "teacher_only": (True, False),
+    "student_only": (False, True),
+}
+
+
+def whole_numbers(f: Tensor) -> Tensor:
+    """Q for the dictionary {0, 1, 2, ...}, written from the equation: ties down, negative values to 0."""
+    return torch.ceil(f.double() - 0.5).clamp(min=0).float()
+
+
+def maps(seed: int, channels: int = CHANNELS, batch: int = 2) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, channels, SIZE[0] // STRIDE, SIZE[1] // STRIDE, generator=generator) * 2
+
+
+def regions_of(seed: int, count: int = 4, batch: int = 2) -> Proposals:
+    generator = torch.Generator().manual_seed(seed)
+    corner = torch.rand(batch, count, 2, generator=generator) * 60
+    boxes = torch.cat([corner, corner + 8 + torch.rand(batch, count, 2, generator=generator) * 50], -1)
+    valid = torch.ones(batch, count, dtype=torch.bool)
+    valid[-1, -2:] = False
+    return Proposals(boxes, valid)
+
+
+def identity_mimic(rms: float = 1.0, stride: float = 1.0, **switches: object) -> Mimic:
+    """A mimic whose adaptor hands the map on as it is."""
+    quantizer = Quantizer(QuantizerConfig(), torch.tensor([stride]))
+    mimic = Mimic(MimicConfig(**switches), CHANNELS, CHANNELS, quantizer, torch.tensor(rms), STRIDE, seed=0)
+    with torch.no_grad():
+        mimic.adaptor.weight.copy_(torch.eye(CHANNELS)[..., None, None])
+    return mimic
+
+
+def pooled(features: Tensor, regions: Proposals, pooling: str) -> Tensor:
+    """Regions of a map by torchvision, [B, P, C, k, k]."""
+    boxes = list(regions.boxes)
+    if pooling == "align":
+        flat = ops.roi_align(features, boxes, BINS, 1 / STRIDE, sampling_ratio=2, aligned=True)
+    else:
+        flat = ops.roi_pool(features, boxes, BINS, 1 / STRIDE)
+    return flat.unflatten(0, regions.valid.shape)
+
+
+def paper_loss(teacher: Tensor, student: Tensor, valid: Tensor) -> float:
+    """1/(2N) times the sum of squared distances, one region after the other."""
+    total, count = 0.0, 0
+    for image, place in itertools.product(*map(range, valid.shape)):
+        if valid[image, place]:
+            total += (teacher[image, place] - student[image, place]).double().square().sum().item()
+            count += 1
+    return total / (2 * count)
+
+
+def test_mimic_loss_of_two_regions_by_hand() -> None:
+    teacher = torch.tensor([[[1.0, 2.0], [0.0, 4.0]]])
+    student = torch.tensor([[[0.0, 4.0], [3.0, 4.0]]])
+    both = torch.tensor([[True, True]])
+    # Squares: 1 + 4 and 9 + 0; 14 / (2 * 2), or 9 / (2 * 1) where the second alone counts.
+    assert mimic_loss(teacher, student, both).item() == 3.5
+    assert mimic_loss(teacher, student, torch.tensor([[False, True]])).item() == 4.5
+    assert mimic_loss(teacher, student, ~both).item() == 0.0
+
+
+def test_gradient_of_mimic_loss_is_the_difference_over_the_number_of_regions() -> None:
+    teacher = torch.randn(2, 3, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+    student = torch.zeros_like(teacher).requires_grad_()
+    valid = torch.tensor([[True, False, True], [True, True, False]])
+    mimic_loss(teacher, student, valid).backward()
+    torch.testing.assert_close(student.grad, -teacher / 4 * valid[..., None, None, None])
+
+
+def test_gradient_of_no_regions_is_zero() -> None:
+    student = torch.ones(1, 2, 3, requires_grad=True)
+    mimic_loss(torch.zeros(1, 2, 3), student, torch.zeros(1, 2, dtype=torch.bool)).backward()
+    assert not student.grad.any()
+
+
+@pytest.mark.parametrize("pooling", ["align", "pool"])
+@pytest.mark.parametrize("order", ["quantize_pool", "pool_quantize"])
+@pytest.mark.parametrize("mode", QUANTIZES)
+def test_every_mode_quantizes_its_own_sides_in_the_order_of_the_recipe(mode: str, order: str, pooling: str) -> None:
+    mimic = identity_mimic(mode=mode, order=order, pooling=pooling, normalize="paper", adaptor_relu=False)
+    regions = regions_of(3)
+    sides = []
+    student, teacher = maps(1), maps(2)
+    for features, quantize in zip((teacher, student), QUANTIZES[mode], strict=True):
+        if quantize and order == "quantize_pool":
+            features = whole_numbers(features)
+        region = pooled(features, regions, pooling)
+        sides.append(whole_numbers(region) if quantize and order == "pool_quantize" else region)
+    expected = paper_loss(*sides, regions.valid)
+    assert mimic.loss(student, teacher, regions).item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("order", ["quantize_pool", "pool_quantize"])
+def test_the_adaptor_sees_regions_as_the_equation_has_it_or_the_map(order: str) -> None:
+    quantizer = Quantizer(QuantizerConfig(), torch.tensor([1.0]))
+    mimic = Mimic(MimicConfig(order=order, normalize="paper"), 2, CHANNELS, quantizer, torch.tensor(1.0), STRIDE, 4)
+    student, teacher, regions = maps(1, channels=2), maps(2), regions_of(3)
+    weight = mimic.adaptor.weight[:, :, 0, 0].detach()
+
+    def r(features: Tensor, letters: str) -> Tensor:
+        return torch.einsum(f"oi,{letters.replace('c', 'i')}->{letters.replace('c', 'o')}", weight, features).clamp(0)
+
+    if order == "pool_quantize":
+        own = whole_numbers(r(pooled(student, regions, "align"), "bpchw"))
+        taught = whole_numbers(pooled(teacher, regions, "align"))
+    else:
+        own = pooled(whole_numbers(r(student, "bchw")), regions, "align")
+        taught = pooled(whole_numbers(teacher), regions, "align")
+    expected = paper_loss(taught, own, regions.valid)
+    assert mimic.loss(student, teacher, regions).item() == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("mode", QUANTIZES)
+@given(seed=st.integers(0, 10**6), relu=st.booleans())
+@settings(max_examples=10, deadline=None)
+def test_the_whole_map_is_one_region_of_each_image(mode: str, seed: int, relu: bool) -> None:
+    mimic = identity_mimic(mode=mode, regions="map", normalize="paper", adaptor_relu=relu)
+    student, teacher = maps(seed), maps(seed + 1)
+    seen = student.relu() if relu else student
+    sides = [whole_numbers(f) if q else f for f, q in zip((teacher, seen), QUANTIZES[mode], strict=True)]
+    expected = (sides[0] - sides[1]).double().square().sum().item() / (2 * len(student))
+    assert mimic.loss(student, teacher, None).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_with_max_pooling_the_order_does_not_matter() -> None:
+    student, teacher, regions = maps(1), maps(2), regions_of(3)
+    losses = {
+        identity_mimic(order=order, pooling="pool", normalize="paper").loss(student, teacher, regions).item()
+        for order in ("quantize_pool", "pool_quantize")
+    }
+    assert len(losses) == 1
+
+
+def test_the_relu_stands_between_adaptor_and_quantizer() -> None:
+    student = maps(1)
+    assert torch.equal(identity_mimic(adaptor_relu=True).adapt(student), student.clamp(min=0))
+    assert torch.equal(identity_mimic(adaptor_relu=False).adapt(student), student)
+
+
+def test_with_relu_no_gradient_reaches_entries_that_the_adaptor_made_negative() -> None:
+    for relu in (True, False):
+        student = torch.full((1, CHANNELS, 6, 8), -1.0, requires_grad=True)
+        identity_mimic(adaptor_relu=relu).loss(student, maps(2, batch=1).abs() + 1, None).backward()
+        assert bool(student.grad.any()) is not relu
+
+
+def test_the_adaptor_is_a_linear_map_of_the_channels() -> None:
+    quantizer = Quantizer(QuantizerConfig(), torch.tensor([1.0]))
+    mimic = Mimic(MimicConfig(adaptor_relu=False), 2, 5, quantizer, torch.tensor(1.0), STRIDE, seed=4)
+    student = maps(1, channels=2)
+    by_hand = torch.einsum("oi,bihw->bohw", mimic.adaptor.weight[:, :, 0, 0], student)
+    torch.testing.assert_close(mimic.adapt(student), by_hand + mimic.adaptor.bias[:, None, None])
+
+
+def test_the_adaptor_depends_on_its_seed_alone() -> None:
+    quantizer = Quantizer(QuantizerConfig(), torch.tensor([1.0]))
+
+    def adaptor(seed: int) -> Tensor:
+        torch.rand(seed + 1)  # chance elsewhere is at another place each time
+        return Mimic(MimicConfig(), 2, 5, quantizer, torch.tensor(1.0), STRIDE, seed).adaptor.weight
+
+    assert torch.equal(adaptor(3), adaptor(3))
+    assert not torch.equal(adaptor(3), adaptor(4))
+
+
+@pytest.mark.parametrize("mode", QUANTIZES)
+def test_the_loss_by_entry_is_the_mean_of_squares_over_the_squared_rms(mode: str) -> None:
+    student, teacher, regions = maps(1), maps(2), regions_of(3)
+    paper = identity_mimic(mode=mode, normalize="paper").loss(student, teacher, regions).item()
+    entry = identity_mimic(mode=mode, normalize="entry", rms=1.5).loss(student, teacher, regions).item()
+    assert entry == pytest.approx(2 * paper / (CHANNELS * BINS * BINS) / 1.5**2, rel=1e-5)
+
+
+@pytest.mark.parametrize("whole_map", [False, True])
+@pytest.mark.parametrize("mode", QUANTIZES)
+@given(power=st.integers(-6, 6))
+@settings(max_examples=8, deadline=None)
+def test_the_loss_by_entry_does_not_depend_on_the_unit_of_the_maps(mode: str, whole_map: bool, power: int) -> None:
+    regions = None if whole_map else regions_of(3)
+    unit = 2.0**power
+    one = identity_mimic(mode=mode).loss(maps(1), maps(2), regions)
+    scaled = identity_mimic(mode=mode, rms=unit, stride=unit).loss(maps(1) * unit, maps(2) * unit, regions)
+    assert scaled.item() == pytest.approx(one.item(), rel=1e-4)
+
+
+def test_gradients_reach_student_and_adaptor_but_not_the_teacher() -> None:
+    student, teacher = maps(1).requires_grad_(), maps(2).requires_grad_()
+    mimic = identity_mimic()
+    mimic.loss(student, teacher, regions_of(3)).backward()
+    assert student.grad.any()
+    assert mimic.adaptor.weight.grad.any()
+    assert teacher.grad is None
+
+
+def test_gradient_of_quantization_mimic_is_straight_through() -> None:
+    student = maps(1).requires_grad_()
+    teacher = maps(2)
+    identity_mimic(normalize="paper", adaptor_relu=False).loss(student, teacher, None).backward()
+    difference = whole_numbers(student.detach()) - whole_numbers(teacher)
+    torch.testing.assert_close(student.grad, difference / len(student))
+
+
+def test_equal_maps_cost_nothing() -> None:
+    same = maps(1)
+    for mode in QUANTIZES:
+        if mode in ("mimic", "quantization"):
+            assert identity_mimic(mode=mode, adaptor_relu=False).loss(same, same, regions_of(3)).item() == 0
+
+
+def test_half_precision_maps_give_a_float32_loss() -> None:
+    mimic = identity_mimic()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = mimic.loss(maps(1).bfloat16(), maps(2).bfloat16(), regions_of(3))
+    assert loss.dtype == torch.float32
+    assert math.isfinite(loss.item())
+
+
+def test_what_a_bank_keeps_does_not_depend_on_how_the_student_is_computed() -> None:
+    mimic = identity_mimic()
+    wanted = mimic.aim(maps(2), regions_of(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(mimic.aim(maps(2), regions_of(3)), wanted)
+
+
+def test_count_matches_by_hand() -> None:
+    teacher = torch.tensor([[[0.0, 1.0, 2.0, 0.0], [5.0, 5.0, 5.0, 5.0]]])
+    student = torch.tensor([[[0.0, 1.0, 3.0, 1.0], [5.0, 5.0, 5.0, 5.0]]])
+    first_only = count_matches(teacher, student, torch.tensor([[True, False]]))
+    assert first_only == MatchCounts(entries=4, matched=2, nonzero=2, nonzero_matched=1)
+    assert (first_only.ratio, first_only.nonzero_ratio) == (0.5, 0.5)
+    assert count_matches(teacher, student, torch.tensor([[True, True]])) == MatchCounts(8, 6, 6, 5)
+    assert count_matches(teacher, student, torch.tensor([[False, False]])) == MatchCounts()
+
+
+def test_an_all_zero_student_matches_zeros_and_nothing_else() -> None:
+    teacher = torch.tensor([[[0.0, 0.0, 0.0, 2.0]]])
+    counts = count_matches(teacher, torch.zeros_like(teacher), torch.tensor([[True]]))
+    assert counts.ratio == 0.75
+    assert counts.nonzero_ratio == 0.0
+
+
+def test_match_counts_add_up_over_batches() -> None:
+    assert MatchCounts(8, 6, 4, 2) + MatchCounts(2, 1, 1, 1) == MatchCounts(10, 7, 5, 3)
+    assert MatchCounts().ratio == MatchCounts().nonzero_ratio == 0.0
+
+
+@pytest.mark.parametrize("mode", QUANTIZES)
+def test_matches_compares_quantized_regions_whatever_the_mode_trains(mode: str) -> None:
+    student, teacher, regions = maps(1), maps(2), regions_of(3)
+    mimic = identity_mimic(mode=mode, order="pool_quantize", pooling="pool")
+    t = whole_numbers(pooled(teacher, regions, "pool"))[regions.valid]
+    s = whole_numbers(pooled(F.relu(student), regions, "pool"))[regions.valid]
+    expected = MatchCounts(t.numel(), int((t == s).sum()), int((t != 0).sum()), int(((t == s) & (t != 0)).sum()))
+    assert mimic.matches(student, teacher, regions) == expected
+
+
+TRUTH = Targets(
+    torch.tensor([[[0.0, 0.0, 10.0, 10.0], [5.0, 5.0, 30.0, 30.0], [1.0, 1.0, 3.0, 3.0]], [[0.0, 0.0, 0.0, 0.0]] * 3]),
+    torch.tensor([[2, IGNORED, 0], [PADDING] * 3]),
+)
+PROPOSALS = Proposals(
+    torch.arange(2 * 3 * 4).float().view(2, 3, 4) + 100, torch.tensor([[True, True, False], [True, True, True]])
+)
+
+
+def chosen(count: int = 10, proposals: Proposals | None = PROPOSALS, **switches: object) -> list[list[list[float]]]:
+    """The valid regions of every image, after a check that the others are padding at the end."""
+    config = MimicConfig(region_count=count, **switches)
+    regions = choose_regions(config, proposals, TRUTH, SIZE, torch.Generator().manual_seed(0))
+    assert regions.boxes.shape == (2, count, 4)
+    falling = regions.valid.int().diff(dim=1)
+    assert (falling <= 0).all()
+    return [boxes[valid].tolist() for boxes, valid in zip(regions.boxes, regions.valid, strict=True)]
+
+
+REAL = [[0.0, 0.0, 10.0, 10.0], [1.0, 1.0, 3.0, 3.0]]
+
+
+@pytest.mark.parametrize("whose", ["teacher", "student"])
+def test_regions_of_a_detector_are_its_proposals_behind_the_objects(whose: str) -> None:
+    first, second = PROPOSALS.boxes.tolist()
+    assert chosen(regions=whose, with_truth=False) == [first[:2], second]
+    assert chosen(regions=whose, with_truth=True) == [REAL + first[:2], second]
+    assert chosen(3, regions=whose, with_truth=True) == [[*REAL, first[0]], second]
+    assert chosen(1, regions=whose, with_truth=True) == [REAL[:1], second[:1]]
+
+
+@pytest.mark.parametrize("with_truth", [False, True])
+def test_ground_truth_regions_are_the_real_objects_alone(with_truth: bool) -> None:
+    assert chosen(proposals=None, regions="ground_truth", with_truth=with_truth) == [REAL, []]
+    assert chosen(1, proposals=None, regions="ground_truth", with_truth=with_truth) == [REAL[:1], []]
+
+
+def test_random_regions_fill_every_image_and_objects_come_first() -> None:
+    first, second = chosen(6, proposals=None, regions="random", with_truth=True)
+    assert first[:2] == REAL
+    assert (len(first), len(second)) == (6, 6)
+    first, second = chosen(6, proposals=None, regions="random", with_truth=False)
+    assert REAL[0] not in first
+    assert (len(first), len(second)) == (6, 6)
+
+
+@given(st.integers(0, 10**6), st.integers(32, 300), st.integers(32, 300))
+@settings(max_examples=25, deadline=None)
+def test_random_regions_lie_inside_the_image_and_are_no_crumbs(seed: int, height: int, width: int) -> None:
+    regions = random_regions(3, 20, (height, width), torch.Generator().manual_seed(seed))
+    x1, y1, x2, y2 = regions.boxes.unbind(-1)
+    assert regions.valid.shape == (3, 20)
+    assert regions.valid.all()
+    assert min(x1.min(), y1.min()) >= 0
+    assert x2.max() <= width + 1e-3
+    assert y2.max() <= height + 1e-3
+    assert ((x2 - x1) >= width / 8 - 1e-3).all()
+    assert ((y2 - y1) >= height / 8 - 1e-3).all()
+
+
+def test_random_regions_depend_on_the_generator_alone() -> None:
+    a, b, c = (random_regions(2, 5, SIZE, torch.Generator().manual_seed(seed)).boxes for seed in (1, 1, 2))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_another_distance_is_a_line_in_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    teacher, student = (torch.rand(2, 3, 4, 5, 5, generator=generator) for _ in range(2))
+    valid = torch.tensor([[True, True, False], [True, False, False]])
+
+    def absolute(teacher: Tensor, student: Tensor) -> Tensor:
+        return (teacher - student).abs().sum((2, 3, 4))
+
+    by_hand = sum(float((teacher[b, p] - student[b, p]).abs().sum()) for b, p in ((0, 0), (0, 1), (1, 0))) / 6
+    assert float(mimic_loss(teacher, student, valid, absolute)) == pytest.approx(by_hand, rel=1e-5)
+    with pytest.raises(InputError, match="'absolute' is no distance; take one of squared"):
+        check_distance("absolute")
+    monkeypatch.setitem(DISTANCES, "absolute", absolute)
+    check_distance("absolute")
+
+
+def test_the_paper_s_distance_leaves_no_trace_in_fingerprints() -> None:
+    # Runs of before there was a choice are found again; another distance makes other students.
+    assert "distance" not in MimicConfig().model_dump(mode="json")
+    assert fingerprint(MimicConfig()) == fingerprint(MimicConfig(distance="squared"))
+    assert fingerprint(MimicConfig()) != fingerprint(MimicConfig(distance="cosine"))

@@ -1,0 +1,172 @@
+"""The best detector within a budget."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cli_cases import Refused
+from qmimic.cli import main
+from qmimic.config import load_recipe
+from qmimic.errors import InputError
+from qmimic.run import candidates as networks
+from qmimic.run import search as fit
+from qmimic.run.candidates import Budget, Candidate, Option, candidates
+from qmimic.run.deploy import Deployed
+from qmimic.run.folder import StageResult
+from qmimic.run.train import RunResult
+from qmimic.train.progress import Silent
+
+SHORT = [
+    "detector={anchor_count: 2, pre_nms: 64, post_nms: 16, roi_samples: 16, rpn_samples: 32}",
+    "teacher={backbone: resnet18/16, steps: 2, batch_size: 4, min_map: 0}",
+    "quantized_teacher.steps=0",
+    "student={steps: 4, batch_size: 4}",
+    "pruning={rounds: 2, steps: 1}",
+    "run.threads=1",
+    "int8.max_loss=1",
+]
+
+
+def test_inputs_have_the_shape_of_the_images() -> None:
+    found = {one.size for one in candidates(np.array([[640, 480]] * 5 + [[100, 800]], np.int32))}
+    assert found == {(96, 160), (160, 224), (224, 288)}
+    for height, width in found:
+        assert width / height == pytest.approx(4 / 3, rel=0.26)  # sides are multiples of 32
+    assert {one.size for one in candidates(np.array([[20, 2000]], np.int32))} >= {(1280, 32)}
+
+
+def test_an_excess_is_that_of_the_worst_limit() -> None:
+    assert Budget(2, 100).excess(1, 150) == 1.5
+    assert Budget(2, 100).excess(3, 50) == 1.5
+    assert Budget(None, 100).excess(1000, 50) == 0.5
+    assert Budget(megabytes=50).excess(9, 9, 100) == 2
+
+
+def test_the_better_half_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = [Candidate("resnet18/16", "rfcn", (32 * k, 32)) for k in range(1, 11)]
+    asked: list[tuple[int, int]] = []
+
+    def score(candidate: Candidate, _: object, steps: int, __: object) -> float:
+        asked.append((candidate.size[0] // 32, steps))
+        return candidate.size[0] / 1000
+
+    monkeypatch.setattr(fit, "_short", score)
+    found = fit.halve(tried, load_recipe(None, ["student.steps=80"]), Silent())
+    assert asked == [
+        *((k, 10) for k in range(1, 9)),
+        *((k, 20) for k in (8, 7, 6, 5)),
+        *((k, 40) for k in (8, 7)),
+    ]
+    assert [one.size[0] // 32 for one in found] == [8, 7, 6, 5, 4, 3, 2, 1]
+    assert next(iter(found.values())) == (0.256, 40)
+
+
+def test_a_network_that_is_slow_at_a_small_size_is_not_measured_at_a_large_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small, large = (Candidate("resnet18/16", "rfcn", (side, side)) for side in (64, 128))
+    other = Candidate("resnet18/32", "rfcn", (128, 128))
+    asked: list[Candidate] = []
+
+    def costs(candidate: Candidate, *_: object) -> list[Option]:
+        asked.append(candidate)
+        return [Option(candidate, "onnx", "fp32", 5.0, 100, 0, 10)]
+
+    monkeypatch.setattr(networks, "_costs", costs)
+    recipe = load_recipe(None, [])
+
+    def table(budget: Budget) -> list[Option]:
+        tried = [small, large, other]
+        return networks.cost_table(tried, recipe, ("a",), ["onnx"], budget, tmp_path / "t.json", lambda _: None)
+
+    assert [one.candidate for one in table(Budget(milliseconds=4))] == [small, other]
+    assert asked == [small, other]
+    assert [one.candidate for one in table(Budget(milliseconds=6))] == [small, other, large]
+    assert asked == [small, other, large]  # what stands in the table is not measured again
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small search, for the clock's sake."""
+    monkeypatch.setattr(networks, "BACKBONES", ("resnet18/32", "vgg16/32"))
+    monkeypatch.setattr(networks, "ARCHITECTURES", ("faster_rcnn",))
+    monkeypatch.setattr(networks, "SIDES", (64,))
+    monkeypatch.setattr(networks, "ROUNDS", 3)
+    monkeypatch.setattr(fit, "RUNGS", (2, 1))
+
+
+@pytest.mark.usefixtures("few")
+def test_a_budget_becomes_a_file(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["fit", str(trained / "cats"), "--max-ms", "1000", "--max-kb", "300", "--set", *SHORT]
+    assert main([*arguments, "--out", str(tmp_path / "fit")]) == 0
+    said = capsys.readouterr().out
+    assert "within the limit" in said
+    plain = json.loads((tmp_path / "fit" / "fit.json").read_text())
+    assert plain["excess"] <= 1
+    assert Path(plain["file"]).is_file()
+    assert [one["steps"] for one in plain["tried"]] == [4, 2]
+    assert any(one["on_front"] for one in plain["tried"])
+    assert (tmp_path / "fit" / "front.png").stat().st_size > 5000
+    arms = json.loads((tmp_path / "fit/winner/results.json").read_text())["stages"]
+    assert [one["name"] for one in arms] == ["teacher", "quantized_teacher", "scratch", "taylor", "student"]
+    assert Path(plain["file"]).parent == tmp_path / "fit/winner/deploy"
+    table = json.loads((tmp_path / "fit" / "costs.json").read_text())
+    assert {(one["target"], one["precision"]) for one in table["options"]} == {("onnx", "fp32"), ("onnx", "int8")}
+
+
+def test_the_best_student_that_has_a_file_within_the_budget_ships(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def arm(name: str, map50: float) -> StageResult:
+        return StageResult(name, "key", "resnet18/16", map50, map50, map50, 1, 1, 1)
+
+    def files(path: Path, *_: object) -> list[Deployed]:
+        slow = {"taylor": 5.0, "student": 1.0, "scratch": 0.99}[path.stem]
+        whole = Deployed(tmp_path / f"{path.stem}.onnx", "onnx", "fp32", 400_000, slow, {})
+        integer = Deployed(tmp_path / f"{path.stem}-int8.onnx", "onnx", "int8", 100_000, slow / 2, {"map50": 0.125})
+        return [whole, integer]
+
+    monkeypatch.setattr(fit, "deploy", files)
+    results = arm("scratch", 0.5), arm("taylor", 0.7), arm("student", 0.6)
+    run = RunResult(tmp_path, results, tmp_path, tmp_path, (), None)
+
+    def shipped(budget: Budget) -> tuple[str, float, float]:
+        file, map50, excess = fit._shipped(run, budget, ["onnx"], Silent())
+        return file.path.name, map50, excess
+
+    assert shipped(Budget(milliseconds=10)) == ("taylor-int8.onnx", 0.125, 0.25)
+    assert shipped(Budget(milliseconds=2)) == ("student-int8.onnx", 0.125, 0.25)
+    # Where none fits, the best of those that are about as near: scratch takes a hundredth less time than the student.
+    assert shipped(Budget(milliseconds=0.25)) == ("student-int8.onnx", 0.125, 2)
+
+    def failing(path: Path, *rest: object) -> list[Deployed]:
+        if path.stem != "scratch":
+            raise InputError("It differs from the trained model.")
+        return files(path, *rest)
+
+    monkeypatch.setattr(fit, "deploy", failing)
+    assert shipped(Budget(milliseconds=10))[0] == "scratch-int8.onnx"
+    run = RunResult(tmp_path, results[1:], tmp_path, tmp_path, (), None)
+    with pytest.raises(InputError, match="differs from"):
+        shipped(Budget(milliseconds=10))
+
+
+def test_a_teacher_that_costs_too_little_is_not_pruned_but_the_rest_goes_on(trained: Path, tmp_path: Path) -> None:
+    settings = [f"data={{root: {trained / 'cats'}, size: [64, 64]}}", f"run.dir={tmp_path}"]
+    settings += ["teacher.backbone=resnet18/32", "student.backbone=resnet18/16"]
+    recipe = load_recipe(None, [*settings, "baselines=[scratch,taylor]"])
+    assert fit._prunable(recipe, Silent()).baselines == ("scratch",)
+
+
+@pytest.mark.usefixtures("few")
+def test_an_impossible_budget_names_the_nearest(trained: Path, tmp_path: Path, refused: Refused) -> None:
+    said = refused("fit", trained / "cats", "--max-kb", "1", "--out", tmp_path, "--set", *SHORT)
+    assert "No network fits: the nearest, " in said
+    assert "times the limit; raise it, or take a faster machine" in said
+    assert "Give a limit above 0" in refused("fit", trained / "cats")
+    assert "Give a limit above 0" in refused("fit", trained / "cats", "--max-ms", "-3")
+    assert "that is what is searched" in refused(
+        "fit", trained / "cats", "--max-kb", "9", "--set", "data.size=[64, 64]"
+    )
