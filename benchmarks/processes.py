@@ -30,9 +30,9 @@ def worker(backbone: str, size: int, batch: int, steps: int, threads: int) -> No
     from qmimic.data.targets import Targets
     from qmimic.detectors.build import build
     from qmimic.run.memory import keep_freed_memory
-    from qmimic.train.loop import chance_of
-    from qmimic.train.optimizer import build_optimizer
-    from qmimic.train.step import DetectionObjective
+    from qmimic.training.loop import chance_of
+    from qmimic.training.optimizer import build_optimizer
+    from qmimic.training.step import DetectionObjective
     from train_step import ScheduleConfig, made_batch, spec_of
 
     keep_freed_memory()

@@ -32,9 +32,9 @@ from qmimic.distill.bank import Bank, Layout
 from qmimic.distill.mimic import REGION_SIZE, Mimic
 from qmimic.distill.teacher import Teacher
 from qmimic.run.memory import keep_freed_memory
-from qmimic.train.optimizer import build_optimizer
-from qmimic.train.precision import bf16_by_default
-from qmimic.train.step import Chance, DetectionObjective, MimicObjective
+from qmimic.training.optimizer import build_optimizer
+from qmimic.training.precision import bf16_by_default
+from qmimic.training.step import Chance, DetectionObjective, MimicObjective
 from torchvision_twin import twin
 
 NETWORKS = ("resnet18/16", "resnet18/1", "resnet18/4", "resnet18/32", "vgg16/32")

@@ -17,8 +17,8 @@ from qmimic.data.loader import Loader
 from qmimic.data.synthetic import digits
 from qmimic.detectors.evaluation import channel_rms, detect_all
 from qmimic.errors import InputError
-from qmimic.train.precision import bf16_by_default
-from qmimic.train.progress import Bar
+from qmimic.training.precision import bf16_by_default
+from qmimic.training.progress import Bar
 
 
 def test_no_module_hides_a_name_of_the_package() -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from qmimic import train
 from qmimic.config import Recipe, load_recipe
-from qmimic.train.progress import Silent
+from qmimic.training.progress import Silent
 
 
 def main(arguments: list[str]) -> int:

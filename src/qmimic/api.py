@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from accelerate import PartialState
+
 from qmimic.config import DetectorConfig, Recipe
 from qmimic.data.loader import Loader
 from qmimic.data.sample import Dataset
@@ -17,8 +19,8 @@ from qmimic.errors import InputError
 from qmimic.run.train import RunResult
 from qmimic.run.train import train as run_recipe
 from qmimic.scores.summary import Scores, score
-from qmimic.train.loop import Watcher
-from qmimic.train.progress import Silent
+from qmimic.training.loop import Watcher
+from qmimic.training.progress import Silent
 
 BATCH = 32
 DEFAULT_ANCHORS = tuple((side * ratio, side / ratio) for side in (24.0, 48.0, 96.0) for ratio in (0.71, 1.0, 1.41))
@@ -59,7 +61,19 @@ def train(recipe: Recipe, watcher: Watcher | None = None) -> RunResult:
     Raises:
         InputError: bad data, a weak teacher, a loss that is not finite, a folder that cannot be written.
     """
-    return run_recipe(recipe, watcher or Silent())
+    watcher = watcher or Silent()
+    result = run_recipe(recipe, watcher)
+    write_report_of(result, recipe, watcher)
+    return result
+
+
+def write_report_of(result: RunResult, recipe: Recipe, watcher: Watcher) -> Path | None:
+    """The page of a run that just ended; None where the recipe wants none, or it could not be written (said)."""
+    if not recipe.run.report or not PartialState().is_main_process:
+        return None
+    from qmimic.report.page import report_of  # here: matplotlib is slow to import
+
+    return report_of(result.folder, True, watcher.say)
 
 
 def evaluate(detector: Detector | Path | str, dataset: Dataset, split: str = "val") -> Scores:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from cli_cases import Refused, coco
 from qmimic.cli import main
-from qmimic.train.progress import Screen
+from qmimic.training.progress import Screen
 
 
 def reset_interrupt() -> None:

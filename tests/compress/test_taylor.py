@@ -7,7 +7,7 @@ from qmimic.compress.cost import Cost
 from qmimic.compress.taylor import TOLERANCE, gated, least
 from qmimic.config import AugmentConfig
 from qmimic.detectors.narrowing import channel_groups, widths
-from qmimic.train.step import Chance, DetectionObjective
+from qmimic.training.step import Chance, DetectionObjective
 from tiny_detectors import as_targets, lively, some_images, some_truth, tiny_spec
 
 STILL = AugmentConfig(flip=0, scale=(1, 1), shift=0, colour=0)

@@ -13,7 +13,7 @@ from qmimic.compress import taylor
 from qmimic.config import Recipe, recipe_from
 from qmimic.detectors.files import load_detector
 from qmimic.errors import InputError
-from qmimic.train.progress import Silent
+from qmimic.training.progress import Silent
 
 MakeRecipe = Callable[..., Recipe]
 ALL = ("scratch", "quantized", "mimic", "separable", "grouped", "taylor", "lasso")

@@ -16,7 +16,7 @@ from qmimic.run.candidates import Budget, Candidate, Option, candidates
 from qmimic.run.deploy import Deployed
 from qmimic.run.folder import StageResult
 from qmimic.run.train import RunResult
-from qmimic.train.progress import Silent
+from qmimic.training.progress import Silent
 
 SHORT = [
     "detector={anchor_count: 2, pre_nms: 64, post_nms: 16, roi_samples: 16, rpn_samples: 32}",

@@ -13,7 +13,7 @@ import qmimic
 from qmimic.config import Recipe, load_recipe
 from qmimic.run.folder import StageResult, ranked
 from qmimic.run.train import remarks
-from qmimic.train.progress import Silent
+from qmimic.training.progress import Silent
 
 MakeRecipe = Callable[..., Recipe]
 

@@ -27,7 +27,7 @@ from qmimic.run.prepare import Prepared, prepare
 from qmimic.runtime import Detector as ShippedDetector
 from qmimic.ship.onnx_file import Exported, build_graph
 from qmimic.ship.write import TARGETS, describe, ship
-from qmimic.train.progress import Silent
+from qmimic.training.progress import Silent
 from tiny_detectors import lively, some_images, tiny_spec
 
 STRIDE = 0.3125

@@ -1,6 +1,7 @@
 """`qmimic export`: files to ship."""
 
 import argparse
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,6 +29,18 @@ def add(commands: Commands) -> None:
     export.set_defaults(run=_export)
 
 
+def _report_again(run: Path, folder: Path, say: Callable[[str], None]) -> None:
+    """Write the report of the run that the files belong to anew, now that it has files to show."""
+    from qmimic.config import load_recipe
+    from qmimic.report.page import report_of
+    from qmimic.run.folder import DEPLOY, RECIPE
+
+    if folder == run / DEPLOY and (run / RECIPE).is_file():
+        page = report_of(run, load_recipe(run / RECIPE, []).run.report, say)
+        if page:
+            say(f"Report: {page}")
+
+
 def _export(options: argparse.Namespace) -> int:
     from qmimic.cli.output import Output, table
     from qmimic.run.deploy import advice, deploy
@@ -42,6 +55,7 @@ def _export(options: argparse.Namespace) -> int:
         inside = options.nms == "inside"
         given = options.detector, options.out, options.data, options.overrides
         files = deploy(*given, batch, inside, names, options.int8, watcher)
+        _report_again(options.detector.parent, files[0].path.parent, watcher.say)
     rows = [(one.path.name, proved(one.proof), f"{one.bytes / 1000:.0f}", f"{one.milliseconds:.2f}") for one in files]
     heads = "file", "proof", "kB", "ms"
     out.result(

@@ -39,6 +39,7 @@ def add(commands: Commands) -> None:
 def _fit(options: argparse.Namespace) -> int:
     from qmimic.cli.output import Output, table
     from qmimic.config import load_recipe, recipe_text
+    from qmimic.report.page import report_of
     from qmimic.run.candidates import Budget
     from qmimic.run.search import fit
 
@@ -56,6 +57,7 @@ def _fit(options: argparse.Namespace) -> int:
     out.detail(f"The recipe, resolved, of all that is not searched:\n{recipe_text(recipe)}")
     with out.watching() as watcher:
         fitted = fit(recipe, Budget(*limits.values()), targets(options.to), folder, watcher)
+        report_of(fitted.file.path.parents[1], recipe.run.report, watcher.say)
     rows = []
     for one in fitted.tried:
         own = one.option

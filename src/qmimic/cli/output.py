@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from qmimic.cli.grammar import QUIET, USUAL, VERBOSE
-from qmimic.train.progress import Bar, Screen, Silent
+from qmimic.training.progress import Bar, Screen, Silent
 
 
 class Output:

@@ -39,6 +39,7 @@ def _keys() -> str:
 def _train(options: argparse.Namespace) -> int:
     from accelerate import PartialState
 
+    from qmimic.api import write_report_of
     from qmimic.cli.output import Output, table
     from qmimic.config import load_recipe, recipe_text
     from qmimic.run.folder import MODES
@@ -49,13 +50,14 @@ def _train(options: argparse.Namespace) -> int:
     out.detail(f"The recipe, resolved; the run goes to {recipe.folder}:\n{recipe_text(recipe)}")
     with out.watching() as watcher:
         result = train(recipe, watcher)
+        page = write_report_of(result, recipe, watcher)
     if not PartialState().is_main_process:
         return 0
     title = f"{recipe.name}, val split, seed {recipe.seed}; student: {MODES[result.results[-1].mode]}"
     out.result(table(SHORT_COLUMNS, short_rows(result.results), title, words=2), *result.remarks)
     out.result(f"Table: {result.folder / 'results.md'}   pictures: {result.folder / 'examples.png'}")
-    if result.report:
-        out.result(f"Report: {result.report}")
+    if page:
+        out.result(f"Report: {page}")
     out.result(f"To ship: {result.best}")
     networks = [asdict(one) for one in result.results]
     files = {"folder": result.folder, "student": result.student, "best": result.best}

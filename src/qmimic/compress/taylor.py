@@ -21,8 +21,8 @@ from qmimic.data.loader import Batch
 from qmimic.detectors.channel_group import ChannelGroup
 from qmimic.detectors.narrowing import channel_groups, keep_channels, widths
 from qmimic.detectors.two_stage import Detector
-from qmimic.train.optimizer import build_optimizer
-from qmimic.train.step import Chance, DetectionObjective
+from qmimic.training.optimizer import build_optimizer
+from qmimic.training.step import Chance, DetectionObjective
 
 TOLERANCE = 0.02  # how far from the wanted cost pruning may end
 FLOOR = 0.2  # of the channels that equal pruning to the same cost leaves a layer, that stay at least

@@ -1,6 +1,4 @@
-"""A detector's detections on a split, and what its map has in common with a teacher's."""
-
-from collections.abc import Iterator
+"""A detector's detections on a split, and the size of its map's values."""
 
 import numpy as np
 import torch
@@ -11,7 +9,6 @@ from qmimic.data.loader import Loader
 from qmimic.detections import Detections
 from qmimic.detectors.regions import BatchDetections
 from qmimic.detectors.two_stage import Detector
-from qmimic.distill.mimic import MatchCounts, Mimic, choose_regions, count_matches
 
 
 def detect_all(detector: Detector, loader: Loader, mirrored: bool = False) -> dict[str, Detections]:
@@ -78,34 +75,3 @@ def channel_rms(detector: Detector, loader: Loader, batches: int = 16) -> Tensor
         squares = squares + features.square().sum((0, 2, 3))
         entries += features[:, 0].numel()
     return (squares / entries).sqrt().float()
-
-
-def matching(student: Detector, teacher: Detector, mimic: Mimic, loader: Loader) -> MatchCounts:
-    """Matching ratio of two detectors' quantized maps on the regions of a split, see `region_levels`."""
-    return sum((count_matches(*own) for own in region_levels(student, teacher, mimic, loader)), MatchCounts())
-
-
-@torch.no_grad()
-def region_levels(
-    student: Detector, teacher: Detector, mimic: Mimic, loader: Loader
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Levels of two detectors' maps on the regions of a split, batch by batch, without augmentation.
-
-    Regions are the recipe's; where it has none (the whole map), the teacher's proposals and the ground truth serve.
-
-    Yields:
-        Levels of the teacher and of the student, [B, P, C_t, k, k], and which regions count, bool [B, P].
-    """
-    config = mimic.config
-    if config.regions == "map":
-        config = config.model_copy(update={"regions": "teacher"})
-    device = student.anchors.device
-    generator = torch.Generator(device).manual_seed(0)
-    for batch in loader.once():
-        images, targets = batch.images.to(device), batch.targets.to(device)
-        student_map, teacher_map = student.raw_features(images), teacher.raw_features(images)
-        source = teacher if config.regions == "teacher" else student
-        own_map = teacher_map if source is teacher else student_map
-        proposals = source.propose(own_map if source.quantizer is None else source.quantizer(own_map))
-        regions = choose_regions(config, proposals, targets, student.spec.size, generator)
-        yield (*mimic.levels(student_map, teacher_map, regions), regions.valid)

@@ -15,7 +15,8 @@ from qmimic.report.latency import Timing, timing
 from qmimic.report.maps import Maps, feature_maps
 from qmimic.report.mistakes import WorstImage, worst_images
 from qmimic.report.networks import DeployedFile, Scored, deployed_files, judge
-from qmimic.run.folder import ENVIRONMENT, LOG, FinishedRun, read_json, read_log
+from qmimic.run.folder import ENVIRONMENT, FinishedRun, read_json
+from qmimic.training.log import LOG, read_log
 
 T = TypeVar("T")
 

@@ -13,9 +13,9 @@ from qmimic.data.chosen import dataset_fingerprint
 from qmimic.data.loader import Loader
 from qmimic.data.sample import Dataset
 from qmimic.data.splits import VAL
-from qmimic.detectors.evaluation import region_levels
 from qmimic.detectors.files import read_tensors
 from qmimic.detectors.two_stage import Detector
+from qmimic.distill.matching import region_levels
 from qmimic.distill.mimic import Mimic
 from qmimic.errors import InputError
 from qmimic.report.kept import FOLDER, kept_value

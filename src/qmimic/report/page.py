@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from qmimic.config import Recipe
+from qmimic.errors import InputError
 from qmimic.files import write_text
 from qmimic.report import figures
 from qmimic.report.collect import Absent, Facts, collect
@@ -24,7 +25,7 @@ from qmimic.report.maps import Maps, Matching
 from qmimic.report.mistakes import confused, data_uri, lost_by_kind
 from qmimic.report.networks import TWIN, Judged, Scored
 from qmimic.report.template import NONE, environment, gain, percent
-from qmimic.run.folder import FinishedRun, ranked, read_run
+from qmimic.run.folder import RESULTS, FinishedRun, ranked, read_run
 from qmimic.scores.bootstrap import RESAMPLES, Interval
 from qmimic.scores.coco import coco_ap
 from qmimic.scores.curves import precision_recall
@@ -73,6 +74,23 @@ def write_report(folder: Path, out: Path | None = None, say: Callable[[str], Non
     path = out or folder / FILE
     save(path, page(collect(read_run(folder), say)))
     return path
+
+
+def report_of(folder: Path, wanted: bool, say: Callable[[str], None]) -> Path | None:
+    """Write the report of a run that just ended, if its recipe wants one; a report that fails must not fail the run.
+
+    Args:
+        folder: of the run.
+        wanted: `run.report` of its recipe.
+        say: told what takes time, and why there is no report.
+    """
+    if not wanted or not (folder / RESULTS).is_file():
+        return None
+    try:
+        return write_report(folder, say=say)
+    except InputError as error:
+        say(f"There is no report: {error}")
+        return None
 
 
 def save(path: Path, text: str) -> None:

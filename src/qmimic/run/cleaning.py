@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qmimic.errors import InputError
-from qmimic.run.folder import LOG, STAGE_RESULT, STAGES, read_run
+from qmimic.run.folder import STAGE_RESULT, STAGES, read_run
 from qmimic.run.listing import BANK, PIXELS, WINNER, kind_of, list_runs, look, usage
 from qmimic.run.lock import alone, taken
+from qmimic.training.log import LOG
 
 WHOLE = "whole"
 CACHES = (BANK, PIXELS)  # made again when they are needed

@@ -14,7 +14,7 @@ from qmimic.data.formats import load_dataset
 from qmimic.detectors.files import load_detector
 from qmimic.detectors.two_stage import Detector
 from qmimic.errors import InputError
-from qmimic.run.folder import DEPLOY, RECIPE, RESULTS, STAGES
+from qmimic.run.folder import DEPLOY, RECIPE, STAGES
 from qmimic.run.int8 import Int8RefusedError, IntegerDetector, to_integers
 from qmimic.run.lock import alone
 from qmimic.run.prepare import Prepared, prepare
@@ -23,7 +23,7 @@ from qmimic.ship.accuracy import Accuracy, map50_of_file
 from qmimic.ship.onnx_file import Exported
 from qmimic.ship.parity import pictures, require
 from qmimic.ship.write import TARGETS, Proof, describe, ship
-from qmimic.train.loop import Watcher
+from qmimic.training.loop import Watcher
 
 FASTER = 1.05  # times, to be called faster
 
@@ -98,14 +98,14 @@ def deploy(
                 found = to_integers(prepared, detector, path.parent / STAGES, watcher)
         except Int8RefusedError as error:
             watcher.say(str(error))
-            return _shown(path, folder, recipe, written, watcher)
+            return _timed(written)
         on_integers, proof = replace(exported, detector=found.detector), partial(_accuracy, prepared, found)
         for target in able:  # each by itself: one engine's roundings may cost too much and another's not
             try:
                 written |= _write(on_integers, notes, folder / f"{path.stem}-int8", [target], proof)
             except Int8RefusedError as error:
                 watcher.say(str(error))
-    return _shown(path, folder, recipe, written, watcher)
+    return _timed(written)
 
 
 def advice(files: Sequence[Deployed]) -> str:
@@ -164,20 +164,6 @@ def _write(
     """Files and their formats."""
     metadata = describe(exported.detector, notes)
     return {ship(exported, metadata, TARGETS[target], path, proof): target for target in targets}
-
-
-def _shown(path: Path, folder: Path, recipe: Recipe, written: Mapping[Path, str], watcher: Watcher) -> list[Deployed]:
-    """The files that were written, timed; the report of the run that they belong to is written anew with them."""
-    files = _timed(written)
-    run = path.parent
-    if recipe.run.report and (run / RESULTS).is_file() and folder == run / DEPLOY:
-        from qmimic.report.page import write_report  # here: matplotlib is slow to import
-
-        try:
-            watcher.say(f"Report: {write_report(run, say=watcher.say)}")
-        except InputError as error:
-            watcher.say(f"There is no new report: {error}")
-    return files
 
 
 def _timed(written: Mapping[Path, str]) -> list[Deployed]:

@@ -15,7 +15,7 @@ from qmimic.config import Recipe, explain, load_recipe
 from qmimic.errors import InputError
 
 DEPLOY = "deploy"
-RECIPE, RESULTS, STAGES, STAGE_RESULT, LOG = "recipe.yaml", "results.json", "stages", "result.json", "log.jsonl"
+RECIPE, RESULTS, STAGES, STAGE_RESULT = "recipe.yaml", "results.json", "stages", "result.json"
 ENVIRONMENT, FAILURE = "environment.json", "failed.txt"
 TEACHERS = "teacher", "quantized_teacher"
 MAX_BYTES = 1 << 24  # of one JSON file
@@ -155,19 +155,3 @@ def read_json(path: Path) -> Any:
         raise InputError(f"Cannot read {path}: {error.strerror or error}; run the recipe again.") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}); run the recipe again.") from error
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a stage's log; the last one may have been cut by a kill and is then left out."""
-    if not path.is_file():
-        return []
-    lines: list[dict[str, Any]] = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            line = json.loads(text)
-        except ValueError:
-            break
-        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
-            break
-        lines.append(line)
-    return lines

@@ -16,8 +16,8 @@ from qmimic.errors import InputError
 from qmimic.run.prepare import Prepared
 from qmimic.run.tracking import trackers_of
 from qmimic.scores.summary import score
-from qmimic.train.loop import Job, Watcher, chance_of, fit
-from qmimic.train.step import DetectionObjective
+from qmimic.training.loop import Job, Watcher, chance_of, fit
+from qmimic.training.step import DetectionObjective
 
 VERSION = 1  # raised when the same detector would get other grids
 SENSITIVITY_BATCHES = 4

@@ -19,17 +19,16 @@ from qmimic.errors import InputError
 from qmimic.run.folder import (
     ENVIRONMENT,
     FAILURE,
-    LOG,
     RECIPE,
     RESULTS,
     STAGES,
     StageResult,
     read_json,
-    read_log,
     read_run,
     read_stage,
 )
 from qmimic.run.lock import taken
+from qmimic.training.log import LOG, read_log
 
 BANK, PIXELS, WINNER = "bank", "pixels", "winner"
 STUDY, FIT, COSTS = "study.sqlite", "fit.json", "costs.json"

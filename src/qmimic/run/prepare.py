@@ -24,8 +24,8 @@ from qmimic.detectors.spec import DetectorSpec
 from qmimic.distill.mimic import check_distance
 from qmimic.errors import InputError
 from qmimic.run.memory import keep_freed_memory
-from qmimic.train.precision import bf16_by_default
-from qmimic.train.trackers import require
+from qmimic.training.precision import bf16_by_default
+from qmimic.training.trackers import require
 
 EVALUATION_BATCH = 32
 

@@ -19,7 +19,7 @@ from qmimic.run.lock import alone
 from qmimic.run.prepare import prepare
 from qmimic.run.stages import macs_to_prune_to, train_student
 from qmimic.run.train import PRUNED, RunResult, train
-from qmimic.train.loop import Watcher
+from qmimic.training.loop import Watcher
 
 RUNGS = (8, 4, 2)  # candidates that are trained, for 1/8, 1/4 and 1/2 of the student's steps
 TABLE = "costs.json"

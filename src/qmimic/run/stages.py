@@ -19,11 +19,12 @@ from qmimic.compress.taylor import prune_by_taylor
 from qmimic.config import Recipe, ScheduleConfig, fingerprint
 from qmimic.data.splits import VAL
 from qmimic.detectors.build import build, mac_count, parameter_count
-from qmimic.detectors.evaluation import channel_rms, detect_all, matching
+from qmimic.detectors.evaluation import channel_rms, detect_all
 from qmimic.detectors.files import load_backbone, load_detector, save_detector
 from qmimic.detectors.narrowing import channel_groups
 from qmimic.detectors.quantize import Quantizer, absolute_stride
 from qmimic.detectors.two_stage import Detector
+from qmimic.distill.matching import matching
 from qmimic.distill.mimic import Mimic
 from qmimic.errors import InputError
 from qmimic.files import write_text
@@ -32,8 +33,8 @@ from qmimic.run.prepare import Prepared
 from qmimic.run.teaching import teacher_of
 from qmimic.run.tracking import scores_of, trackers_of
 from qmimic.scores.summary import score
-from qmimic.train.loop import Job, Objective, Watcher, chance_of, fit
-from qmimic.train.step import DetectionObjective, MimicObjective
+from qmimic.training.loop import Job, Objective, Watcher, chance_of, fit
+from qmimic.training.step import DetectionObjective, MimicObjective
 
 VERSION = 2  # raised when the same recipe would give other weights
 MIMIC_VERSION = 1  # the same for students that are taught

@@ -14,7 +14,7 @@ from qmimic.distill.bank import Bank, Layout
 from qmimic.distill.mimic import REGION_SIZE, sees_levels, sees_region_levels
 from qmimic.distill.teacher import Teacher
 from qmimic.run.prepare import Prepared
-from qmimic.train.loop import Watcher
+from qmimic.training.loop import Watcher
 
 VERSION = 3  # raised when a bank's records change
 BATCHES_MEASURED = 4

@@ -6,8 +6,8 @@ from typing import Any
 
 from qmimic.run.folder import StageResult
 from qmimic.run.prepare import Prepared
-from qmimic.train.loop import Watcher
-from qmimic.train.trackers import Subject, Trackers
+from qmimic.training.loop import Watcher
+from qmimic.training.trackers import Subject, Trackers
 
 SCORES = ("map50", "map07", "coco_map", "matching", "matching_nonzero", "map50_before", "parameters", "macs", "bytes")
 

@@ -15,7 +15,7 @@ from qmimic.detectors.prediction import predict
 from qmimic.draw import contact_sheet, draw
 from qmimic.errors import InputError
 from qmimic.files import replacing, write_text
-from qmimic.run.folder import ENVIRONMENT, FAILURE, LOG, RECIPE, RESULTS, StageResult, ranked, read_log
+from qmimic.run.folder import ENVIRONMENT, FAILURE, RECIPE, RESULTS, StageResult, ranked
 from qmimic.run.lock import alone
 from qmimic.run.prepare import Prepared, environment, prepare
 from qmimic.run.stages import (
@@ -26,9 +26,9 @@ from qmimic.run.stages import (
     train_student,
     train_teacher,
 )
-from qmimic.train.log import draw_curves
-from qmimic.train.loop import Watcher
-from qmimic.train.progress import Silent
+from qmimic.training.log import LOG, draw_curves, read_log
+from qmimic.training.loop import Watcher
+from qmimic.training.progress import Silent
 
 PICTURES, PICTURE_MIN_SCORE = 12, 0.4
 PRUNED = ("taylor", "lasso")  # arms that are cut out of the teacher
@@ -44,7 +44,6 @@ class RunResult:
         student: the file of the recipe's own student.
         best: the file of the student or baseline with the highest mAP@0.5 on val; the one to ship.
         remarks: sentences that a person has to read, such as a student below its scratch twin.
-        report: the page of it all; None where the recipe wants none, or it could not be written.
     """
 
     folder: Path
@@ -52,7 +51,6 @@ class RunResult:
     student: Path
     best: Path
     remarks: tuple[str, ...]
-    report: Path | None
 
 
 def train(recipe: Recipe, watcher: Watcher) -> RunResult:
@@ -102,25 +100,10 @@ def _train(prepared: Prepared, watcher: Watcher) -> RunResult:
 
     results = tuple(stage.result for stage in stages)
     said = remarks(results)
-    page = None
     if prepared.accelerator.is_main_process:
         _write_results(prepared, stages, said)
-        page = _report(recipe, watcher)
     student, best = (recipe.folder / f"{one.name}.safetensors" for one in (results[-1], ranked(results)[0]))
-    return RunResult(recipe.folder, results, student, best, said, page)
-
-
-def _report(recipe: Recipe, watcher: Watcher) -> Path | None:
-    """The report of a run whose results are written: what it lacks must not end the run."""
-    if not recipe.run.report:
-        return None
-    from qmimic.report.page import write_report  # here: matplotlib is slow to import
-
-    try:
-        return write_report(recipe.folder, say=watcher.say)
-    except InputError as error:
-        watcher.say(f"There is no report: {error}")
-        return None
+    return RunResult(recipe.folder, results, student, best, said)
 
 
 def _write_results(prepared: Prepared, stages: list[Stage], said: tuple[str, ...]) -> None:

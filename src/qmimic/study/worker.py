@@ -15,7 +15,7 @@ from qmimic.run.lock import alone
 from qmimic.run.prepare import prepare
 from qmimic.run.stages import Teachers, needs_teachers, quantize_teacher, train_student, train_teacher
 from qmimic.study.table import recipe_of, update
-from qmimic.train.loop import Watcher
+from qmimic.training.loop import Watcher
 
 REPORT_EVERY = 20  # steps
 ORPHANED = 3  # exit code

@@ -17,11 +17,11 @@ from qmimic.data.loader import Batch, Loader
 from qmimic.detectors.two_stage import Detector
 from qmimic.errors import InputError
 from qmimic.processes import mean_over
-from qmimic.train.log import Log
-from qmimic.train.optimizer import build_optimizer, learning_rate
-from qmimic.train.state import load_checkpoint, save_checkpoint
-from qmimic.train.step import Chance, DetectionObjective, MimicObjective
-from qmimic.train.trackers import Trackers
+from qmimic.training.log import Log
+from qmimic.training.optimizer import build_optimizer, learning_rate
+from qmimic.training.state import load_checkpoint, save_checkpoint
+from qmimic.training.step import Chance, DetectionObjective, MimicObjective
+from qmimic.training.trackers import Trackers
 
 LOG_EVERY = 10
 

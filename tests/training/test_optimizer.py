@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from qmimic.config import ScheduleConfig
-from qmimic.train.optimizer import build_optimizer, learning_rate
+from qmimic.training.optimizer import build_optimizer, learning_rate
 
 
 def schedule(**keys: object) -> ScheduleConfig:

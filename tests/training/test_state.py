@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from qmimic.detectors.files import read_tensors, write_tensors
 from qmimic.errors import InputError
-from qmimic.train.state import load_checkpoint, save_checkpoint
+from qmimic.training.state import load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("error")  # only damage is worth a warning
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from qmimic.errors import InputError
 from qmimic.files import replacing, write_text
-from qmimic.run.folder import LOG, read_log
-from qmimic.train.trackers import Past, Trackers
+from qmimic.training.trackers import Past, Trackers
+
+LOG = "log.jsonl"
 
 
 class Log:
@@ -68,3 +69,19 @@ def draw_curves(logs: dict[str, list[dict[str, Any]]], path: Path) -> None:
     left.set_yscale("log")
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120)
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a stage's log; the last one may have been cut by a kill and is then left out."""
+    if not path.is_file():
+        return []
+    lines: list[dict[str, Any]] = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            break
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            break
+        lines.append(line)
+    return lines

@@ -12,9 +12,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from qmimic.errors import InputError
-from qmimic.run.folder import read_log
-from qmimic.train.log import Log, draw_curves
-from qmimic.train.trackers import Subject, Trackers
+from qmimic.training.log import Log, draw_curves, read_log
+from qmimic.training.trackers import Subject, Trackers
 
 
 def lines(*steps: int) -> list[dict[str, Any]]:

@@ -16,9 +16,9 @@ from cli_cases import Refused, train
 from qmimic.config import load_recipe
 from qmimic.errors import InputError
 from qmimic.run.folder import read_run
-from qmimic.train import trackers
-from qmimic.train.log import Log
-from qmimic.train.trackers import TRACKERS, Past, Subject, Trackers, require
+from qmimic.training import trackers
+from qmimic.training.log import Log
+from qmimic.training.trackers import TRACKERS, Past, Subject, Trackers, require
 
 STEPS = (10, 20, 30, 40)
 
