@@ -190,16 +190,19 @@ class MimicConfig(Section):
     """What the student imitates, and how. What the paper leaves open is a switch here, the same for every arm."""
 
     mode: MimicMode = Field("quantization", description="which maps are quantized: both, neither, one; none: no mimic")
-    weight: float = Field(0.3, ge=0, description="lambda of METHOD's total loss; its meaning depends on `normalize`")
+    weight: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
+        0.3, description="lambda of the total loss, whose meaning depends on `normalize`; auto: holds mimic.share"
+    )
+    share: float = Field(
+        0.1, description="norm of the mimic gradient at the student's map in that of detection's, held by weight=auto"
+    )
     distance: str = Field(
         "squared",
-        # Left out where it is the one that always was, so that fingerprints of earlier runs stay.
-        exclude_if=lambda name: name == "squared",
-        description="how far regions are from the teacher's: a name in DISTANCES of mimic.py; squared is the paper's",
+        description="how far regions are from the teacher's: squared is the paper's; cell is 0 in the teacher's cell",
     )
-    normalize: Literal["paper", "entry"] = Field(
+    normalize: Literal["paper", "region", "entry"] = Field(
         "entry",
-        description="paper: 1/(2N) sum of squares; entry: mean of squares over entries, divided by rms^2",
+        description="paper: 1/(2N) sum of squares; region: each by its dimension (Li et al.); entry: mean over rms^2",
     )
     adaptor_relu: bool = Field(True, description="ReLU after the adaptor r, before Q")
     order: QuantizationOrder = Field(
@@ -216,6 +219,10 @@ class MimicConfig(Section):
 
     @model_validator(mode="after")
     def _phases(self) -> "MimicConfig":
+        if not 0 < self.share <= 10:
+            raise ValueError("mimic.share must be above 0 and at most 10; 0.1 is a tenth of detection's gradient")
+        if self.distance == "cell" and self.mode in ("mimic", "student_only"):
+            raise ValueError("mimic.distance=cell needs the teacher's map quantized: set mimic.mode=quantization")
         if self.last_step < self.map_steps:
             raise ValueError("mimic.last_step needs to be at least mimic.map_steps")
         return self
@@ -296,6 +303,10 @@ class Recipe(Section):
             raise ValueError("data.train and data.val share a split; scores on training images say nothing")
         if self.quantizer.per_channel and (self.student.quantize_map or "quantized" in self.baselines):
             raise ValueError("student.quantize_map needs one s for the whole map; set quantizer.per_channel=false")
+        if self.mimic.distance == "cell" and self.quantizer.kind != "uniform":
+            raise ValueError("mimic.distance=cell needs cells of one size: set quantizer.kind=uniform")
+        if self.mimic.weight == "auto" and self.mimic.mode == "none" and "mimic" not in self.baselines:
+            raise ValueError("mimic.weight=auto needs a teacher: set mimic.mode, or give the weight as a number")
         if self.pruning.method != "none" and self.student.weights:
             raise ValueError("a student has student.weights or is cut out of the teacher by pruning.method, not both")
         return self
@@ -397,6 +408,9 @@ def explain(error: ValidationError) -> str:
     """The first fault of a validation as one sentence that names the key, the fault and the fix."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
+    parent, _, tried = key.rpartition(".")
+    if parent in dict(settings()) and not tried.isdigit():  # of a union, the kind that was tried
+        key = parent
     if first["type"] == "extra_forbidden":
         known = [name for name, _ in settings()]
         same = [name for name in known if name.rpartition(".")[2] == key]  # the section was forgotten

@@ -19,6 +19,7 @@ from qmimic.distill.mimic import (
     DISTANCES,
     MatchCounts,
     Mimic,
+    cell_distance,
     check_distance,
     choose_regions,
     count_matches,
@@ -361,7 +362,7 @@ def test_another_distance_is_a_line_in_a_table(monkeypatch: pytest.MonkeyPatch) 
     teacher, student = (torch.rand(2, 3, 4, 5, 5, generator=generator) for _ in range(2))
     valid = torch.tensor([[True, True, False], [True, False, False]])
 
-    def absolute(teacher: Tensor, student: Tensor) -> Tensor:
+    def absolute(teacher: Tensor, student: Tensor, stride: Tensor) -> Tensor:
         return (teacher - student).abs().sum((2, 3, 4))
 
     by_hand = sum(float((teacher[b, p] - student[b, p]).abs().sum()) for b, p in ((0, 0), (0, 1), (1, 0))) / 6
@@ -372,8 +373,39 @@ def test_another_distance_is_a_line_in_a_table(monkeypatch: pytest.MonkeyPatch) 
     check_distance("absolute")
 
 
-def test_the_paper_s_distance_leaves_no_trace_in_fingerprints() -> None:
-    # Runs of before there was a choice are found again; another distance makes other students.
-    assert "distance" not in MimicConfig().model_dump(mode="json")
+def test_a_distance_belongs_to_the_key_of_a_student() -> None:
     assert fingerprint(MimicConfig()) == fingerprint(MimicConfig(distance="squared"))
-    assert fingerprint(MimicConfig()) != fingerprint(MimicConfig(distance="cosine"))
+    assert fingerprint(MimicConfig()) != fingerprint(MimicConfig(distance="cell"))
+
+
+@pytest.mark.parametrize("stride", [torch.tensor([0.4]), torch.tensor([0.2, 0.4, 0.8])])
+def test_the_cell_distance_is_the_distance_to_the_border_of_the_teacher_s_cell(stride: Tensor) -> None:
+    # The equation itself, entry by entry in float64; inside the cell both the loss and its gradient are 0.
+    generator = torch.Generator().manual_seed(3)
+    s = stride.double().expand(3).tolist()
+    levels = torch.randint(0, 4, (2, 2, 3, 2, 2), generator=generator).double()
+    teacher = levels * torch.tensor(s).double().view(3, 1, 1)
+    student = (teacher + torch.randn(teacher.shape, generator=generator, dtype=torch.float64) / 2).requires_grad_()
+    by_hand = torch.zeros(2, 2, dtype=torch.float64)
+    inside = torch.zeros_like(teacher, dtype=torch.bool)
+    for place in itertools.product(*map(range, teacher.shape)):
+        outside = abs(float(teacher[place]) - float(student[place])) - s[place[2]] / 2
+        by_hand[place[:2]] += max(0.0, outside) ** 2
+        inside[place] = outside <= 0
+    found = cell_distance(teacher, student, stride.double())
+    torch.testing.assert_close(found.detach(), by_hand)
+    found.sum().backward()
+    assert student.grad is not None
+    assert inside.any()
+    assert not student.grad[inside].any()
+    assert student.grad[~inside].all()
+
+
+def test_normalize_region_divides_each_region_by_its_dimension_in_absolute_units() -> None:
+    # Li et al., eq. 5: 1/(2N) sum 1/m_i ||u_i - v_i||^2, whatever the map's rms.
+    mimic = identity_mimic(rms=7.0, mode="mimic", normalize="region", adaptor_relu=False)
+    student, teacher, regions = maps(0), maps(1), regions_of(2)
+    own, wanted = (pooled(features, regions, "align").double() for features in (student, teacher))
+    places = [(b, p) for b, p in itertools.product(range(2), range(4)) if regions.valid[b, p]]
+    by_hand = sum(float((wanted[at] - own[at]).square().mean()) for at in places) / (2 * len(places))
+    assert float(mimic.loss(student, teacher, regions)) == pytest.approx(by_hand, rel=1e-4)

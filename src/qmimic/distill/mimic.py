@@ -48,18 +48,36 @@ def sees_region_levels(config: MimicConfig) -> bool:
     return QUANTIZED_SIDES[config.mode][0] and own
 
 
-Distance = Callable[[Tensor, Tensor], Tensor]
+Distance = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def squared_distance(teacher: Tensor, student: Tensor) -> Tensor:
-    """|| f_t^i - f_s^i ||^2 of regions [B, P, C, k, k], or of whole maps [B, 1, C, H, W]; returns [B, P]."""
+def squared_distance(teacher: Tensor, student: Tensor, stride: Tensor) -> Tensor:
+    """|| f_t^i - f_s^i ||^2 of regions [B, P, C, k, k], or of whole maps [B, 1, C, H, W]; returns [B, P].
+
+    Args:
+        teacher, student: the two sides.
+        stride: s of the dictionary, [1] or [C]; unused.
+    """
     return (teacher - student).square().sum(tuple(range(2, teacher.dim())))
+
+
+def cell_distance(teacher: Tensor, student: Tensor, stride: Tensor) -> Tensor:
+    """|| max(0, |Q(f_t^i) - r(f_s^i)| - s/2) ||^2: to the border of the teacher's cell, 0 inside it; returns [B, P].
+
+    What section 3.4 argues for: the student's manifold has to cross a cube, not to pass through its centre. The
+    gradient does not jump, as that of a quantized student does. Args as `squared_distance`; the teacher's side is
+    quantized, the student's is not.
+    """
+    half = stride.view(-1, *[1] * (teacher.dim() - 3)) / 2
+    return ((teacher - student).abs() - half).clamp(min=0).square().sum(tuple(range(2, teacher.dim())))
 
 
 # How far a student's regions are from the teacher's; a recipe names one by `mimic.distance`.
 DISTANCES: dict[str, Distance] = {
     "squared": squared_distance,
+    "cell": cell_distance,
 }
+UNQUANTIZED_STUDENT = {"cell"}  # distances for which the student's side stays as it is
 
 
 def check_distance(name: str) -> None:
@@ -68,7 +86,9 @@ def check_distance(name: str) -> None:
         raise InputError(f"mimic.distance: {name!r} is no distance; take one of {', '.join(DISTANCES)}.")
 
 
-def mimic_loss(teacher: Tensor, student: Tensor, valid: Tensor, distance: Distance = squared_distance) -> Tensor:
+def mimic_loss(
+    teacher: Tensor, student: Tensor, valid: Tensor, distance: Distance = squared_distance, stride: Tensor | None = None
+) -> Tensor:
     """L_m as the paper writes it: 1/(2N) times the sum over regions of the squared distance.
 
     Args:
@@ -76,11 +96,13 @@ def mimic_loss(teacher: Tensor, student: Tensor, valid: Tensor, distance: Distan
         student: r(f_s^i) or Q(r(f_s^i)), the same shape.
         valid: bool [B, P], which of the regions count.
         distance: another one in the squared one's place.
+        stride: s, [1] or [C], of distances that need it.
 
     Returns:
         Scalar; 0 if no region counts.
     """
-    return (distance(teacher, student) * valid).sum() / (2 * mean_over(valid.sum()).clamp(min=1))
+    stride = teacher.new_zeros(1) if stride is None else stride
+    return (distance(teacher, student, stride) * valid).sum() / (2 * mean_over(valid.sum()).clamp(min=1))
 
 
 @dataclass(frozen=True)
@@ -186,14 +208,17 @@ class Mimic(nn.Module):
 
     def loss_to(self, student_map: Tensor, teacher: Tensor, regions: Proposals | None) -> Tensor:
         """L_m from a student's map to a teacher's side, see `aim`. Other args as `loss`."""
-        _, quantized = QUANTIZED_SIDES[self.config.mode]
+        quantized = QUANTIZED_SIDES[self.config.mode][1] and self.config.distance not in UNQUANTIZED_STUDENT
         if self.config.order == "quantize_pool":
             student = self._pooled(self._quantized(self.adapt(student_map).float(), quantized), regions)
         else:
             student = self._quantized(self.adapt(self._pooled(student_map, regions)).float(), quantized)
-        loss = mimic_loss(teacher, student, self._valid(student_map, regions), DISTANCES[self.config.distance])
+        distance, valid = DISTANCES[self.config.distance], self._valid(student_map, regions)
+        loss = mimic_loss(teacher, student, valid, distance, self.quantizer.stride)
         if self.config.normalize == "entry":
             loss = loss * 2 / (teacher[0, 0].numel() * self.rms.square())
+        elif self.config.normalize == "region":  # Li et al., eq. 5; regions of one batch are of one dimension
+            loss = loss / teacher[0, 0].numel()
         return loss
 
     def matches(self, student_map: Tensor, teacher_map: Tensor, regions: Proposals) -> MatchCounts:

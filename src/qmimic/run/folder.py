@@ -48,6 +48,8 @@ class StageResult:
         macs: multiply-accumulates of one image, end to end.
         bytes: size of its file.
         matching, matching_nonzero: agreement with the quantized teacher on val regions, 0..1; None without a mimic.
+        mimic_share, mimic_cosine: norm of the mimic gradient at the student's map in that of detection's, and their
+            cosine, means over training; None without a mimic.
         map50_before: of a quantized teacher before its fine-tuning.
         mode: `mimic.mode` of a student; empty for teachers.
     """
@@ -63,6 +65,8 @@ class StageResult:
     bytes: Count
     matching: Share | None = None
     matching_nonzero: Share | None = None
+    mimic_share: Annotated[float, Field(ge=0)] | None = None
+    mimic_cosine: Annotated[float, Field(ge=-1.0001, le=1.0001)] | None = None
     map50_before: Share | None = None
     mode: str = ""
 

@@ -260,7 +260,8 @@ def train_student(prepared: Prepared, name: str, teachers: Teachers | None, watc
         if not isinstance(trained, MimicObjective):
             return {"mode": mimic.mode}
         counts = matching(trained.detector, trained.teacher.detector, trained.mimic, prepared.val)
-        return {"mode": mimic.mode, "matching": counts.ratio, "matching_nonzero": counts.nonzero_ratio}
+        shares = {"matching": counts.ratio, "matching_nonzero": counts.nonzero_ratio, **trained.dose.overall()}
+        return {"mode": mimic.mode, **shares}
 
     return _run(prepared, name, key, config, config.backbone, objective, watcher, extra)
 

@@ -133,7 +133,9 @@ def arms(prepared: Prepared) -> dict[str, Recipe]:
     found: dict[str, Recipe] = {}
     for name in recipe.baselines:
         if name == "mimic":
-            found[name] = fresh.model_copy(update={"mimic": recipe.mimic.model_copy(update={"mode": "mimic"})})
+            # Without Q there is no cell: the distance is the paper's.
+            own = recipe.mimic.model_copy(update={"mode": "mimic", "distance": "squared"})
+            found[name] = fresh.model_copy(update={"mimic": own})
         elif name in PRUNED:
             pruning = recipe.pruning.model_copy(update={"method": name})
             found[name] = alone.model_copy(update={"pruning": pruning})
@@ -161,6 +163,12 @@ def remarks(results: tuple[StageResult, ...]) -> tuple[str, ...]:
             said.append(
                 f"The {name} ({100 * scores[name]:.1f} mAP@0.5) is below the same network trained from scratch "
                 f"({100 * scores['scratch']:.1f}): here the teacher did not help. One seed proves little; try others."
+            )
+    for one in results:
+        if one.mimic_share is not None and one.mimic_cosine is not None:
+            said.append(
+                f"The mimic gradient of {one.name} was {100 * one.mimic_share:.0f} % of detection's at the student's "
+                f"map on average, at a cosine of {one.mimic_cosine:.2f}."
             )
     best = ranked(results)[0]
     if best.name != "student":

@@ -117,7 +117,7 @@ def fit(
         watcher.step(now, schedule.batch_size, value)
         last = now == schedule.steps
         if log and (now % LOG_EVERY == 0 or last):
-            log.write({"step": now, "lr": rate, "loss": value, **losses})
+            log.write({"step": now, "lr": rate, "loss": value, **losses, **objective.measured()})
         if now % schedule.evaluate_every == 0 or last:
             score = evaluate(final.eval())
             final.train()

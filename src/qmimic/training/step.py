@@ -15,6 +15,7 @@ from qmimic.data.targets import Targets
 from qmimic.detectors.rpn import Proposals
 from qmimic.detectors.two_stage import Detector
 from qmimic.distill.bank import TeacherView
+from qmimic.distill.dose import Dose
 from qmimic.distill.mimic import Mimic, as_map, as_regions, choose_regions
 from qmimic.distill.teacher import Teacher
 from qmimic.processes import Share, Source
@@ -62,6 +63,10 @@ class DetectionObjective(nn.Module):
         views = augment(images, targets, self.augmentation, chance.views)
         return self.detector.losses(self.detector.features(views.images), views.targets, chance.samples).losses
 
+    def measured(self) -> dict[str, float]:
+        """What was measured besides the losses since the last call: nothing."""
+        return {}
+
 
 class MimicObjective(nn.Module):
     """Detection losses plus lambda * L_m against a frozen teacher.
@@ -88,6 +93,7 @@ class MimicObjective(nn.Module):
         self.config = config
         self.augmentation = augmentation
         self.teacher = teacher
+        self.dose = Dose(None if config.weight == "auto" else config.weight, config.share)
 
     def forward(
         self, images: Tensor, targets: Targets, chance: Chance, progress: float, indices: Tensor | None = None
@@ -126,8 +132,16 @@ class MimicObjective(nn.Module):
             taught = self.teacher.look(views.images, records, of_teacher)
             regions = choose(taught.proposals if of_teacher else proposals)
             aim = self.mimic.aim(taught.features, regions)
-        losses["mimic"] = self.config.weight * self.mimic.loss_to(raw, aim, regions)
+        mimic = self.mimic.loss_to(raw, aim, regions)
+        if losses:
+            losses["mimic"] = self.dose.weighed(raw, torch.stack(list(losses.values())).sum(), mimic)
+        else:
+            losses["mimic"] = self.dose.weight() * mimic
         return losses
+
+    def measured(self) -> dict[str, float]:
+        """What was measured besides the losses since the last call; see `Dose.take`."""
+        return self.dose.take()
 
     def phase(self, progress: float) -> Phase:
         """Which losses count after `progress` (0..1) of the steps."""

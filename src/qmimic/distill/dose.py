@@ -1,0 +1,108 @@
+"""How much a distillation loss weighs against detection: the dose, measured at the map that both losses share.
+
+    share  = lambda |dL_m/df_s| / |dL_det/df_s|        f_s: the student's map
+    cosine = <dL_m/df_s, dL_det/df_s> / (|dL_m/df_s| |dL_det/df_s|)
+
+Both gradients are taken with respect to the student's map alone, so a measurement costs a pass through the heads and
+none through the backbone. A weight means little across networks, normalisations and stages of training (with
+`mimic.normalize=entry` the share of a weight of 1 falls from 40 to 0.06 within a run); a share means the same
+everywhere. `mimic.weight=auto` therefore holds a share and lets lambda follow.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from qmimic.processes import mean_over
+
+FIRST, EVERY = 20, 5  # measured in each of the first steps, where the ratio falls fastest, then every few
+FAST, SLOW = 0.8, 0.3  # how far one measurement moves the estimate, among the first and later
+
+
+class Dose(nn.Module):
+    """Measures the share of the mimic gradient, and holds one if it is asked to.
+
+    All that it knows lies in buffers, so that a checkpoint keeps it and a resumed run goes on alike.
+
+    Args:
+        weight: lambda; None to choose it so that the share is held.
+        share: to hold, above 0.
+
+    Attributes:
+        steps: float32 scalar, steps so far in which both losses were present.
+        log_ratio: float32 scalar, the estimate of log(|dL_m| / |dL_det|) for a lambda of 1.
+        recent, total: float32 [3], steps that were measured or stood for, sum of shares, sum of cosines: since `take`,
+            and in all.
+    """
+
+    steps: Tensor
+    log_ratio: Tensor
+    recent: Tensor
+    total: Tensor
+
+    def __init__(self, weight: float | None, share: float) -> None:
+        super().__init__()
+        self._fixed, self._share = weight, share
+        self.register_buffer("steps", torch.zeros(()))
+        self.register_buffer("log_ratio", torch.zeros(()))
+        self.register_buffer("recent", torch.zeros(3))
+        self.register_buffer("total", torch.zeros(3))
+        self._done = -1  # the same as `steps` without asking the device; read from it after a resume
+
+    def weighed(self, features: Tensor, detection: Tensor, mimic: Tensor) -> Tensor:
+        """lambda L_m, scalar; measures in some of the steps.
+
+        Args:
+            features: the student's map f_s, [B, C, H, W], part of the graph of both losses.
+            detection: the sum of the detection losses, scalar.
+            mimic: L_m, not yet weighed, scalar.
+        """
+        if self._done < 0:
+            self._done = int(self.steps)
+        if features.requires_grad and mimic.requires_grad and (self._done < FIRST or self._done % EVERY == 0):
+            self._measure(features, detection, mimic)
+        self._done += 1
+        self.steps += 1
+        return self.weight() * mimic
+
+    def weight(self) -> Tensor | float:
+        """lambda as it is now; 1 before anything was measured."""
+        if self._fixed is not None:
+            return self._fixed
+        return torch.where(self.total[0] > 0, self._share / self.log_ratio.exp(), 1.0)
+
+    def take(self) -> dict[str, float]:
+        """Means of what was measured since the last call: `mimic_share` and `mimic_cosine`; empty if nothing was."""
+        found = self._means(self.recent)
+        self.recent.zero_()
+        return found
+
+    def overall(self) -> dict[str, float]:
+        """Means over the whole training, as `take`."""
+        return self._means(self.total)
+
+    def _measure(self, features: Tensor, detection: Tensor, mimic: Tensor) -> None:
+        ours, theirs = (
+            torch.autograd.grad(loss, features, retain_graph=True)[0].double() for loss in (mimic, detection)
+        )
+        sums = mean_over(torch.stack([ours.square().sum(), theirs.square().sum(), (ours * theirs).sum()]))
+        own, other, product = (float(value) for value in sums)
+        if not (own > 0 and other > 0 and math.isfinite(own) and math.isfinite(other)):
+            return  # nothing to compare: a loss of 0, or one that training is about to refuse
+        logarithm = math.log(own / other) / 2
+        first = not float(self.total[0])
+        if first:
+            self.log_ratio.fill_(logarithm)
+        # With the weight as it was held up to now, so that the log says what was reached and not what was asked.
+        weight = self._share * math.exp(-logarithm) if first and self._fixed is None else float(self.weight())
+        measured = torch.tensor([1.0, weight * math.exp(logarithm), product / math.sqrt(own * other)])
+        measured *= 1 if self._done < FIRST else EVERY  # for all the steps that it stands for
+        self.recent += measured.to(self.recent.device)
+        self.total += measured.to(self.total.device)
+        self.log_ratio += (FAST if self._done < FIRST else SLOW) * (logarithm - self.log_ratio)
+
+    @staticmethod
+    def _means(sums: Tensor) -> dict[str, float]:
+        count, share, cosine = sums.tolist()
+        return {"mimic_share": share / count, "mimic_cosine": cosine / count} if count else {}
