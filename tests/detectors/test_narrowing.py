@@ -41,18 +41,18 @@ def test_a_detector_without_channels_computes_what_it_did_with_their_outputs_at_
                 if isinstance(module, nn.BatchNorm2d):
                     module.running_mean[gone] = 0
     images = some_images(5)
-    features = detector.features(images)
+    features = detector.features(images).map
     wanted = (detector.rpn(features), detector.head(features, rois(images)))
     parameters = sum(value.numel() for value in detector.parameters())
 
     keep_channels(detector, kept)
 
-    features = detector.features(images)
+    features = detector.features(images).map
     found = (detector.rpn(features), detector.head(features, rois(images)))
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
     assert widths(detector, groups) == {name: len(index) for name, index in kept.items()} == detector.spec.channels
     assert sum(value.numel() for value in detector.parameters()) < parameters
-    assert detector.backbone.channels == features.shape[1]
+    assert detector.channels == (features.shape[1],)
 
 
 def rois(images: torch.Tensor) -> torch.Tensor:

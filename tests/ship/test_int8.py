@@ -16,9 +16,9 @@ from qmimic.cli import main
 from qmimic.compress.integer_grids import Grid, calibrate, is_on_grids, map_grid, on_grids, parts
 from qmimic.config import QuantizerConfig, load_recipe
 from qmimic.detectors.build import parameter_count
+from qmimic.detectors.detector import Detector
 from qmimic.detectors.files import load_detector
 from qmimic.detectors.quantize import Quantizer
-from qmimic.detectors.two_stage import Detector
 from qmimic.errors import InputError
 from qmimic.run import deploy
 from qmimic.run import int8 as integer

@@ -7,8 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from qmimic.detectors.detector import Detector
 from qmimic.detectors.narrowing import channel_groups, layer, widths
-from qmimic.detectors.two_stage import Detector
 
 
 class Cost:
@@ -70,7 +70,7 @@ def _places(detector: Detector) -> dict[str, int]:
     handles = [module.register_forward_hook(partial(count, name)) for name, module in layers]
     training = detector.training
     try:
-        detector.eval().detect(torch.zeros(1, 3, *detector.spec.size, device=detector.anchors.device))
+        detector.eval().detect(torch.zeros(1, 3, *detector.spec.size, device=detector.device))
     finally:
         detector.train(training)
         for handle in handles:

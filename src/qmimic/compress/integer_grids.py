@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from qmimic.detectors.build import absorb_deviation, fold_batch_norm
+from qmimic.detectors.detector import Detector
 from qmimic.detectors.position_sensitive_head import PositionSensitiveHead
 from qmimic.detectors.resnet import BasicBlock, Bottleneck, ResNet
 from qmimic.detectors.two_layer_head import TwoLayerHead
-from qmimic.detectors.two_stage import Detector
+from qmimic.detectors.two_stage import TwoStage
 from qmimic.errors import InputError
 
 WEIGHT_LIMIT = 63
@@ -145,6 +146,7 @@ def on_grids(detector: Detector) -> Detector:
         InputError: the detector's map is quantized by a stride for each channel, or to powers of two.
     """
     whole = fold_batch_norm(detector)
+    assert isinstance(whole, TwoStage)
     absorb_deviation(whole)
     whole.requires_grad_(True)  # what folding made is to be trained as well
     for parent in list(whole.backbone.modules()):

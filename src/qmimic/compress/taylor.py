@@ -19,8 +19,8 @@ from qmimic.compress.cost import Cost, equal_share
 from qmimic.config import PruningConfig, ScheduleConfig
 from qmimic.data.loader import Batch
 from qmimic.detectors.channel_group import ChannelGroup
+from qmimic.detectors.detector import Detector
 from qmimic.detectors.narrowing import channel_groups, keep_channels, widths
-from qmimic.detectors.two_stage import Detector
 from qmimic.training.optimizer import build_optimizer
 from qmimic.training.step import Chance, DetectionObjective
 
@@ -115,7 +115,7 @@ def _learn(
     criterion: dict[str, Tensor],
 ) -> float:
     """One optimizer step; adds the criterion of its images. Returns the loss before it."""
-    device = objective.detector.anchors.device
+    device = objective.detector.device
     images, targets = batch.images.to(device), batch.targets.to(device)
     with gated(objective.detector, len(images)) as gates:
         loss = sum(objective(images, targets, chance, 0.0).values(), torch.zeros((), device=device))
@@ -142,7 +142,7 @@ def gated(detector: Detector, batch: int) -> Iterator[dict[str, Tensor]]:
     """
     groups = channel_groups(detector)
     gates = {
-        name: torch.ones(batch, count, device=detector.anchors.device, requires_grad=True)
+        name: torch.ones(batch, count, device=detector.device, requires_grad=True)
         for name, count in widths(detector, groups).items()
     }
 

@@ -10,9 +10,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.flop_counter import FlopCounterMode
 
 from qmimic.config import explain
+from qmimic.detectors.detector import Detector
 from qmimic.detectors.narrowing import keep_channels
 from qmimic.detectors.spec import DetectorSpec
-from qmimic.detectors.two_stage import Detector
+from qmimic.detectors.two_stage import TwoStage
 from qmimic.errors import InputError
 
 aten = torch.ops.aten
@@ -26,7 +27,7 @@ def build(spec: DetectorSpec, seed: int = 0) -> Detector:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        detector = Detector(spec)
+        detector = TwoStage(spec)
     if spec.channels:
         keep_channels(detector, {name: torch.arange(count) for name, count in spec.channels.items()})
     return detector
@@ -49,7 +50,7 @@ def at_size(detector: Detector, size: tuple[int, int]) -> Detector:
     other = build(spec)
     other.quantizer = copy.deepcopy(detector.quantizer)
     other.load_state_dict(detector.state_dict())
-    return other.to(detector.anchors.device).eval()
+    return other.to(detector.device).eval()
 
 
 def equal_cost(spec: DetectorSpec, family: str) -> str:
@@ -119,7 +120,7 @@ def mac_count(detector: Detector) -> int:
 
     Suppression and RoI pooling are left out: their products depend on what the image shows.
     """
-    image: Tensor = torch.zeros(1, 3, *detector.spec.size, device=detector.anchors.device)
+    image: Tensor = torch.zeros(1, 3, *detector.spec.size, device=detector.device)
     with FlopCounterMode(display=False) as counter:
         fold_batch_norm(detector).detect(image)
     counted = {aten.convolution, aten.addmm, aten.mm}

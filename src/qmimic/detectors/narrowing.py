@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from qmimic.detectors.channel_group import ChannelGroup
-from qmimic.detectors.two_stage import Detector
+from qmimic.detectors.detector import Detector
+from qmimic.detectors.two_stage import TwoStage
 from qmimic.errors import InputError
 
 # By detector.architecture: the layer of the head that uses the map's channels, and the groups within the head.
@@ -24,10 +25,12 @@ def channel_groups(detector: Detector) -> dict[str, ChannelGroup]:
     Raises:
         InputError: its backbone has group or depthwise convolutions, which tie channels otherwise.
     """
+    assert isinstance(detector, TwoStage)
     spec = detector.spec
     if any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in detector.modules()):
         raise InputError(f"{spec.backbone} has convolutions in groups, which cannot be pruned; take a plain backbone.")
-    *inner, features = (group.within("backbone") for group in detector.backbone.channel_groups())
+    groups: tuple[ChannelGroup, ...] = detector.backbone.channel_groups()  # type: ignore[operator]
+    *inner, features = (group.within("backbone") for group in groups)
     found = (
         *inner,
         ChannelGroup(features.makers, (*features.users, "rpn.conv", f"head.{HEAD_ENTRIES[spec.architecture]}")),
@@ -60,6 +63,7 @@ def keep_channels(detector: Detector, kept: Mapping[str, Tensor]) -> None:
     Raises:
         InputError: a group is unknown, would keep none, or has not so many.
     """
+    assert isinstance(detector, TwoStage)
     groups = channel_groups(detector)
     for name, index in kept.items():
         if name not in groups:
@@ -71,7 +75,7 @@ def keep_channels(detector: Detector, kept: Mapping[str, Tensor]) -> None:
             _keep_outputs(detector.get_submodule(maker), index)
         for user in groups[name].users:
             _keep_inputs(layer(detector, user), index, count)
-    detector.backbone.channels = detector.rpn.conv.in_channels
+    detector.backbone.channels = (detector.rpn.conv.in_channels,)
     left = {**(detector.spec.channels or {}), **{name: len(index) for name, index in kept.items()}}
     detector.spec = detector.spec.model_copy(update={"channels": left})
 

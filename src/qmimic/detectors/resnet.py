@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qmimic.contracts import Backbone, Features
 from qmimic.detectors.batch_norm import BatchNorm2d
 from qmimic.detectors.channel_group import ChannelGroup
 from qmimic.detectors.convolution import (
@@ -74,12 +75,11 @@ class Bottleneck(nn.Module):
         return F.relu(self.bn3(self.conv3(x)) + shortcut, inplace=True)
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """The four stages of a ResNet without its classifier.
 
     Attributes:
-        channels: channels of the map.
-        stride: output stride in pixels.
+        channels, strides: of the one level.
         width_divisor: n of `resnet18/n`.
     """
 
@@ -108,18 +108,18 @@ class ResNet(nn.Module):
             inputs = width * block.expansion
             blocks += [block(inputs, width, 1, dilation, dilation, spatial) for _ in range(1, depth)]
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
-        self.channels, self.stride, self.width_divisor = inputs, stride, width_divisor
+        self.channels, self.strides, self.width_divisor = (inputs,), (stride,), width_divisor
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalised images [B, 3, H, W] to a map [B, channels, H/stride, W/stride], after ReLU."""
+    def forward(self, x: Tensor) -> Features:
+        """Normalised images [B, 3, H, W] to one level, after ReLU."""
         # ReLU and max pooling commute; this way ReLU has a quarter of the work.
         x = F.relu(self.maxpool(self.bn1(self.conv1(x))), inplace=True)
         for stage in (1, 2, 3, 4):
             x = self.get_submodule(f"layer{stage}")(x)
-        return x
+        return Features.of([x], self.strides)
 
     def channel_groups(self) -> tuple[ChannelGroup, ...]:
         """Channels that come and go together, the map's last. A stage's blocks share those that their shortcuts add."""

@@ -1,13 +1,12 @@
 """Region proposal network (Ren et al., NIPS 2015): objectness and boxes from the map, losses and proposals."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qmimic import boxes as box_ops
 from qmimic.config import DetectorConfig
+from qmimic.contracts import Proposals
 from qmimic.data.targets import Targets
 from qmimic.detectors.matching import match, matched_boxes, sample
 from qmimic.processes import Source, mean_over
@@ -17,19 +16,6 @@ HIGH_IOU, LOW_IOU = 0.7, 0.3
 NMS_IOU = 0.7
 POSITIVE_SHARE = 0.5
 SMOOTH_L1_BETA = 1 / 9
-
-
-@dataclass(frozen=True)
-class Proposals:
-    """Regions of a batch, in falling order of objectness.
-
-    Attributes:
-        boxes: float32 [B, P, 4], xyxy in pixels of the network's input; no gradient.
-        valid: bool [B, P]; False where an image had fewer.
-    """
-
-    boxes: Tensor
-    valid: Tensor
 
 
 class RPN(nn.Module):

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from qmimic.contracts import Backbone, Features
 from qmimic.detectors.batch_norm import BatchNorm2d
 from qmimic.detectors.channel_group import ChannelGroup
 from qmimic.detectors.convolution import (
@@ -21,12 +22,11 @@ from qmimic.detectors.convolution import (
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 
 
-class VGG(nn.Module):
+class VGG(Backbone):
     """The thirteen convolutions of VGG16; the fifth pooling is left out, at output stride 8 the fourth as well.
 
     Attributes:
-        channels: channels of the map.
-        stride: output stride in pixels.
+        channels, strides: of the one level.
         width_divisor: n of `vgg16/n`.
     """
 
@@ -61,12 +61,11 @@ class VGG(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        self.channels, self.stride, self.width_divisor = inputs, stride, width_divisor
+        self.channels, self.strides, self.width_divisor = (inputs,), (stride,), width_divisor
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalised images [B, 3, H, W] to a map [B, channels, H/stride, W/stride], after ReLU."""
-        out: Tensor = self.features(x)
-        return out
+    def forward(self, x: Tensor) -> Features:
+        """Normalised images [B, 3, H, W] to one level, after ReLU."""
+        return Features.of([self.features(x)], self.strides)
 
     def channel_groups(self) -> tuple[ChannelGroup, ...]:
         """Channels that come and go together, the map's last."""

@@ -10,8 +10,8 @@ import torch
 from qmimic.compress.integer_grids import calibrate, keep_float, on_grids, parts
 from qmimic.config import fingerprint
 from qmimic.data.splits import VAL
+from qmimic.detectors.detector import Detector
 from qmimic.detectors.evaluation import detect_all
-from qmimic.detectors.two_stage import Detector
 from qmimic.errors import InputError
 from qmimic.run.prepare import Prepared
 from qmimic.run.tracking import trackers_of

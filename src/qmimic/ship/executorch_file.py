@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from qmimic.detectors.two_stage import Detector
+from qmimic.contracts import Features
+from qmimic.detectors.two_stage import TwoStage
 from qmimic.errors import InputError
 from qmimic.runtime.metadata import JUDGE, LOOK, WEIGHTS_SUM
 from qmimic.ship.network import ShippedNetwork
@@ -45,15 +46,16 @@ def write_executorch(exported: Exported, path: Path) -> None:
         raise InputError("An ExecuTorch file takes one picture at a time; leave --batch at 1.")
     # Its passes know one order of memory.
     detector = ShippedNetwork(exported.detector).detector.to(memory_format=torch.contiguous_format)
+    assert isinstance(detector, TwoStage)
     images = torch.zeros(1, *detector.spec.size, 3, dtype=torch.uint8)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")
-        look, judge = _Look(detector).eval(), _Judge(detector).eval()
-        features, _ = look(images)
-        regions = torch.zeros(1, detector.spec.post_nms, 4)
+        extract, classify = _Extract(detector).eval(), _ClassifyRegions(detector).eval()
+        features, _ = extract(images)
+        regions = torch.zeros(1, detector.region_count, 4)
         programs = {
-            LOOK: torch.export.export(look, (images,)),
-            JUDGE: torch.export.export(judge, (features, regions)),
+            LOOK: torch.export.export(extract, (images,)),
+            JUDGE: torch.export.export(classify, (features, regions)),
         }
         edge = to_edge_transform_and_lower(programs, partitioner=[XnnpackPartitioner()])
         path.write_bytes(edge.to_executorch().buffer)
@@ -65,23 +67,21 @@ def describe_executorch(path: Path, properties: Mapping[str, str]) -> None:
     path.with_suffix(".json").write_text(json.dumps(own), encoding="utf-8")
 
 
-class _Look(nn.Module):
-    def __init__(self, detector: Detector) -> None:
+class _Extract(nn.Module):
+    def __init__(self, detector: TwoStage) -> None:
         super().__init__()
         self.detector = detector
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         pixels = images.permute(0, 3, 1, 2).contiguous().float()
-        features = self.detector.backbone((pixels - self.detector.mean).contiguous())
-        if self.detector.quantizer is not None:
-            features = self.detector.quantizer(features)
-        return features, self.detector.candidates(features)
+        features = self.detector.quantize(self.detector.backbone((pixels - self.detector.mean).contiguous()))
+        return features.map, self.detector.candidates(features)
 
 
-class _Judge(nn.Module):
-    def __init__(self, detector: Detector) -> None:
+class _ClassifyRegions(nn.Module):
+    def __init__(self, detector: TwoStage) -> None:
         super().__init__()
         self.detector = detector
 
     def forward(self, features: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
-        return self.detector.judge(features, regions)
+        return self.detector.classify_regions(Features.of([features], self.detector.strides), regions)

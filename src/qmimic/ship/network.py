@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from qmimic.compress.integer_grids import freeze
 from qmimic.detectors.build import absorb_deviation, fold_batch_norm
-from qmimic.detectors.two_stage import Detector
+from qmimic.detectors.detector import Detector
 from qmimic.errors import InputError
 
 
@@ -54,12 +54,8 @@ class ShippedNetwork(nn.Module):
             fewer than D; classes int64 [N, D]. Without suppression, boxes [N, P, K or 1, 4] and scores [N, P, K] of
             regions, below 0 where there is none.
         """
-        features = self.detector.backbone(images.permute(0, 3, 1, 2).float() - self.mean)
-        if self.detector.quantizer is not None:
-            features = self.detector.quantizer(features)
+        features = self.detector.quantize(self.detector.backbone(images.permute(0, 3, 1, 2).float() - self.mean))
         if not self.suppression:
-            proposals = self.detector.propose(features)
-            scores, boxes = self.detector.judge(features, proposals.boxes)
-            return boxes, torch.where(proposals.valid[..., None], scores, -1.0)
+            return self.detector.score_boxes(features)
         found = self.detector.detect_on(features)
         return found.boxes, found.scores, found.labels
