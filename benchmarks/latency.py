@@ -20,7 +20,7 @@ import torch
 from qmimic.api import build_detector
 from qmimic.bench.measure import as_run, megapixels
 from qmimic.bench.timing import alternate
-from qmimic.compress.integer_grids import calibrate, on_grids
+from qmimic.compress.integer_grids import calibrate, prepare_qat
 from qmimic.config import DetectorConfig
 from qmimic.detectors.detector import Detector
 from qmimic.runtime.engine import Engine, load
@@ -60,7 +60,7 @@ def backbone_of(model: onnx.ModelProto, channels: int) -> onnx.ModelProto:
 
 def on_noise(detector: Detector) -> Detector:
     """The detector on grids that fit noise."""
-    found = on_grids(detector)
+    found = prepare_qat(detector)
     generator = torch.Generator().manual_seed(0)
     calibrate(found, [torch.randint(0, 256, (4, 3, *SIZE), generator=generator, dtype=torch.uint8)])
     return found

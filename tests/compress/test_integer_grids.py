@@ -15,8 +15,8 @@ from qmimic.compress.integer_grids import (
     keep_float,
     layers,
     map_grid,
-    on_grids,
     parts,
+    prepare_qat,
     round_to_grid,
 )
 from qmimic.config import QuantizerConfig
@@ -38,7 +38,7 @@ KINDS = {
 
 
 def gridded(detector: Detector, seed: int = 7) -> Detector:
-    found = on_grids(detector)
+    found = prepare_qat(detector)
     calibrate(found, [some_images(seed, 4, detector.spec.size)])
     return found
 
@@ -125,16 +125,16 @@ def test_maps_without_one_scale_are_refused(config: QuantizerConfig, stride: int
     detector = lively(tiny_spec()).eval()
     detector.quantizer = Quantizer(config, torch.full((stride,), 0.25))
     with pytest.raises(InputError, match="An integer map has one scale"):
-        on_grids(detector)
+        prepare_qat(detector)
 
 
 def test_a_calibrated_scale_is_that_of_least_error() -> None:
     grid = Grid(signed=False)
     values = torch.randn(1, 4096, generator=torch.Generator().manual_seed(0)).abs()
     values[0, 0] = 40  # one outlier must not coarsen the grid of all others
-    grid.watch()
+    grid.observe()
     assert torch.equal(grid(values), values)
-    grid.settle()
+    grid.calibrate()
 
     def error(scale: float) -> float:
         return float((values.double() - (values.double() / scale).round().clamp(0, 255) * scale).square().sum())

@@ -10,7 +10,7 @@ from qmimic.compress.cost import equal_share
 from qmimic.compress.lasso import Evidence, choose, prune_by_lasso, refit
 from qmimic.config import PruningConfig
 from qmimic.data.loader import Batch
-from qmimic.detectors.narrowing import channel_groups, keep_channels, layer, widths
+from qmimic.detectors.channels import channel_groups, keep_channels, layer, widths
 from tiny_detectors import as_targets, lively, some_images, some_truth, tiny_spec
 
 

@@ -6,7 +6,7 @@ import torch
 from qmimic.compress.cost import Cost
 from qmimic.compress.taylor import TOLERANCE, gated, least
 from qmimic.config import AugmentConfig
-from qmimic.detectors.narrowing import channel_groups, widths
+from qmimic.detectors.channels import channel_groups, widths
 from qmimic.training.step import Chance, DetectionObjective
 from tiny_detectors import as_targets, lively, some_images, some_truth, tiny_spec
 

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from qmimic.config import PruningConfig
 from qmimic.data.loader import Batch
+from qmimic.detectors.channels import channel_groups, keep_channels, layer
 from qmimic.detectors.detector import Detector
-from qmimic.detectors.narrowing import channel_groups, keep_channels, layer
 from qmimic.detectors.regions import pad_with_truth
 
 RIDGE = 1e-4  # of the mean square of the inputs; it ties weights to their old values where samples are too few
@@ -77,9 +77,9 @@ def prune_by_lasso(
     for number, (name, group) in enumerate(channel_groups(detector).items()):
         count = len(layer(pruned, name).weight)
         generator = torch.Generator().manual_seed(seed)
-        samples: dict[str, list[tuple[Tensor, Tensor]]] = {user: [] for user in group.users}
+        samples: dict[str, list[tuple[Tensor, Tensor]]] = {user: [] for user in group.consumers}
         for view in views:  # whole maps of many images would not fit into memory
-            own, wanted = _record(pruned, group.users, view), _record(detector, group.users, view)
+            own, wanted = _record(pruned, group.consumers, view), _record(detector, group.consumers, view)
             for user, taken in samples.items():
                 given, target = own[user].inputs, wanted[user].outputs
                 taken.append(_sample(layer(pruned, user), given, target, count, config.places, generator))
@@ -94,7 +94,7 @@ def prune_by_lasso(
         keep_channels(pruned, {name: kept})
         for user, evidence in found.items():
             _put_weights(layer(pruned, user), refit(evidence, count, kept), len(kept))
-        remaining |= dict.fromkeys(group.makers, kept)
+        remaining |= dict.fromkeys(group.producers, kept)
         show(number + 1)
     return pruned
 

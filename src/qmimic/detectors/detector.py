@@ -1,11 +1,23 @@
 """The contract of a detector, and what all of them share: from pixels to levels, and the quantizer."""
 
 from abc import abstractmethod
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
 
-from qmimic.contracts import Backbone, BatchDetections, Features, Proposals, TrainingOutput
+from qmimic.contracts import (
+    Backbone,
+    BatchDetections,
+    ChannelGroup,
+    ExportParts,
+    Features,
+    FusedPair,
+    Part,
+    Proposals,
+    QuantizationPoint,
+    TrainingOutput,
+)
 from qmimic.data.targets import Targets
 from qmimic.detectors.quantize import Quantizer
 from qmimic.detectors.spec import DetectorSpec
@@ -50,6 +62,52 @@ class Detector(nn.Module):
     def strides(self) -> tuple[int, ...]:
         """Of each level, pixels."""
         return self.backbone.strides
+
+    def parts(self) -> dict[str, Part]:
+        """Its parts by name, in the order of the data's flow."""
+        return {name: child for name, child in self.named_children() if isinstance(child, Part)}
+
+    def channel_groups(self) -> tuple[ChannelGroup, ...]:
+        """The parts' groups, those of one level joined, in the order of the data's flow.
+
+        Raises:
+            InputError: a part does not declare its own.
+        """
+        found: list[ChannelGroup] = []
+        for name, part in self.parts().items():
+            for own in part.channel_groups():
+                group = own.within(name)
+                tied = [one for one in found if set(one.levels) & set(group.levels)]
+                if not tied:
+                    found.append(group)
+                    continue
+                place = found.index(tied[0])
+                for one in tied[1:]:
+                    found.remove(one)
+                found[place] = reduce(ChannelGroup.joined, [*tied, group])
+        return tuple(found)
+
+    def fused_pairs(self) -> tuple[FusedPair, ...]:
+        """The parts' convolutions with a batch norm behind them."""
+        return tuple(pair.within(name) for name, part in self.parts().items() for pair in part.fused_pairs())
+
+    def quantization_points(self) -> tuple[QuantizationPoint, ...]:
+        """Where an int8 file rounds: the pixels, and what the parts declare.
+
+        Raises:
+            InputError: a part does not declare its own.
+        """
+        pixels = [QuantizationPoint(name, before=True, signed=True) for name in self.backbone.pixel_layers]
+        own = [point.within(name) for name, part in self.parts().items() for point in part.quantization_points()]
+        return (*(point.within("backbone") for point in pixels), *own)
+
+    def export_parts(self) -> ExportParts | None:
+        """What a format without suppression runs one after the other; None if there is no second stage to cut off.
+
+        Raises:
+            InputError: no format can write the detector, and what to change.
+        """
+        return None
 
     def raw_features(self, images: Tensor) -> Features:
         """The backbone's levels before any quantizer: what is distilled, banked and measured.

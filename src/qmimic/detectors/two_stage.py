@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qmimic.boxes import take
-from qmimic.contracts import BatchDetections, Features, Proposals, TrainingOutput
+from qmimic.contracts import BatchDetections, ExportParts, Features, Proposals, TrainingOutput
 from qmimic.data.targets import Targets
 from qmimic.detectors.anchors import anchor_grid
 from qmimic.detectors.backbones import build_backbone
@@ -34,7 +34,7 @@ HEAD_IOU = 0.5
 HEAD_POSITIVE_SHARE = 0.25
 
 
-HEADS: dict[str, Callable[[int, int, DetectorSpec], nn.Module]] = {
+HEADS: dict[str, Callable[[int, int, DetectorSpec], TwoLayerHead | PositionSensitiveHead]] = {
     "faster_rcnn": TwoLayerHead,
     "rfcn": PositionSensitiveHead,
 }
@@ -48,6 +48,7 @@ class TwoStage(Detector):
     """
 
     anchors: Tensor
+    head: TwoLayerHead | PositionSensitiveHead
 
     def __init__(self, spec: DetectorSpec) -> None:
         super().__init__(spec, build_backbone(spec.backbone, spec.output_stride))
@@ -88,6 +89,11 @@ class TwoStage(Detector):
         det_cls, det_reg = (entropy * counts).sum() / count, (distance * counts).sum() / count
         losses = {"rpn_cls": rpn_cls, "rpn_reg": rpn_reg, "det_cls": det_cls, "det_reg": det_reg}
         return TrainingOutput(losses, proposals)
+
+    def export_parts(self) -> ExportParts:
+        """See `Detector.export_parts`."""
+        self.head.check_export()
+        return ExportParts(self.candidates, self.classify_regions, self.region_count)
 
     @property
     def region_count(self) -> int:

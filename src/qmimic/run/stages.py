@@ -19,10 +19,10 @@ from qmimic.compress.taylor import prune_by_taylor
 from qmimic.config import Recipe, ScheduleConfig, fingerprint
 from qmimic.data.splits import VAL
 from qmimic.detectors.build import build, mac_count, parameter_count
+from qmimic.detectors.channels import channel_groups
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.evaluation import channel_rms, detect_all
 from qmimic.detectors.files import load_backbone, load_detector, save_detector
-from qmimic.detectors.narrowing import channel_groups
 from qmimic.detectors.quantize import Quantizer, absolute_stride
 from qmimic.distill.matching import matching
 from qmimic.distill.mimic import Mimic

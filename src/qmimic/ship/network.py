@@ -31,11 +31,7 @@ class ShippedNetwork(nn.Module):
                 "A map quantized to powers of two cannot be exported yet; export a detector without "
                 "student.quantize_map, or one of quantizer.kind=uniform."
             )
-        if detector.spec.roi_pooling == "pool" and detector.spec.architecture == "faster_rcnn":
-            raise InputError(
-                "Faster R-CNN with detector.roi_pooling=pool cannot be exported, maxima over regions are no standard "
-                "operator; train with detector.roi_pooling=align."
-            )
+        detector.export_parts()  # refuses what no format can write
         self.suppression = suppression
         self.detector = fold_batch_norm(detector).requires_grad_(False).cpu()
         self.register_buffer("mean", self.detector.mean.clone())
