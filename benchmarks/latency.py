@@ -20,9 +20,9 @@ import torch
 from qmimic.api import build_detector
 from qmimic.bench.measure import as_run, megapixels
 from qmimic.bench.timing import alternate
-from qmimic.compress.integer_grids import calibrate, on_grids
+from qmimic.compress.integer_grids import calibrate, prepare_qat
 from qmimic.config import DetectorConfig
-from qmimic.detectors.two_stage import Detector
+from qmimic.detectors.detector import Detector
 from qmimic.runtime.engine import Engine, load
 from qmimic.ship.onnx_file import Exported, write_onnx
 from qmimic.ship.openvino_file import write_openvino
@@ -60,7 +60,7 @@ def backbone_of(model: onnx.ModelProto, channels: int) -> onnx.ModelProto:
 
 def on_noise(detector: Detector) -> Detector:
     """The detector on grids that fit noise."""
-    found = on_grids(detector)
+    found = prepare_qat(detector)
     generator = torch.Generator().manual_seed(0)
     calibrate(found, [torch.randint(0, 256, (4, 3, *SIZE), generator=generator, dtype=torch.uint8)])
     return found
@@ -76,7 +76,7 @@ def load_all(folder: Path, data: Path | None) -> tuple[dict[str, Engine], dict[s
         detector = build_detector(backbone, ("object",), SIZE, config=config).eval()
         whole, integer = Exported(detector), Exported(on_noise(detector))
         write_onnx(whole, path.with_suffix(".onnx"))
-        onnx.save(backbone_of(whole.graph, detector.backbone.channels), f"{path}-backbone.onnx")
+        onnx.save(backbone_of(whole.graph, detector.channels[0]), f"{path}-backbone.onnx")
         write_onnx(integer, Path(f"{path}-int8.onnx"))
         write_openvino(whole, path.with_suffix(".xml"))
         write_openvino(integer, Path(f"{path}-int8.xml"))

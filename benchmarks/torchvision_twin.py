@@ -10,7 +10,7 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHe
 from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-from qmimic.detectors.two_stage import Detector
+from qmimic.detectors.detector import Detector
 
 
 class AlignedRoIPool(nn.Module):
@@ -31,6 +31,19 @@ class CentredAnchors(AnchorGenerator):
         super().__init__(((1,) * len(sizes),), ((1.0,),))
         half = torch.tensor(sizes) / 2
         self.cell_anchors = [torch.cat([-half, half], 1) + stride / 2]
+
+
+class OneMap(nn.Module):
+    """A backbone of one level as torchvision takes it."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        (self.out_channels,) = backbone.channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Its map."""
+        return self.backbone(x).map
 
 
 def plain(backbone: nn.Module) -> nn.Module:
@@ -63,8 +76,7 @@ def twin(detector: Detector) -> TorchvisionFasterRCNN:
         detector: of a square input size, without a quantizer.
     """
     spec = detector.spec
-    backbone = plain(detector.backbone)
-    backbone.out_channels = backbone.channels
+    backbone = OneMap(plain(detector.backbone))
     roi_head = TwoMLPHead(detector.head.fc1.in_features, detector.head.fc1.out_features)
     model = TorchvisionFasterRCNN(
         backbone,
@@ -73,7 +85,7 @@ def twin(detector: Detector) -> TorchvisionFasterRCNN:
         image_mean=(detector.mean / 255).flatten().tolist(),
         image_std=(detector.std / 255).flatten().tolist(),
         rpn_anchor_generator=CentredAnchors(spec.anchors, spec.output_stride),
-        rpn_head=RPNHead(backbone.channels, len(spec.anchors)),
+        rpn_head=RPNHead(backbone.out_channels, len(spec.anchors)),
         rpn_pre_nms_top_n_train=spec.pre_nms,
         rpn_pre_nms_top_n_test=spec.pre_nms,
         rpn_post_nms_top_n_train=spec.post_nms,

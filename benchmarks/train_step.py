@@ -72,7 +72,7 @@ def mimicking(spec: DetectorSpec, images: torch.Tensor, targets: Targets, folder
     quantizer = Quantizer(QuantizerConfig(), torch.ones(1))
     student, config = build(spec), MimicConfig(last_step=1)
     stride = spec.output_stride
-    channels = (student.backbone.channels, teacher.backbone.channels)
+    channels = (student.channels[0], teacher.channels[0])
     mimic = Mimic(config, *channels, quantizer, torch.ones(()), stride, seed=0)
     layout = Layout(
         (channels[1], config.region_count * REGION_SIZE, REGION_SIZE), np.dtype(np.uint8), config.region_count

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from qmimic.data.targets import PADDING, Targets
 from qmimic.detectors.build import build
+from qmimic.detectors.detector import Detector
 from qmimic.detectors.spec import DetectorSpec
-from qmimic.detectors.two_stage import Detector
 
 ANCHORS = ((12.0, 12.0), (30.0, 24.0), (60.0, 70.0))
 

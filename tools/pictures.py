@@ -19,13 +19,13 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from qmimic.config import QuantizerConfig, load_recipe
+from qmimic.contracts import Proposals
 from qmimic.data.formats import load_dataset
 from qmimic.data.loader import Loader
 from qmimic.detections import Detections
 from qmimic.detectors.evaluation import unpad
 from qmimic.detectors.files import load_detector, read_tensors
 from qmimic.detectors.quantize import Quantizer
-from qmimic.detectors.rpn import Proposals
 from qmimic.distill.mimic import Mimic, choose_regions, mimic_loss
 from qmimic.errors import InputError
 from qmimic.files import replacing
@@ -85,8 +85,8 @@ def look(run: Path) -> Seen:
     }
     mimic = Mimic(
         recipe.mimic,
-        student.backbone.channels,
-        teacher.backbone.channels,
+        student.channels[0],
+        teacher.channels[0],
         teacher.quantizer,
         weights["module.mimic.rms"],
         teacher.spec.output_stride,
@@ -97,10 +97,10 @@ def look(run: Path) -> Seen:
     batch = next(iter(loader.once()))
     row = slice(len(batch.images) - 1, None)  # that picture, or the last one of a smaller set
     images = batch.images[row]
-    own, other = teacher.eval().raw_features(images), mimic.adapt(student.eval().raw_features(images))
+    own, other = teacher.eval().raw_features(images).map, mimic.adapt(student.eval().raw_features(images).map)
     targets = type(batch.targets)(batch.targets.boxes[row], batch.targets.labels[row])
     config = recipe.mimic.model_copy(update={"region_count": 10})
-    proposals = teacher.propose(teacher.quantizer(own))
+    proposals = teacher.propose(teacher.features(images))
     regions = choose_regions(config, proposals, targets, recipe.data.size, torch.Generator().manual_seed(0))
     q = mimic.quantizer
     return Seen(

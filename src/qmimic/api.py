@@ -11,10 +11,10 @@ from qmimic.data.sample import Dataset
 from qmimic.data.splits import samples_of
 from qmimic.detections import Detections
 from qmimic.detectors.build import at_size, build
+from qmimic.detectors.detector import Detector
 from qmimic.detectors.evaluation import detect_all, merge
 from qmimic.detectors.files import load_detector
 from qmimic.detectors.spec import DetectorSpec
-from qmimic.detectors.two_stage import Detector
 from qmimic.errors import InputError
 from qmimic.run.train import RunResult
 from qmimic.run.train import train as run_recipe

@@ -5,7 +5,7 @@ import torch
 
 from qmimic.compress.cost import Cost, equal_share
 from qmimic.detectors.build import build, mac_count
-from qmimic.detectors.narrowing import channel_groups, keep_channels, widths
+from qmimic.detectors.channels import channel_groups, keep_channels, widths
 from tiny_detectors import tiny_spec
 
 

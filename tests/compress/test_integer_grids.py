@@ -15,13 +15,13 @@ from qmimic.compress.integer_grids import (
     keep_float,
     layers,
     map_grid,
-    on_grids,
     parts,
+    prepare_qat,
     round_to_grid,
 )
 from qmimic.config import QuantizerConfig
+from qmimic.detectors.detector import Detector
 from qmimic.detectors.quantize import Quantizer
-from qmimic.detectors.two_stage import Detector
 from qmimic.errors import InputError
 from tiny_detectors import as_targets, lively, some_images, some_truth, tiny_spec
 
@@ -38,7 +38,7 @@ KINDS = {
 
 
 def gridded(detector: Detector, seed: int = 7) -> Detector:
-    found = on_grids(detector)
+    found = prepare_qat(detector)
     calibrate(found, [some_images(seed, 4, detector.spec.size)])
     return found
 
@@ -73,7 +73,7 @@ def test_with_nothing_on_a_grid_it_is_the_detector(kind: str) -> None:
     found = keep_float(found, *parts(found))
     assert not parts(found)
     images = some_images(1, 3)
-    torch.testing.assert_close(found.features(images), detector.features(images), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found.features(images).map, detector.features(images).map, rtol=1e-3, atol=1e-3)
     ours, theirs = found.detect(images), detector.detect(images)
     torch.testing.assert_close(ours.scores[:, :5], theirs.scores[:, :5], rtol=1e-3, atol=1e-3)
 
@@ -82,7 +82,7 @@ def test_with_nothing_on_a_grid_it_is_the_detector(kind: str) -> None:
 def test_maps_and_weights_lie_on_their_grids(kind: str) -> None:
     detector = lively(tiny_spec(**KINDS[kind])).eval()
     found = gridded(detector)
-    levels = found.features(some_images(1, 3)) / map_grid(found).scale
+    levels = found.features(some_images(1, 3)).map / map_grid(found).scale
     torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-3)
     assert 0 <= levels.min() < levels.max() <= 255.01
     for name, layer in layers(found).items():
@@ -115,7 +115,7 @@ def test_the_stride_of_training_is_the_scale() -> None:
     assert found.quantizer is None
     found = keep_float(found, *parts(found))
     images = some_images(3, 2)
-    torch.testing.assert_close(found.features(images), detector.features(images))
+    torch.testing.assert_close(found.features(images).map, detector.features(images).map)
 
 
 @pytest.mark.parametrize(
@@ -125,16 +125,16 @@ def test_maps_without_one_scale_are_refused(config: QuantizerConfig, stride: int
     detector = lively(tiny_spec()).eval()
     detector.quantizer = Quantizer(config, torch.full((stride,), 0.25))
     with pytest.raises(InputError, match="An integer map has one scale"):
-        on_grids(detector)
+        prepare_qat(detector)
 
 
 def test_a_calibrated_scale_is_that_of_least_error() -> None:
     grid = Grid(signed=False)
     values = torch.randn(1, 4096, generator=torch.Generator().manual_seed(0)).abs()
     values[0, 0] = 40  # one outlier must not coarsen the grid of all others
-    grid.watch()
+    grid.observe()
     assert torch.equal(grid(values), values)
-    grid.settle()
+    grid.calibrate()
 
     def error(scale: float) -> float:
         return float((values.double() - (values.double() / scale).round().clamp(0, 255) * scale).square().sum())

@@ -10,7 +10,7 @@ from qmimic.compress.cost import equal_share
 from qmimic.compress.lasso import Evidence, choose, prune_by_lasso, refit
 from qmimic.config import PruningConfig
 from qmimic.data.loader import Batch
-from qmimic.detectors.narrowing import channel_groups, keep_channels, layer, widths
+from qmimic.detectors.channels import channel_groups, keep_channels, layer, widths
 from tiny_detectors import as_targets, lively, some_images, some_truth, tiny_spec
 
 
@@ -77,10 +77,10 @@ def test_a_pruned_detector_resembles_the_whole_one_more_than_one_cut_anyhow() ->
         assert widths(pruned, channel_groups(pruned)) == left
         assert done == list(range(1, len(left) + 1))
         images = some_images(1)
-        whole, fitted = detector.rpn(detector.features(images))[0], pruned.rpn(pruned.features(images))[0]
+        whole, fitted = detector.rpn(detector.features(images).map)[0], pruned.rpn(pruned.features(images).map)[0]
         anyhow = copy.deepcopy(detector)
         keep_channels(anyhow, {name: torch.arange(count) for name, count in left.items()})
-        cut = anyhow.rpn(anyhow.features(images))[0]
+        cut = anyhow.rpn(anyhow.features(images).map)[0]
         assert float((fitted - whole).norm()) < 0.7 * float((cut - whole).norm())
 
 
@@ -93,6 +93,6 @@ def test_keeping_every_channel_keeps_the_function() -> None:
     same = prune_by_lasso(detector, full, config, two_batches(), 0, lambda _: None)
     images = some_images(3)
     torch.testing.assert_close(
-        same.rpn(same.features(images)), detector.rpn(detector.features(images)), rtol=1e-3, atol=1e-3
+        same.rpn(same.features(images).map), detector.rpn(detector.features(images).map), rtol=1e-3, atol=1e-3
     )
     assert layer(same, "head.fc1").weight.shape == layer(detector, "head.fc1").weight.shape

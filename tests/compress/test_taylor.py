@@ -6,7 +6,7 @@ import torch
 from qmimic.compress.cost import Cost
 from qmimic.compress.taylor import TOLERANCE, gated, least
 from qmimic.config import AugmentConfig
-from qmimic.detectors.narrowing import channel_groups, widths
+from qmimic.detectors.channels import channel_groups, widths
 from qmimic.training.step import Chance, DetectionObjective
 from tiny_detectors import as_targets, lively, some_images, some_truth, tiny_spec
 
@@ -44,14 +44,14 @@ def test_a_gate_s_gradient_is_the_loss_s_change_when_the_channel_fades(settings:
 def test_gates_leave_the_function_alone_and_go_away() -> None:
     detector = lively(tiny_spec()).eval()
     images = some_images(2)
-    plain = detector.features(images)
+    plain = detector.features(images).map
     with gated(detector, len(images)) as gates:
-        torch.testing.assert_close(detector.features(images), plain)
+        torch.testing.assert_close(detector.features(images).map, plain)
         assert {name: gate.shape[1] for name, gate in gates.items()} == widths(detector, channel_groups(detector))
         with torch.no_grad():
             gates["backbone.conv1"].zero_()  # the shortcut's channels are gone everywhere
-        assert not torch.allclose(detector.features(images), plain)
-    torch.testing.assert_close(detector.features(images), plain)
+        assert not torch.allclose(detector.features(images).map, plain)
+    torch.testing.assert_close(detector.features(images).map, plain)
 
 
 def test_those_that_matter_least_for_their_cost_go_until_the_cost_is_met() -> None:

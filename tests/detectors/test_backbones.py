@@ -84,7 +84,7 @@ def test_dilated_map_holds_torchvisions_strided_map(name: str, output_stride: in
     # A stage that is dilated instead of strided computes the strided map, and the places between.
     ours, torchvisions = settled(name, output_stride), with_settled_weights(torchvision_backbone(name), name)
     between = 32 // output_stride
-    check_same_map(ours(IMAGE)[:, :, ::between, ::between], torchvision_map(torchvisions, IMAGE))
+    check_same_map(ours(IMAGE).map[:, :, ::between, ::between], torchvision_map(torchvisions, IMAGE))
 
 
 @torch.no_grad()
@@ -93,7 +93,7 @@ def test_resnet50_equals_torchvision_with_dilation(output_stride: int, dilated: 
     ours = settled("resnet50", output_stride)
     torchvisions = torchvision_backbone("resnet50", replace_stride_with_dilation=dilated)
     with_settled_weights(torchvisions, "resnet50")
-    check_same_map(ours(IMAGE), torchvision_map(torchvisions, IMAGE))
+    check_same_map(ours(IMAGE).map, torchvision_map(torchvisions, IMAGE))
 
 
 @torch.no_grad()
@@ -106,7 +106,7 @@ def test_vgg16_equals_torchvision_without_its_last_poolings(output_stride: int) 
         for layer in torchvisions.features[pools[3] :]:
             if isinstance(layer, nn.Conv2d):
                 layer.padding = layer.dilation = (2, 2)
-    check_same_map(ours(IMAGE), torchvision_map(torchvisions, IMAGE))
+    check_same_map(ours(IMAGE).map, torchvision_map(torchvisions, IMAGE))
 
 
 @torch.no_grad()
@@ -114,10 +114,10 @@ def test_vgg16_equals_torchvision_without_its_last_poolings(output_stride: int) 
 @pytest.mark.parametrize("family", BACKBONES)
 def test_the_map_has_the_stride_and_the_channels_that_the_backbone_names(family: str, output_stride: int) -> None:
     backbone = build_backbone(f"{family}/32", output_stride).eval()
-    features = backbone(torch.randn(2, 3, 64, 96))
-    assert backbone.stride == output_stride
-    assert features.shape == (2, backbone.channels, 64 // output_stride, 96 // output_stride)
-    assert backbone.channels == (2048 if family == "resnet50" else 512) // 32
+    features = backbone(torch.randn(2, 3, 64, 96)).map
+    assert backbone.strides == (output_stride,)
+    assert features.shape == (2, backbone.channels[0], 64 // output_stride, 96 // output_stride)
+    assert backbone.channels == ((2048 if family == "resnet50" else 512) // 32,)
     assert (features >= 0).all()
 
 
@@ -173,7 +173,7 @@ def test_groups_of_the_second_convolutions(name: str, widths: list[int], groups:
 @pytest.mark.parametrize("family", BACKBONES)
 def test_the_narrowest_backbones_learn(family: str) -> None:
     backbone = build_backbone(f"{family}/4096", 16)
-    backbone(torch.randn(2, 3, 32, 32)).sum().backward()
+    backbone(torch.randn(2, 3, 32, 32)).map.sum().backward()
     assert all(parameter.grad.isfinite().all() for parameter in backbone.parameters())
 
 

@@ -16,6 +16,7 @@ from torchvision.models import resnet18
 
 from qmimic.config import QuantizerConfig
 from qmimic.detectors.build import build
+from qmimic.detectors.detector import Detector
 from qmimic.detectors.files import (
     load_backbone,
     load_detector,
@@ -25,7 +26,6 @@ from qmimic.detectors.files import (
     write_tensors,
 )
 from qmimic.detectors.quantize import Quantizer
-from qmimic.detectors.two_stage import Detector
 from qmimic.errors import InputError
 from tiny_detectors import lively, some_images, tiny_spec
 
@@ -95,7 +95,7 @@ def test_a_detector_comes_back_to_the_last_bit(
 
 def test_a_quantizer_with_a_stride_per_channel_comes_back(tmp_path: Path) -> None:
     detector = lively(tiny_spec())
-    strides = torch.rand(detector.backbone.channels) + 0.1
+    strides = torch.rand(detector.channels[0]) + 0.1
     detector.quantizer = Quantizer(QuantizerConfig(per_channel=True), strides)
     save_detector(detector, tmp_path / "a.safetensors", {})
     again, _ = load_detector(tmp_path / "a.safetensors")

@@ -97,7 +97,7 @@ def test_special_boxes_equal_torchvision(box: tuple[float, ...], pooling: str) -
 def test_the_head_is_convolutions_pooling_and_a_mean(classes: tuple[str, ...], pooling: str) -> None:
     spec = tiny_spec(architecture="rfcn", classes=classes, roi_pooling=pooling, roi_size=3, size=(112, 144))
     detector = lively(spec).eval()
-    features, rois, head = detector.features(some_images(1, 2, spec.size)), random_rois(3), detector.head
+    features, rois, head = detector.features(some_images(1, 2, spec.size)).map, random_rois(3), detector.head
     logits, deltas = head(features, rois)
     hidden = torch.relu(head.conv(features))
     assert logits.shape == (2, 6, len(classes) + 1)

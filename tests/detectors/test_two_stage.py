@@ -6,8 +6,9 @@ from torch import Tensor
 
 from qmimic.config import QuantizerConfig
 from qmimic.data.targets import IGNORED, PADDING, Targets
+from qmimic.detectors.detector import Detector
 from qmimic.detectors.quantize import Quantizer
-from qmimic.detectors.two_stage import HEADS, Detector
+from qmimic.detectors.two_stage import HEADS
 from tiny_detectors import Truth, as_targets, lively, some_images, some_truth, tiny_spec
 from torchvision_twin import channel_by_channel, twin
 
@@ -46,7 +47,7 @@ def test_the_map_equals_the_twins(backbone: str, output_stride: int) -> None:
     images = some_images(3)
     other = twin(detector).eval()
     inputs, _ = other.transform(torchvisions_images(images))
-    torch.testing.assert_close(detector.raw_features(images), other.backbone(inputs.tensors), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(detector.raw_features(images).map, other.backbone(inputs.tensors), atol=1e-3, rtol=1e-3)
 
 
 @torch.no_grad()
@@ -84,7 +85,7 @@ def test_losses_and_gradients_equal_the_twins_where_everything_is_sampled(seed: 
         (detector.head.deltas.bias, predictor.bbox_pred.bias),
         (detector.rpn.conv.weight, other.rpn.head.conv[0][0].weight),
         (detector.rpn.deltas.weight, other.rpn.head.bbox_pred.weight),
-        (detector.backbone.conv1.weight, other.backbone.conv1.weight),
+        (detector.backbone.conv1.weight, other.backbone.backbone.conv1.weight),
     ]
     gradients = [(mine.grad, torchvisions.grad) for mine, torchvisions in pairs]
     gradients.append(
@@ -210,7 +211,9 @@ def test_an_image_is_detected_alike_alone_and_in_a_batch() -> None:
 def test_bytes_and_floats_are_the_same_image_and_neither_is_changed() -> None:
     detector, images = lively(tiny_spec()).eval(), some_images(2)
     floats = images.float()
-    torch.testing.assert_close(detector.raw_features(images), detector.raw_features(floats), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        detector.raw_features(images).map, detector.raw_features(floats).map, atol=1e-5, rtol=1e-5
+    )
     assert torch.equal(floats, some_images(2).float())
     assert torch.equal(images, some_images(2))
 
@@ -219,8 +222,8 @@ def test_heads_see_the_quantized_map_and_its_gradient_passes() -> None:
     detector = lively(tiny_spec()).train()
     detector.quantizer = Quantizer(QuantizerConfig(), torch.tensor([0.5]))
     images = some_images(2)
-    features = detector.eval().features(images)
-    raw = detector.raw_features(images)
+    features = detector.eval().features(images).map
+    raw = detector.raw_features(images).map
     assert torch.equal(features, torch.ceil(raw / 0.5 - 0.5).clamp(min=0) * 0.5)
     sum(our_losses(detector.train(), images, as_targets(some_truth())).values()).backward()
     assert detector.backbone.conv1.weight.grad.any()

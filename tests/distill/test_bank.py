@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from qmimic.config import MimicConfig, QuantizerConfig
+from qmimic.contracts import Proposals
 from qmimic.data.records import RecordFile
 from qmimic.detectors.quantize import Quantizer
-from qmimic.detectors.rpn import Proposals
 from qmimic.distill.bank import Bank, Layout, TeacherView
 from qmimic.distill.mimic import Mimic, sees_levels
 from qmimic.errors import InputError

@@ -12,9 +12,9 @@ from torch import Tensor
 from torchvision import ops
 
 from qmimic.config import MimicConfig, QuantizerConfig, fingerprint
+from qmimic.contracts import Proposals
 from qmimic.data.targets import IGNORED, PADDING, Targets
 from qmimic.detectors.quantize import Quantizer
-from qmimic.detectors.rpn import Proposals
 from qmimic.distill.mimic import (
     DISTANCES,
     MatchCounts,

@@ -24,7 +24,7 @@ from qmimic.runtime.__main__ import main as runtime
 for words in json.load(sys.stdin):
     code = main(words[1:]) if words[0] == "qmimic" else runtime(words[3:])
     assert code == 0, f"{words} ended with {code}"
-from qmimic.detectors.narrowing import channel_groups
+from qmimic.detectors.channels import channel_groups
 from qmimic import build_detector
 print(len(channel_groups(build_detector("plain/8", ("a",), (64, 64)))), "groups of channels")
 """

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 import qmimic
 from qmimic.config import Recipe
-from qmimic.detectors.two_stage import Detector
+from qmimic.detectors.detector import Detector
 from qmimic.training.progress import Silent
 
 MakeRecipe = Callable[..., Recipe]

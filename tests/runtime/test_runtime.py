@@ -13,8 +13,8 @@ from PIL import Image
 from cli_cases import coco
 from folders import picture
 from qmimic.cli import main as qmimic_main
+from qmimic.detectors.detector import Detector as TrainedDetector
 from qmimic.detectors.prediction import predict
-from qmimic.detectors.two_stage import Detector as TrainedDetector
 from qmimic.errors import InputError
 from qmimic.runtime import Detector
 from qmimic.runtime.__main__ import main

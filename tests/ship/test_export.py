@@ -15,8 +15,8 @@ from folders import picture
 from qmimic.cli import main
 from qmimic.config import QuantizerConfig
 from qmimic.data.sample import Dataset, Sample
+from qmimic.detectors.detector import Detector
 from qmimic.detectors.quantize import Quantizer
-from qmimic.detectors.two_stage import Detector
 from qmimic.errors import InputError
 from qmimic.runtime import Detector as ShippedDetector
 from qmimic.runtime.metadata import KEY, as_properties

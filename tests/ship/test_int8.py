@@ -13,12 +13,12 @@ import torch
 
 from cli_cases import Refused
 from qmimic.cli import main
-from qmimic.compress.integer_grids import Grid, calibrate, is_on_grids, map_grid, on_grids, parts
+from qmimic.compress.integer_grids import Grid, calibrate, is_on_grids, map_grid, parts, prepare_qat
 from qmimic.config import QuantizerConfig, load_recipe
 from qmimic.detectors.build import parameter_count
+from qmimic.detectors.detector import Detector
 from qmimic.detectors.files import load_detector
 from qmimic.detectors.quantize import Quantizer
-from qmimic.detectors.two_stage import Detector
 from qmimic.errors import InputError
 from qmimic.run import deploy
 from qmimic.run import int8 as integer
@@ -36,7 +36,7 @@ STRIDE = 0.3125
 def gridded(**settings: object) -> Detector:
     detector = lively(tiny_spec(**settings)).eval()
     detector.quantizer = Quantizer(QuantizerConfig(), torch.tensor([STRIDE]))
-    found = on_grids(detector)
+    found = prepare_qat(detector)
     calibrate(found, [some_images(7, 4, detector.spec.size)])
     return found
 
@@ -175,7 +175,7 @@ def test_what_loses_is_trained_and_then_kept_float_in_part(
     monkeypatch.setattr(integer, "_map50", lambda *_: next(scores))
     found = integer.to_integers(prepared, detector, tmp_path, Silent())
     assert (found.map50, found.map50_float, found.trained, len(found.in_float)) == (0.895, 0.9, 3, 2)
-    untouched = on_grids(detector)
+    untouched = prepare_qat(detector)
     assert set(parts(untouched)) - set(parts(found.detector)) == set(found.in_float)
     assert next(tmp_path.glob("int8-*/checkpoints/*"), None)
     before, after = map_grid(untouched), map_grid(found.detector)
@@ -196,7 +196,7 @@ def test_what_loses_in_any_case_is_refused(
 
 def test_the_most_sensitive_part_comes_first(prepared: Prepared) -> None:
     recipe = prepared.recipe
-    detector = on_grids(lively(prepared.spec(recipe.student.backbone)).eval())
+    detector = prepare_qat(lively(prepared.spec(recipe.student.backbone)).eval())
     calibrate(detector, [next(iter(prepared.train.once())).images])
     spoiled = "backbone.layer1.0.1"
     grid = detector.get_submodule(spoiled)

@@ -7,8 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from qmimic.detectors.narrowing import channel_groups, layer, widths
-from qmimic.detectors.two_stage import Detector
+from qmimic.detectors.channels import channel_groups, layer, widths
+from qmimic.detectors.detector import Detector
 
 
 class Cost:
@@ -26,8 +26,8 @@ class Cost:
     def __init__(self, detector: Detector) -> None:
         groups = channel_groups(detector)
         self.full = widths(detector, groups)
-        self._makers = {name: group.name for group in groups.values() for name in group.makers}
-        self._users = {name: group.name for group in groups.values() for name in group.users}
+        self._producers = {name: group.name for group in groups.values() for name in group.producers}
+        self._consumers = {name: group.name for group in groups.values() for name in group.consumers}
         self._macs = {name: places * layer(detector, name).weight.numel() for name, places in _places(detector).items()}
 
     def of(self, left: Mapping[str, int]) -> float:
@@ -38,7 +38,7 @@ class Cost:
         """
         share = {name: left.get(name, count) / count for name, count in self.full.items()}
         return sum(
-            macs * share.get(self._makers.get(name, ""), 1.0) * share.get(self._users.get(name, ""), 1.0)
+            macs * share.get(self._producers.get(name, ""), 1.0) * share.get(self._consumers.get(name, ""), 1.0)
             for name, macs in self._macs.items()
         )
 
@@ -64,13 +64,14 @@ def _places(detector: Detector) -> dict[str, int]:
     found: dict[str, int] = {}
 
     def count(name: str, module: nn.Module, _: tuple[Tensor], output: Tensor) -> None:
-        found[name] = output.numel() // len(layer(detector, name).weight)
+        own = output.numel() // len(layer(detector, name).weight)
+        found[name] = found.get(name, 0) + own  # a head that levels share is applied to each
 
     layers = [(name, m) for name, m in detector.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     handles = [module.register_forward_hook(partial(count, name)) for name, module in layers]
     training = detector.training
     try:
-        detector.eval().detect(torch.zeros(1, 3, *detector.spec.size, device=detector.anchors.device))
+        detector.eval().detect(torch.zeros(1, 3, *detector.spec.size, device=detector.device))
     finally:
         detector.train(training)
         for handle in handles:

@@ -9,17 +9,16 @@ by 8 bits in 16, which 8-bit weights overflow. Maps have a scale each; they are 
 
 import copy
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from qmimic.detectors.build import absorb_deviation, fold_batch_norm
-from qmimic.detectors.position_sensitive_head import PositionSensitiveHead
-from qmimic.detectors.resnet import BasicBlock, Bottleneck, ResNet
-from qmimic.detectors.two_layer_head import TwoLayerHead
-from qmimic.detectors.two_stage import Detector
+from qmimic.contracts import QuantizationPoint
+from qmimic.detectors.build import absorb_deviation, fold_batch_norm, put_module
+from qmimic.detectors.detector import Detector
 from qmimic.errors import InputError
 
 WEIGHT_LIMIT = 63
@@ -33,15 +32,17 @@ class Grid(nn.Module):
     Attributes:
         scale: float32 [1].
         low, high: the integers.
+        level: the level of the backbone whose map this is, if it is one.
         fixed: the scale is given, not calibrated.
         enabled: False lets the map pass as it is.
     """
 
     scale: Tensor
 
-    def __init__(self, signed: bool) -> None:
+    def __init__(self, signed: bool, level: int | None = None) -> None:
         super().__init__()
         self.low, self.high = (-128, 127) if signed else (0, 255)
+        self.level = level
         self.fixed, self.enabled = False, True
         self.register_buffer("scale", torch.ones(1))
         self._seen: list[Tensor] | None = None
@@ -52,18 +53,18 @@ class Grid(nn.Module):
         self.high = min(self.high, upper or self.high)
         self.fixed = True
 
-    def watch(self) -> None:
-        """Let maps pass and look at their values, until `settle`."""
+    def observe(self) -> None:
+        """Let maps pass and look at their values, until `calibrate`."""
         self._seen = []
 
-    def settle(self) -> None:
+    def calibrate(self) -> None:
         """Choose the scale of least squared error on the values seen."""
         values, self._seen = torch.cat(self._seen or [torch.zeros(1)]), None
         if self.fixed:
             return
         top = (values.abs().max() if self.low else values.max()).clamp(min=1e-6)
         scales = top / self.high * torch.linspace(0.1, 1, CANDIDATES, device=values.device)
-        # What is cut at 0 is the ReLU's work, no error.
+        # What is cut at 0 is the ReLU's work, not an error.
         wanted = values if self.low else values.clamp(min=0)
         errors = [(round_to_grid(values, scale[None], self.low, self.high) - wanted).square().sum() for scale in scales]
         self.scale.copy_(scales[int(torch.stack(errors).argmin())])
@@ -135,7 +136,7 @@ def _(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
     return torch.empty_like(x)
 
 
-def on_grids(detector: Detector) -> Detector:
+def prepare_qat(detector: Detector) -> Detector:
     """A copy of a trained detector whose maps and weights lie on grids; scales of maps are still to be calibrated.
 
     The grid of the backbone's map is that on which student and teacher met in training, if the detector has one: its
@@ -147,16 +148,7 @@ def on_grids(detector: Detector) -> Detector:
     whole = fold_batch_norm(detector)
     absorb_deviation(whole)
     whole.requires_grad_(True)  # what folding made is to be trained as well
-    for parent in list(whole.backbone.modules()):
-        _follow_convolutions(parent)
-    _into_blocks(whole.backbone)
-    _onto_pixels(whole.backbone)
-    whole.rpn.conv = nn.Sequential(whole.rpn.conv, Grid(signed=False))  # type: ignore[assignment]
-    if isinstance(whole.head, TwoLayerHead):
-        whole.head.fc1 = nn.Sequential(Grid(signed=False), whole.head.fc1, Grid(signed=False))  # type: ignore[assignment]
-        whole.head.fc2 = nn.Sequential(whole.head.fc2, Grid(signed=False))  # type: ignore[assignment]
-    elif isinstance(whole.head, PositionSensitiveHead):
-        whole.head.conv = nn.Sequential(whole.head.conv, Grid(signed=False))  # type: ignore[assignment]
+    _put_grids(whole, detector.quantization_points())
     for layer in layers(whole).values():
         parametrize.register_parametrization(layer, "weight", WeightGrid())
     quantizer, whole.quantizer = whole.quantizer, None
@@ -166,12 +158,13 @@ def on_grids(detector: Detector) -> Detector:
                 "An integer map has one scale: a map quantized to powers of two, or by a stride for each channel, "
                 "has no int8 file; train with quantizer.kind=uniform and quantizer.per_channel=false."
             )
-        map_grid(whole).fix(quantizer.stride, quantizer.config.upper)
+        for grid in map_grids(whole):
+            grid.fix(quantizer.stride, quantizer.config.upper)
     return whole
 
 
 def is_on_grids(detector: Detector) -> bool:
-    """Whether a detector came out of `on_grids`."""
+    """Whether a detector came out of `prepare_qat`."""
     return any(isinstance(module, Grid) for module in detector.modules())
 
 
@@ -188,28 +181,43 @@ def freeze(detector: Detector) -> None:
             weights[0].scale = weights[0].scale_of(weights.original)
 
 
+def map_grids(detector: Detector) -> list[Grid]:
+    """The grids of the levels' maps that everything behind the backbone sees, in their order."""
+    found = {one.level: one for one in detector.modules() if isinstance(one, Grid) and one.level is not None}
+    return [found[level] for level in sorted(found)]
+
+
 def map_grid(detector: Detector) -> Grid:
-    """The grid of the map that RPN and head see."""
-    return [module for module in detector.backbone.modules() if isinstance(module, Grid)][-1]
+    """The grid of the map of a detector with one level."""
+    (grid,) = map_grids(detector)
+    return grid
 
 
 @torch.no_grad()
 def calibrate(detector: Detector, batches: Iterable[Tensor]) -> None:
-    """Choose the scales of a detector's maps on images [B, 3, H, W] as they come."""
+    """Choose the scales of a detector's maps on images [B, 3, H, W] as they come.
+
+    Raises:
+        InputError: a layer reads a map that no quantization point rounds.
+    """
     grids = [module for module in detector.modules() if isinstance(module, Grid)]
     for grid in grids:
-        grid.watch()
+        grid.observe()
+    sample: Tensor | None = None
     for images in batches:
         detector.detect(images)
+        sample = images[:1]
     for grid in grids:
-        grid.settle()
+        grid.calibrate()
+    if sample is not None:
+        _check_covered(detector, sample)
 
 
 def parts(detector: Detector) -> list[str]:
     """Names of the grids, those of maps first; the map that RPN and head see stays on its own in any case."""
-    shared = map_grid(detector)
+    shared = map_grids(detector)
     own = {name: one for name, one in detector.named_modules() if isinstance(one, Grid | WeightGrid) and one.enabled}
-    return sorted((name for name, one in own.items() if one is not shared), key=lambda name: "parametrizations" in name)
+    return sorted((name for name, one in own.items() if one not in shared), key=lambda name: "parametrizations" in name)
 
 
 def keep_float(detector: Detector, *names: str) -> Detector:
@@ -222,44 +230,37 @@ def keep_float(detector: Detector, *names: str) -> Detector:
     return other
 
 
-def _follow_convolutions(parent: nn.Module) -> None:
-    """Put a grid where a batch norm was folded away and a ReLU follows; behind a pooling, which is faster on floats.
-
-    What a block adds up stays float: convolutions give that at no cost, and the sum gets a grid.
-    """
-    children = list(parent.named_children())
-    if isinstance(parent, ResNet):
-        parent.maxpool = nn.Sequential(parent.maxpool, Grid(signed=False))  # type: ignore[assignment]
-    elif isinstance(parent, BasicBlock | Bottleneck):
-        *inner, _ = [name for name, _ in children if name.startswith("bn")]
-        for name in inner:
-            setattr(parent, name, Grid(signed=False))
-    elif isinstance(parent, nn.Sequential) and len(children) > 2:  # a shortcut's has two
-        for place, (name, child) in enumerate(children):
-            if place and isinstance(child, nn.Identity) and _is_convolution(children[place - 1][1]):
-                pooling = children[place + 2][1] if place + 2 < len(children) else None
-                if isinstance(pooling, nn.MaxPool2d):
-                    setattr(parent, children[place + 2][0], nn.Sequential(pooling, Grid(signed=False)))
-                else:
-                    setattr(parent, name, Grid(signed=False))
+def _put_grids(detector: Detector, points: Iterable[QuantizationPoint]) -> None:
+    """Put grids before and behind modules; where a batch norm was folded away, in its place."""
+    around: dict[str, dict[bool, Grid]] = {}
+    for point in points:
+        around.setdefault(point.module, {})[point.before] = Grid(point.signed, point.level)
+    for name in sorted(around, key=lambda name: -name.count(".")):  # a block's inner modules before the block itself
+        try:
+            module = detector.get_submodule(name)
+        except AttributeError as error:
+            raise InputError(f"The detector has no module {name}: see quantization_points().") from error
+        before, behind = around[name].get(True), around[name].get(False)
+        chain = [
+            one for one in (before, None if isinstance(module, nn.Identity) else module, behind) if one is not None
+        ]
+        put_module(detector, name, chain[0] if len(chain) == 1 else nn.Sequential(*chain))
 
 
-def _is_convolution(module: nn.Module) -> bool:
-    """Whether it is one, or, as a separable one, ends in one."""
-    return isinstance(module[-1] if isinstance(module, nn.Sequential) else module, nn.Conv2d)
+def _check_covered(detector: Detector, images: Tensor) -> None:
+    """Raises InputError: a layer reads more different values than a grid has."""
+    loose: list[str] = []
 
+    def look(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if inputs[0].unique().numel() > 256:
+            loose.append(name)
 
-def _into_blocks(backbone: nn.Module) -> None:
-    """Put a grid behind every sum of a block and its shortcut."""
-    for stage in list(backbone.children()):
-        if isinstance(stage, nn.Sequential):
-            for name, block in list(stage.named_children()):
-                if isinstance(block, BasicBlock | Bottleneck):
-                    setattr(stage, name, nn.Sequential(block, Grid(signed=False)))
-
-
-def _onto_pixels(backbone: nn.Module) -> None:
-    """Put a grid before the first convolution."""
-    name = next(name for name, module in backbone.named_modules() if isinstance(module, nn.Conv2d))
-    parent, _, own = name.rpartition(".")
-    setattr(backbone.get_submodule(parent), own, nn.Sequential(Grid(signed=True), backbone.get_submodule(name)))
+    handles = [one.register_forward_pre_hook(partial(look, name)) for name, one in layers(detector).items()]
+    try:
+        detector.detect(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if loose:
+        part = loose[0].split(".")[0]
+        raise InputError(f"No quantization point rounds what {loose[0]} reads: declare it in {part}.")

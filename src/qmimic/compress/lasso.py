@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from qmimic.config import PruningConfig
 from qmimic.data.loader import Batch
-from qmimic.detectors.narrowing import channel_groups, keep_channels, layer
+from qmimic.detectors.channels import channel_groups, keep_channels, layer
+from qmimic.detectors.detector import Detector
 from qmimic.detectors.regions import pad_with_truth
-from qmimic.detectors.two_stage import Detector
 
 RIDGE = 1e-4  # of the mean square of the inputs; it ties weights to their old values where samples are too few
 
@@ -77,9 +77,9 @@ def prune_by_lasso(
     for number, (name, group) in enumerate(channel_groups(detector).items()):
         count = len(layer(pruned, name).weight)
         generator = torch.Generator().manual_seed(seed)
-        samples: dict[str, list[tuple[Tensor, Tensor]]] = {user: [] for user in group.users}
+        samples: dict[str, list[tuple[Tensor, Tensor]]] = {user: [] for user in group.consumers}
         for view in views:  # whole maps of many images would not fit into memory
-            own, wanted = _record(pruned, group.users, view), _record(detector, group.users, view)
+            own, wanted = _record(pruned, group.consumers, view), _record(detector, group.consumers, view)
             for user, taken in samples.items():
                 given, target = own[user].inputs, wanted[user].outputs
                 taken.append(_sample(layer(pruned, user), given, target, count, config.places, generator))
@@ -94,7 +94,7 @@ def prune_by_lasso(
         keep_channels(pruned, {name: kept})
         for user, evidence in found.items():
             _put_weights(layer(pruned, user), refit(evidence, count, kept), len(kept))
-        remaining |= dict.fromkeys(group.makers, kept)
+        remaining |= dict.fromkeys(group.producers, kept)
         show(number + 1)
     return pruned
 
@@ -157,7 +157,7 @@ def _views(detector: Detector, batches: Iterable[Batch], count: int) -> list[_Vi
     for batch in batches:
         if sum(len(view.images) for view in views) >= count:
             break
-        images, targets = batch.images.to(detector.anchors.device), batch.targets.to(detector.anchors.device)
+        images, targets = batch.images.to(detector.device), batch.targets.to(detector.device)
         proposals = detector.propose(detector.features(images))
         views.append(_View(images, pad_with_truth(proposals.boxes, proposals.valid, targets)[0]))
     return views
@@ -181,8 +181,7 @@ def _record(detector: Detector, names: tuple[str, ...], view: _View) -> dict[str
     handles = [layer(detector, name).register_forward_hook(partial(keep, name)) for name in names]
     try:
         features = detector.features(view.images)
-        detector.rpn(features)
-        detector.head(features, view.rois)
+        detector.run_heads(features, view.rois)
     finally:
         for handle in handles:
             handle.remove()

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from qmimic.compress.cost import Cost, equal_share
 from qmimic.config import PruningConfig, ScheduleConfig
+from qmimic.contracts import ChannelGroup
 from qmimic.data.loader import Batch
-from qmimic.detectors.channel_group import ChannelGroup
-from qmimic.detectors.narrowing import channel_groups, keep_channels, widths
-from qmimic.detectors.two_stage import Detector
+from qmimic.detectors.channels import channel_groups, keep_channels, widths
+from qmimic.detectors.detector import Detector
 from qmimic.training.optimizer import build_optimizer
 from qmimic.training.step import Chance, DetectionObjective
 
@@ -115,7 +115,7 @@ def _learn(
     criterion: dict[str, Tensor],
 ) -> float:
     """One optimizer step; adds the criterion of its images. Returns the loss before it."""
-    device = objective.detector.anchors.device
+    device = objective.detector.device
     images, targets = batch.images.to(device), batch.targets.to(device)
     with gated(objective.detector, len(images)) as gates:
         loss = sum(objective(images, targets, chance, 0.0).values(), torch.zeros((), device=device))
@@ -142,7 +142,7 @@ def gated(detector: Detector, batch: int) -> Iterator[dict[str, Tensor]]:
     """
     groups = channel_groups(detector)
     gates = {
-        name: torch.ones(batch, count, device=detector.anchors.device, requires_grad=True)
+        name: torch.ones(batch, count, device=detector.device, requires_grad=True)
         for name, count in widths(detector, groups).items()
     }
 
@@ -154,9 +154,9 @@ def gated(detector: Detector, batch: int) -> Iterator[dict[str, Tensor]]:
         return hook
 
     handles = [
-        detector.get_submodule(maker).register_forward_hook(gate(name))
+        detector.get_submodule(producer).register_forward_hook(gate(name))
         for name, group in groups.items()
-        for maker in _last_makers(detector, group)
+        for producer in _last_producers(detector, group)
     ]
     try:
         yield gates
@@ -165,7 +165,7 @@ def gated(detector: Detector, batch: int) -> Iterator[dict[str, Tensor]]:
             handle.remove()
 
 
-def _last_makers(detector: Detector, group: ChannelGroup) -> tuple[str, ...]:
+def _last_producers(detector: Detector, group: ChannelGroup) -> tuple[str, ...]:
     """The batch norms of a group where it has some: they come after the convolutions."""
-    norms = [name for name in group.makers if isinstance(detector.get_submodule(name), nn.BatchNorm2d)]
-    return tuple(norms) or group.makers
+    norms = [name for name in group.producers if isinstance(detector.get_submodule(name), nn.BatchNorm2d)]
+    return tuple(norms) or group.producers

@@ -4,11 +4,10 @@ import re
 from collections.abc import Callable
 from difflib import get_close_matches
 
-from qmimic.detectors.resnet import ResNet, resnet18, resnet18_grouped, resnet18_separable, resnet34, resnet50
-from qmimic.detectors.vgg import VGG, vgg16, vgg16_grouped, vgg16_separable
+from qmimic.contracts import Backbone
+from qmimic.detectors.resnet import resnet18, resnet18_grouped, resnet18_separable, resnet34, resnet50
+from qmimic.detectors.vgg import vgg16, vgg16_grouped, vgg16_separable
 from qmimic.errors import InputError
-
-Backbone = ResNet | VGG
 
 BACKBONES: dict[str, Callable[[float, int], Backbone]] = {
     "resnet18": resnet18,

@@ -1,7 +1,6 @@
 """Detectors from their description, and what every detector can tell of itself."""
 
 import copy
-from itertools import pairwise
 
 import torch
 from pydantic import ValidationError
@@ -10,9 +9,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.flop_counter import FlopCounterMode
 
 from qmimic.config import explain
-from qmimic.detectors.narrowing import keep_channels
+from qmimic.detectors.channels import keep_channels
+from qmimic.detectors.detector import Detector
 from qmimic.detectors.spec import DetectorSpec
-from qmimic.detectors.two_stage import Detector
+from qmimic.detectors.two_stage import TwoStage
 from qmimic.errors import InputError
 
 aten = torch.ops.aten
@@ -26,7 +26,7 @@ def build(spec: DetectorSpec, seed: int = 0) -> Detector:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        detector = Detector(spec)
+        detector = TwoStage(spec)
     if spec.channels:
         keep_channels(detector, {name: torch.arange(count) for name, count in spec.channels.items()})
     return detector
@@ -40,7 +40,7 @@ def at_size(detector: Detector, size: tuple[int, int]) -> Detector:
         size: height and width that images are fitted into, pixels.
 
     Raises:
-        InputError: the size is none that the network can have.
+        InputError: the network cannot have this size.
     """
     try:
         spec = DetectorSpec.model_validate({**detector.spec.model_dump(), "size": size})
@@ -49,7 +49,7 @@ def at_size(detector: Detector, size: tuple[int, int]) -> Detector:
     other = build(spec)
     other.quantizer = copy.deepcopy(detector.quantizer)
     other.load_state_dict(detector.state_dict())
-    return other.to(detector.anchors.device).eval()
+    return other.to(detector.device).eval()
 
 
 def equal_cost(spec: DetectorSpec, family: str) -> str:
@@ -72,7 +72,7 @@ def equal_cost(spec: DetectorSpec, family: str) -> str:
             build(spec.model_copy(update={"backbone": f"{family}/{hundredths / 100:g}", "channels": None}))
         )
 
-    low, high = 100, 100 * 256  # the wider, the dearer
+    low, high = 100, 100 * 256  # the wider, the more costly
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if cost(middle) > wanted else (low, middle)
@@ -81,32 +81,45 @@ def equal_cost(spec: DetectorSpec, family: str) -> str:
 
 
 def fold_batch_norm(detector: Detector) -> Detector:
-    """A copy for inference, with every batch norm folded into the convolution before it."""
+    """A copy for inference, with every batch norm folded into the convolution before it.
+
+    Raises:
+        InputError: the detector has a batch norm and does not declare which convolution is before it.
+    """
     folded = copy.deepcopy(detector).eval()
-    for parent in list(folded.modules()):
-        children = list(parent.named_children())
-        pairs = [(name, name.replace("conv", "bn")) for name, _ in children if name.startswith("conv")]
-        if isinstance(parent, nn.Sequential):
-            pairs = [(a, b) for (a, _), (b, _) in pairwise(children)]
-        for conv_name, norm_name in pairs:
-            holder, name, norm = parent, conv_name, getattr(parent, norm_name, None)
-            if isinstance(getattr(holder, name), nn.Sequential):  # a separable convolution ends in one
-                holder = getattr(holder, name)
-                name = str(len(holder) - 1)
-            conv = getattr(holder, name)
-            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                setattr(holder, name, fuse_conv_bn_eval(conv, norm))
-                setattr(parent, norm_name, nn.Identity())
+    if not _norms(folded):  # it is folded already
+        return folded
+    for pair in folded.fused_pairs():
+        conv, norm = folded.get_submodule(pair.conv), folded.get_submodule(pair.norm)
+        if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
+            raise InputError(f"{pair.conv} and {pair.norm} are not a convolution and a batch norm: see fused_pairs().")
+        put_module(folded, pair.conv, fuse_conv_bn_eval(conv, norm))
+        put_module(folded, pair.norm, nn.Identity())
+    if left := _norms(folded):
+        raise InputError(f"No fused pair names {left[0]}: declare it in fused_pairs() of {left[0].split('.')[0]}.")
     return folded
 
 
+def _norms(detector: Detector) -> list[str]:
+    return [name for name, one in detector.named_modules() if isinstance(one, nn.modules.batchnorm._NormBase)]
+
+
+def put_module(root: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module in the place of another one, by its name."""
+    parent, _, own = name.rpartition(".")
+    setattr(root.get_submodule(parent), own, module)
+
+
 def absorb_deviation(detector: Detector) -> None:
-    """Let the first layer's weights divide pixels by their deviation; the padding stays the mean colour, 0."""
-    first = next(module for module in detector.backbone.modules() if isinstance(module, nn.Conv2d))
-    if (detector.std != 1).any():
+    """Let the weights that read pixels divide them by their deviation; the padding stays the mean colour, 0."""
+    if not (detector.std != 1).any():
+        return
+    for name in detector.backbone.pixel_layers:
+        layer = detector.backbone.get_submodule(name)
+        assert isinstance(layer, nn.Conv2d), f"{name} of the backbone is not a convolution, so it reads no pixels"
         with torch.no_grad():
-            first.weight.div_(detector.std)
-        detector.std.fill_(1)
+            layer.weight.div_(detector.std)
+    detector.std.fill_(1)
 
 
 def parameter_count(detector: Detector) -> int:
@@ -119,7 +132,7 @@ def mac_count(detector: Detector) -> int:
 
     Suppression and RoI pooling are left out: their products depend on what the image shows.
     """
-    image: Tensor = torch.zeros(1, 3, *detector.spec.size, device=detector.anchors.device)
+    image: Tensor = torch.zeros(1, 3, *detector.spec.size, device=detector.device)
     with FlopCounterMode(display=False) as counter:
         fold_batch_norm(detector).detect(image)
     counted = {aten.convolution, aten.addmm, aten.mm}

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qmimic.contracts import FusedPair, QuantizationPoint
 from qmimic.detectors.batch_norm import BatchNorm2d
 
 GROUPS = 2  # of a grouped convolution
@@ -64,25 +65,45 @@ class Conv2d(nn.Conv2d):
         return pixels.permute(0, 3, 1, 2)
 
 
-SpatialConvolution = Callable[[int, int, int, int, bool], nn.Module]  # inputs, outputs, stride, dilation, bias
-
-
 def dense(inputs: int, outputs: int, stride: int, dilation: int, bias: bool) -> Conv2d:
     """A 3x3 convolution that keeps the size up to its stride."""
     return Conv2d(inputs, outputs, 3, stride, dilation, dilation, bias=bias)
 
 
-def separable(inputs: int, outputs: int, stride: int, dilation: int, bias: bool) -> nn.Sequential:
+class Separable(nn.Sequential):
     """A 3x3 convolution in each channel, then a 1x1 convolution over them (Howard et al., MobileNets, 2017)."""
-    depthwise = Conv2d(inputs, inputs, 3, stride, dilation, dilation, groups=inputs, bias=False)
-    pointwise = Conv2d(inputs, outputs, 1, bias=bias)
-    return nn.Sequential(depthwise, BatchNorm2d(inputs), nn.ReLU(inplace=True), pointwise)
+
+    def __init__(self, inputs: int, outputs: int, stride: int, dilation: int, bias: bool) -> None:
+        depthwise = Conv2d(inputs, inputs, 3, stride, dilation, dilation, groups=inputs, bias=False)
+        pointwise = Conv2d(inputs, outputs, 1, bias=bias)
+        super().__init__(depthwise, BatchNorm2d(inputs), nn.ReLU(inplace=True), pointwise)
+
+
+SpatialConvolution = Callable[[int, int, int, int, bool], Conv2d | Separable]  # inputs, outputs, stride, dilation, bias
 
 
 def grouped(inputs: int, outputs: int, stride: int, dilation: int, bias: bool) -> Conv2d:
     """A 3x3 convolution in `GROUPS` groups of channels, or as many as divide both numbers of channels."""
     groups = math.gcd(GROUPS, math.gcd(inputs, outputs))
     return Conv2d(inputs, outputs, 3, stride, dilation, dilation, groups=groups, bias=bias)
+
+
+def fused_pairs(conv: str, module: nn.Module, norm: str) -> tuple[FusedPair, ...]:
+    """Folds of a spatial convolution and the batch norm behind it.
+
+    Args:
+        conv: the convolution's name.
+        module: the convolution.
+        norm: the batch norm's name.
+    """
+    if isinstance(module, Separable):
+        return FusedPair(f"{conv}.0", f"{conv}.1"), FusedPair(f"{conv}.3", norm)
+    return (FusedPair(conv, norm),)
+
+
+def inner_points(conv: str, module: nn.Module) -> tuple[QuantizationPoint, ...]:
+    """Quantization points within a spatial convolution; `conv` is its name."""
+    return (QuantizationPoint(f"{conv}.1"),) if isinstance(module, Separable) else ()
 
 
 def at_least_one(channels: float) -> int:

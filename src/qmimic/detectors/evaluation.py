@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 
 from qmimic.config import DetectorConfig
+from qmimic.contracts import BatchDetections
 from qmimic.data.loader import Loader
 from qmimic.detections import Detections
-from qmimic.detectors.regions import BatchDetections
-from qmimic.detectors.two_stage import Detector
+from qmimic.detectors.detector import Detector
 
 
 def detect_all(detector: Detector, loader: Loader, mirrored: bool = False) -> dict[str, Detections]:
@@ -23,7 +23,7 @@ def detect_all(detector: Detector, loader: Loader, mirrored: bool = False) -> di
     found: dict[str, Detections] = {}
     for batch in loader.once():
         images = batch.images.flip(3) if mirrored else batch.images
-        output = detector.detect(images.to(detector.anchors.device))
+        output = detector.detect(images.to(detector.device))
         for row, (sample, placed) in enumerate(zip(batch.samples, batch.placed, strict=True)):
             one = unpad(output, row)
             boxes = one.boxes
@@ -71,7 +71,7 @@ def channel_rms(detector: Detector, loader: Loader, batches: int = 16) -> Tensor
     for index, batch in enumerate(loader.once()):
         if index == batches:
             break
-        features = detector.raw_features(batch.images.to(detector.anchors.device)).double().cpu()
+        features = detector.raw_features(batch.images.to(detector.device)).map.double().cpu()
         squares = squares + features.square().sum((0, 2, 3))
         entries += features[:, 0].numel()
     return (squares / entries).sqrt().float()

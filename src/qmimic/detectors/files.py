@@ -13,9 +13,9 @@ from torch import Tensor
 
 from qmimic.config import QuantizerConfig, explain
 from qmimic.detectors.build import build
+from qmimic.detectors.detector import Detector
 from qmimic.detectors.quantize import Quantizer
 from qmimic.detectors.spec import DetectorSpec
-from qmimic.detectors.two_stage import Detector
 from qmimic.errors import InputError
 from qmimic.files import replacing
 
@@ -144,7 +144,7 @@ def load_detector(path: Path | str) -> tuple[Detector, dict[str, Any]]:
     def empty() -> Detector:
         detector = build(spec)
         if config is not None:
-            strides = detector.backbone.channels if config.per_channel else 1
+            strides = detector.channels[0] if config.per_channel else 1
             detector.quantizer = Quantizer(config, torch.ones(strides))
         return detector
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qmimic.contracts import ChannelGroup, Part, QuantizationPoint
 from qmimic.detectors.roi_pooling import BIN_WEIGHTS
 from qmimic.detectors.spec import DetectorSpec
 
@@ -34,7 +35,7 @@ def vote(maps: Tensor, down: Tensor, across: Tensor) -> Tensor:
     return voted.view(batch, count, outputs) / bins**2
 
 
-class PositionSensitiveHead(nn.Module):
+class PositionSensitiveHead(Part):
     """A 1x1 convolution, then k^2 score maps for each class and k^2 maps for each side of one box, whatever the class.
 
     Args:
@@ -69,3 +70,14 @@ class PositionSensitiveHead(nn.Module):
         shape = (maps.shape[2], maps.shape[3])
         voted = vote(maps, *BIN_WEIGHTS[spec.roi_pooling](rois, spec.roi_size, spec.output_stride, shape))
         return voted[..., :-4].float(), voted[..., None, -4:].float()
+
+    def check_export(self) -> None:
+        """Every format can write it."""
+
+    def channel_groups(self) -> tuple[ChannelGroup, ...]:
+        """See `Part.channel_groups`."""
+        return ChannelGroup((), ("conv",), levels=(0,)), ChannelGroup(("conv",), ("scores", "deltas"))
+
+    def quantization_points(self) -> tuple[QuantizationPoint, ...]:
+        """See `Part.quantization_points`; the last layers' outputs stay float."""
+        return (QuantizationPoint("conv"),)

@@ -11,9 +11,9 @@ from PIL import Image
 from qmimic.data.images import read_image, upright
 from qmimic.data.letterbox import letterbox, letterbox_file
 from qmimic.detections import Detections
+from qmimic.detectors.detector import Detector
 from qmimic.detectors.evaluation import unpad
 from qmimic.detectors.files import load_detector
-from qmimic.detectors.two_stage import Detector
 from qmimic.draw import draw
 from qmimic.errors import InputError
 from qmimic.files import replacing
@@ -38,7 +38,7 @@ def predict(detector: Detector, image: Image.Image | Path | str, min_score: floa
         pixels, placed = letterbox(upright(image), size)
     else:
         pixels, placed = letterbox_file(Path(image), size)
-    found = unpad(detector.detect(torch.from_numpy(pixels).permute(2, 0, 1)[None].to(detector.anchors.device)), 0)
+    found = unpad(detector.detect(torch.from_numpy(pixels).permute(2, 0, 1)[None].to(detector.device)), 0)
     keep = found.scores >= min_score
     return Detections(placed.undo(found.boxes)[keep], found.scores[keep], found.labels[keep])
 

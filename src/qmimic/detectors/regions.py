@@ -1,34 +1,16 @@
 """What every head shares: the losses of regions, the hardest of them, and detections from their scores and boxes."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from qmimic import boxes as box_ops
 from qmimic.config import DetectorConfig
+from qmimic.contracts import BatchDetections
 from qmimic.data.targets import Targets
 
 DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 SMOOTH_L1_BETA = 1 / 9
-
-
-@dataclass(frozen=True)
-class BatchDetections:
-    """Detections of a batch, in falling order of score.
-
-    Attributes:
-        boxes: float32 [B, D, 4], xyxy in pixels of the network's input.
-        scores: float32 [B, D].
-        labels: int64 [B, D], class index.
-        valid: bool [B, D]; False where an image had fewer.
-    """
-
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
-    valid: Tensor
 
 
 def pad_with_truth(rois: Tensor, valid: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:

@@ -5,19 +5,22 @@ stages are dilated instead of strided, so that the map keeps an output stride of
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qmimic.contracts import Backbone, ChannelGroup, Features, FusedPair, QuantizationPoint
 from qmimic.detectors.batch_norm import BatchNorm2d
-from qmimic.detectors.channel_group import ChannelGroup
 from qmimic.detectors.convolution import (
     Conv2d,
+    Separable,
     SpatialConvolution,
     at_least_one,
     dense,
+    fused_pairs,
     grouped,
-    separable,
+    inner_points,
     whole_groups,
 )
 
@@ -27,10 +30,35 @@ def pointwise(inputs: int, outputs: int, stride: int = 1) -> Conv2d:
     return Conv2d(inputs, outputs, 1, stride, bias=False)
 
 
-class BasicBlock(nn.Module):
+class Block(nn.Module):
+    """Convolutions `conv1`, `conv2`, ..., batch norms `bn1`, `bn2`, ..., and a shortcut that is added to the last."""
+
+    depth: int
+    expansion: int
+    downsample: nn.Sequential | None
+
+    def fused_pairs(self) -> tuple[FusedPair, ...]:
+        """Every batch norm of the block, the shortcut's too."""
+        numbers = range(1, self.depth + 1)
+        own = [fused_pairs(f"conv{n}", self.get_submodule(f"conv{n}"), f"bn{n}") for n in numbers]
+        shortcut = () if self.downsample is None else (FusedPair("downsample.0", "downsample.1"),)
+        return (*sum(own, ()), *shortcut)
+
+    def quantization_points(self) -> tuple[QuantizationPoint, ...]:
+        """Behind each convolution but the last: what a block adds up stays float, which costs a convolution nothing."""
+        numbers = range(1, self.depth + 1)
+        inner = [inner_points(f"conv{n}", self.get_submodule(f"conv{n}")) for n in numbers]
+        return (*sum(inner, ()), *(QuantizationPoint(f"bn{n}") for n in range(1, self.depth)))
+
+    def channel_groups(self) -> tuple[ChannelGroup, ...]:
+        """Channels within the block; its inputs and outputs are the stage's."""
+        return tuple(ChannelGroup((f"conv{n}", f"bn{n}"), (f"conv{n + 1}",)) for n in range(1, self.depth))
+
+
+class BasicBlock(Block):
     """Two 3x3 convolutions and a shortcut."""
 
-    expansion = 1
+    depth, expansion = 2, 1
 
     def __init__(
         self, inputs: int, width: int, stride: int, first_dilation: int, dilation: int, spatial: SpatialConvolution
@@ -38,7 +66,7 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.conv1, self.bn1 = spatial(inputs, width, stride, first_dilation, False), BatchNorm2d(width)
         self.conv2, self.bn2 = spatial(width, width, 1, dilation, False), BatchNorm2d(width)
-        self.downsample: nn.Sequential | None = None
+        self.downsample = None
         if stride != 1 or inputs != width:
             self.downsample = nn.Sequential(pointwise(inputs, width, stride), BatchNorm2d(width))
 
@@ -49,10 +77,10 @@ class BasicBlock(nn.Module):
         return F.relu(self.bn2(self.conv2(x)) + shortcut, inplace=True)
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Block):
     """1x1, 3x3 and 1x1 convolutions and a shortcut; four times as many channels come out."""
 
-    expansion = 4
+    depth, expansion = 3, 4
 
     def __init__(
         self, inputs: int, width: int, stride: int, first_dilation: int, dilation: int, spatial: SpatialConvolution
@@ -62,7 +90,7 @@ class Bottleneck(nn.Module):
         self.conv1, self.bn1 = pointwise(inputs, width), BatchNorm2d(width)
         self.conv2, self.bn2 = spatial(width, width, stride, first_dilation, False), BatchNorm2d(width)
         self.conv3, self.bn3 = pointwise(width, outputs), BatchNorm2d(outputs)
-        self.downsample: nn.Sequential | None = None
+        self.downsample = None
         if stride != 1 or inputs != outputs:
             self.downsample = nn.Sequential(pointwise(inputs, outputs, stride), BatchNorm2d(outputs))
 
@@ -74,14 +102,15 @@ class Bottleneck(nn.Module):
         return F.relu(self.bn3(self.conv3(x)) + shortcut, inplace=True)
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """The four stages of a ResNet without its classifier.
 
     Attributes:
-        channels: channels of the map.
-        stride: output stride in pixels.
+        channels, strides: of the one level.
         width_divisor: n of `resnet18/n`.
     """
+
+    pixel_layers = ("conv1",)
 
     def __init__(
         self,
@@ -108,35 +137,54 @@ class ResNet(nn.Module):
             inputs = width * block.expansion
             blocks += [block(inputs, width, 1, dilation, dilation, spatial) for _ in range(1, depth)]
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
-        self.channels, self.stride, self.width_divisor = inputs, stride, width_divisor
+        self.channels, self.strides, self.width_divisor = (inputs,), (stride,), width_divisor
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalised images [B, 3, H, W] to a map [B, channels, H/stride, W/stride], after ReLU."""
+    def forward(self, x: Tensor) -> Features:
+        """Normalised images [B, 3, H, W] to one level, after ReLU."""
         # ReLU and max pooling commute; this way ReLU has a quarter of the work.
         x = F.relu(self.maxpool(self.bn1(self.conv1(x))), inplace=True)
         for stage in (1, 2, 3, 4):
             x = self.get_submodule(f"layer{stage}")(x)
-        return x
+        return Features.of([x], self.strides)
 
     def channel_groups(self) -> tuple[ChannelGroup, ...]:
-        """Channels that come and go together, the map's last. A stage's blocks share those that their shortcuts add."""
+        """See `Part.channel_groups`. A stage's blocks share the channels that their shortcuts add."""
         found: list[ChannelGroup] = []
-        makers, users = ["conv1", "bn1"], list[str]()
-        for stage in (1, 2, 3, 4):
-            for number, block in enumerate(self.get_submodule(f"layer{stage}").children()):
-                path = f"layer{stage}.{number}"
-                users.append(f"{path}.conv1")
-                if getattr(block, "downsample", None) is not None:
-                    found.append(ChannelGroup(tuple(makers), (*users, f"{path}.downsample.0")))
-                    makers, users = [f"{path}.downsample.0", f"{path}.downsample.1"], []
-                last = 3 if isinstance(block, Bottleneck) else 2
-                for conv in range(1, last):
-                    found.append(ChannelGroup((f"{path}.conv{conv}", f"{path}.bn{conv}"), (f"{path}.conv{conv + 1}",)))
-                makers += [f"{path}.conv{last}", f"{path}.bn{last}"]
-        return (*found, ChannelGroup(tuple(makers), tuple(users)))
+        shared = ChannelGroup(("conv1", "bn1"), ())
+        for path, block in self._blocks():
+            entry = ChannelGroup((), (f"{path}.conv1",))
+            if block.downsample is not None:
+                found.append(shared.joined(entry).joined(ChannelGroup((), (f"{path}.downsample.0",))))
+                shared = ChannelGroup((f"{path}.downsample.0", f"{path}.downsample.1"), ())
+            else:
+                shared = shared.joined(entry)
+            found += [group.within(path) for group in block.channel_groups()]
+            shared = shared.joined(ChannelGroup((f"{path}.conv{block.depth}", f"{path}.bn{block.depth}"), ()))
+        return (*found, replace(shared, levels=(0,)))
+
+    def fused_pairs(self) -> tuple[FusedPair, ...]:
+        """See `Part.fused_pairs`."""
+        inner = [pair.within(path) for path, block in self._blocks() for pair in block.fused_pairs()]
+        return (FusedPair("conv1", "bn1"), *inner)
+
+    def quantization_points(self) -> tuple[QuantizationPoint, ...]:
+        """See `Part.quantization_points`: behind the pooling, which is faster on floats, in the blocks, behind sums."""
+        blocks = self._blocks()
+        inner = [point.within(path) for path, block in blocks for point in block.quantization_points()]
+        *sums, last = (path for path, _ in blocks)
+        return (
+            QuantizationPoint("maxpool"),
+            *inner,
+            *(QuantizationPoint(path) for path in sums),
+            QuantizationPoint(last, level=0),
+        )
+
+    def _blocks(self) -> list[tuple[str, Block]]:
+        """The blocks by name, in order."""
+        return [(name, module) for name, module in self.named_modules() if isinstance(module, Block)]
 
 
 def resnet18(width_divisor: float, output_stride: int) -> ResNet:
@@ -146,7 +194,7 @@ def resnet18(width_divisor: float, output_stride: int) -> ResNet:
 
 def resnet18_separable(width_divisor: float, output_stride: int) -> ResNet:
     """ResNet-18 of depthwise-separable convolutions, a baseline of the paper."""
-    return ResNet(BasicBlock, (2, 2, 2, 2), width_divisor, output_stride, separable)
+    return ResNet(BasicBlock, (2, 2, 2, 2), width_divisor, output_stride, Separable)
 
 
 def resnet18_grouped(width_divisor: float, output_stride: int) -> ResNet:

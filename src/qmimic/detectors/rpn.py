@@ -1,13 +1,12 @@
 """Region proposal network (Ren et al., NIPS 2015): objectness and boxes from the map, losses and proposals."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qmimic import boxes as box_ops
 from qmimic.config import DetectorConfig
+from qmimic.contracts import ChannelGroup, Part, Proposals, QuantizationPoint
 from qmimic.data.targets import Targets
 from qmimic.detectors.matching import match, matched_boxes, sample
 from qmimic.processes import Source, mean_over
@@ -19,20 +18,7 @@ POSITIVE_SHARE = 0.5
 SMOOTH_L1_BETA = 1 / 9
 
 
-@dataclass(frozen=True)
-class Proposals:
-    """Regions of a batch, in falling order of objectness.
-
-    Attributes:
-        boxes: float32 [B, P, 4], xyxy in pixels of the network's input; no gradient.
-        valid: bool [B, P]; False where an image had fewer.
-    """
-
-    boxes: Tensor
-    valid: Tensor
-
-
-class RPN(nn.Module):
+class RPN(Part):
     """A 3x3 convolution and two 1x1 convolutions over the map.
 
     Args:
@@ -60,6 +46,14 @@ class RPN(nn.Module):
         batch, _, height, width = deltas.shape
         deltas = deltas.view(batch, -1, 4, height, width).permute(0, 1, 3, 4, 2).reshape(batch, -1, 4)
         return logits.float(), deltas.float()
+
+    def channel_groups(self) -> tuple[ChannelGroup, ...]:
+        """See `Part.channel_groups`."""
+        return ChannelGroup((), ("conv",), levels=(0,)), ChannelGroup(("conv",), ("objectness", "deltas"))
+
+    def quantization_points(self) -> tuple[QuantizationPoint, ...]:
+        """See `Part.quantization_points`; the last layers' outputs stay float."""
+        return (QuantizationPoint("conv"),)
 
     @torch.no_grad()
     def propose(self, logits: Tensor, deltas: Tensor, anchors: Tensor, size: tuple[int, int]) -> Proposals:

@@ -3,11 +3,13 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qmimic.contracts import ChannelGroup, Part, QuantizationPoint
 from qmimic.detectors.roi_pooling import ROI_POOLINGS
 from qmimic.detectors.spec import DetectorSpec
+from qmimic.errors import InputError
 
 
-class TwoLayerHead(nn.Module):
+class TwoLayerHead(Part):
     """Two fully connected layers over pooled regions.
 
     Args:
@@ -42,3 +44,23 @@ class TwoLayerHead(nn.Module):
         x = F.relu(self.fc1(regions.permute(0, 1, 3, 4, 2).flatten(2)), inplace=True)
         x = F.relu(self.fc2(x), inplace=True)
         return self.scores(x).float(), self.deltas(x).float().unflatten(2, (len(spec.classes), 4))
+
+    def check_export(self) -> None:
+        """Raises InputError: no format can write its pooling."""
+        if self.spec.roi_pooling == "pool":
+            raise InputError(
+                "Faster R-CNN with detector.roi_pooling=pool cannot be exported, since maxima over regions are not a "
+                "standard operator; train with detector.roi_pooling=align."
+            )
+
+    def channel_groups(self) -> tuple[ChannelGroup, ...]:
+        """See `Part.channel_groups`."""
+        return (
+            ChannelGroup((), ("fc1",), levels=(0,)),
+            ChannelGroup(("fc1",), ("fc2",)),
+            ChannelGroup(("fc2",), ("scores", "deltas")),
+        )
+
+    def quantization_points(self) -> tuple[QuantizationPoint, ...]:
+        """See `Part.quantization_points`: pooled regions are means of the map's values, so they have a grid as well."""
+        return QuantizationPoint("fc1", before=True), QuantizationPoint("fc1"), QuantizationPoint("fc2")

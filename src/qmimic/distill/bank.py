@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from qmimic.contracts import Proposals
 from qmimic.data.records import RecordFile
 from qmimic.detectors.quantize import Quantizer
-from qmimic.detectors.rpn import Proposals
 
 Kind = np.dtype[np.uint8] | np.dtype[np.uint16] | np.dtype[np.float32]
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from qmimic.data.loader import Loader
-from qmimic.detectors.two_stage import Detector
+from qmimic.detectors.detector import Detector
 from qmimic.distill.mimic import MatchCounts, Mimic, choose_regions, count_matches
 
 
@@ -29,13 +29,13 @@ def region_levels(
     config = mimic.config
     if config.regions == "map":
         config = config.model_copy(update={"regions": "teacher"})
-    device = student.anchors.device
+    device = student.device
     generator = torch.Generator(device).manual_seed(0)
     for batch in loader.once():
         images, targets = batch.images.to(device), batch.targets.to(device)
         student_map, teacher_map = student.raw_features(images), teacher.raw_features(images)
         source = teacher if config.regions == "teacher" else student
         own_map = teacher_map if source is teacher else student_map
-        proposals = source.propose(own_map if source.quantizer is None else source.quantizer(own_map))
+        proposals = source.propose(source.quantize(own_map))
         regions = choose_regions(config, proposals, targets, student.spec.size, generator)
-        yield (*mimic.levels(student_map, teacher_map, regions), regions.valid)
+        yield (*mimic.levels(student_map.map, teacher_map.map, regions), regions.valid)

@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qmimic.config import MimicConfig
+from qmimic.contracts import Proposals
 from qmimic.data.targets import Targets
 from qmimic.detectors.quantize import Quantizer
 from qmimic.detectors.roi_pooling import ROI_POOLINGS
-from qmimic.detectors.rpn import Proposals, first
+from qmimic.detectors.rpn import first
 from qmimic.errors import InputError
 from qmimic.processes import Source, mean_over, rand
 

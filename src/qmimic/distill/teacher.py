@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qmimic.detectors.two_stage import Detector
+from qmimic.detectors.detector import Detector
 from qmimic.distill.bank import Bank, TeacherView
 
 
@@ -58,6 +58,5 @@ class Teacher:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
             features = detector.raw_features(images)
             if not propose:
-                return TeacherView(features, None)
-            seen = features if detector.quantizer is None else detector.quantizer(features)
-            return TeacherView(features, detector.propose(seen))
+                return TeacherView(features.map, None)
+            return TeacherView(features.map, detector.propose(detector.quantize(features)))

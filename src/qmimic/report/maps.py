@@ -13,8 +13,8 @@ from qmimic.data.chosen import dataset_fingerprint
 from qmimic.data.loader import Loader
 from qmimic.data.sample import Dataset
 from qmimic.data.splits import VAL
+from qmimic.detectors.detector import Detector
 from qmimic.detectors.files import read_tensors
-from qmimic.detectors.two_stage import Detector
 from qmimic.distill.matching import region_levels
 from qmimic.distill.mimic import Mimic
 from qmimic.errors import InputError
@@ -115,8 +115,8 @@ def feature_maps(run: FinishedRun, dataset: Dataset, say: Callable[[str], None])
     images = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     stride = quantizer.stride.view(-1, 1, 1)
     maps = {
-        "teacher": teacher.raw_features(images)[0] / stride,
-        "quantized teacher": quantizer(quantized.raw_features(images))[0] / stride,
+        "teacher": teacher.raw_features(images).map[0] / stride,
+        "quantized teacher": quantizer(quantized.raw_features(images).map)[0] / stride,
     }
     matching, absent = None, ""
     try:
@@ -124,7 +124,7 @@ def feature_maps(run: FinishedRun, dataset: Dataset, say: Callable[[str], None])
     except InputError as error:
         absent = str(error)
     else:
-        adapted = mimic.adapt(student.raw_features(images))
+        adapted = mimic.adapt(student.raw_features(images).map)
         maps["student, r(f)"] = adapted[0] / stride
         maps["student, Q(r(f))"] = quantizer(adapted)[0] / stride
         part = replace(dataset, splits={VAL: samples[:MOST_IMAGES]})
@@ -172,11 +172,11 @@ def _mimic(run: FinishedRun, result: StageResult, student: Detector, teacher: De
     assert quantized.quantizer is not None
     pair = Mimic(
         config,
-        student.backbone.channels,
-        teacher.backbone.channels,
+        student.channels[0],
+        teacher.channels[0],
         quantized.quantizer,
         torch.ones(()),
-        student.spec.output_stride,
+        student.strides[0],
         0,
     )
     weight, bias = (file.tensors.get(f"{ADAPTOR}{name}") for name in ("weight", "bias"))

@@ -13,9 +13,9 @@ from qmimic.data.loader import Loader
 from qmimic.data.sample import Dataset, Sample
 from qmimic.data.splits import VAL
 from qmimic.detections import Detections
+from qmimic.detectors.detector import Detector
 from qmimic.detectors.evaluation import detect_all
 from qmimic.detectors.files import load_detector
-from qmimic.detectors.two_stage import Detector
 from qmimic.errors import InputError
 from qmimic.report.kept import FOLDER, kept_detections
 from qmimic.run.folder import DEPLOY, FinishedRun, StageResult

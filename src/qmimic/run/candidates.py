@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from qmimic.bench.measure import Cost, measure
-from qmimic.compress.integer_grids import calibrate, on_grids
+from qmimic.compress.integer_grids import calibrate, prepare_qat
 from qmimic.config import Recipe, fingerprint
 from qmimic.detectors.build import build, mac_count
 from qmimic.detectors.spec import DetectorSpec
@@ -182,7 +182,7 @@ def _costs(
     anchors = own.detector.anchors or ((32.0, 32.0),) * own.detector.anchor_count
     settings = {**own.detector.model_dump(), "anchors": anchors}
     detector = build(DetectorSpec(**settings, backbone=candidate.backbone, classes=classes, size=candidate.size)).eval()
-    integer = on_grids(detector)
+    integer = prepare_qat(detector)
     generator = torch.Generator().manual_seed(0)
     calibrate(integer, [torch.randint(0, 256, (2, 3, *candidate.size), generator=generator, dtype=torch.uint8)])
     with tempfile.TemporaryDirectory() as folder:

@@ -11,8 +11,8 @@ import numpy as np
 from qmimic.bench.timing import alternate
 from qmimic.config import Recipe, load_recipe
 from qmimic.data.formats import load_dataset
+from qmimic.detectors.detector import Detector
 from qmimic.detectors.files import load_detector
-from qmimic.detectors.two_stage import Detector
 from qmimic.errors import InputError
 from qmimic.run.folder import DEPLOY, RECIPE, STAGES
 from qmimic.run.int8 import Int8RefusedError, IntegerDetector, to_integers

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from qmimic.compress.integer_grids import calibrate, keep_float, on_grids, parts
+from qmimic.compress.integer_grids import calibrate, keep_float, parts, prepare_qat
 from qmimic.data.splits import VAL
+from qmimic.detectors.detector import Detector
 from qmimic.detectors.evaluation import detect_all
-from qmimic.detectors.two_stage import Detector
 from qmimic.errors import InputError
 from qmimic.run.keys import int8_key
 from qmimic.run.prepare import Prepared
@@ -65,7 +65,7 @@ def to_integers(prepared: Prepared, detector: Detector, folder: Path, watcher: W
     config = prepared.recipe.int8
     before = _map50(prepared, detector)
     allowed = before - config.max_loss
-    found = on_grids(detector)
+    found = prepare_qat(detector)
     loader = prepared.train.with_batch_size(min(config.images, prepared.train.batch_size))
     calibrate(found, (batch.images for batch in islice(loader.once(), math.ceil(config.images / loader.batch_size))))
     after, trained = _map50(prepared, found), 0

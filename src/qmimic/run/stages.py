@@ -19,11 +19,11 @@ from qmimic.compress.taylor import prune_by_taylor
 from qmimic.config import Recipe, ScheduleConfig
 from qmimic.data.splits import VAL
 from qmimic.detectors.build import build, mac_count, parameter_count
+from qmimic.detectors.channels import channel_groups
+from qmimic.detectors.detector import Detector
 from qmimic.detectors.evaluation import channel_rms, detect_all
 from qmimic.detectors.files import load_backbone, load_detector, save_detector
-from qmimic.detectors.narrowing import channel_groups
 from qmimic.detectors.quantize import Quantizer, absolute_stride
-from qmimic.detectors.two_stage import Detector
 from qmimic.distill.matching import matching
 from qmimic.distill.mimic import Mimic
 from qmimic.errors import InputError
@@ -225,8 +225,8 @@ def train_student(prepared: Prepared, name: str, teachers: Teachers | None, watc
         quantizer = _quantizer_of(grid)
         pair = Mimic(
             mimic,
-            student.backbone.channels,
-            master.backbone.channels,
+            student.channels[0],
+            master.channels[0],
             quantizer,
             rms,
             prepared.detector.output_stride,

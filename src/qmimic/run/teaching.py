@@ -7,8 +7,8 @@ import torch
 
 from qmimic.data.augment import exact_views
 from qmimic.data.records import RecordFile
+from qmimic.detectors.detector import Detector
 from qmimic.detectors.quantize import Quantizer
-from qmimic.detectors.two_stage import Detector
 from qmimic.distill.bank import Bank, Layout
 from qmimic.distill.mimic import REGION_SIZE, sees_levels, sees_region_levels
 from qmimic.distill.teacher import Teacher
@@ -73,7 +73,7 @@ class _Content:
 def _contents(prepared: Prepared, detector: Detector, quantizer: Quantizer) -> list[_Content]:
     """What a bank could hold, the fastest to learn from first."""
     spec, mimic = detector.spec, prepared.recipe.mimic
-    channels = detector.backbone.channels
+    channels = detector.channels[0]
     of_regions, of_map = sees_region_levels(mimic), sees_levels(mimic)
     kind = _smallest(prepared, detector, quantizer) if of_regions or of_map else np.dtype(np.float32)
     found = []
@@ -81,9 +81,9 @@ def _contents(prepared: Prepared, detector: Detector, quantizer: Quantizer) -> l
         shape = (channels, mimic.region_count * REGION_SIZE, REGION_SIZE)
         found.append(_Content(True, Layout(shape, kind, mimic.region_count), quantizer))
     layout = Layout(
-        shape=(channels, spec.size[0] // spec.output_stride, spec.size[1] // spec.output_stride),
+        shape=(channels, spec.size[0] // detector.strides[0], spec.size[1] // detector.strides[0]),
         kind=kind if of_map else np.dtype(np.float32),
-        proposals=spec.post_nms if mimic.regions == "teacher" else 0,
+        proposals=detector.region_count if mimic.regions == "teacher" else 0,
     )
     return [*found, _Content(False, layout, quantizer if of_map else None)]
 
@@ -105,6 +105,6 @@ def _smallest(prepared: Prepared, detector: Detector, quantizer: Quantizer) -> n
     highest = quantizer.config.upper or 0
     if not highest:
         for _, batch in zip(range(BATCHES_MEASURED), prepared.train.once(), strict=False):
-            seen = detector.raw_features(batch.images.to(detector.anchors.device)).float()
+            seen = detector.raw_features(batch.images.to(detector.device)).map.float()
             highest = max(highest, int(quantizer.levels(seen).max()))
     return np.dtype(np.uint8) if highest <= np.iinfo(np.uint8).max else np.dtype(np.uint16)

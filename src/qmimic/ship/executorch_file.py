@@ -1,6 +1,6 @@
 """A detector as an ExecuTorch program, for phones and other devices of its runtime (C++, Java, Swift).
 
-Of the mobile formats whose makers still keep them it is the one that takes torch's own exported programs: LiteRT would
+Of the mobile formats that are still maintained it is the one that takes torch's own exported programs: LiteRT would
 need a second converter and a second set of rules for the same network. ExecuTorch has no suppression, so a program has
 two methods, and the suppressions between and after them are the caller's, as `qmimic.runtime` does them in numpy:
 
@@ -19,7 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from qmimic.detectors.two_stage import Detector
+from qmimic.contracts import ExportParts, Features
+from qmimic.detectors.detector import Detector
 from qmimic.errors import InputError
 from qmimic.runtime.metadata import JUDGE, LOOK, WEIGHTS_SUM
 from qmimic.ship.network import ShippedNetwork
@@ -45,15 +46,18 @@ def write_executorch(exported: Exported, path: Path) -> None:
         raise InputError("An ExecuTorch file takes one picture at a time; leave --batch at 1.")
     # Its passes know one order of memory.
     detector = ShippedNetwork(exported.detector).detector.to(memory_format=torch.contiguous_format)
+    parts = detector.export_parts()
+    if parts is None:
+        raise InputError(f"{detector.spec.architecture} has no ExecuTorch form yet; export it as ONNX.")
     images = torch.zeros(1, *detector.spec.size, 3, dtype=torch.uint8)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")
-        look, judge = _Look(detector).eval(), _Judge(detector).eval()
-        features, _ = look(images)
-        regions = torch.zeros(1, detector.spec.post_nms, 4)
+        extract, classify = _Extract(detector, parts).eval(), _ClassifyRegions(detector, parts).eval()
+        features, _ = extract(images)
+        regions = torch.zeros(1, parts.regions, 4)
         programs = {
-            LOOK: torch.export.export(look, (images,)),
-            JUDGE: torch.export.export(judge, (features, regions)),
+            LOOK: torch.export.export(extract, (images,)),
+            JUDGE: torch.export.export(classify, (features, regions)),
         }
         edge = to_edge_transform_and_lower(programs, partitioner=[XnnpackPartitioner()])
         path.write_bytes(edge.to_executorch().buffer)
@@ -65,23 +69,21 @@ def describe_executorch(path: Path, properties: Mapping[str, str]) -> None:
     path.with_suffix(".json").write_text(json.dumps(own), encoding="utf-8")
 
 
-class _Look(nn.Module):
-    def __init__(self, detector: Detector) -> None:
+class _Extract(nn.Module):
+    def __init__(self, detector: Detector, parts: ExportParts) -> None:
         super().__init__()
-        self.detector = detector
+        self.detector, self.parts = detector, parts
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         pixels = images.permute(0, 3, 1, 2).contiguous().float()
-        features = self.detector.backbone((pixels - self.detector.mean).contiguous())
-        if self.detector.quantizer is not None:
-            features = self.detector.quantizer(features)
-        return features, self.detector.candidates(features)
+        features = self.detector.quantize(self.detector.backbone((pixels - self.detector.mean).contiguous()))
+        return features.map, self.parts.candidates(features)
 
 
-class _Judge(nn.Module):
-    def __init__(self, detector: Detector) -> None:
+class _ClassifyRegions(nn.Module):
+    def __init__(self, detector: Detector, parts: ExportParts) -> None:
         super().__init__()
-        self.detector = detector
+        self.detector, self.parts = detector, parts
 
     def forward(self, features: Tensor, regions: Tensor) -> tuple[Tensor, Tensor]:
-        return self.detector.judge(features, regions)
+        return self.parts.classify_regions(Features.of([features], self.detector.strides), regions)

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from qmimic.compress.integer_grids import freeze
 from qmimic.detectors.build import absorb_deviation, fold_batch_norm
-from qmimic.detectors.two_stage import Detector
+from qmimic.detectors.detector import Detector
 from qmimic.errors import InputError
 
 
@@ -31,11 +31,7 @@ class ShippedNetwork(nn.Module):
                 "A map quantized to powers of two cannot be exported yet; export a detector without "
                 "student.quantize_map, or one of quantizer.kind=uniform."
             )
-        if detector.spec.roi_pooling == "pool" and detector.spec.architecture == "faster_rcnn":
-            raise InputError(
-                "Faster R-CNN with detector.roi_pooling=pool cannot be exported, maxima over regions are no standard "
-                "operator; train with detector.roi_pooling=align."
-            )
+        detector.export_parts()  # refuses what no format can write
         self.suppression = suppression
         self.detector = fold_batch_norm(detector).requires_grad_(False).cpu()
         self.register_buffer("mean", self.detector.mean.clone())
@@ -54,12 +50,8 @@ class ShippedNetwork(nn.Module):
             fewer than D; classes int64 [N, D]. Without suppression, boxes [N, P, K or 1, 4] and scores [N, P, K] of
             regions, below 0 where there is none.
         """
-        features = self.detector.backbone(images.permute(0, 3, 1, 2).float() - self.mean)
-        if self.detector.quantizer is not None:
-            features = self.detector.quantizer(features)
+        features = self.detector.quantize(self.detector.backbone(images.permute(0, 3, 1, 2).float() - self.mean))
         if not self.suppression:
-            proposals = self.detector.propose(features)
-            scores, boxes = self.detector.judge(features, proposals.boxes)
-            return boxes, torch.where(proposals.valid[..., None], scores, -1.0)
+            return self.detector.score_boxes(features)
         found = self.detector.detect_on(features)
         return found.boxes, found.scores, found.labels

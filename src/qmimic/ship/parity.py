@@ -11,8 +11,8 @@ from qmimic.boxes import iou
 from qmimic.data.letterbox import letterbox
 from qmimic.data.sample import Dataset
 from qmimic.detections import Detections
+from qmimic.detectors.detector import Detector
 from qmimic.detectors.evaluation import unpad
-from qmimic.detectors.two_stage import Detector
 from qmimic.errors import InputError
 from qmimic.runtime.detector import Detector as ShippedDetector
 

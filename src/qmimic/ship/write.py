@@ -10,8 +10,8 @@ from typing import Any
 
 from qmimic.compress.integer_grids import is_on_grids, map_grid
 from qmimic.detectors.build import mac_count, parameter_count
+from qmimic.detectors.detector import Detector
 from qmimic.detectors.rpn import NMS_IOU
-from qmimic.detectors.two_stage import Detector
 from qmimic.errors import InputError
 from qmimic.files import replacing, write_text
 from qmimic.runtime.detector import Detector as ShippedDetector

@@ -14,7 +14,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from qmimic.config import ScheduleConfig, fingerprint
 from qmimic.data.loader import Batch, Loader
-from qmimic.detectors.two_stage import Detector
+from qmimic.detectors.detector import Detector
 from qmimic.errors import InputError
 from qmimic.processes import mean_over
 from qmimic.training.log import Log

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from qmimic.config import AugmentConfig, MimicConfig
+from qmimic.contracts import Proposals
 from qmimic.data.augment import augment, exact_views
 from qmimic.data.targets import Targets
-from qmimic.detectors.rpn import Proposals
-from qmimic.detectors.two_stage import Detector
+from qmimic.detectors.detector import Detector
 from qmimic.distill.bank import TeacherView
 from qmimic.distill.dose import Dose
 from qmimic.distill.mimic import Mimic, as_map, as_regions, choose_regions
@@ -106,8 +106,7 @@ class MimicObjective(nn.Module):
         losses: dict[str, Tensor] = {}
         proposals = None
         if phase != "map":
-            features = raw if self.detector.quantizer is None else self.detector.quantizer(raw)
-            output = self.detector.losses(features, targets, chance.samples)
+            output = self.detector.losses(self.detector.quantize(raw), targets, chance.samples)
             losses, proposals = dict(output.losses), output.proposals
         if phase == "detection":
             return losses
@@ -132,9 +131,9 @@ class MimicObjective(nn.Module):
             taught = self.teacher.look(views.images, records, of_teacher)
             regions = choose(taught.proposals if of_teacher else proposals)
             aim = self.mimic.aim(taught.features, regions)
-        mimic = self.mimic.loss_to(raw, aim, regions)
+        mimic = self.mimic.loss_to(raw.map, aim, regions)
         if losses:
-            losses["mimic"] = self.dose.weighed(raw, torch.stack(list(losses.values())).sum(), mimic)
+            losses["mimic"] = self.dose.weighed(raw.map, torch.stack(list(losses.values())).sum(), mimic)
         else:
             losses["mimic"] = self.dose.weight() * mimic
         return losses

@@ -5,16 +5,10 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from qmimic.detectors.channel_group import ChannelGroup
-from qmimic.detectors.two_stage import Detector
+from qmimic.contracts import ChannelGroup
+from qmimic.detectors.detector import Detector
 from qmimic.errors import InputError
 
-# By detector.architecture: the layer of the head that uses the map's channels, and the groups within the head.
-HEAD_ENTRIES = {"faster_rcnn": "fc1", "rfcn": "conv"}
-HEAD_GROUPS = {
-    "faster_rcnn": (ChannelGroup(("fc1",), ("fc2",)), ChannelGroup(("fc2",), ("scores", "deltas"))),
-    "rfcn": (ChannelGroup(("conv",), ("scores", "deltas")),),
-}
 COUNTS = ((nn.Linear, "out_features"), (nn.BatchNorm2d, "num_features"), (nn.Conv2d, "out_channels"))
 
 
@@ -22,19 +16,22 @@ def channel_groups(detector: Detector) -> dict[str, ChannelGroup]:
     """All groups of a detector by name, in the order of the data's flow.
 
     Raises:
-        InputError: its backbone has group or depthwise convolutions, which tie channels otherwise.
+        InputError: its backbone has group or depthwise convolutions, which tie channels otherwise, or a part does not
+            declare where the channels of one of its layers go.
     """
-    spec = detector.spec
     if any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in detector.modules()):
-        raise InputError(f"{spec.backbone} has convolutions in groups, which cannot be pruned; take a plain backbone.")
-    *inner, features = (group.within("backbone") for group in detector.backbone.channel_groups())
-    found = (
-        *inner,
-        ChannelGroup(features.makers, (*features.users, "rpn.conv", f"head.{HEAD_ENTRIES[spec.architecture]}")),
-        ChannelGroup(("rpn.conv",), ("rpn.objectness", "rpn.deltas")),
-        *(group.within("head") for group in HEAD_GROUPS[spec.architecture]),
-    )
-    return {group.name: group for group in found}
+        raise InputError(
+            f"{detector.spec.backbone} has convolutions in groups, which cannot be pruned; take a plain backbone."
+        )
+    groups = detector.channel_groups()
+    produced = {name for group in groups for name in group.producers}
+    consumed = {name for group in groups for name in group.consumers}
+    consumed |= {f"backbone.{name}" for name in detector.backbone.pixel_layers}
+    for name, module in detector.named_modules():
+        undeclared = isinstance(module, nn.Conv2d | nn.Linear) and name not in consumed
+        if undeclared or (isinstance(module, nn.BatchNorm2d) and name not in produced):
+            raise InputError(f"No channel group names {name}: declare it in channel_groups() of {name.split('.')[0]}.")
+    return {group.name: group for group in groups}
 
 
 def widths(detector: Detector, groups: Iterable[str]) -> dict[str, int]:
@@ -45,7 +42,7 @@ def widths(detector: Detector, groups: Iterable[str]) -> dict[str, int]:
 def layer(detector: Detector, name: str) -> nn.Conv2d | nn.Linear:
     """A convolution or linear layer by its name."""
     module = detector.get_submodule(name)
-    assert isinstance(module, nn.Conv2d | nn.Linear), f"{name} is no convolution and no linear layer"
+    assert isinstance(module, nn.Conv2d | nn.Linear), f"{name} is neither a convolution nor a linear layer"
     return module
 
 
@@ -58,7 +55,7 @@ def keep_channels(detector: Detector, kept: Mapping[str, Tensor]) -> None:
         kept: by group's name, int64 [n], which channels stay; other groups keep all.
 
     Raises:
-        InputError: a group is unknown, would keep none, or has not so many.
+        InputError: a group is unknown, would keep no channel, or has fewer.
     """
     groups = channel_groups(detector)
     for name, index in kept.items():
@@ -67,11 +64,12 @@ def keep_channels(detector: Detector, kept: Mapping[str, Tensor]) -> None:
         count = len(layer(detector, name).weight)
         if not 0 < len(index) <= count:
             raise InputError(f"{detector.spec.backbone} cannot keep {len(index)} of the {count} channels {name}.")
-        for maker in groups[name].makers:
-            _keep_outputs(detector.get_submodule(maker), index)
-        for user in groups[name].users:
-            _keep_inputs(layer(detector, user), index, count)
-    detector.backbone.channels = detector.rpn.conv.in_channels
+        for producer in groups[name].producers:
+            _keep_outputs(detector.get_submodule(producer), index)
+        for consumer in groups[name].consumers:
+            _keep_inputs(layer(detector, consumer), index, count)
+        channels = [len(index) if level in groups[name].levels else old for level, old in enumerate(detector.channels)]
+        detector.backbone.channels = tuple(channels)
     left = {**(detector.spec.channels or {}), **{name: len(index) for name, index in kept.items()}}
     detector.spec = detector.spec.model_copy(update={"channels": left})
 

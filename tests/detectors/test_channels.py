@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from qmimic.detectors.build import build, mac_count
+from qmimic.detectors.channels import channel_groups, keep_channels, layer, widths
 from qmimic.detectors.files import load_detector, save_detector
-from qmimic.detectors.narrowing import channel_groups, keep_channels, layer, widths
 from qmimic.errors import InputError
 from tiny_detectors import lively, some_images, tiny_spec
 
@@ -32,8 +32,8 @@ def test_a_detector_without_channels_computes_what_it_did_with_their_outputs_at_
         kept[name] = torch.randperm(count, generator=generator)[: max(1, count * 2 // 3)].sort().values
         gone = torch.ones(count, dtype=torch.bool)
         gone[kept[name]] = False
-        for maker in groups[name].makers:  # weight and bias of the last one at zero silence a channel
-            module = detector.get_submodule(maker)
+        for producer in groups[name].producers:  # weight and bias of the last one at zero silence a channel
+            module = detector.get_submodule(producer)
             with torch.no_grad():
                 for value in (module.weight, module.bias):
                     if isinstance(value, nn.Parameter):
@@ -41,18 +41,18 @@ def test_a_detector_without_channels_computes_what_it_did_with_their_outputs_at_
                 if isinstance(module, nn.BatchNorm2d):
                     module.running_mean[gone] = 0
     images = some_images(5)
-    features = detector.features(images)
+    features = detector.features(images).map
     wanted = (detector.rpn(features), detector.head(features, rois(images)))
     parameters = sum(value.numel() for value in detector.parameters())
 
     keep_channels(detector, kept)
 
-    features = detector.features(images)
+    features = detector.features(images).map
     found = (detector.rpn(features), detector.head(features, rois(images)))
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
     assert widths(detector, groups) == {name: len(index) for name, index in kept.items()} == detector.spec.channels
     assert sum(value.numel() for value in detector.parameters()) < parameters
-    assert detector.backbone.channels == features.shape[1]
+    assert detector.channels == (features.shape[1],)
 
 
 def rois(images: torch.Tensor) -> torch.Tensor:
@@ -66,13 +66,13 @@ def test_every_convolution_and_linear_layer_is_in_the_groups(settings: dict[str,
     layers = {name for name, module in detector.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
     ends = {"rpn.objectness", "rpn.deltas", "head.scores", "head.deltas"}
     first = "backbone.conv1" if "resnet" in str(settings["backbone"]) else "backbone.features.0"
-    makers = [name for group in groups.values() for name in group.makers if name in layers]
-    users = [name for group in groups.values() for name in group.users]
+    makers = [name for group in groups.values() for name in group.producers if name in layers]
+    users = [name for group in groups.values() for name in group.consumers]
     assert sorted(makers) == sorted(layers - ends)
     assert sorted(users) == sorted(layers - {first})
     for group in groups.values():  # what is made has the number of channels that is used
-        assert len({len(detector.get_submodule(name).weight) for name in group.makers}) == 1
-        for user in group.users:
+        assert len({len(detector.get_submodule(name).weight) for name in group.producers}) == 1
+        for user in group.consumers:
             assert layer(detector, user).weight.shape[1] % len(layer(detector, group.name).weight) == 0
 
 

@@ -1,0 +1,265 @@
+"""What detectors, backbones and everything that works on them agree on: plain data, and what a structure declares.
+
+The contract of a detector is the base class `qmimic.detectors.detector.Detector`; this file holds what crosses its
+border, so that lower and higher floors can speak of it without knowing a network.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from qmimic.errors import InputError
+
+
+@dataclass(frozen=True)
+class Level:
+    """One map of a backbone.
+
+    Attributes:
+        map: float [B, C, H/stride, W/stride].
+        stride: pixels of the network's input from one entry of the map to the next.
+    """
+
+    map: Tensor
+    stride: int
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.map.shape[1]
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a backbone sees in a batch of images: one map or several, in growing order of stride.
+
+    Backbones make it; quantizers, distillers and detectors take it. Two-stage detectors have exactly one level.
+    """
+
+    levels: tuple[Level, ...]
+
+    @classmethod
+    def of(cls, maps: Sequence[Tensor], strides: Sequence[int]) -> "Features":
+        """Levels of maps [B, C, H/stride, W/stride] and their strides."""
+        return cls(tuple(Level(one, stride) for one, stride in zip(maps, strides, strict=True)))
+
+    @property
+    def maps(self) -> tuple[Tensor, ...]:
+        """The levels' maps."""
+        return tuple(level.map for level in self.levels)
+
+    @property
+    def map(self) -> Tensor:
+        """The map [B, C, H/stride, W/stride] of the only level, for what works on one map.
+
+        Raises:
+            InputError: there are several levels.
+        """
+        if len(self.levels) != 1:
+            strides = ", ".join(str(level.stride) for level in self.levels)
+            raise InputError(f"This works on one feature map, but the detector has levels of strides {strides}.")
+        return self.levels[0].map
+
+    def apply(self, change: Callable[[Tensor], Tensor]) -> "Features":
+        """The same levels with `change` applied to each map; it must keep height and width."""
+        return Features(tuple(replace(level, map=change(level.map)) for level in self.levels))
+
+    def to(self, device: torch.device) -> "Features":
+        """The same on another device."""
+        return self.apply(lambda one: one.to(device))
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Regions of a batch in which objects may be, the most likely first.
+
+    Attributes:
+        boxes: float32 [B, P, 4], xyxy in pixels of the network's input; no gradient.
+        valid: bool [B, P]; False where an image had fewer.
+    """
+
+    boxes: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class BatchDetections:
+    """Detections of a batch, in falling order of score.
+
+    Attributes:
+        boxes: float32 [B, D, 4], xyxy in pixels of the network's input.
+        scores: float32 [B, D].
+        labels: int64 [B, D], class index.
+        valid: bool [B, D]; False where an image had fewer.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    valid: Tensor
+
+
+@dataclass(frozen=True)
+class TrainingOutput:
+    """What a training step of a detector gives.
+
+    Attributes:
+        losses: terms by name, scalars; their sum is minimised.
+        proposals: the regions of this step, for distillers that compare regions; None if the detector has none.
+    """
+
+    losses: dict[str, Tensor]
+    proposals: Proposals | None
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Channels that can be pruned only together, as a part declares them.
+
+    A convolution produces them (and its batch norm) and the next one consumes them; through shortcuts several
+    convolutions produce the same channels.
+
+    Attributes:
+        producers: names of the modules whose outputs they are: convolutions, linear layers and their batch norms.
+        consumers: names of the convolutions and linear layers whose inputs they are.
+        levels: the levels whose maps have these channels. A head names consumers for a level and no producers, and
+            the detector joins them to the backbone's group; a head that several levels share ties their channels.
+    """
+
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    levels: tuple[int, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """The first producer's."""
+        return self.producers[0]
+
+    def within(self, parent: str) -> "ChannelGroup":
+        """The same group seen from a module that holds this part as `parent`."""
+        return ChannelGroup(
+            tuple(f"{parent}.{name}" for name in self.producers),
+            tuple(f"{parent}.{name}" for name in self.consumers),
+            self.levels,
+        )
+
+    def joined(self, other: "ChannelGroup") -> "ChannelGroup":
+        """Both as one group."""
+        return ChannelGroup(
+            self.producers + other.producers,
+            self.consumers + other.consumers,
+            tuple(sorted({*self.levels, *other.levels})),
+        )
+
+
+@dataclass(frozen=True)
+class FusedPair:
+    """A convolution and the batch norm that takes its output and nothing else's; one layer once it is trained.
+
+    Attributes:
+        conv, norm: names of the two modules.
+    """
+
+    conv: str
+    norm: str
+
+    def within(self, parent: str) -> "FusedPair":
+        """The same pair seen from a module that holds this part as `parent`."""
+        return FusedPair(f"{parent}.{self.conv}", f"{parent}.{self.norm}")
+
+
+@dataclass(frozen=True)
+class QuantizationPoint:
+    """Where a map is rounded to a grid in an int8 file.
+
+    Every convolution and linear layer must read a map that a point rounds. Sums need no point before they are added.
+
+    Attributes:
+        module: its name; of a fused pair's batch norm, the grid takes the place that folding leaves empty.
+        before: round what goes into the module instead of what comes out of it.
+        signed: the map has values below 0 (pixels have; what a ReLU follows is cut at 0 anyway).
+        level: the level whose map this is; its grid is the quantizer's, if the detector has one.
+    """
+
+    module: str
+    before: bool = False
+    signed: bool = False
+    level: int | None = None
+
+    def within(self, parent: str) -> "QuantizationPoint":
+        """The same point seen from a module that holds this part as `parent`."""
+        return replace(self, module=f"{parent}.{self.module}")
+
+
+class Part(nn.Module):
+    """A part of a detector (backbone, RPN, head) that declares what others need to know of its structure.
+
+    Nobody guesses from the names or the number of a part's children. What is not declared raises.
+    """
+
+    def channel_groups(self) -> tuple[ChannelGroup, ...]:
+        """Channels that come and go together, in the order of the data's flow, for pruning.
+
+        Raises:
+            InputError: the part declares none.
+        """
+        raise InputError(f"{type(self).__name__} cannot be pruned: give it a method channel_groups().")
+
+    def fused_pairs(self) -> tuple[FusedPair, ...]:
+        """Its convolutions with a batch norm behind them; a batch norm that is in no pair cannot be folded."""
+        return ()
+
+    def quantization_points(self) -> tuple[QuantizationPoint, ...]:
+        """Where its maps are rounded in an int8 file.
+
+        Raises:
+            InputError: the part declares none.
+        """
+        raise InputError(f"{type(self).__name__} has no int8 form: give it a method quantization_points().")
+
+
+class Backbone(Part):
+    """Images to levels. `BACKBONES` in `detectors/backbones.py` lists them by name.
+
+    Attributes:
+        channels: of each level's map; pruning writes them anew.
+        strides: of each level, in growing order.
+        width_divisor: n of `family/n`; heads without a width of their own are narrowed by it.
+        pixel_layers: names of the convolutions that read the image.
+        mean, std: of the RGB values 0..255 that it was made for; the detector subtracts and divides by them.
+    """
+
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    width_divisor: float
+    pixel_layers: tuple[str, ...]
+    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # ImageNet's
+    std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> Features:
+        """Normalised images [B, 3, H, W] to levels, after ReLU."""
+        raise NotImplementedError
+
+    def __call__(self, images: Tensor) -> Features:
+        """As `forward`."""
+        features: Features = super().__call__(images)
+        return features
+
+
+@dataclass(frozen=True)
+class ExportParts:
+    """A detector of two stages, cut where a caller suppresses regions between them.
+
+    Attributes:
+        candidates: from features to regions before suppression, [B, K, 4] in falling order of objectness.
+        classify_regions: from features and regions [B, P, 4] to scores [B, P, K] and boxes [B, P, K or 1, 4].
+        regions: P, how many the caller keeps.
+    """
+
+    candidates: Callable[[Features], Tensor]
+    classify_regions: Callable[[Features, Tensor], tuple[Tensor, Tensor]]
+    regions: int

@@ -1,0 +1,190 @@
+"""The contract of a detector, and what all of them share: from pixels to levels, and the quantizer."""
+
+from abc import abstractmethod
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+
+from qmimic.contracts import (
+    Backbone,
+    BatchDetections,
+    ChannelGroup,
+    ExportParts,
+    Features,
+    FusedPair,
+    Part,
+    Proposals,
+    QuantizationPoint,
+    TrainingOutput,
+)
+from qmimic.data.targets import Targets
+from qmimic.detectors.quantize import Quantizer
+from qmimic.detectors.spec import DetectorSpec
+from qmimic.processes import Source
+
+
+class Detector(nn.Module):
+    """From images to detections, and from ground truth to losses.
+
+    A kind of detector is one file with a class like this and a description of it, and one line in `ARCHITECTURES`.
+
+    Attributes:
+        spec: what it was built from; with its weights it is the whole detector.
+        backbone: see `qmimic.contracts.Backbone`.
+        quantizer: if set, everything behind the backbone sees quantized maps.
+        mean, std: float32 [1, 3, 1, 1] that pixels are normalised by.
+    """
+
+    backbone: Backbone
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, spec: DetectorSpec, backbone: Backbone) -> None:
+        super().__init__()
+        self.spec = spec
+        self.backbone = backbone
+        self.quantizer: Quantizer | None = None
+        self.register_buffer("mean", torch.tensor(backbone.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(backbone.std).view(1, 3, 1, 1), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return self.mean.device
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Of each level."""
+        return self.backbone.channels
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Of each level, pixels."""
+        return self.backbone.strides
+
+    def parts(self) -> dict[str, Part]:
+        """Its parts by name, in the order of the data's flow."""
+        return {name: child for name, child in self.named_children() if isinstance(child, Part)}
+
+    def channel_groups(self) -> tuple[ChannelGroup, ...]:
+        """The parts' groups, those of one level joined, in the order of the data's flow.
+
+        Raises:
+            InputError: a part does not declare its own.
+        """
+        found: list[ChannelGroup] = []
+        for name, part in self.parts().items():
+            for own in part.channel_groups():
+                group = own.within(name)
+                tied = [one for one in found if set(one.levels) & set(group.levels)]
+                if not tied:
+                    found.append(group)
+                    continue
+                place = found.index(tied[0])
+                for one in tied[1:]:
+                    found.remove(one)
+                found[place] = reduce(ChannelGroup.joined, [*tied, group])
+        return tuple(found)
+
+    def fused_pairs(self) -> tuple[FusedPair, ...]:
+        """The parts' convolutions with a batch norm behind them."""
+        return tuple(pair.within(name) for name, part in self.parts().items() for pair in part.fused_pairs())
+
+    def quantization_points(self) -> tuple[QuantizationPoint, ...]:
+        """Where an int8 file rounds: the pixels, and what the parts declare.
+
+        Raises:
+            InputError: a part does not declare its own.
+        """
+        pixels = [QuantizationPoint(name, before=True, signed=True) for name in self.backbone.pixel_layers]
+        own = [point.within(name) for name, part in self.parts().items() for point in part.quantization_points()]
+        return (*(point.within("backbone") for point in pixels), *own)
+
+    def export_parts(self) -> ExportParts | None:
+        """What a format without suppression runs one after the other; None if there is no second stage to cut off.
+
+        Raises:
+            InputError: no format can write the detector, and what to change.
+        """
+        return None
+
+    def raw_features(self, images: Tensor) -> Features:
+        """The backbone's levels before any quantizer: what is distilled, banked and measured.
+
+        Args:
+            images: RGB [B, 3, H, W], uint8 or float in 0..255.
+        """
+        return self.backbone(self._normalize(images))
+
+    def features(self, images: Tensor) -> Features:
+        """The levels that everything behind the backbone sees. Args as `raw_features`."""
+        return self.quantize(self.raw_features(images))
+
+    def quantize(self, features: Features) -> Features:
+        """Raw levels through the quantizer, if the detector has one."""
+        return features if self.quantizer is None else features.apply(self.quantizer)
+
+    @abstractmethod
+    def losses(self, features: Features, targets: Targets, source: Source) -> TrainingOutput:
+        """The detection losses of a training step.
+
+        Args:
+            features: from `features` or `quantize`.
+            targets: ground truth.
+            source: of whatever is drawn at random.
+        """
+        raise NotImplementedError
+
+    @abstractmethod
+    def detect_on(self, features: Features) -> BatchDetections:
+        """Detections from levels as `features` gives them, thresholded and suppressed as the spec says."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def detect(self, images: Tensor) -> BatchDetections:
+        """Detections in images [B, 3, H, W], RGB, uint8 or float in 0..255, of the spec's size."""
+        return self.detect_on(self.features(images))
+
+    @property
+    def region_count(self) -> int:
+        """P of `propose`."""
+        return self.spec.max_detections
+
+    @torch.no_grad()
+    def propose(self, features: Features) -> Proposals:
+        """Regions where objects may be, for distillers that compare regions.
+
+        A detector without a stage of regions gives its detections.
+        """
+        found = self.detect_on(features)
+        return Proposals(found.boxes, found.valid)
+
+    @abstractmethod
+    def score_boxes(self, features: Features) -> tuple[Tensor, Tensor]:
+        """Every box that could be a detection, before threshold and suppression, for whoever suppresses elsewhere.
+
+        Returns:
+            Boxes float32 [B, N, K or 1, 4] and scores [B, N, K], below 0 where there is no box.
+        """
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def run_heads(self, features: Features, regions: Tensor) -> None:
+        """Run each layer behind the backbone once, for whoever watches layers by hooks.
+
+        Args:
+            features: as for `detect_on`.
+            regions: [B, P, 4], what a second stage looks at.
+        """
+        self.detect_on(features)
+
+    def _normalize(self, images: Tensor) -> Tensor:
+        """Images minus `mean`, by `std`, in channels-last memory."""
+        batch, channels, height, width = images.shape
+        # A careless pass over the images costs as much as a narrow layer. So the layout changes while they are uint8,
+        # a row of pixels is one long vector, and there is one large buffer.
+        rows = images.permute(0, 2, 3, 1).contiguous().view(batch * height, width * channels)
+        rows = rows.float() if rows.dtype == torch.uint8 else rows.clone()
+        rows.sub_(self.mean.flatten().repeat(width)).div_(self.std.flatten().repeat(width))
+        return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
