@@ -93,6 +93,7 @@ def make_index(root: Path, count: int) -> None:
         *texts(ids),
         *texts(names),
         image_sizes=np.tile(np.array([[640, 480]], np.int32), (count, 1)),
+        image_times=np.zeros(count, np.int64),
         image_lengths=random.integers(20_000, 90_000, count),
         starts=np.cumsum([0, *counts]),
         boxes=np.concatenate([corner, corner + 20 + 100 * random.random((total, 2), np.float32)], 1),

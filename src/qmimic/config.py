@@ -409,7 +409,9 @@ def explain(error: ValidationError) -> str:
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     parent, _, tried = key.rpartition(".")
-    if parent in dict(settings()) and not tried.isdigit():  # of a union, the kind that was tried
+    known_keys = dict(settings())
+    if key not in known_keys and parent in known_keys and first["type"] != "extra_forbidden" and not tried.isdigit():
+        # Of a union, pydantic adds the kind that it tried.
         key = parent
     if first["type"] == "extra_forbidden":
         known = [name for name, _ in settings()]

@@ -142,13 +142,11 @@ NOT_RUN = (
     NotRun("qmimic train *run.trackers", "MLflow is an extra; tests/training/test_trackers.py has it", parse_qmimic),
     NotRun("curl ", "it asks a server; tests/serve asks the same", nothing),
     NotRun("qmimic data get", "it needs the network; tests/data/test_download.py has a server", parse_qmimic),
-    NotRun("qmimic fit", "it times two dozen networks; tests/pipeline/test_fit.py runs it on fewer", parse_qmimic),
+    NotRun("qmimic fit", "it times two dozen networks; tests/run/test_fit.py runs it on fewer", parse_qmimic),
     NotRun("qmimic study * --ray", "it needs a cluster; tests/study/test_cluster.py starts one", parse_qmimic),
+    NotRun("qmimic * --widerface", "it needs WIDER FACE; tests/run/test_recipes.py makes a small one", parse_qmimic),
     NotRun(
-        "qmimic * --widerface", "it needs WIDER FACE; tests/pipeline/test_recipes.py makes a small one", parse_qmimic
-    ),
-    NotRun(
-        "qmimic export *executorch", "ExecuTorch is an extra; tests/export runs it where it is installed", parse_qmimic
+        "qmimic export *executorch", "ExecuTorch is an extra; tests/ship runs it where it is installed", parse_qmimic
     ),
     NotRun("python -m qmimic.runtime * --video", "it needs a camera; tests/runtime has a video", parse_runtime),
     NotRun("python benchmarks/", "minutes, and their figures are of a quiet machine", has_options),

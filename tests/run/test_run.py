@@ -214,3 +214,10 @@ def test_every_switch_trains(make_recipe: MakeRecipe, mimic: dict[str, object]) 
 def test_every_backbone_and_stride_trains(make_recipe: MakeRecipe, detector: dict[str, object], backbone: str) -> None:
     run = qmimic.train(make_recipe(detector=detector, student={"steps": 2, "backbone": backbone}))
     assert run.results[-1].backbone == backbone
+
+
+def test_a_student_that_nobody_teaches_needs_no_teacher(make_recipe: Callable[..., Recipe]) -> None:
+    # A teacher of this recipe would be refused as too weak.
+    run = qmimic.train(make_recipe(mimic={"mode": "none"}, teacher={"min_map": 1.0}))
+    assert [result.name for result in run.results] == ["scratch", "student"]
+    assert not list((run.folder / "stages").glob("teacher-*"))

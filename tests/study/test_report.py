@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
 
+from qmimic.errors import InputError
 from qmimic.scores.statistics import estimate, interval
-from qmimic.study.report import draw_cost, draw_gains, markdown, report, summarize
+from qmimic.study.report import draw_cost, draw_gains, markdown, note_of, report, summarize
 from qmimic.study.spec import Study
 
 SCORES = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=3, max_size=8)
@@ -160,3 +161,17 @@ def test_the_report_says_everything(tmp_path: Path) -> None:
     ):
         draw(tmp_path / path)
         assert np.asarray(Image.open(tmp_path / path)).std() > 5
+
+
+def test_a_study_s_note_stands_before_its_table(tmp_path: Path) -> None:
+    rows = [row("scratch", seed, 0.5) for seed in range(2)]
+    assert note_of(tmp_path) == ""
+    (tmp_path / "note.md").write_text("Measured **otherwise**.\n", encoding="utf-8")
+    text = markdown(study(question="Does it help?"), rows, note_of(tmp_path))
+    assert text.index("Does it help?") < text.index("Measured **otherwise**.") < text.index("| arm |")
+    (tmp_path / "note.md").write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"Cannot read the note .*note\.md"):
+        note_of(tmp_path)
+    (tmp_path / "note.md").write_bytes(b"x" * 70_000)
+    with pytest.raises(InputError, match="over 64 kB"):
+        note_of(tmp_path)

@@ -47,12 +47,12 @@ def box_sizes(samples: Columns, size: tuple[int, int]) -> NDArray[np.float32]:
 
 
 def dataset_fingerprint(dataset: Dataset) -> str:
-    """A name for the labels and the image files of a dataset's splits; pixels count by file size."""
+    """A name for the labels and images of a dataset's splits; pixels count by size and last change of their files."""
     digest = hashlib.sha256("\n".join(dataset.classes).encode("utf-8", "surrogatepass"))
     for split, samples in in_columns(dataset.splits, dataset.root).items():
         store, boxes = samples.store, samples.box_rows
         digest.update(f"{split} {len(samples)}\n".encode("utf-8", "surrogatepass"))
-        for array in (samples.id_bytes, samples.id_lengths, samples.image_lengths, samples.counts):
+        for array in (samples.id_bytes, samples.id_lengths, samples.image_lengths, samples.image_times, samples.counts):
             digest.update(array.tobytes())
         for column in (store.boxes, store.labels, store.difficult, store.crowd):
             digest.update(column[boxes].tobytes())

@@ -23,6 +23,7 @@ class Store:
         image_bytes, image_starts: the same for the image files, relative to the dataset's folder; empty if drawn.
         image_sizes: int32 [N, 2], width and height in pixels, 0 where they are not known.
         image_lengths: int64 [N], bytes of the image files, 0 if drawn.
+        image_times: int64 [N], last change of the image files, ns, 0 if drawn.
         starts: int64 [N + 1], where a sample's boxes begin.
         boxes: float32 [T, 4], xyxy, pixels.
         labels: int32 [T].
@@ -35,6 +36,7 @@ class Store:
     image_starts: NDArray[np.int64]
     image_sizes: NDArray[np.int32]
     image_lengths: NDArray[np.int64]
+    image_times: NDArray[np.int64]
     starts: NDArray[np.int64]
     boxes: NDArray[np.float32]
     labels: NDArray[np.int32]
@@ -105,6 +107,11 @@ class Columns(Sequence[Sample]):
         return self.store.image_lengths[self.rows]
 
     @property
+    def image_times(self) -> NDArray[np.int64]:
+        """Last change of the image files, ns, int64 [n]."""
+        return self.store.image_times[self.rows]
+
+    @property
     def id_bytes(self) -> NDArray[np.uint8]:
         """The names one behind the other, uint8 [..]."""
         return self.store.id_bytes[_places(self.store.id_starts, self.rows)]
@@ -151,6 +158,8 @@ def _store(samples: Sequence[Sample], root: Path | None) -> Store:
     names = [os.path.relpath(sample.image, root) if sample.image and root else "" for sample in samples]
     image_bytes, image_starts = _texts(names)
 
+    files = np.array([_file(sample.image) for sample in samples], np.int64).reshape(-1, 2)
+
     def joined(pick: Callable[[Sample], NDArray[Any]], empty: NDArray[Any]) -> NDArray[Any]:
         return np.concatenate([empty, *(pick(sample) for sample in samples)])
 
@@ -160,7 +169,8 @@ def _store(samples: Sequence[Sample], root: Path | None) -> Store:
         image_bytes=image_bytes,
         image_starts=image_starts,
         image_sizes=np.array([sample.size or (0, 0) for sample in samples], np.int32).reshape(-1, 2),
-        image_lengths=np.array([_length(sample.image) for sample in samples], np.int64),
+        image_lengths=files[:, 0],
+        image_times=files[:, 1],
         starts=np.cumsum([0, *(len(sample.boxes) for sample in samples)], dtype=np.int64),
         boxes=joined(lambda sample: sample.boxes, np.zeros((0, 4), np.float32)),
         labels=joined(lambda sample: sample.labels, np.zeros(0, np.int64)).astype(np.int32),
@@ -184,12 +194,13 @@ def _places(starts: NDArray[np.int64], rows: NDArray[np.int64]) -> NDArray[np.in
     return places
 
 
-def _length(image: Path | None) -> int:
-    """Bytes of a file; 0 of one that is missing, which whoever reads it will tell."""
+def _file(image: Path | None) -> tuple[int, int]:
+    """Bytes and last change (ns) of a file; zeros of one that is missing, which whoever reads it will tell."""
     try:
-        return image.stat().st_size if image else 0
+        found = image.stat() if image else None
     except OSError:
-        return 0
+        found = None
+    return (found.st_size, found.st_mtime_ns) if found else (0, 0)
 
 
 def _texts(texts: Sequence[str]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:

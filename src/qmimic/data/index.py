@@ -24,7 +24,7 @@ from qmimic.files import building
 
 FOLDER = "qmimic-index"
 TOP = "."
-VERSION = 1
+VERSION = 2  # 1 had no times of the images
 COLUMNS = {  # dtype and length: of N samples, their N + 1 starts, T boxes or bytes of text
     "id_bytes": (np.uint8, ""),
     "id_starts": (np.int64, "N+1"),
@@ -32,6 +32,7 @@ COLUMNS = {  # dtype and length: of N samples, their N + 1 starts, T boxes or by
     "image_starts": (np.int64, "N+1"),
     "image_sizes": (np.int32, "N"),
     "image_lengths": (np.int64, "N"),
+    "image_times": (np.int64, "N"),
     "starts": (np.int64, "N+1"),
     "boxes": (np.float32, "T"),
     "labels": (np.int32, "T"),

@@ -8,18 +8,17 @@ from pathlib import Path
 import torch
 
 from qmimic.compress.integer_grids import calibrate, keep_float, parts, prepare_qat
-from qmimic.config import fingerprint
 from qmimic.data.splits import VAL
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.evaluation import detect_all
 from qmimic.errors import InputError
+from qmimic.run.keys import int8_key
 from qmimic.run.prepare import Prepared
 from qmimic.run.tracking import trackers_of
 from qmimic.scores.summary import score
 from qmimic.training.loop import Job, Watcher, chance_of, fit
 from qmimic.training.step import DetectionObjective
 
-VERSION = 1  # raised when the same detector would get other grids
 SENSITIVITY_BATCHES = 4
 SHARE_IN_FLOAT = 0.5  # of the parts, at most
 
@@ -72,11 +71,7 @@ def to_integers(prepared: Prepared, detector: Detector, folder: Path, watcher: W
     after, trained = _map50(prepared, found), 0
     watcher.say(f"On integers it has {100 * after:.1f} mAP@0.5, in float {100 * before:.1f}.")
     if after < allowed and config.steps:
-        # What is allowed decides whether it is trained, not how.
-        settings = config.model_dump(exclude={"max_loss"})
-        key = fingerprint(
-            VERSION, prepared.key, settings, prepared.recipe.augment, prepared.recipe.seed, _sum(detector)
-        )
+        key = int8_key(prepared.recipe, prepared.key, _sum(detector))
         place = folder / f"int8-{key}"
         objective = DetectionObjective(found, prepared.recipe.augment)
         own = prepared.train.with_batch_size(config.batch_size)

@@ -10,10 +10,9 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
-from qmimic.config import DataConfig, DetectorConfig, Recipe, fingerprint
+from qmimic.config import DataConfig, DetectorConfig, Recipe
 from qmimic.data.chosen import box_sizes, dataset_fingerprint, open_dataset
 from qmimic.data.columns import Columns, in_columns
-from qmimic.data.letterbox import PIXELS
 from qmimic.data.loader import Loader
 from qmimic.data.pixel_cache import PixelCache
 from qmimic.data.sample import Dataset
@@ -24,6 +23,7 @@ from qmimic.detectors.backbones import parse_name
 from qmimic.detectors.spec import DetectorSpec
 from qmimic.distill.mimic import check_distance
 from qmimic.errors import InputError
+from qmimic.run.keys import cache_key, data_key
 from qmimic.run.memory import keep_freed_memory
 from qmimic.training.precision import bf16_by_default
 from qmimic.training.trackers import require
@@ -99,12 +99,7 @@ def prepare(recipe: Recipe) -> Prepared:
     detector = recipe.detector
     if detector.anchors is None:
         detector = detector.model_copy(update={"anchors": fit_anchors(sizes, detector.anchor_count)})
-    key = fingerprint(
-        dataset_fingerprint(dataset),
-        data.model_dump(include={"size", "drop_bad_boxes"}),
-        PIXELS,
-        detector,
-    )
+    key = data_key(dataset_fingerprint(dataset), data, detector)
     return Prepared(recipe, dataset, train, val, detector, key, accelerator)
 
 
@@ -113,7 +108,7 @@ def _cache(dataset: Dataset, split: str, recipe: Recipe) -> PixelCache | None:
     if not data.cache_mib:
         return None
     only = replace(dataset, splits={split: samples})
-    name = fingerprint(PIXELS, dataset_fingerprint(only), data.size, data.cache_mib, version("pillow"))
+    name = cache_key(dataset_fingerprint(only), data)
     return PixelCache(recipe.folder / "pixels" / f"{name}.bin", len(samples), data.size, data.cache_mib << 20)
 
 

@@ -16,7 +16,7 @@ from qmimic import processes
 from qmimic.compress.cost import equal_share
 from qmimic.compress.lasso import prune_by_lasso
 from qmimic.compress.taylor import prune_by_taylor
-from qmimic.config import Recipe, ScheduleConfig, fingerprint
+from qmimic.config import Recipe, ScheduleConfig
 from qmimic.data.splits import VAL
 from qmimic.detectors.build import build, mac_count, parameter_count
 from qmimic.detectors.channels import channel_groups
@@ -29,16 +29,13 @@ from qmimic.distill.mimic import Mimic
 from qmimic.errors import InputError
 from qmimic.files import write_text
 from qmimic.run.folder import STAGE_RESULT, StageResult, read_stage, stage_folder
+from qmimic.run.keys import Parents, pruned_key, quantized_key, student_key, teacher_key
 from qmimic.run.prepare import Prepared
 from qmimic.run.teaching import teacher_of
 from qmimic.run.tracking import scores_of, trackers_of
 from qmimic.scores.summary import score
 from qmimic.training.loop import Job, Objective, Watcher, chance_of, fit
 from qmimic.training.step import DetectionObjective, MimicObjective
-
-VERSION = 2  # raised when the same recipe would give other weights
-MIMIC_VERSION = 1  # the same for students that are taught
-TAYLOR_VERSION = 1  # and for teachers pruned by Taylor expansion
 
 
 @dataclass(frozen=True)
@@ -67,11 +64,6 @@ def needs_teachers(recipe: Recipe) -> bool:
     return recipe.mimic.mode != "none" or recipe.student.quantize_map or recipe.pruning.method != "none"
 
 
-def pruning_version(recipe: Recipe) -> list[int]:
-    """What belongs to the fingerprint of a pruned student besides its recipe."""
-    return [TAYLOR_VERSION] if recipe.pruning.method == "taylor" else []
-
-
 def train_teacher(prepared: Prepared, watcher: Watcher) -> Stage:
     """Train the full-precision teacher; refuse it if it is too weak to teach.
 
@@ -80,9 +72,7 @@ def train_teacher(prepared: Prepared, watcher: Watcher) -> Stage:
     """
     recipe = prepared.recipe
     config = recipe.teacher
-    # The guard decides whether to go on, not what is trained.
-    settings = config.model_dump(exclude={"min_map"})
-    key = fingerprint(VERSION, prepared.key, settings, recipe.augment, recipe.seed, prepared.bf16(config.backbone))
+    key = teacher_key(recipe, prepared.key, prepared.bf16(config.backbone))
 
     def objective() -> DetectionObjective:
         detector = build(prepared.spec(config.backbone), recipe.seed)
@@ -107,7 +97,7 @@ def quantize_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> St
     recipe = prepared.recipe
     config = recipe.quantized_teacher
     backbone = recipe.teacher.backbone
-    key = fingerprint(VERSION, teacher.result.key, config, recipe.quantizer, recipe.augment, recipe.seed)
+    key = quantized_key(recipe, teacher.result.key)
 
     def quantized() -> Detector:
         detector, _ = load_detector(teacher.file)
@@ -160,9 +150,7 @@ def prune_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> Stage
     """
     recipe = prepared.recipe
     config = recipe.pruning
-    backbone = recipe.student.backbone
-    version = pruning_version(recipe)
-    key = fingerprint(VERSION, teacher.result.key, config, backbone, recipe.student.batch_size, recipe.seed, *version)
+    key = pruned_key(recipe, teacher.result.key)
     name = f"pruned_{config.method}"
     macs = macs_to_prune_to(prepared)
 
@@ -222,17 +210,8 @@ def train_student(prepared: Prepared, name: str, teachers: Teachers | None, watc
         if teachers and recipe.pruning.method != "none"
         else None
     )
-    key = fingerprint(
-        VERSION,
-        prepared.key,
-        config,
-        recipe.augment,
-        recipe.seed,
-        [MIMIC_VERSION, mimic.model_dump(mode="json")] if taught_by else None,
-        taught_by.result.key if taught_by else None,
-        grid.result.key if grid else None,
-        *([start.result.key] if start else []),
-    )
+    parents = Parents(*(stage.result.key if stage else None for stage in (taught_by, grid, start)))
+    key = student_key(recipe, prepared.key, prepared.bf16(config.backbone), parents)
 
     def objective() -> Objective:
         student = _untrained(prepared, start)

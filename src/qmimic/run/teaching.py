@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from qmimic.config import fingerprint
 from qmimic.data.augment import exact_views
 from qmimic.data.records import RecordFile
 from qmimic.detectors.detector import Detector
@@ -13,10 +12,10 @@ from qmimic.detectors.quantize import Quantizer
 from qmimic.distill.bank import Bank, Layout
 from qmimic.distill.mimic import REGION_SIZE, sees_levels, sees_region_levels
 from qmimic.distill.teacher import Teacher
+from qmimic.run.keys import bank_key
 from qmimic.run.prepare import Prepared
 from qmimic.training.loop import Watcher
 
-VERSION = 3  # raised when a bank's records change
 BATCHES_MEASURED = 4
 
 
@@ -92,17 +91,12 @@ def _contents(prepared: Prepared, detector: Detector, quantizer: Quantizer) -> l
 def _name(prepared: Prepared, content: _Content, views: int, key: str) -> str:
     """A fingerprint of all that decides what is in a bank."""
     recipe, layout = prepared.recipe, content.layout
-    # Convolutions may round otherwise for other batches, threads or versions.
-    arithmetic = [prepared.accelerator.num_processes, torch.get_num_threads(), torch.__version__]
-    return fingerprint(
-        VERSION,
-        key,
-        prepared.key,
+    record = [
         content.levels.stride.tolist() if content.levels else None,
         [layout.shape, layout.kind.name, layout.proposals, views],
         recipe.mimic.model_dump(include={"with_truth", "pooling"}) if content.regions else None,
-        [recipe.student.batch_size, *arithmetic],
-    )
+    ]
+    return bank_key(recipe, prepared.key, key, record, prepared.accelerator.num_processes)
 
 
 @torch.no_grad()

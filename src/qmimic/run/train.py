@@ -22,6 +22,7 @@ from qmimic.run.stages import (
     Stage,
     Teachers,
     macs_to_prune_to,
+    needs_teachers,
     quantize_teacher,
     train_student,
     train_teacher,
@@ -92,11 +93,14 @@ def train(recipe: Recipe, watcher: Watcher) -> RunResult:
 def _train(prepared: Prepared, watcher: Watcher) -> RunResult:
     recipe = prepared.recipe
     students = arms(prepared)  # first: what is wrong with them must not wait for a teacher
-    teacher = train_teacher(prepared, watcher)
-    quantized = quantize_teacher(prepared, teacher, watcher)
-    stages = [teacher, quantized]
+    stages: list[Stage] = []
+    teachers = None
+    if any(needs_teachers(own) for own in students.values()):
+        teacher = train_teacher(prepared, watcher)
+        teachers = Teachers(teacher, quantize_teacher(prepared, teacher, watcher))
+        stages += [teachers.full_precision, teachers.quantized]
     for name, own in students.items():
-        stages.append(train_student(replace(prepared, recipe=own), name, Teachers(teacher, quantized), watcher))
+        stages.append(train_student(replace(prepared, recipe=own), name, teachers, watcher))
 
     results = tuple(stage.result for stage in stages)
     said = remarks(results)

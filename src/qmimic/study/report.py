@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
+from qmimic.errors import InputError
 from qmimic.files import replacing, write_text
 from qmimic.scores.statistics import CONFIDENCE, Estimate, estimate, interval, percent
 from qmimic.study.spec import Study
@@ -110,14 +111,38 @@ def _mean(rows: Sequence[dict[str, Any]], column: str) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def markdown(study: Study, results: Sequence[dict[str, Any]]) -> str:
-    """The report of one study as Markdown, without its plots."""
+NOTE, MAX_NOTE_BYTES = "note.md", 1 << 16
+
+
+def note_of(folder: Path) -> str:
+    """What a person has to know before reading a study's table: its `note.md`, empty if there is none.
+
+    Raises:
+        InputError: the note cannot be read, is too long or is not UTF-8.
+    """
+    path = folder / NOTE
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_NOTE_BYTES + 1)
+        if len(raw) > MAX_NOTE_BYTES:
+            raise InputError(f"{path} is over 64 kB; keep a study's note to a few sentences.")
+        return raw.decode("utf-8").strip()
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"Cannot read the note {path}: {error}; write it as UTF-8 text, or remove it.") from error
+
+
+def markdown(study: Study, results: Sequence[dict[str, Any]], note: str = "") -> str:
+    """The report of one study as Markdown, without its plots; `note` stands before the table."""
     arms = summarize(study, results)
     counts = Counter(row["status"] for row in results)
     unfinished = "".join(f", {count} {status}" for status, count in counts.items() if status != "done")
     lines = [f"## {study.name}", ""]
     if study.question:
         lines += [study.question, ""]
+    if note:
+        lines += [note, ""]
     folds = f", {study.folds}-fold cross-validation" if study.folds > 1 else ""
     folds += ", one fold a seed" if study.fold_of_seed else ""
     lines.append(
@@ -309,7 +334,7 @@ def report(folders: Sequence[Path], out: Path) -> str:
         arms = summarize(study, results)
         pictures = out.parent / f"{out.stem}-{study.name}"
         draw_gains(study, arms, Path(f"{pictures}-gains.png"))
-        parts += [markdown(study, results), f"![Differences]({pictures.name}-gains.png)", ""]
+        parts += [markdown(study, results, note_of(folder)), f"![Differences]({pictures.name}-gains.png)", ""]
         if len({own.macs for own in arms if own.score.count}) > 1:  # at one cost the table says it all
             draw_cost(arms, Path(f"{pictures}-cost.png"))
             parts += [f"![mAP against cost]({pictures.name}-cost.png)", ""]

@@ -8,9 +8,10 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from qmimic.config import Recipe, explain, fingerprint, load_tree, put, recipe_from
+from qmimic.config import Recipe, explain, load_tree, put, recipe_from
 from qmimic.errors import InputError
-from qmimic.run.stages import MIMIC_VERSION, VERSION, needs_teachers, pruning_version
+from qmimic.run.keys import job_keys
+from qmimic.run.stages import needs_teachers
 
 
 class Study(BaseModel):
@@ -137,16 +138,9 @@ def expand(study: Study, source: Path, folder: Path) -> tuple[Run, ...]:
 
 def jobs_of(run: Run) -> tuple[Job, ...]:
     """The jobs of a run, the student's last. Runs that share a teacher name the same job."""
-    recipe = run.recipe
-    shared = (VERSION, recipe.seed, recipe.data, recipe.detector, recipe.augment, recipe.run.precision)
-    if not needs_teachers(recipe):
-        return (Job(fingerprint("student", *shared, recipe.student), "student", "", recipe),)
-    teacher = fingerprint("teacher", *shared, recipe.teacher)
-    quantized = fingerprint("quantized", teacher, recipe.quantized_teacher, recipe.quantizer)
-    own = recipe.student, recipe.mimic, recipe.pruning, *pruning_version(recipe)
-    student = fingerprint("student", MIMIC_VERSION, quantized, *own)
-    return (
-        Job(teacher, "teacher", "", recipe),
-        Job(quantized, "quantized", teacher, recipe),
-        Job(student, "student", quantized, recipe),
-    )
+    recipe, before = run.recipe, ""
+    jobs = []
+    for kind, key in job_keys(recipe, needs_teachers(recipe)).items():
+        jobs.append(Job(key, kind, before, recipe))
+        before = key
+    return tuple(jobs)

@@ -1,0 +1,168 @@
+"""Every fingerprint that names a result: of stages, banks, caches, integers and the jobs of studies.
+
+A key holds all that can change what it names, and nothing else. Equal keys share a result; a changed setting makes new
+ones of the stages that it reaches and leaves the others. What a setting names on disk (weights, pictures) counts by its
+content or its time of change, never by its path.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from qmimic.config import DataConfig, DetectorConfig, MimicConfig, Recipe, ScheduleConfig, fingerprint
+from qmimic.data.letterbox import PIXELS
+from qmimic.errors import InputError
+
+VERSION = 2  # raised when the same recipe would give other weights
+MIMIC_VERSION = 1  # the same for students that are taught
+TAYLOR_VERSION = 1  # and for teachers pruned by Taylor expansion
+INT8_VERSION = 1  # when the same detector would get other grids
+BANK_VERSION = 3  # when a bank's records change
+
+
+def weights_key(path: str | None) -> str | None:
+    """A fingerprint of a file of weights; None where no file is named.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if path is None:
+        return None
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise InputError(
+            f"Cannot read the weights {path}: {error.strerror or error}; name a safetensors file."
+        ) from error
+
+
+def data_key(dataset: str, data: DataConfig, detector: DetectorConfig) -> str:
+    """What all stages of a run share.
+
+    Args:
+        dataset: fingerprint of labels and pictures, see `dataset_fingerprint`.
+        data: size, and whether bad boxes were left out.
+        detector: settings of every detector, with anchors.
+    """
+    return fingerprint(dataset, data.model_dump(include={"size", "drop_bad_boxes"}), PIXELS, detector)
+
+
+def cache_key(dataset: str, data: DataConfig) -> str:
+    """A split's decoded pixels. Args: as `data_key`, the dataset of this split alone."""
+    return fingerprint(PIXELS, dataset, data.size, data.cache_mib, version("pillow"))
+
+
+def teacher_key(recipe: Recipe, data: str, bf16: bool) -> str:
+    """The full-precision teacher. Args: as `student_key`."""
+    return fingerprint(VERSION, data, _schedule(recipe.teacher, "min_map"), recipe.augment, recipe.seed, bf16)
+
+
+def quantized_key(recipe: Recipe, teacher: str) -> str:
+    """The quantized teacher, from the key of the full-precision one."""
+    return fingerprint(
+        VERSION, teacher, _schedule(recipe.quantized_teacher), recipe.quantizer, recipe.augment, recipe.seed
+    )
+
+
+def pruned_key(recipe: Recipe, teacher: str) -> str:
+    """The pruned teacher before it is trained on, from the key of the full-precision one."""
+    student = recipe.student
+    own = [TAYLOR_VERSION] if recipe.pruning.method == "taylor" else []
+    return fingerprint(VERSION, teacher, recipe.pruning, student.backbone, student.batch_size, recipe.seed, *own)
+
+
+@dataclass(frozen=True)
+class Parents:
+    """Keys of the stages that a student depends on.
+
+    Attributes:
+        taught_by: whom it imitates.
+        grid: whose stride s quantizes its map or the maps of the mimic loss.
+        start: the pruned teacher that it begins as.
+    """
+
+    taught_by: str | None = None
+    grid: str | None = None
+    start: str | None = None
+
+
+def student_key(recipe: Recipe, data: str, bf16: bool, parents: Parents) -> str:
+    """A student.
+
+    Args:
+        recipe: of the arm.
+        data: see `data_key`.
+        bf16: whether this network is computed in bf16.
+        parents: the stages before it.
+    """
+    return fingerprint(
+        VERSION,
+        data,
+        _schedule(recipe.student),
+        recipe.augment,
+        recipe.seed,
+        bf16,
+        _mimic(recipe.mimic) if parents.taught_by else None,
+        [parents.taught_by, parents.grid, parents.start],
+    )
+
+
+def int8_key(recipe: Recipe, data: str, weights: list[float]) -> str:
+    """Training on integer grids; what is allowed to be lost decides whether there is any, not how it goes.
+
+    Args:
+        recipe: of the run.
+        data: see `data_key`.
+        weights: what tells the detector from others.
+    """
+    return fingerprint(INT8_VERSION, data, _schedule(recipe.int8, "max_loss"), recipe.augment, recipe.seed, weights)
+
+
+def bank_key(recipe: Recipe, data: str, teacher: str, content: object, processes: int) -> str:
+    """A teacher bank.
+
+    Args:
+        recipe: of the arm.
+        data: see `data_key`.
+        teacher: key of the teacher's stage.
+        content: plain values that say what a record holds.
+        processes: that train together.
+    """
+    # Convolutions may round otherwise for other batches, threads or versions.
+    arithmetic = [recipe.student.batch_size, processes, torch.get_num_threads(), torch.__version__]
+    return fingerprint(BANK_VERSION, teacher, data, content, arithmetic)
+
+
+def job_keys(recipe: Recipe, taught: bool) -> dict[str, str]:
+    """Ids of a study's jobs (teacher, quantized, student) by kind, from the recipe alone: the data are not read.
+
+    Args:
+        recipe: of one run of the study.
+        taught: whether its student needs teachers; if not, the student's job is all there is.
+    """
+    run = (VERSION, recipe.seed, recipe.data, recipe.detector, recipe.augment, recipe.run.precision)
+    if not taught:
+        return {"student": fingerprint("student", *run, _schedule(recipe.student))}
+    teacher = fingerprint("teacher", *run, _schedule(recipe.teacher, "min_map"))
+    quantized = fingerprint("quantized", teacher, _schedule(recipe.quantized_teacher), recipe.quantizer)
+    pruning = [recipe.pruning, TAYLOR_VERSION] if recipe.pruning.method != "none" else []
+    mimic = _mimic(recipe.mimic) if recipe.mimic.mode != "none" else []
+    student = fingerprint("student", quantized, _schedule(recipe.student), mimic, *pruning)
+    return {"teacher": teacher, "quantized": quantized, "student": student}
+
+
+def _schedule(config: ScheduleConfig, *left_out: str) -> Mapping[str, object]:
+    """A network's settings, with the content of its weights in their path's place."""
+    plain = config.model_dump(mode="json", exclude=set(left_out))
+    return {**plain, "weights": weights_key(plain["weights"])} if "weights" in plain else plain
+
+
+def _mimic(config: MimicConfig) -> list[object]:
+    """What the mimic loss depends on: a share only where it is held."""
+    held = config.weight == "auto"
+    return [MIMIC_VERSION, config.model_dump(mode="json", exclude=set() if held else {"share"})]

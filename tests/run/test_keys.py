@@ -1,0 +1,199 @@
+"""Keys: every setting of a recipe reaches the stages that it can change, and no others."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from folders import picture, voc_list, voc_object, voc_xml
+from qmimic.config import Recipe, Section, recipe_from
+from qmimic.data.chosen import dataset_fingerprint
+from qmimic.data.formats import load_dataset
+from qmimic.errors import InputError
+from qmimic.run.keys import (
+    Parents,
+    data_key,
+    int8_key,
+    job_keys,
+    pruned_key,
+    quantized_key,
+    student_key,
+    teacher_key,
+    weights_key,
+)
+
+ALL = frozenset({"teacher", "quantized", "pruned", "student", "int8"})
+OF_TEACHER = ALL - {"int8"}  # what is put on integers is known by its weights
+OF_QUANTIZED, OF_PRUNED = frozenset({"quantized", "student"}), frozenset({"pruned", "student"})
+STUDENT, INT8, NONE = frozenset({"student"}), frozenset({"int8"}), frozenset[str]()
+
+# What the keys of a section reach, then the keys that reach otherwise. A key that neither names fails the test.
+SECTIONS = {
+    "detector": ALL,
+    "augment": ALL,
+    "teacher": OF_TEACHER,
+    "quantized_teacher": OF_QUANTIZED,
+    "student": STUDENT,
+    "quantizer": OF_QUANTIZED,
+    "mimic": STUDENT,
+    "pruning": OF_PRUNED,
+    "int8": INT8,
+}
+KEYS = {
+    "name": NONE,
+    "seed": ALL,
+    "baselines": NONE,
+    # The folder and its splits come in by the dataset's own fingerprint.
+    **dict.fromkeys(("data.root", "data.train", "data.val", "data.fold", "data.cache_mib"), NONE),
+    **dict.fromkeys(("data.size", "data.drop_bad_boxes"), ALL),
+    "teacher.min_map": NONE,
+    **dict.fromkeys(("student.backbone", "student.batch_size"), OF_PRUNED),
+    "int8.max_loss": NONE,
+    **dict.fromkeys(("run.dir", "run.threads", "run.device", "run.bank_mib", "run.report", "run.trackers"), NONE),
+    "run.precision": OF_TEACHER,
+}
+OTHER: dict[str, Any] = {  # where the kind of a key does not give another value
+    "baselines": ["mimic"],
+    "data.root": "elsewhere",
+    "data.fold": [1, 3],
+    "data.size": [96, 160],
+    "detector.anchors": [[8, 8]],
+    "detector.head_width": 9,
+    "detector.output_stride": 8,
+    "augment.scale": [0.5, 2.0],
+    "teacher.backbone": "vgg16/2",
+    "student.backbone": "vgg16/32",
+    "quantizer.upper": 7,
+    "mimic.mode": "mimic",
+    "mimic.weight": 0.7,
+    "mimic.distance": "cell",
+    "run.dir": "elsewhere",
+    "run.trackers": [],
+    "run.precision": "bf16",
+}
+BASE: dict[str, Any] = {
+    "mimic": {"weight": "auto", "map_steps": 0.1},
+    "pruning": {"method": "taylor"},
+    "run": {"precision": "fp32"},
+}
+
+
+def keys(section: type[Section] = Recipe, prefix: str = "") -> list[str]:
+    """Every key that holds a value."""
+    found = []
+    for name, field in section.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Section):
+            found += keys(kind, f"{prefix}{name}.")
+        else:
+            found.append(prefix + name)
+    return found
+
+
+def value_of(recipe: Recipe, key: str) -> tuple[Any, Any]:
+    """The value of a key, and its annotation."""
+    *parents, leaf = key.split(".")
+    section: Any = recipe
+    for parent in parents:
+        section = getattr(section, parent)
+    return getattr(section, leaf), type(section).model_fields[leaf].annotation
+
+
+def another(recipe: Recipe, key: str, folder: Path) -> Any:
+    """A valid value that the key does not have."""
+    if key in OTHER:
+        return OTHER[key]
+    value, kind = value_of(recipe, key)
+    if key.endswith(".weights"):
+        file = folder / "weights.safetensors"
+        file.write_bytes(b"some weights")
+        return str(file)
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, tuple):
+        return [one / 2 for one in value]
+    if isinstance(value, int | float):
+        return value + 1 if isinstance(value, int) else value / 2 or 0.25
+    choices = [one for one in get_args(kind) if isinstance(one, str) and one != value]
+    return choices[0] if choices else f"{value}x"
+
+
+def changed(base: dict[str, Any], key: str, value: Any) -> Recipe:
+    tree = {name: dict(section) for name, section in base.items()}
+    *parents, leaf = key.split(".")
+    node: dict[str, Any] = tree
+    for parent in parents:
+        node = node.setdefault(parent, {})
+    node[leaf] = value
+    return recipe_from(tree, key)
+
+
+def stages(recipe: Recipe) -> Mapping[str, str]:
+    """The keys of a run's stages, made as the stages make them."""
+    bf16 = recipe.run.precision == "bf16"
+    data = data_key("labels and pictures", recipe.data, recipe.detector)
+    teacher = teacher_key(recipe, data, bf16)
+    quantized, pruned = quantized_key(recipe, teacher), pruned_key(recipe, teacher)
+    start = pruned if recipe.pruning.method != "none" else None
+    student = student_key(recipe, data, bf16, Parents(quantized, quantized, start))
+    int8 = int8_key(recipe, data, [1.0])
+    return {"teacher": teacher, "quantized": quantized, "pruned": pruned, "student": student, "int8": int8}
+
+
+@pytest.mark.parametrize("key", keys())
+def test_every_key_reaches_the_stages_that_it_can_change_and_no_others(key: str, tmp_path: Path) -> None:
+    # A student starts from weights or is cut out of the teacher.
+    base = {**BASE, "pruning": {}} if key == "student.weights" else BASE
+    before = recipe_from(base, "the test")
+    after = changed(base, key, another(before, key, tmp_path))
+    assert value_of(before, key)[0] != value_of(after, key)[0]
+    first, second = stages(before), stages(after)
+    moved = {name for name in first if first[name] != second[name]}
+    assert moved == (KEYS[key] if key in KEYS else SECTIONS[key.partition(".")[0]])
+    # A study's jobs know the data by the recipe's own section.
+    jobs, others = job_keys(before, True), job_keys(after, True)
+    reached = {name for name in jobs if jobs[name] != others[name]}
+    assert reached == ({"teacher", "quantized", "student"} if key.startswith("data.") else moved - {"pruned", "int8"})
+
+
+def test_a_student_that_is_not_taught_does_not_depend_on_the_mimic() -> None:
+    one, other = (recipe_from({"mimic": {"mode": "none", "region_count": n}}, "the test") for n in (8, 9))
+    assert student_key(one, "data", False, Parents()) == student_key(other, "data", False, Parents())
+    assert job_keys(one, False) == job_keys(other, False)
+    assert list(job_keys(one, False)) == ["student"]
+
+
+def test_a_share_counts_only_where_it_is_held() -> None:
+    parents = Parents("teacher", "teacher")
+
+    def different(weight: float | str) -> int:
+        recipes = [recipe_from({"mimic": {"weight": weight, "share": share}}, "the test") for share in (0.1, 0.2)]
+        return len({student_key(one, "data", False, parents) for one in recipes})
+
+    assert (different(1.0), different("auto")) == (1, 2)
+
+
+def test_weights_count_by_their_content(tmp_path: Path) -> None:
+    one, same, other = (tmp_path / name for name in ("one", "same", "other"))
+    for path, content in ((one, b"abc"), (same, b"abc"), (other, b"abd")):
+        path.write_bytes(content)
+    assert weights_key(str(one)) == weights_key(str(same)) != weights_key(str(other))
+    assert weights_key(None) is None
+    with pytest.raises(InputError, match=r"Cannot read the weights .*missing"):
+        weights_key(str(tmp_path / "missing"))
+
+
+def test_a_picture_replaced_in_place_by_one_of_as_many_bytes_changes_the_data_s_key(tmp_path: Path) -> None:
+    for name, split in (("a", "train"), ("b", "val")):
+        image = picture(tmp_path / "JPEGImages" / f"{name}.jpg")
+        voc_xml(tmp_path, name, voc_object("cat", 10, 10, 40, 40))
+        voc_list(tmp_path, split, name)
+    os.utime(image, ns=(10**18, 10**18))
+    before = dataset_fingerprint(load_dataset(str(tmp_path)))
+    assert dataset_fingerprint(load_dataset(str(tmp_path))) == before
+    content = bytearray(image.read_bytes())
+    content[-3] ^= 1
+    image.write_bytes(bytes(content))
+    assert dataset_fingerprint(load_dataset(str(tmp_path))) != before
