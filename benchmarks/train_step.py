@@ -25,6 +25,7 @@ import torch
 from qmimic.config import MimicConfig, QuantizerConfig, Recipe, ScheduleConfig
 from qmimic.data.augment import STILL
 from qmimic.data.targets import Targets
+from qmimic.detectors.architectures import parse_spec
 from qmimic.detectors.build import build
 from qmimic.detectors.quantize import Quantizer
 from qmimic.detectors.spec import DetectorSpec
@@ -56,7 +57,8 @@ def spec_of(backbone: str, size: int, classes: int = 3, **changes: int) -> Detec
     """The recipe's default detector, or a changed one."""
     settings = {**Recipe().detector.model_dump(exclude={"anchors"}), **changes}
     names = tuple(f"class {number}" for number in range(classes))
-    return DetectorSpec(**settings, backbone=backbone, classes=names, size=(size, size), anchors=ANCHORS)
+    own = {"backbone": backbone, "classes": names, "size": (size, size), "anchors": ANCHORS}
+    return parse_spec(settings | own)
 
 
 def ours(spec: DetectorSpec, images: torch.Tensor, targets: Targets) -> Made:

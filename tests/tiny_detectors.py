@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from qmimic.data.targets import PADDING, Targets
+from qmimic.detectors.architectures import parse_spec
 from qmimic.detectors.build import build
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.spec import DetectorSpec
@@ -24,7 +25,7 @@ def tiny_spec(**settings: object) -> DetectorSpec:
         "pre_nms": 60,
         "post_nms": 20,
     }
-    return DetectorSpec.model_validate(defaults | settings)
+    return parse_spec({"architecture": "faster_rcnn"} | defaults | settings)
 
 
 def lively(spec: DetectorSpec, seed: int = 0) -> Detector:

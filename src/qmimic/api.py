@@ -10,11 +10,11 @@ from qmimic.data.loader import Loader
 from qmimic.data.sample import Dataset
 from qmimic.data.splits import samples_of
 from qmimic.detections import Detections
+from qmimic.detectors.architectures import spec_for
 from qmimic.detectors.build import at_size, build
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.evaluation import detect_all, merge
 from qmimic.detectors.files import load_detector
-from qmimic.detectors.spec import DetectorSpec
 from qmimic.errors import InputError
 from qmimic.run.train import RunResult
 from qmimic.run.train import train as run_recipe
@@ -47,8 +47,8 @@ def build_detector(
     Raises:
         InputError: the backbone's name is unknown.
     """
-    settings = (config or DetectorConfig()).model_dump(exclude={"anchors"})
-    return build(DetectorSpec(**settings, backbone=name, classes=classes, size=size, anchors=anchors), seed)
+    settings = (config or DetectorConfig()).model_copy(update={"anchors": anchors})
+    return build(spec_for(settings, name, classes, size), seed)
 
 
 def train(recipe: Recipe, watcher: Watcher | None = None) -> RunResult:

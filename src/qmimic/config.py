@@ -85,7 +85,7 @@ class DataConfig(Section):
 class DetectorConfig(Section):
     """The detector around the backbone, the same for teacher and student."""
 
-    architecture: Literal["faster_rcnn", "rfcn"] = Field("faster_rcnn", description="Faster R-CNN or R-FCN")
+    architecture: str = Field("faster_rcnn", description="faster_rcnn, rfcn: a name in the table of architectures")
     output_stride: Literal[16, 8] = Field(16, description="pixels from one entry of the feature map to the next")
     anchors: tuple[tuple[Side, Side], ...] | None = Field(
         None,

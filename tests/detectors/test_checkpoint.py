@@ -278,7 +278,7 @@ def test_strides_that_do_not_fit_the_map_are_refused(tmp_path: Path, strides: to
     assert "quantizer.stride" in refusal(path)
 
 
-@pytest.mark.parametrize(("change", "word"), [("drop", "lacks"), ("add", "has not"), ("half", "float16")])
+@pytest.mark.parametrize(("change", "word"), [("drop", "lacks"), ("add", "does not have"), ("half", "float16")])
 def test_a_missing_an_unknown_and_a_retyped_weight_are_refused(saved: Path, change: str, word: str) -> None:
     def spoil(_: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
         if change == "drop":

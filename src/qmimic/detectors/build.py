@@ -9,10 +9,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.flop_counter import FlopCounterMode
 
 from qmimic.config import explain
+from qmimic.detectors.architectures import architecture_of
 from qmimic.detectors.channels import keep_channels
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.spec import DetectorSpec
-from qmimic.detectors.two_stage import TwoStage
 from qmimic.errors import InputError
 
 aten = torch.ops.aten
@@ -22,11 +22,11 @@ def build(spec: DetectorSpec, seed: int = 0) -> Detector:
     """A detector with fresh weights that depend on the seed alone.
 
     Raises:
-        InputError: the backbone's name is unknown, or the spec's channels are not the network's.
+        InputError: the architecture or the backbone is unknown, or the spec's channels are not the network's.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        detector = TwoStage(spec)
+        detector = architecture_of(spec.architecture).detector(spec)
     if spec.channels:
         keep_channels(detector, {name: torch.arange(count) for name, count in spec.channels.items()})
     return detector
@@ -43,7 +43,7 @@ def at_size(detector: Detector, size: tuple[int, int]) -> Detector:
         InputError: the network cannot have this size.
     """
     try:
-        spec = DetectorSpec.model_validate({**detector.spec.model_dump(), "size": size})
+        spec = type(detector.spec).model_validate({**detector.spec.model_dump(), "size": size})
     except ValidationError as error:
         raise InputError(f"A detector cannot have the size {size[0]}x{size[1]}: {explain(error)}") from error
     other = build(spec)

@@ -4,11 +4,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qmimic.config import DetectorConfig
 from qmimic.contracts import BatchDetections
 from qmimic.data.loader import Loader
 from qmimic.detections import Detections
 from qmimic.detectors.detector import Detector
+from qmimic.detectors.spec import DetectorSpec
 
 
 def detect_all(detector: Detector, loader: Loader, mirrored: bool = False) -> dict[str, Detections]:
@@ -33,7 +33,7 @@ def detect_all(detector: Detector, loader: Loader, mirrored: bool = False) -> di
     return found
 
 
-def merge(views: list[dict[str, Detections]], config: DetectorConfig) -> dict[str, Detections]:
+def merge(views: list[dict[str, Detections]], config: DetectorSpec) -> dict[str, Detections]:
     """Detections of several views of the same images as one set, suppressed by class like those of one view.
 
     Args:

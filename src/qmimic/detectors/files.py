@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qmimic.config import QuantizerConfig, explain
+from qmimic.detectors.architectures import parse_spec
 from qmimic.detectors.build import build
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.quantize import Quantizer
-from qmimic.detectors.spec import DetectorSpec
 from qmimic.errors import InputError
 from qmimic.files import replacing
 
@@ -64,7 +64,7 @@ def read_tensors(path: Path) -> TensorFile:
             names = file.keys()
             tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is cut short or no safetensors file; copy it again or train again.") from error
+        raise InputError(f"{path} is cut short or is not a safetensors file; copy it again or train again.") from error
     if not isinstance(header, dict):
         raise InputError(f"{path} has no readable header; copy it again or train again.")
     if header and (not isinstance(header.get("format"), int) or header["format"] > FORMAT):
@@ -100,7 +100,7 @@ def _check_state(wanted: dict[str, Tensor], tensors: dict[str, Tensor], path: Pa
             raise InputError(f"{path} holds NaN or infinite numbers in {name}; take an earlier checkpoint.")
     unknown = sorted(set(tensors) - set(wanted))
     if unknown:
-        raise InputError(f"{path} holds {unknown[0]}, which this network has not; name the checkpoint that fits.")
+        raise InputError(f"{path} holds {unknown[0]}, which this network does not have; name the checkpoint that fits.")
 
 
 def save_detector(detector: Detector, path: Path | str, notes: dict[str, Any]) -> None:
@@ -128,18 +128,19 @@ def load_detector(path: Path | str) -> tuple[Detector, dict[str, Any]]:
     path = Path(path)
     file = read_tensors(path)
     if "spec" not in file.header:
-        raise InputError(f"{path} is no qmimic detector: its header lacks the description; name a file of a run.")
+        raise InputError(f"{path} is not a detector of qmimic: its header lacks the description; name a file of a run.")
     if file.header["format"] < FORMAT:
         raise InputError(
             f"{path} was written by an older qmimic (format {file.header['format']}), whose head orders its weights "
-            "otherwise; train again."
+            "differently; train again."
         )
     try:
-        spec = DetectorSpec.model_validate(file.header["spec"])
+        spec = parse_spec(file.header["spec"])
         quantizer = file.header.get("quantizer")
         config = QuantizerConfig.model_validate(quantizer) if quantizer else None
-    except ValidationError as error:
-        raise InputError(f"{path} describes a detector that cannot be: {explain(error)}") from error
+    except (ValidationError, InputError) as error:
+        reason = str(error) if isinstance(error, InputError) else explain(error)
+        raise InputError(f"{path} describes a detector that cannot be built: {reason}") from error
 
     def empty() -> Detector:
         detector = build(spec)
@@ -152,8 +153,8 @@ def load_detector(path: Path | str) -> tuple[Detector, dict[str, Any]]:
         with torch.device("meta"):  # a header may promise any width: no memory for it before the weights are seen
             promised = empty().state_dict()
     except (InputError, RuntimeError, TypeError, OverflowError) as error:  # torch's words for absurd numbers
-        reason = error if isinstance(error, InputError) else "its numbers are too large."
-        raise InputError(f"{path} describes a detector that cannot be: {reason}") from error
+        reason = str(error) if isinstance(error, InputError) else "its numbers are too large."
+        raise InputError(f"{path} describes a detector that cannot be built: {reason}") from error
     _check_state(promised, file.tensors, path)
     detector = empty()
     detector.load_state_dict(file.tensors)

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qmimic.contracts import ChannelGroup, Part, QuantizationPoint
+from qmimic.contracts import ChannelGroup, QuantizationPoint
+from qmimic.detectors.regions import RegionHead
 from qmimic.detectors.roi_pooling import BIN_WEIGHTS
-from qmimic.detectors.spec import DetectorSpec
+from qmimic.detectors.spec import TwoStageSpec
 
 
 def vote(maps: Tensor, down: Tensor, across: Tensor) -> Tensor:
@@ -35,7 +36,7 @@ def vote(maps: Tensor, down: Tensor, across: Tensor) -> Tensor:
     return voted.view(batch, count, outputs) / bins**2
 
 
-class PositionSensitiveHead(Part):
+class PositionSensitiveHead(RegionHead):
     """A 1x1 convolution, then k^2 score maps for each class and k^2 maps for each side of one box, whatever the class.
 
     Args:
@@ -44,7 +45,7 @@ class PositionSensitiveHead(Part):
         spec: classes, k, and how bins are pooled.
     """
 
-    def __init__(self, channels: int, width: int, spec: DetectorSpec) -> None:
+    def __init__(self, channels: int, width: int, spec: TwoStageSpec) -> None:
         super().__init__()
         self.spec = spec
         self.conv = nn.Conv2d(channels, width, 1)
@@ -70,9 +71,6 @@ class PositionSensitiveHead(Part):
         shape = (maps.shape[2], maps.shape[3])
         voted = vote(maps, *BIN_WEIGHTS[spec.roi_pooling](rois, spec.roi_size, spec.output_stride, shape))
         return voted[..., :-4].float(), voted[..., None, -4:].float()
-
-    def check_export(self) -> None:
-        """Every format can write it."""
 
     def channel_groups(self) -> tuple[ChannelGroup, ...]:
         """See `Part.channel_groups`."""

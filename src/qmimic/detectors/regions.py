@@ -1,16 +1,35 @@
 """What every head shares: the losses of regions, the hardest of them, and detections from their scores and boxes."""
 
+from abc import abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from qmimic import boxes as box_ops
-from qmimic.config import DetectorConfig
-from qmimic.contracts import BatchDetections
+from qmimic.contracts import BatchDetections, Part
 from qmimic.data.targets import Targets
+from qmimic.detectors.spec import DetectorSpec
 
 DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 SMOOTH_L1_BETA = 1 / 9
+
+
+class RegionHead(Part):
+    """A head over regions."""
+
+    @abstractmethod
+    def forward(self, features: Tensor, rois: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits float32 [B, P, 1 + K], background first, and deltas float32 [B, P, K or 1, 4].
+
+        Args:
+            features: map [B, C, H, W].
+            rois: [B, P, 4], xyxy in pixels of the network's input; no gradient.
+        """
+        raise NotImplementedError
+
+    def check_export(self) -> None:
+        """Raises InputError: no format can write the head as it is set, and what to change."""
 
 
 def pad_with_truth(rois: Tensor, valid: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
@@ -77,18 +96,30 @@ def region_boxes(deltas: Tensor, rois: Tensor) -> Tensor:
 
 
 def detect_regions(
-    logits: Tensor, deltas: Tensor, rois: Tensor, valid: Tensor, size: tuple[int, int], config: DetectorConfig
+    logits: Tensor, deltas: Tensor, rois: Tensor, valid: Tensor, size: tuple[int, int], config: DetectorSpec
 ) -> BatchDetections:
-    """Thresholded, suppressed detections; the suppression is greedy within a class.
+    """Detections from a head's outputs, see `best_detections`.
 
     Args:
         logits: [B, P, 1 + K]; deltas: [B, P, K or 1, 4]; rois: [B, P, 4]; valid: [B, P].
         size: height and width of the network's input, pixels.
         config: thresholds.
     """
-    scores = region_scores(logits)
+    return best_detections(region_scores(logits), region_boxes(deltas, rois), valid, size, config)
+
+
+def best_detections(
+    scores: Tensor, boxes: Tensor, valid: Tensor, size: tuple[int, int], config: DetectorSpec
+) -> BatchDetections:
+    """Thresholded, suppressed detections; the suppression is greedy within a class.
+
+    Args:
+        scores: [B, N, K]; boxes: [B, N, K or 1, 4], xyxy in pixels; valid: [B, N].
+        size: height and width of the network's input, pixels.
+        config: thresholds.
+    """
     classes = scores.shape[2]
-    boxes = box_ops.clip(region_boxes(deltas, rois), size).expand(-1, -1, classes, 4)
+    boxes = box_ops.clip(boxes, size).expand(-1, -1, classes, 4)
     usable = valid[..., None] & (scores > config.score_threshold) & ((boxes[..., 2:] - boxes[..., :2]) > 1e-2).all(-1)
     keys = scores.masked_fill(~usable, -1).flatten(1)
     # Suppression is quadratic: four candidates for every detection kept lose nothing that was seen.

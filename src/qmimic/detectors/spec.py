@@ -1,19 +1,31 @@
-"""The description of a detector: all that is needed to build it before its weights are loaded."""
+"""The descriptions of detectors: all that is needed to build one before its weights are loaded.
+
+Each architecture has its own; `ARCHITECTURES` in `detectors/architectures.py` says which.
+"""
 
 from typing import Annotated
 
 from pydantic import Field
 
-from qmimic.config import DetectorConfig, InputSize, Side
+from qmimic.config import DetectorConfig, InputSize, Section, Side
 
 
-class DetectorSpec(DetectorConfig):
-    """The recipe's detector settings with what a run fills in; kept in every detector file."""
+class DetectorSpec(Section):
+    """What every detector's description holds; kept in every detector file."""
 
+    architecture: str = Field(description="a name in ARCHITECTURES")
     backbone: str = Field(description="family and width divisor")
     classes: tuple[str, ...] = Field(min_length=1, description="class names; the index is the label")
     size: InputSize = Field(description="height and width that images are fitted into, pixels")
-    anchors: tuple[tuple[Side, Side], ...] = Field(min_length=1, description="anchor widths and heights, pixels")
     channels: dict[str, Annotated[int, Field(ge=1)]] | None = Field(
         None, description="channels left of pruned layers, by the layer's name"
     )
+    score_threshold: float = Field(0.02, ge=0, lt=1, description="lowest score of a detection")
+    nms_threshold: float = Field(0.5, gt=0, lt=1, description="largest IoU of two detections of a class")
+    max_detections: int = Field(100, ge=1, le=1000, description="detections kept, an image")
+
+
+class TwoStageSpec(DetectorConfig, DetectorSpec):
+    """A two-stage detector: the recipe's settings with what a run fills in."""
+
+    anchors: tuple[tuple[Side, Side], ...] = Field(min_length=1, description="anchor widths and heights, pixels")

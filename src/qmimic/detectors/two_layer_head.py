@@ -3,13 +3,14 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qmimic.contracts import ChannelGroup, Part, QuantizationPoint
+from qmimic.contracts import ChannelGroup, QuantizationPoint
+from qmimic.detectors.regions import RegionHead
 from qmimic.detectors.roi_pooling import ROI_POOLINGS
-from qmimic.detectors.spec import DetectorSpec
+from qmimic.detectors.spec import TwoStageSpec
 from qmimic.errors import InputError
 
 
-class TwoLayerHead(Part):
+class TwoLayerHead(RegionHead):
     """Two fully connected layers over pooled regions.
 
     Args:
@@ -18,7 +19,7 @@ class TwoLayerHead(Part):
         spec: classes, how regions are pooled, and to which size.
     """
 
-    def __init__(self, channels: int, width: int, spec: DetectorSpec) -> None:
+    def __init__(self, channels: int, width: int, spec: TwoStageSpec) -> None:
         super().__init__()
         self.spec = spec
         classes = len(spec.classes)

@@ -4,7 +4,7 @@ Faster R-CNN (Ren et al., NIPS 2015) and R-FCN (Dai et al., NIPS 2016) differ in
 """
 
 import math
-from collections.abc import Callable
+from abc import abstractmethod
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from qmimic.detectors.detector import Detector
 from qmimic.detectors.matching import Matches, everything, match, matched_boxes, sample
 from qmimic.detectors.position_sensitive_head import PositionSensitiveHead
 from qmimic.detectors.regions import (
+    RegionHead,
     detect_regions,
     hardest,
     pad_with_truth,
@@ -26,7 +27,7 @@ from qmimic.detectors.regions import (
     region_scores,
 )
 from qmimic.detectors.rpn import RPN
-from qmimic.detectors.spec import DetectorSpec
+from qmimic.detectors.spec import TwoStageSpec
 from qmimic.detectors.two_layer_head import TwoLayerHead
 from qmimic.processes import Source, mean_over
 
@@ -34,30 +35,35 @@ HEAD_IOU = 0.5
 HEAD_POSITIVE_SHARE = 0.25
 
 
-HEADS: dict[str, Callable[[int, int, DetectorSpec], TwoLayerHead | PositionSensitiveHead]] = {
-    "faster_rcnn": TwoLayerHead,
-    "rfcn": PositionSensitiveHead,
-}
-
-
 class TwoStage(Detector):
-    """Backbone of one level, RPN and a head over regions.
+    """Backbone of one level, RPN and a head over regions; kinds differ in the head.
 
     Attributes:
         anchors: [N, 4] in pixels, order anchor, row, column.
     """
 
     anchors: Tensor
-    head: TwoLayerHead | PositionSensitiveHead
+    spec: TwoStageSpec
 
-    def __init__(self, spec: DetectorSpec) -> None:
+    def __init__(self, spec: TwoStageSpec) -> None:
         super().__init__(spec, build_backbone(spec.backbone, spec.output_stride))
         (channels,) = self.channels
         width = spec.head_width or max(1, math.ceil(1024 / self.backbone.width_divisor))
         self.rpn = RPN(channels, len(spec.anchors), spec)
-        self.head = HEADS[spec.architecture](channels, width, spec)
+        self.head = self.make_head(channels, width, spec)
         self.to(memory_format=torch.channels_last)
         self.register_buffer("anchors", anchor_grid(spec.anchors, spec.size, spec.output_stride), persistent=False)
+
+    @abstractmethod
+    def make_head(self, channels: int, width: int, spec: TwoStageSpec) -> RegionHead:
+        """The head with fresh weights.
+
+        Args:
+            channels: of the map.
+            width: of the head's hidden layers.
+            spec: classes, how regions are pooled, and to which size.
+        """
+        raise NotImplementedError
 
     def losses(self, features: Features, targets: Targets, source: Source) -> TrainingOutput:
         """The four detection losses.
@@ -137,3 +143,19 @@ class TwoStage(Detector):
         proposals = self.propose(features)
         logits, deltas = self.head(features.map, proposals.boxes)
         return detect_regions(logits, deltas, proposals.boxes, proposals.valid, self.spec.size, self.spec)
+
+
+class FasterRCNN(TwoStage):
+    """Faster R-CNN: regions are pooled from the map, two layers look at each."""
+
+    def make_head(self, channels: int, width: int, spec: TwoStageSpec) -> RegionHead:
+        """See `TwoStage.make_head`."""
+        return TwoLayerHead(channels, width, spec)
+
+
+class RFCN(TwoStage):
+    """R-FCN: position-sensitive maps, over which every region takes a vote."""
+
+    def make_head(self, channels: int, width: int, spec: TwoStageSpec) -> RegionHead:
+        """See `TwoStage.make_head`."""
+        return PositionSensitiveHead(channels, width, spec)

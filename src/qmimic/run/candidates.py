@@ -19,15 +19,14 @@ from numpy.typing import NDArray
 from qmimic.bench.measure import Cost, measure
 from qmimic.compress.integer_grids import calibrate, prepare_qat
 from qmimic.config import Recipe, fingerprint
+from qmimic.detectors.architectures import ARCHITECTURES, spec_for
 from qmimic.detectors.build import build, mac_count
-from qmimic.detectors.spec import DetectorSpec
 from qmimic.files import write_text
 from qmimic.runtime.metadata import as_properties
 from qmimic.ship.onnx_file import Exported
 from qmimic.ship.write import TARGETS, describe
 
 BACKBONES = ("resnet18/8", "resnet18/16", "resnet18/32", "vgg16/32")
-ARCHITECTURES = ("faster_rcnn", "rfcn")
 SIDES = (128, 192, 256)  # of a square of the same area
 MULTIPLE = 32  # pixels; of the input's sides
 ROUNDS = 30
@@ -180,8 +179,8 @@ def _costs(
     own = candidate.of(recipe)
     # Time hardly depends on weights and anchors.
     anchors = own.detector.anchors or ((32.0, 32.0),) * own.detector.anchor_count
-    settings = {**own.detector.model_dump(), "anchors": anchors}
-    detector = build(DetectorSpec(**settings, backbone=candidate.backbone, classes=classes, size=candidate.size)).eval()
+    settings = own.detector.model_copy(update={"anchors": anchors})
+    detector = build(spec_for(settings, candidate.backbone, classes, candidate.size)).eval()
     integer = prepare_qat(detector)
     generator = torch.Generator().manual_seed(0)
     calibrate(integer, [torch.randint(0, 256, (2, 3, *candidate.size), generator=generator, dtype=torch.uint8)])

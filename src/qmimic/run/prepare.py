@@ -18,6 +18,7 @@ from qmimic.data.pixel_cache import PixelCache
 from qmimic.data.sample import Dataset
 from qmimic.data.splits import TRAIN, VAL
 from qmimic.detectors.anchors import fit_anchors
+from qmimic.detectors.architectures import architecture_of, spec_for
 from qmimic.detectors.backbones import parse_name
 from qmimic.detectors.spec import DetectorSpec
 from qmimic.distill.mimic import check_distance
@@ -53,12 +54,7 @@ class Prepared:
 
     def spec(self, backbone: str) -> DetectorSpec:
         """The description of a detector of this run."""
-        return DetectorSpec(
-            **self.detector.model_dump(),
-            backbone=backbone,
-            classes=self.dataset.classes,
-            size=self.recipe.data.size,
-        )
+        return spec_for(self.detector, backbone, self.dataset.classes, self.recipe.data.size)
 
     def bf16(self, backbone: str) -> bool:
         """Whether a network of this width is computed in bf16."""
@@ -75,6 +71,7 @@ def prepare(recipe: Recipe) -> Prepared:
     """
     for backbone in (recipe.teacher.backbone, recipe.student.backbone):
         parse_name(backbone)
+    architecture_of(recipe.detector.architecture)
     require(recipe.run.trackers)
     check_distance(recipe.mimic.distance)
     keep_freed_memory()

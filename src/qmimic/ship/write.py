@@ -93,7 +93,7 @@ def describe(detector: Detector, notes: dict[str, object]) -> Metadata:
         score_threshold=spec.score_threshold,
         nms_threshold=spec.nms_threshold,
         max_detections=spec.max_detections,
-        proposals=spec.post_nms,
+        proposals=detector.region_count,
         proposal_nms_threshold=NMS_IOU,
         backbone=spec.backbone,
         architecture=spec.architecture,
