@@ -127,8 +127,10 @@ def test_a_category_that_is_not_listed_and_one_without_boxes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     picture(tmp_path / "a.png")
-    boxes = [{"image_id": 1, "category_id": k, "bbox": [1, 1, 9, 9]} for k in (1, 5)]
-    coco_json(tmp_path, [{"id": 1, "file_name": "a.png"}], boxes, (1, "cat"), (2, "dog"))
+    picture(tmp_path / "b.png", seed=1)
+    boxes = [{"image_id": 1 + (k > 1), "category_id": k, "bbox": [1, 1, 9, 9]} for k in (1, 5)]
+    images = [{"id": 1, "file_name": "a.png"}, {"id": 2, "file_name": "b.png"}]
+    coco_json(tmp_path, images, boxes, (1, "cat"), (2, "dog"))
     assert found(tmp_path, capsys) == (1, [("unknown_class", "instances_train.json"), ("empty_class", "dog")])
 
 

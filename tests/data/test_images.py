@@ -163,3 +163,11 @@ def test_every_format_is_turned_once(tmp_path: Path, suffix: str, orientation: i
     small, size = read_resized(path, lambda width, height: (width, height))
     assert size == whole.size == image_size(path)
     assert np.abs(np.asarray(small, int) - np.asarray(whole)).mean() < 3
+
+
+def test_a_spoilt_exif_counts_as_upright(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (40, 20), "red").save(path, exif=b"Exif\0\0not a TIFF header, only noise")
+    assert image_size(path) == (40, 20)
+    assert read_image(path).size == (40, 20)
+    assert read_resized(path, lambda w, h: (w, h))[1] == (40, 20)

@@ -7,56 +7,125 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, StringConstraints, ValidationError
 
 from qmimic.config import explain
-from qmimic.data.labels import Folder, finite, image_name, inside, make_sample, number, read_text, reserve, stated_size
+from qmimic.data.accounts import Tally, data_files
+from qmimic.data.labels import (
+    Folder,
+    finite,
+    image_name,
+    is_picture,
+    locate,
+    make_sample,
+    number,
+    read_text,
+    reserve,
+    same_labels,
+    stated_size,
+)
 from qmimic.data.sample import Dataset, LabelDefect, Sample
 from qmimic.errors import InputError
 
+Id = Annotated[int, Field(strict=True)]  # a text is another id than the number that it shows
+
 
 class _Image(BaseModel):
-    id: int | str
+    id: Id | str
     file_name: str
     width: PositiveInt | None = None
     height: PositiveInt | None = None
 
 
 class _Annotation(BaseModel):
-    image_id: int | str
-    category_id: int
+    image_id: Id | str
+    category_id: Id
     bbox: tuple[float, float, float, float]
     iscrowd: bool = False
     difficult: bool = False
 
 
 class _Category(BaseModel):
-    id: int
-    name: str
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
+    id: Id
+    name: Annotated[str, StringConstraints(pattern=r"\S")]
+    supercategory: str | None = None
 
 
 class CocoFile(BaseModel):
-    """COCO's layout, as far as detection uses it."""
+    """COCO's layout, as far as detection uses it, read entry by entry.
+
+    Attributes:
+        images, annotations, categories: the entries that can be read.
+        faults: what is wrong with the others, one sentence each.
+        broken: ids of the images of which an annotation cannot be read.
+        unread: (entries of `images`, annotations) that cannot be read.
+    """
 
     images: list[_Image]
     annotations: list[_Annotation] = []
     categories: list[_Category] = []
+    faults: list[str] = []
+    broken: set[int | str] = set()
+    unread: tuple[int, int] = (0, 0)
 
 
 def files(root: Path) -> dict[str, Path]:
-    """The instance files of a folder by split name."""
+    """The instance files of a folder by split name; of two for one split the nearer to the root counts.
+
+    Raises:
+        InputError: two files that are equally near are of one split.
+    """
     found: dict[str, Path] = {}
-    for path in sorted([*root.glob("*.json"), *root.glob("*/*.json")]):
-        name = path.stem
-        if name.startswith("instances_"):
-            found.setdefault(name.removeprefix("instances_").removesuffix("2017"), path)
-        elif name == "_annotations.coco":
-            found.setdefault(path.parent.name, path)
-        elif name in ("train", "val", "valid", "test"):
-            found.setdefault(name, path)
+    for path in [*sorted(root.glob("*.json")), *sorted(root.glob("*/*.json"))]:
+        split = _split_name(root, path)
+        if split is None:
+            continue
+        first = found.setdefault(split, path)
+        if first is not path and (_depth(root, first), first.suffixes) == (_depth(root, path), path.suffixes):
+            raise InputError(f"{first} and {path} are both of the split {split!r}; move one of them away.")
+    if not found:
+        others = [path for path in sorted([*root.glob("*.json"), *root.glob("*/*.json")]) if _looks_like_coco(path)]
+        if len(others) == 1:  # Label Studio's result.json, FiftyOne's labels.json: one file, no split in its name
+            return {"train": others[0]}
     return found
+
+
+def _depth(root: Path, path: Path) -> tuple[int, bool]:
+    """How far a file lies from where it is expected: the root or `annotations/` first, then other folders."""
+    folder = path.parent
+    return (0 if folder == root else 1, folder != root and folder.name.lower() != "annotations")
+
+
+def _split_name(root: Path, path: Path) -> str | None:
+    name = path.stem
+    if name.startswith("."):
+        return None
+    if name.startswith("instances_"):
+        return name.removeprefix("instances_").removesuffix("2017")
+    if name == "_annotations.coco":
+        return "train" if path.parent == root else path.parent.name
+    if name in ("train", "val", "valid", "test"):
+        return name
+    if name == "labels" and path.parent != root and (path.parent / "data").is_dir():
+        return path.parent.name
+    return None
+
+
+def _looks_like_coco(path: Path) -> bool:
+    if path.name.startswith(".") or path.parent.name.startswith("."):
+        return False
+    try:
+        with path.open("rb") as file:
+            head = file.read(1 << 16)
+            file.seek(max(0, path.stat().st_size - (1 << 16)))
+            tail = file.read()
+    except OSError:
+        return False
+    return b'"images"' in head + tail and b'"categories"' in head + tail
 
 
 def sniff(root: Path) -> bool:
@@ -65,22 +134,94 @@ def sniff(root: Path) -> bool:
 
 
 def read(root: Path) -> Dataset:
-    """Read a COCO folder; classes in order of category id.
+    """Read a COCO folder. A category's id counts within its own file: files are joined by the names of categories.
+
+    Classes are in order of their lowest id. A category that is only the supercategory of others and has no box is not
+    a class. A picture of which an annotation cannot be read is left out.
 
     Raises:
-        InputError: a JSON file is cut short or not of COCO's layout, or a path leads out of the folder.
+        InputError: a JSON file is cut short or not of COCO's layout.
     """
     sources = files(root)
     contents = {split: load(path) for split, path in sources.items()}
-    categories = {c.id: c.name for content in contents.values() for c in content.categories}
-    ids = sorted(categories)
-    index = {category: label for label, category in enumerate(ids)}
+    classes = _classes(list(contents.values()))
+    pictures = [path for path in data_files(root) if is_picture(path)]
+    places = {split: _places(root, sources[split], split, content) for split, content in contents.items()}
+    names = _names(root, places)
     defects: list[LabelDefect] = []
-    splits = {}
+    tally = Tally()
+    splits: dict[str, tuple[Sample, ...]] = {}
+    made: dict[str, Sample] = {}
     for split, content in contents.items():
-        source = sources[split]
-        splits[split] = tuple(_samples(root, source, split, content, index, defects))
-    return Dataset(root.name, root, tuple(categories[i] for i in ids), splits, tuple(defects))
+        source = str(sources[split].relative_to(root))
+        index = {c.id: classes.index(c.name) for c in content.categories if c.name in classes}
+        own = _samples(source, content, places[split], names[split], index, defects, tally)
+        for place, sample in enumerate(own):
+            first = made.setdefault(sample.image_id, sample)
+            if first is not sample and same_labels(first, sample):  # a picture of two lists is one picture
+                own[place] = first
+                tally.drop("listed_again", len(sample.boxes))
+        splits[split] = tuple(own)
+    return Dataset(root.name, root, classes, splits, tuple(defects), accounted=tally.close(pictures, splits))
+
+
+def ids(root: Path, split: str) -> tuple[dict[int | str, str], dict[int, str]] | None:
+    """Names of a split's images and categories by the ids of its file; None if the folder has no such file."""
+    sources = files(root)
+    if split not in sources:
+        return None
+    contents = {own: load(path) for own, path in sources.items()}
+    places = {own: _places(root, sources[own], own, content) for own, content in contents.items()}
+    names = _names(root, places)[split]
+    content = contents[split]
+    images = {image.id: name for image, name in zip(content.images, names, strict=True)}
+    return images, {category.id: category.name for category in content.categories}
+
+
+def _classes(contents: list[CocoFile]) -> tuple[str, ...]:
+    lowest: dict[str, int] = {}
+    parents: set[str] = set()
+    with_boxes: set[str] = set()
+    for content in contents:
+        used = {annotation.category_id for annotation in content.annotations}
+        for category in sorted(content.categories, key=lambda c: c.id):
+            lowest[category.name] = min(lowest.get(category.name, category.id), category.id)
+            if category.id in used:
+                with_boxes.add(category.name)
+            if category.supercategory and category.supercategory != category.name:
+                parents.add(category.supercategory)
+    return tuple(name for name in sorted(lowest, key=lowest.__getitem__) if name in with_boxes or name not in parents)
+
+
+def _places(root: Path, source: Path, split: str, content: CocoFile) -> list[Path]:
+    """Where the file's images are, or would be if they were there."""
+    folders = [source.parent, root / split, root / f"{split}2017", root / "images", root / "JPEGImages", root]
+    folders += [root / "images" / split, root / "images" / f"{split}2017", root / "data", source.parent / "data"]
+    folders += [source.parent / "images"]
+    found = []
+    for image in content.images:
+        path = locate(root, folders, image.file_name)
+        if path is None:
+            # Not there; a name that leads out of the root is not followed.
+            path = root / split / (PurePosixPath(image.file_name.replace("\0", "?")).name or "nameless")
+        found.append(path)
+    return found
+
+
+def _names(root: Path, places: dict[str, list[Path]]) -> dict[str, list[str]]:
+    """A name for every picture: the file's without suffix; where several share it with folders, then the suffix."""
+
+    def spellings(path: Path) -> tuple[str, ...]:
+        relative = path.relative_to(root) if path.is_relative_to(root) else Path(path.name)
+        return path.stem, str(relative.with_name(path.stem)), str(relative)
+
+    times = Counter(form for path in {p for own in places.values() for p in own} for form in set(spellings(path)))
+
+    def name(path: Path) -> str:
+        forms = spellings(path)
+        return next((form for form in forms if times[form] == 1), forms[-1])
+
+    return {split: [name(path) for path in own] for split, own in places.items()}
 
 
 def write(root: Folder, dataset: Dataset) -> dict[Path, Sample]:
@@ -127,71 +268,94 @@ def _annotations(sample: Sample) -> Iterator[dict[str, Any]]:
         }
 
 
-def names(content: CocoFile) -> list[str]:
-    """Its images' names in their order: the file's without suffix; where several share it with folders, then suffix."""
-    paths = [PurePosixPath(image.file_name) for image in content.images]
-    spellings = [(path.stem, str(path.parent / path.stem), str(path)) for path in paths]
-    times = Counter(name for forms in spellings for name in set(forms))
-    return [next((name for name in forms if times[name] == 1), forms[-1]) for forms in spellings]
-
-
 def _samples(
-    root: Path, source: Path, split: str, content: CocoFile, index: dict[int, int], defects: list[LabelDefect]
+    source: str,
+    content: CocoFile,
+    places: list[Path],
+    names: list[str],
+    index: dict[int, int],
+    defects: list[LabelDefect],
+    tally: Tally,
 ) -> list[Sample]:
-    folders = [source.parent, root / split, root / f"{split}2017", root / "images", root / "JPEGImages", root]
-    folders += [root / "images" / split, root / "images" / f"{split}2017"]
+    defects += [LabelDefect("bad_label", source, fault) for fault in content.faults]
+    tally.labels += len(content.images) + content.unread[0]
+    tally.boxes += len(content.annotations) + content.unread[1]
+    tally.labels_out["unreadable_label"] += content.unread[0]
+    tally.boxes_out["unreadable_label"] += content.unread[1]
     own: dict[int | str, list[_Annotation]] = {}
     for annotation in content.annotations:
         own.setdefault(annotation.image_id, []).append(annotation)
     samples: dict[str, Sample] = {}
-    ids = Counter(image.id for image in content.images)
-    for name, image in zip(names(content), content.images, strict=True):
-        if name in samples or ids[image.id] > 1:
+    times = Counter(image.id for image in content.images)
+    for name, image, path in zip(names, content.images, places, strict=True):
+        if name in samples or times[image.id] > 1:
             text = f"{image.file_name} or its id {image.id} is listed twice."
-            defects.append(LabelDefect("bad_label", source.name, text))
-            own.pop(image.id, None)
+            defects.append(LabelDefect("bad_label", source, text))
+            tally.drop("listed_twice", len(own.pop(image.id, [])), path)
             continue
         boxes, labels, crowd, difficult = [], [], [], []
-        for annotation in own.pop(image.id, []):
+        whole = image.id not in content.broken
+        mine = own.pop(image.id, [])
+        for annotation in mine:
             x, y, width, height = annotation.bbox
             if not finite(x, y, x + width, y + height):
-                defects.append(LabelDefect("bad_label", source.name, f"A box of {image.file_name} is not finite."))
+                defects.append(LabelDefect("bad_label", source, f"A box of {image.file_name} is not finite."))
+                whole = False
             elif annotation.category_id not in index:
                 text = f"{image.file_name} has the category {annotation.category_id}, which is not listed."
-                defects.append(LabelDefect("unknown_class", source.name, text))
+                defects.append(LabelDefect("unknown_class", source, text))
+                whole = False
             else:
                 boxes.append((x, y, x + width, y + height))
                 labels.append(index[annotation.category_id])
                 crowd.append(annotation.iscrowd)
                 difficult.append(annotation.difficult)
-        candidates = [folder / image.file_name for folder in folders]
-        path = inside(
-            root, next((candidate for candidate in candidates if _is_file(candidate)), root / split / image.file_name)
-        )
+        if not whole:  # an object that cannot be read must not be taught as background
+            tally.drop("unreadable_label", len(mine), path)
+            continue
         size = (image.width, image.height) if image.width and image.height else None
         samples[name] = make_sample(name, path, boxes, labels, size, difficult, crowd)
-    for image_id in own:
-        defects.append(LabelDefect("label_without_image", source.name, f"Boxes of the unknown image {image_id}."))
+    for image_id, mine in own.items():
+        defects.append(LabelDefect("label_without_image", source, f"Boxes of the unknown image {image_id}."))
+        tally.boxes_out["without_picture"] += len(mine)
     return list(samples.values())
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name too long for any file
-        return False
-
-
 def load(path: Path) -> CocoFile:
-    """One file of instances, checked.
+    """One file of instances, entry by entry: what is wrong with one entry is said in `faults`.
 
     Raises:
         InputError: it is cut short or not of COCO's layout.
     """
     try:
         content: Any = json.loads(read_text(path))
-        return CocoFile.model_validate(content)
-    except ValidationError as error:
-        raise InputError(f"{path} is not of COCO's layout: {explain(error)}") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no whole JSON file ({error}); copy it again.") from error
+        raise InputError(f"{path} is not a whole JSON file ({error}); copy it again.") from error
+    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
+        raise InputError(f"{path} is not of COCO's layout: it needs an object with the list `images`.")
+    faults: list[str] = []
+    broken: set[int | str] = set()
+    unread = {"images": 0, "annotations": 0, "categories": 0}
+    read: dict[str, list[Any]] = {}
+    for key, kind in (("images", _Image), ("annotations", _Annotation), ("categories", _Category)):
+        entries = content.get(key) or []
+        if not isinstance(entries, list):
+            raise InputError(f"{path} is not of COCO's layout: `{key}` has to be a list.")
+        read[key] = []
+        for place, entry in enumerate(entries):
+            try:
+                read[key].append(kind.model_validate(entry))
+            except ValidationError as error:
+                faults.append(f"{key}[{place}] cannot be read: {explain(error)}")
+                unread[key] += 1
+                owner = entry.get("image_id") if isinstance(entry, dict) and key == "annotations" else None
+                if isinstance(owner, int | str):
+                    broken.add(owner)
+    return CocoFile.model_construct(
+        images=read["images"],
+        annotations=read["annotations"],
+        categories=read["categories"],
+        faults=faults,
+        broken=broken,
+        unread=(unread["images"], unread["annotations"]),
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from qmimic.errors import InputError
 
@@ -89,7 +89,8 @@ def resized(
 
 def upright(picture: Image.Image) -> Image.Image:
     """An opened picture as `read_image` gives it."""
-    return _rgb(ImageOps.exif_transpose(picture))
+    turn = TURNS.get(_orientation(picture))
+    return _rgb(picture if turn is None else picture.transpose(turn))
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -137,7 +138,12 @@ def _opened(path: Source) -> Iterator[Image.Image]:
 
 def _orientation(file: Image.Image) -> int:
     """EXIF's, 1 to 8; 1 is upright, as Pillow makes TIFF files itself."""
-    return 1 if file.format == "TIFF" else int(file.getexif().get(0x0112, 1))
+    if file.format == "TIFF":
+        return 1
+    try:
+        return int(file.getexif().get(0x0112, 1))
+    except BROKEN:  # the pixels are whole, only what is said of them is spoilt
+        return 1
 
 
 def _rgb(image: Image.Image) -> Image.Image:

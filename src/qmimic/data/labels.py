@@ -1,9 +1,10 @@
 """What readers and writers of label files share: limits, safe names and paths, boxes that become a `Sample`."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Protocol, Self
 from unicodedata import category
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +14,12 @@ from qmimic.data.sample import Sample
 from qmimic.errors import InputError
 
 MAX_LABEL_BYTES = 1 << 30
+MAX_DEPTH = 32  # folders in a name that a label gives
 MAX_COORDINATE = 1e9  # pixels; float32 overflows far beyond, and no image is that large
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff"),
+    *(".jp2", ".j2k", ".avif", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".pcx", ".ico"),
+)
 
 
 class Folder(Protocol):
@@ -58,11 +63,34 @@ def inside(root: Path, path: Path) -> Path:
     return path
 
 
-def image_files(folder: Path) -> dict[str, Path]:
-    """The image files of a folder by name without suffix, in order of name."""
-    if not folder.is_dir():
-        return {}
-    return {path.stem: path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES}
+def is_picture(path: Path) -> bool:
+    """Whether a file's name is that of a picture; names that begin with a dot are not data."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def locate(root: Path, folders: Sequence[Path], name: str) -> Path | None:
+    """The file that a label names, in one of some folders inside the root; None if there is none.
+
+    Labels are written on other machines: backslashes, `%20` and the other machine's folders in front are forgiven, as
+    the longest tail of the name that is a file decides. Nothing outside the root is ever found.
+    """
+    plain = name.replace("\\", "/")
+    for spelling in dict.fromkeys((name, plain, unquote(plain))):
+        parts = [part for part in PurePosixPath(spelling).parts if part not in ("/", ".", "..")]
+        for start in range(min(len(parts), MAX_DEPTH)):
+            for folder in folders:
+                path = folder.joinpath(*parts[start:])
+                if is_file(path):
+                    return inside(root, path)
+    return None
+
+
+def is_file(path: Path) -> bool:
+    """Whether a path names a file; one that no disk can hold does not."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long for any file, or with a NUL
+        return False
 
 
 def finite(*values: float) -> bool:
@@ -141,6 +169,12 @@ def image_name(sample: Sample) -> str:
     return name
 
 
+def same_labels(first: Sample, second: Sample) -> bool:
+    """Whether two samples of one picture have the same boxes, classes and flags."""
+    pairs = ((getattr(first, name), getattr(second, name)) for name in ("boxes", "labels", "difficult", "crowd"))
+    return all(np.array_equal(a, b) for a, b in pairs)
+
+
 def reserve(taken: dict[Path, Sample], folder: Path, sample: Sample, alike: bool = True) -> Path:
     """Give a sample's image its place in a dataset that is being written.
 
@@ -160,7 +194,13 @@ def reserve(taken: dict[Path, Sample], folder: Path, sample: Sample, alike: bool
     first = taken.setdefault(place, sample)
     if first.image != sample.image:
         raise InputError(f"{first.image} and {sample.image} would both become {place}; rename one of them.")
-    pairs = ((getattr(first, name), getattr(sample, name)) for name in ("boxes", "labels", "difficult", "crowd"))
-    if alike and not all(np.array_equal(a, b) for a, b in pairs):
+    if alike and not same_labels(first, sample):
         raise InputError(f"{sample.image} is listed twice with different boxes; remove one of the lists.")
     return place
+
+
+def image_files(folder: Path) -> dict[str, Path]:
+    """The image files of a folder by name without suffix, in order of name."""
+    if not folder.is_dir():
+        return {}
+    return {path.stem: path for path in sorted(folder.iterdir()) if is_picture(path)}

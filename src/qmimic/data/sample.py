@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +11,9 @@ from PIL import Image
 
 from qmimic.data.images import read_image
 from qmimic.data.letterbox import Letterbox, letterbox, letterbox_file
+
+if TYPE_CHECKING:
+    from qmimic.data.accounts import Accounts
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ class Dataset:
         defects: what the reader passed over.
         checked: every image and box is known to be good, see `qmimic.data.formats.usable`.
         render: draws a sample's image, for embedded data; None where the images are files.
+        accounted: what became of everything in its folder; None for embedded data and from an index.
     """
 
     name: str
@@ -97,6 +102,7 @@ class Dataset:
     defects: tuple[LabelDefect, ...] = ()
     checked: bool = False
     render: Callable[[Sample], Image.Image] | None = None
+    accounted: "Accounts | None" = None
 
     @property
     def unions(self) -> frozenset[str]:

@@ -130,12 +130,11 @@ def _fault(error: ValidationError) -> str:
 def coco_ids(dataset: Dataset, split: str) -> tuple[Ids, Ids]:
     """Image ids to names and category ids to labels, from the COCO file of the split if the folder has one."""
     by_position: dict[Any, int] = {number: label for label, number in enumerate(range(1, len(dataset.classes) + 1))}
-    source = coco.files(dataset.root).get(split) if dataset.root else None
-    if source is None:
+    found = coco.ids(dataset.root, split) if dataset.root else None
+    if found is None:
         return {}, by_position
-    content = coco.load(source)
-    images: dict[Any, str] = {i.id: name for i, name in zip(content.images, coco.names(content), strict=True)}
-    categories = {c.id: dataset.classes.index(c.name) for c in content.categories if c.name in dataset.classes}
+    images: dict[Any, str] = dict(found[0])
+    categories = {number: dataset.classes.index(name) for number, name in found[1].items() if name in dataset.classes}
     return images, categories
 
 
