@@ -34,7 +34,7 @@ def state(folder: Path) -> dict[str, bytes]:
         ('run.dir="a\\0b"', "NUL"),
         ("data.size=[100, 100]", "multiples of 16"),
         ("data.val=nothing", "its splits: train, val"),
-        ("teacher.weights=missing.safetensors", "There is no checkpoint missing.safetensors"),
+        ("teacher.weights=missing.safetensors", "Cannot read the weights missing.safetensors"),
         ("teacher.steps", "is not an override"),
         ("teacher.steps=[1", "not valid YAML"),
     ],
