@@ -90,7 +90,7 @@ def watch(made: Made, clock: Clock) -> Callable[[], None]:
         (torch.Tensor, "backward", "backward"),
     ]
     for module in (two_stage, rpn_module):
-        places += [(module, name, "targets") for name in ("match", "sample", "matched_boxes")]
+        places += [(module, name, "targets") for name in ("assign", "sample", "assigned_boxes")]
     places.append((two_stage, "pad_with_truth", "targets"))
     if isinstance(made.objective, objectives.MimicObjective):
         places += [(made.objective.mimic, name, "mimic") for name in ("aim", "loss_to")]

@@ -1,7 +1,22 @@
 """What detectors, backbones and everything that works on them agree on: plain data, and what a structure declares.
 
 The contract of a detector is the base class `qmimic.detectors.detector.Detector`; this file holds what crosses its
-border, so that lower and higher floors can speak of it without knowing a network.
+border, so that every floor can speak of features, regions, channels and grids without knowing a network.
+
+Who asks whom:
+
+    training, distill   features, losses, propose           each step of training
+    scores, ship        detect, score_boxes, export_parts   detections, and what a file of them computes
+    compress            channel_groups, run_heads           which channels can go, and what the layers see of an image
+                        fused_pairs, quantization_points    one layer for two, and where an int8 file rounds
+    detectors/files     spec, the state's tensors           a detector in a file
+
+What a detector of another kind has to provide, for example one without anchors on levels of strides 8, 16 and 32: a
+description (a `DetectorSpec` with its own settings, and no anchors), and a `Detector` with `losses`, `detect_on` and
+`score_boxes`, made of a `Backbone` and further `Part`s that declare their structure. The base class does the rest:
+pixels to levels, the quantizer, regions for distillers (its detections, where it has no proposals), and the joined
+declarations. It is one file and one line in `ARCHITECTURES` (detectors/architectures.py). A whole one, small enough to
+read in a minute, is `tests/detectors/anchor_free.py`.
 """
 
 from abc import abstractmethod

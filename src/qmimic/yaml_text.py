@@ -25,21 +25,29 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def parse_yaml(text: str, source: str) -> Any:
+class _Texts(_Loader):
+    """The same, where every plain value is text: a class may be called 007, 1.10, yes or null."""
+
+
+_Texts.yaml_implicit_resolvers = {}
+
+
+def parse_yaml(text: str, source: str, texts: bool = False) -> Any:
     """The plain values of a YAML text.
 
     Args:
         text: YAML.
         source: how an error calls it.
+        texts: leave every number, date and truth value as the text that it is.
 
     Raises:
         InputError: it is not YAML, has an alias, or gives a key twice.
     """
     try:
-        return yaml.load(text, _Loader)  # a SafeLoader
+        return yaml.load(text, _Texts if texts else _Loader)  # SafeLoaders
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise InputError(f"{source} is not valid YAML ({line}{error.problem}); mend it.") from error
+        raise InputError(f"{source} is not valid YAML ({line}{error.problem}); correct it.") from error
     # PyYAML lets Python's own errors through for what looks like a date or a number but is none.
     except (yaml.YAMLError, RecursionError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(f"{source} is not valid YAML; mend it.") from error
+        raise InputError(f"{source} is not valid YAML; correct it.") from error

@@ -12,10 +12,10 @@ from qmimic.compress.integer_grids import (
     WEIGHT_LIMIT,
     Grid,
     calibrate,
+    grid_names,
     keep_float,
     layers,
     map_grid,
-    parts,
     prepare_qat,
     round_to_grid,
 )
@@ -70,8 +70,8 @@ def test_with_nothing_on_a_grid_it_is_the_detector(kind: str) -> None:
     detector = lively(tiny_spec(**KINDS[kind])).eval()
     found = gridded(detector)
     map_grid(found).enabled = False
-    found = keep_float(found, *parts(found))
-    assert not parts(found)
+    found = keep_float(found, *grid_names(found))
+    assert not grid_names(found)
     images = some_images(1, 3)
     torch.testing.assert_close(found.features(images).map, detector.features(images).map, rtol=1e-3, atol=1e-3)
     ours, theirs = found.detect(images), detector.detect(images)
@@ -113,7 +113,7 @@ def test_the_stride_of_training_is_the_scale() -> None:
     assert map_grid(found).scale.item() == 0.25
     assert map_grid(found).high == 9
     assert found.quantizer is None
-    found = keep_float(found, *parts(found))
+    found = keep_float(found, *grid_names(found))
     images = some_images(3, 2)
     torch.testing.assert_close(found.features(images).map, detector.features(images).map)
 

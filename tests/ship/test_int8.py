@@ -13,7 +13,7 @@ import torch
 
 from cli_cases import Refused
 from qmimic.cli import main
-from qmimic.compress.integer_grids import Grid, calibrate, is_on_grids, map_grid, parts, prepare_qat
+from qmimic.compress.integer_grids import Grid, calibrate, grid_names, is_on_grids, map_grid, prepare_qat
 from qmimic.config import QuantizerConfig, load_recipe
 from qmimic.detectors.build import parameter_count
 from qmimic.detectors.detector import Detector
@@ -176,7 +176,7 @@ def test_what_loses_is_trained_and_then_kept_float_in_part(
     found = integer.to_integers(prepared, detector, tmp_path, Silent())
     assert (found.map50, found.map50_float, found.trained, len(found.in_float)) == (0.895, 0.9, 3, 2)
     untouched = prepare_qat(detector)
-    assert set(parts(untouched)) - set(parts(found.detector)) == set(found.in_float)
+    assert set(grid_names(untouched)) - set(grid_names(found.detector)) == set(found.in_float)
     assert next(tmp_path.glob("int8-*/checkpoints/*"), None)
     before, after = map_grid(untouched), map_grid(found.detector)
     assert before.scale != after.scale  # calibrated

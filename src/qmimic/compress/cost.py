@@ -14,7 +14,7 @@ from qmimic.detectors.detector import Detector
 class Cost:
     """Multiply-accumulates of one image as a function of the numbers of channels; equal to `mac_count`.
 
-    A layer's are the places where it is applied times its weights, and places do not depend on channels.
+    A layer costs its weights times the places where it is applied, and places do not depend on channels.
 
     Args:
         detector: at its present channels.

@@ -1,7 +1,7 @@
-"""A detector on integers: every map and every weight rounded to the grid that it has in an int8 file.
+"""A detector on integers: every map and every weight is rounded to the grid that it has in an int8 file.
 
 Fake quantization (Jacob et al., CVPR 2018): the forward pass rounds, the gradient passes straight through where the
-grid does not cut. The same module is measured, trained on, and exported; what ships is what was measured.
+grid does not cut. The same module is measured, trained and exported: what ships is what was measured.
 
 Weights are symmetric, a scale for each output channel, and of 7 bits: without VNNI, processors add two products of 8
 by 8 bits in 16, which 8-bit weights overflow. Maps have a scale each; they are unsigned, but for the pixels.
@@ -73,7 +73,7 @@ class Grid(nn.Module):
         """The nearest values of the grid, in x's shape."""
         if self._seen is not None:
             flat = x.detach().flatten()
-            # By chance: every n-th value would be of a few columns, where n and the map's width have a common divisor.
+            # At random: every n-th value would come from a few columns if n and the map's width had a common divisor.
             generator = torch.Generator(x.device).manual_seed(len(self._seen))
             some = torch.randint(len(flat), (SAMPLES * len(x),), generator=generator, device=x.device)
             self._seen.append(flat[some])
@@ -213,7 +213,7 @@ def calibrate(detector: Detector, batches: Iterable[Tensor]) -> None:
         _check_covered(detector, sample)
 
 
-def parts(detector: Detector) -> list[str]:
+def grid_names(detector: Detector) -> list[str]:
     """Names of the grids, those of maps first; the map that RPN and head see stays on its own in any case."""
     shared = map_grids(detector)
     own = {name: one for name, one in detector.named_modules() if isinstance(one, Grid | WeightGrid) and one.enabled}
@@ -221,7 +221,7 @@ def parts(detector: Detector) -> list[str]:
 
 
 def keep_float(detector: Detector, *names: str) -> Detector:
-    """A copy of a detector on grids in which some of its `parts` are float."""
+    """A copy of a detector on grids in which some of its grids (`grid_names`) are float."""
     other = copy.deepcopy(detector)
     for name in names:
         part = other.get_submodule(name)

@@ -7,8 +7,8 @@ unpruned network,
 
 with lambda raised until so many beta are left as channels may stay (here the whole path is known, from LARS); then
 those layers' weights are fitted anew to the same Y by least squares. X is what the pruned network gives, so that later
-layers mend what earlier ones lost. Where shortcuts add channels, all layers that use them decide together, each error
-relative to its Y. Left out: the paper's correction of a residual branch for what the shortcut lost.
+layers make up for what earlier ones lost. Where shortcuts add channels, all layers that use them decide together, each
+error relative to its Y. Left out: the paper's correction of a residual branch for what the shortcut lost.
 """
 
 import copy

@@ -2,10 +2,10 @@
 
 A channel z matters as much as the loss C would change without it, to first order |dC/dz * z| summed over its places:
 the gradient to a gate that multiplies it. It is taken image by image, averaged, and normalised within a layer by its l2
-norm; what it costs is subtracted, as a share of the network as it is by then, so that dear layers do not outlive all.
-Channels that shortcuts add have one gate. Two departures from the paper: channels go in rounds instead of one by one,
-and no layer falls below a share of what equal pruning would leave it, since a criterion that is compared between layers
-can take nearly all of one (layer collapse; Tanaka et al., NeurIPS 2020).
+norm; what it costs is subtracted, as a share of the network as it is by then, so that costly layers do not survive all
+others. Channels that shortcuts add have one gate. Two departures from the paper: channels go in rounds instead of one
+by one, and no layer falls below a share of what equal pruning would leave it, since a criterion that is compared
+between layers can take nearly all of one (layer collapse; Tanaka et al., NeurIPS 2020).
 """
 
 import math

@@ -112,8 +112,19 @@ class Tally:
 
 def data_files(root: Path) -> Iterator[Path]:
     """The files below a folder, in order of name; names that begin with a dot and our own index are no data."""
-    for name, folders, files in os.walk(root):
-        folders[:] = sorted(
-            folder for folder in folders if not folder.startswith(".") and folder not in (INDEX, "__MACOSX")
-        )
+    real = root.resolve()
+    seen = {real}
+    for name, folders, files in os.walk(root, followlinks=True):
+        kept = []
+        for own in sorted(folders):
+            place = Path(name, own)
+            if own.startswith(".") or own in (INDEX, "__MACOSX"):
+                continue
+            if place.is_symlink():  # once, and never out of the root
+                target = place.resolve()
+                if target in seen or not target.is_relative_to(real) or real.is_relative_to(target):
+                    continue
+                seen.add(target)
+            kept.append(own)
+        folders[:] = kept
         yield from (Path(name, file) for file in sorted(files) if not file.startswith("."))

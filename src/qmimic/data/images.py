@@ -104,6 +104,16 @@ def image_size(path: Path) -> tuple[int, int]:
         return (file.height, file.width) if lies else (file.width, file.height)
 
 
+def turned_by_exif(path: Path) -> bool:
+    """Whether a picture is stored lying, so that a viewer turns it by its EXIF.
+
+    Raises:
+        InputError: as `image_size`.
+    """
+    with _opened(path) as file:
+        return TURNS.get(_orientation(file)) in LYING
+
+
 def whole_size(path: Path) -> tuple[int, int]:
     """The same of an image whose pixels are all there: it is decoded, as small and fast as its format allows.
 

@@ -3,19 +3,24 @@
 A line holds no flags: boxes written here are neither difficult nor crowd any more.
 """
 
-from dataclasses import replace
-from pathlib import Path
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
-from qmimic.data.images import image_size
+from qmimic.data.accounts import Tally, data_files
+from qmimic.data.images import image_size, turned_by_exif
 from qmimic.data.labels import (
     Folder,
     actual_size,
     finite,
-    image_files,
     inside,
+    is_file,
+    is_picture,
+    locate,
     make_sample,
     read_text,
     reserve,
@@ -26,28 +31,71 @@ from qmimic.errors import InputError
 from qmimic.yaml_text import parse_yaml
 
 SPLITS = ("train", "val", "test")  # the keys of data.yaml
+NO_VALUE = ("", "~", "null", "Null", "NULL")
+NOT_LABELS = ("classes.txt", "labels.txt", "obj.txt", "readme.txt", "license.txt", "requirements.txt")
 MAX_CLASS = 9999  # the highest index of a class
+MAX_SHARE = 2.0  # beyond, a number is not a share of the picture with a rounding error
 
 
 def sniff(root: Path) -> bool:
-    """Whether a folder looks like YOLO."""
-    return (root / "data.yaml").is_file() or (root / "labels").is_dir()
+    """Whether a folder looks like YOLO, as Ultralytics, Roboflow, CVAT, Label Studio and LabelImg leave it."""
+    if (root / "labels").is_dir() or (root / "obj.data").is_file() or _config_file(root) is not None:
+        return True
+    return any(_labelled_folders(root))
 
 
 def read(root: Path) -> Dataset:
     """Read a YOLO folder, with or without `data.yaml`; classes in order of index.
 
+    A split is a folder with all that lies below it, a `.txt` list of pictures, or several of these. A picture of
+    which a line cannot be read is left out; one without a label file is not used.
+
     Raises:
-        InputError: `data.yaml` is no YAML, or a path leads out of the folder.
+        InputError: the YAML cannot be read, lists a name twice, or a path leads out of the folder.
     """
     config = _config(root)
-    folders = _folders(root, config)
     defects: list[LabelDefect] = []
-    samples = {split: tuple(_split(root, folder, defects)) for split, folder in folders.items()}
-    highest = max((int(s.labels.max()) for group in samples.values() for s in group if len(s.labels)), default=-1)
-    names = _names(root, config, highest + 1)
-    kept = {split: tuple(_known(s, len(names), defects) for s in group) for split, group in samples.items()}
-    return Dataset(root.name, root, names, kept, tuple(defects))
+    files = list(data_files(root))
+    pictures = [path for path in files if is_picture(path)]
+    lists: set[Path] = set()
+    members = _members(root, config, pictures, lists, defects)
+    names = _names(root, config)
+    spelled = _spelled(root, members)
+    tally = Tally()
+    ambiguous = _ambiguous(pictures)
+    for stem, own in ambiguous.items():
+        if any(path in spelled for path in own):
+            text = f"{' and '.join(path.name for path in own)} have one label file; rename one of them."
+            defects.append(LabelDefect("two_images_for_one_label", str(stem.relative_to(root)), text))
+    doubtful = {path for own in ambiguous.values() for path in own}
+    used: set[Path] = set()
+    turned = 0
+    made: dict[Path, Sample | None] = {}
+    for path, name in spelled.items():
+        label = _label_of(root, path)
+        if (label is not None and label in used) or path in doubtful:
+            made[path] = None
+            tally.pictures_out[path] = "two_images_for_one_label"
+            continue
+        sample, turns = _sample(root, path, label, name, names, defects, tally)
+        turned += turns
+        made[path] = sample
+        if label is not None:
+            used.add(label)
+    labels = [path for path in files if _is_label(root, path, pictures) and path not in lists]
+    _unused(root, set(labels) - used, pictures, set(spelled), doubtful, defects, tally)
+    if turned:
+        text = f"{turned} pictures are turned by EXIF; labels drawn without that are wrong."
+        defects.append(LabelDefect("turned_by_exif", root.name, text))
+    if not names and labels:
+        text = "The classes have no names: write `names: [...]` into data.yaml, or one name a line into classes.txt."
+        defects.append(LabelDefect("no_class_names", root.name, text))
+    for path in set(pictures) - set(spelled):
+        tally.pictures_out.setdefault(path, "not_listed")
+    splits = {
+        split: tuple(sample for path in own if (sample := made[path]) is not None) for split, own in members.items()
+    }
+    return Dataset(root.name, root, names, splits, tuple(defects), accounted=tally.close(pictures, splits))
 
 
 def write(root: Folder, dataset: Dataset) -> dict[Path, Sample]:
@@ -88,96 +136,299 @@ def _shares(low: float, high: float, length: int) -> tuple[float, float]:
     return (low / length + high / length) / 2, high / length - low / length
 
 
+def _config_file(root: Path) -> Path | None:
+    if (root / "data.yaml").is_file():
+        return root / "data.yaml"
+    found = []
+    for path in sorted([*root.glob("*.yaml"), *root.glob("*.yml")]):
+        if not path.name.startswith("."):
+            text = read_text(path)
+            if "names:" in text and ("train:" in text or (root / "labels").is_dir()):
+                found.append(path)
+    if len(found) > 1:
+        raise InputError(f"{found[0]} and {found[1]} both describe {root}; keep one of them, as data.yaml.")
+    return found[0] if found else None
+
+
 def _config(root: Path) -> dict[str, Any]:
-    path = root / "data.yaml"
-    if not path.is_file():
-        return {}
-    config = parse_yaml(read_text(path), str(path))
+    """What `data.yaml`, or CVAT's `obj.data`, says; plain values are all text, so that a name stays as it is."""
+    path = _config_file(root)
+    if path is None:
+        return _darknet(root)
+    config = parse_yaml(read_text(path), str(path), texts=True)
     if not isinstance(config, dict):
         raise InputError(f"{path} needs `names:` and the folders of its splits.")
     if isinstance(config.get("path"), list | dict):
-        raise InputError(f"`path:` in {path} is no folder; write one name.")
-    return config
+        raise InputError(f"`path:` in {path} is not a folder; write one name.")
+    return {**config, "": str(path)}
 
 
-def _folders(root: Path, config: dict[str, Any]) -> dict[str, Path]:
-    base = root / str(config.get("path") or ".")
-    folders = {}
-    for split in SPLITS:
-        if isinstance(config.get(split), str):
-            folders[split] = inside(root, base / config[split])
-    inner = {path.name: path for path in sorted((root / "images").glob("*")) if path.is_dir()}
-    if not folders:
-        return inner or {"train": root / "images"}
-    # data.yaml has no keys for splits of other names.
-    listed = {folder.resolve() for folder in folders.values()}
-    others = {n: p for n, p in inner.items() if p.resolve() not in listed and (root / "labels" / n).is_dir()}
-    return {**others, **folders}
+def _darknet(root: Path) -> dict[str, Any]:
+    path = root / "obj.data"
+    if not path.is_file():
+        return {}
+    pairs = [line.split("=", 1) for line in read_text(path).splitlines() if "=" in line]
+    said = {key.strip(): value.strip() for key, value in pairs}
+    config: dict[str, Any] = {"val" if key == "valid" else key: said[key] for key in said if key in (*SPLITS, "valid")}
+    listed = locate(root, [root], said.get("names", "obj.names"))
+    if listed is not None:
+        config["names"] = _lines(listed)
+    return {**config, "": str(path)}
 
 
-def _names(root: Path, config: dict[str, Any], least: int) -> tuple[str, ...]:
+def _lines(path: Path) -> list[str]:
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+
+
+def _labelled_folders(root: Path) -> Iterator[Path]:
+    """Folders without `images` in their name: `train/` with `images/` and `labels/`, or pictures beside labels."""
+    for folder in [root, *sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))]:
+        if folder != root and (folder / "images").is_dir() and (folder / "labels").is_dir():
+            yield folder / "images"
+        elif any(is_picture(path) and path.with_suffix(".txt").is_file() for path in folder.iterdir()):
+            yield folder
+
+
+def _members(
+    root: Path, config: dict[str, Any], pictures: list[Path], lists: set[Path], defects: list[LabelDefect]
+) -> dict[str, list[Path]]:
+    """The pictures of every split, in order."""
+    base = str(config.get("path") or ".")
+    members: dict[str, list[Path]] = {}
+    keys = {"val" if key == "valid" else key: key for key in (*SPLITS, "valid") if key in config}
+    for split, key in keys.items():
+        values = config[key] if isinstance(config[key], list) else [config[key]]
+        found: dict[Path, None] = {}
+        for value in values:
+            if isinstance(value, list | dict):
+                raise InputError(f"`{key}:` in {config['']} has to be a folder, a .txt list of pictures, or several.")
+            if value is None or value in NO_VALUE:
+                continue
+            source = _source(root, base, value)
+            if source is None:
+                text = f"`{key}: {value}` names a folder or list that is not in {root}."
+                defects.append(LabelDefect("missing_split" if split != "test" else "missing_test", "data.yaml", text))
+            elif source.is_dir():
+                found.update(dict.fromkeys(path for path in pictures if path.is_relative_to(source)))
+            else:
+                lists.add(source)
+                found.update(dict.fromkeys(_listed(root, source, defects)))
+        if found or any(value not in (None, *NO_VALUE) for value in values):
+            members[split] = list(found)
+    taken = {path for own in members.values() for path in own}
+    images = root / "images"
+    folders = sorted(path for path in images.iterdir() if path.is_dir()) if images.is_dir() else []
+    for folder in folders:
+        inside(root, folder)
+        own = [path for path in pictures if path.is_relative_to(folder)]
+        if folder.name not in members and not taken & set(own) and (root / "labels" / folder.name).is_dir():
+            members[folder.name] = own
+    if not members and images.is_dir():
+        members["train"] = [path for path in pictures if path.is_relative_to(images)]
+    if not members:
+        found_folders = list(_labelled_folders(root))
+        for folder in found_folders:
+            name = folder.parent.name if folder.name == "images" else folder.name
+            split = "train" if len(found_folders) == 1 else name
+            members[split] = [path for path in pictures if path.is_relative_to(folder)]
+    return members
+
+
+def _source(root: Path, base: str, value: str) -> Path | None:
+    """The folder or list that a value of `data.yaml` names, found by its tail inside the root and never outside."""
+    plain = value.replace("\\", "/")
+    parts = [part for part in PurePosixPath(plain).parts if part not in ("/", ".", "..")]
+    # `images` alone, of `test/images`, would be every split's folder.
+    ends = [parts[k:] for k in range(len(parts)) if k == 0 or parts[k:] not in (["images"], ["labels"])]
+    tails = [root / base / plain, root / plain, *(root.joinpath(*end) for end in ends)]
+    real = root.resolve()
+    for path in tails:
+        if path.exists() and path.resolve().is_relative_to(real) and (path.resolve() != real or plain in (".", "./")):
+            # In the root's own spelling, which the walk through its files has too.
+            return root / path.resolve().relative_to(real)
+    return None
+
+
+def _listed(root: Path, source: Path, defects: list[LabelDefect]) -> Iterator[Path]:
+    """The pictures of a list, each once."""
+    for line in dict.fromkeys(_lines(source)):
+        path = locate(root, [root, source.parent], line)
+        if path is None:
+            text = f"It lists {line}, which is not there."
+            defects.append(LabelDefect("label_without_image", str(source.relative_to(root)), text))
+        elif is_picture(path):
+            yield root / path.resolve().relative_to(root.resolve()) if path.resolve().exists() else path
+
+
+def _names(root: Path, config: dict[str, Any]) -> tuple[str, ...]:
     names = config.get("names")
-    if isinstance(names, dict) and set(names) == set(range(len(names))):
-        names = [names[index] for index in range(len(names))]
-    if isinstance(names, list) and not any(isinstance(name, dict | list) for name in names):
-        return tuple(map(str, names))
-    if names is not None:
-        raise InputError(f"`names:` in {root / 'data.yaml'} is no list of class names from index 0 on; mend it.")
-    listed = root / "classes.txt"
-    if listed.is_file():
-        return tuple(line.strip() for line in read_text(listed).splitlines() if line.strip())
-    return tuple(f"class{index}" for index in range(least))
+    source = config.get("") or str(root / "data.yaml")
+    if isinstance(names, dict) and set(names) == set(map(str, range(len(names)))):
+        names = [names[str(index)] for index in range(len(names))]
+    if names is not None and not (isinstance(names, list) and all(isinstance(n, str) and n.strip() for n in names)):
+        raise InputError(f"`names:` in {source} is not a list of class names from index 0 on; correct it.")
+    for place in (root / "classes.txt", root / "labels" / "classes.txt", root / "obj.names"):
+        if names is None and place.is_file():
+            names, source = _lines(place), str(place)
+    if names is None:
+        found = sorted(path for path in root.glob("*/classes.txt") if not path.parent.name.startswith("."))
+        names, source = (_lines(found[0]), str(found[0])) if len(found) == 1 else ([], source)
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise InputError(f"{source} names the class {twice[0]!r} twice; give each class its own name.")
+    return tuple(names)
 
 
-def _split(root: Path, folder: Path, defects: list[LabelDefect]) -> list[Sample]:
-    relative = inside(root, folder).resolve().relative_to(root.resolve()).parts
-    labels = root.joinpath(*("labels" if part == "images" else part for part in relative))
-    samples = []
-    for stem, image in image_files(folder).items():
-        label = labels / f"{stem}.txt"
-        name = str(label.relative_to(root))
-        try:
-            width, height = image_size(inside(root, image))
-        except InputError as error:
-            defects.append(LabelDefect("unreadable_image", str(image.relative_to(root)), str(error)))
-            continue
-        if not label.is_file():
-            defects.append(LabelDefect("image_without_label", str(image.relative_to(root)), "It has no label file."))
-            continue
-        try:
-            text = read_text(inside(root, label))
-        except InputError as error:
-            defects.append(LabelDefect("bad_label", name, str(error)))
-            continue
-        boxes, classes = [], []
-        for number, line in enumerate(text.splitlines(), start=1):
-            fields = line.split()
-            if not fields:
-                continue
-            try:
-                index, (x, y, w, h) = int(fields[0]), map(float, fields[1:])
-            except ValueError:
-                index, x, y, w, h = -1, 0.0, 0.0, 0.0, 0.0
-            box = ((x - w / 2) * width, (y - h / 2) * height, (x + w / 2) * width, (y + h / 2) * height)
-            if not 0 <= index <= MAX_CLASS or not finite(*box):
-                defects.append(LabelDefect("bad_label", name, f"Line {number} is not `class cx cy w h`."))
-                continue
-            boxes.append(box)
-            classes.append(index)
-        samples.append(make_sample(stem, image, boxes, classes, (width, height)))
-    return samples
+def _spelled(root: Path, members: dict[str, list[Path]]) -> dict[Path, str]:
+    """Every listed picture with its name: without suffix below its split's folder, longer where two would be equal."""
+    forms: dict[Path, tuple[str, ...]] = {}
+    for own in members.values():
+        common = Path(os.path.commonpath([path.parent for path in own])) if own else root
+        for path in own:
+            relative = path.relative_to(root)
+            bare = str(relative.with_name(path.stem))
+            forms.setdefault(path, (str(path.relative_to(common).with_name(path.stem)), bare, str(relative)))
+    times = Counter(form for own_forms in forms.values() for form in set(own_forms))
+    return {path: next((form for form in own if times[form] == 1), own[-1]) for path, own in forms.items()}
 
 
-def _known(sample: Sample, classes: int, defects: list[LabelDefect]) -> Sample:
-    keep = sample.labels < classes
-    if keep.all():
-        return sample
-    unknown = ", ".join(map(str, sorted(set(sample.labels[~keep].tolist()))))
-    defects.append(LabelDefect("unknown_class", sample.image_id, f"The class {unknown} has no name."))
-    return replace(
-        sample,
-        boxes=sample.boxes[keep],
-        labels=sample.labels[keep],
-        difficult=sample.difficult[keep],
-        crowd=sample.crowd[keep],
+def _label_of(root: Path, picture: Path) -> Path | None:
+    """The label file of a picture: `images` in its path becomes `labels`, or it lies beside the picture."""
+    parts = picture.relative_to(root).with_name(f"{picture.stem}.txt").parts
+    places = [place for place, part in enumerate(parts[:-1]) if part == "images"]
+    for place in reversed(places):
+        path = root.joinpath(*parts[:place], "labels", *parts[place + 1 :])
+        if is_file(path):
+            return path
+    beside = root.joinpath(*parts)
+    return beside if is_file(beside) else None
+
+
+def _ambiguous(pictures: list[Path]) -> dict[Path, list[Path]]:
+    groups: dict[Path, list[Path]] = {}
+    for path in pictures:
+        groups.setdefault(path.with_suffix(".txt"), []).append(path)
+    return {label: own for label, own in groups.items() if len(own) > 1}
+
+
+def _is_label(root: Path, path: Path, pictures: list[Path]) -> bool:
+    if path.suffix.lower() != ".txt" or path.name.lower() in NOT_LABELS:
+        return False
+    return "labels" in path.relative_to(root).parts[:-1] or any(
+        is_file(path.with_suffix(suffix)) for suffix in (".jpg", ".png", ".jpeg", ".JPG")
     )
+
+
+def _unused(
+    root: Path,
+    labels: set[Path],
+    pictures: list[Path],
+    listed: set[Path],
+    doubtful: set[Path],
+    defects: list[LabelDefect],
+    tally: Tally,
+) -> None:
+    """Name or count the label files that no picture of a split has."""
+    known = {label: path for path in pictures if path not in listed and (label := _label_of(root, path)) is not None}
+    clashing = {_label_of(root, path) for path in doubtful}
+    for label in sorted(labels):
+        tally.labels += 1
+        try:
+            boxes = len(_lines(label))
+        except InputError:
+            boxes = 0
+        tally.boxes += boxes
+        if label in clashing:
+            tally.drop("two_images_for_one_label", boxes)
+        elif label in known:
+            tally.drop("not_listed", boxes)
+        else:
+            tally.drop("without_picture", boxes)
+            text = "No picture has its name; put the picture there, or remove the label."
+            defects.append(LabelDefect("label_without_image", str(label.relative_to(root)), text))
+
+
+def _sample(
+    root: Path,
+    path: Path,
+    label: Path | None,
+    name: str,
+    names: tuple[str, ...],
+    defects: list[LabelDefect],
+    tally: Tally,
+) -> tuple[Sample | None, bool]:
+    """A picture's sample, or None with a defect; and whether EXIF turns it."""
+    shown = str(path.relative_to(root))
+    inside(root, path)
+    lines: list[str] = []
+    fault = None
+    if label is not None:
+        tally.labels += 1
+        try:
+            lines = read_text(inside(root, label)).splitlines()
+        except InputError as error:
+            fault = str(error)
+    count = sum(bool(line.strip()) for line in lines)
+    tally.boxes += count
+    try:
+        width, height = image_size(path)
+        turns = turned_by_exif(path)
+    except InputError as error:
+        defects.append(LabelDefect("unreadable_image", shown, str(error)))
+        if label is not None:
+            tally.drop("unreadable_image", count)
+        tally.pictures_out[path] = "unreadable_image"
+        return None, False
+    if label is None:
+        defects.append(LabelDefect("image_without_label", shown, "It has no label file and is not used."))
+        return None, turns
+    boxes, classes, kind = [], [], "bad_label"
+    for number, line in enumerate(lines, start=1):
+        if fault is not None or not line.strip():
+            continue
+        row = _row(line)
+        if isinstance(row, str):
+            fault = f"Line {number} {row}: {line.strip()[:80]!r}."
+        elif row[0] >= len(names):
+            fault, kind = f"Line {number}: the class {row[0]} has no name.", "unknown_class"
+        else:
+            index, x1, y1, x2, y2 = row
+            if max(map(abs, row[1:])) > MAX_SHARE:
+                text = (
+                    f"Line {number} has pixels; coordinates are shares of the picture, 0 to 1: {line.strip()[:80]!r}."
+                )
+                defects.append(LabelDefect("bad_label", str(label.relative_to(root)), text))
+            boxes.append((x1 * width, y1 * height, x2 * width, y2 * height))
+            classes.append(index)
+    if fault is not None:  # an object that cannot be read must not be taught as background
+        if kind == "bad_label" or names:
+            defects.append(LabelDefect(kind, str(label.relative_to(root)), fault))
+        tally.drop("unreadable_label" if kind == "bad_label" else "unknown_class", count, path)
+        return None, turns
+    return make_sample(name, path, boxes, classes, (width, height)), turns
+
+
+def _row(line: str) -> tuple[int, float, float, float, float] | str:
+    """A line's class and box x1 y1 x2 y2 as shares of the picture, or what is wrong with it."""
+    fields = line.split()
+    if "," in line:
+        return "has commas; separate `class cx cy w h` by spaces"
+    try:
+        index = int(fields[0])
+    except ValueError:
+        return "does not begin with a whole number, the index of a class"
+    try:
+        values = [float(field) for field in fields[1:]]
+    except ValueError:
+        return "has something that is not a number"
+    if len(values) == 5:
+        return "has six numbers, as detections have with their score; a label is `class cx cy w h`"
+    polygon = len(values) >= 6 and len(values) % 2 == 0
+    if len(values) != 4 and not polygon:
+        return "is not `class cx cy w h`, nor a polygon"
+    if not 0 <= index <= MAX_CLASS or not finite(*values):
+        return "is not `class cx cy w h`"
+    if polygon:
+        return index, min(values[::2]), min(values[1::2]), max(values[::2]), max(values[1::2])
+    x, y, w, h = values
+    return index, x - w / 2, y - h / 2, x + w / 2, y + h / 2

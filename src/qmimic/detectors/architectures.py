@@ -38,7 +38,7 @@ def architecture_of(name: object) -> Architecture:
     """The architecture of this name.
 
     Raises:
-        InputError: there is none; the nearest name is given.
+        InputError: no architecture has this name; the nearest one is given.
     """
     if isinstance(name, str) and name in ARCHITECTURES:
         return ARCHITECTURES[name]

@@ -36,7 +36,7 @@ def parse_name(name: str) -> tuple[str, float]:
         )
     divisor = float(match[2] or 1) if match else 0.0
     if not 1 <= divisor <= 4096:
-        raise InputError(f"Backbone {name!r} has no sensible width divisor; write for example {family}/16 (1 to 4096).")
+        raise InputError(f"Backbone {name!r} needs a width divisor from 1 to 4096; write for example {family}/16.")
     return family, divisor
 
 

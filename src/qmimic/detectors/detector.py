@@ -109,6 +109,13 @@ class Detector(nn.Module):
         """
         return None
 
+    def placed_boxes(self) -> Tensor | None:
+        """Constant boxes [A, H, W, 4] that are A boxes moved to every place of a map; None if it has no such.
+
+        A file is smaller if an exporter writes them as a sum of the boxes of one place and of the places.
+        """
+        return None
+
     def raw_features(self, images: Tensor) -> Features:
         """The backbone's levels before any quantizer: what is distilled, banked and measured.
 

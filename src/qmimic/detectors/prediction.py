@@ -58,18 +58,18 @@ def draw_predictions(detector: Path, images: Sequence[Path], out: Path, min_scor
     Args:
         detector: its file.
         images: files of pictures.
-        out: folder for the drawings, made if need be; a drawing is named as its picture.
+        out: folder for the drawings, made if it is missing; a drawing is named like its picture.
         min_score: detections below this score are left out, 0..1.
 
     Yields:
         A picture, as soon as its drawing is there.
 
     Raises:
-        InputError: two drawings would have one name, or one could replace a picture; the score is no score; a file
-            cannot be read or written.
+        InputError: two drawings would have one name, or one could replace a picture; the score is not from
+            0 to 1; a file cannot be read or written.
     """
     if not 0 <= min_score <= 1:
-        raise InputError(f"--min-score {min_score:g} is no score; give a number from 0 to 1.")
+        raise InputError(f"--min-score {min_score:g} is not a score; give a number from 0 to 1.")
     names = [path.stem for path in images]
     for path in images:
         if names.count(path.stem) > 1:

@@ -8,7 +8,7 @@ from qmimic import boxes as box_ops
 from qmimic.config import DetectorConfig
 from qmimic.contracts import ChannelGroup, Part, Proposals, QuantizationPoint
 from qmimic.data.targets import Targets
-from qmimic.detectors.matching import match, matched_boxes, sample
+from qmimic.detectors.assignment import assign, assigned_boxes, sample
 from qmimic.processes import Source, mean_over
 
 DELTA_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
@@ -87,9 +87,9 @@ class RPN(Part):
             source: of the sample.
         """
         with torch.no_grad():
-            matches = match(anchors[None], targets, HIGH_IOU, LOW_IOU, keep_best=True)
-            sampled = sample(matches, self.config.rpn_samples, POSITIVE_SHARE, source)
-            boxes, _ = matched_boxes(targets, matches, sampled)
+            assigned = assign(anchors[None], targets, HIGH_IOU, LOW_IOU, keep_best=True)
+            sampled = sample(assigned, self.config.rpn_samples, POSITIVE_SHARE, source)
+            boxes, _ = assigned_boxes(targets, assigned, sampled)
             wanted = box_ops.encode(boxes, anchors[sampled.index], DELTA_WEIGHTS)
             count = mean_over(sampled.valid.sum()).clamp(min=1)
         classification = F.binary_cross_entropy_with_logits(

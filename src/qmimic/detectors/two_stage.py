@@ -13,9 +13,9 @@ from qmimic.boxes import take
 from qmimic.contracts import BatchDetections, ExportParts, Features, Proposals, TrainingOutput
 from qmimic.data.targets import Targets
 from qmimic.detectors.anchors import anchor_grid
+from qmimic.detectors.assignment import Assignment, assign, assigned_boxes, everything, sample
 from qmimic.detectors.backbones import build_backbone
 from qmimic.detectors.detector import Detector
-from qmimic.detectors.matching import Matches, everything, match, matched_boxes, sample
 from qmimic.detectors.position_sensitive_head import PositionSensitiveHead
 from qmimic.detectors.regions import (
     RegionHead,
@@ -78,13 +78,13 @@ class TwoStage(Detector):
         proposals = self.rpn.propose(logits, deltas, self.anchors, self.spec.size)
         with torch.no_grad():
             rois, valid = pad_with_truth(proposals.boxes, proposals.valid, targets)
-            matches = match(rois, targets, HEAD_IOU, HEAD_IOU, keep_best=False)
-            usable = Matches(matches.index, matches.positive & valid, matches.negative & valid)
+            assigned = assign(rois, targets, HEAD_IOU, HEAD_IOU, keep_best=False)
+            usable = Assignment(assigned.index, assigned.positive & valid, assigned.negative & valid)
             if self.spec.ohem:
                 sampled = everything(usable)
             else:
                 sampled = sample(usable, self.spec.roi_samples, HEAD_POSITIVE_SHARE, source)
-            boxes, labels = matched_boxes(targets, matches, sampled)
+            boxes, labels = assigned_boxes(targets, assigned, sampled)
             rois = take(rois, sampled.index)
         logits, deltas = self.head(features.map, rois)
         entropy, distance = region_losses(logits, deltas, rois, boxes, labels, sampled.positive)
@@ -100,6 +100,11 @@ class TwoStage(Detector):
         """See `Detector.export_parts`."""
         self.head.check_export()
         return ExportParts(self.candidates, self.classify_regions, self.region_count)
+
+    def placed_boxes(self) -> Tensor:
+        """See `Detector.placed_boxes`: the anchors."""
+        height, width = (side // self.spec.output_stride for side in self.spec.size)
+        return self.anchors.view(-1, height, width, 4)
 
     @property
     def region_count(self) -> int:

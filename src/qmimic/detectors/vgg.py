@@ -47,7 +47,7 @@ class VGG(Backbone):
         for stage, (channels, depth) in enumerate(STAGES, start=1):
             outputs = rounding(channels / width_divisor)
             for _ in range(depth):
-                # The image's three channels are no place to save.
+                # With three input channels there is nothing to save.
                 convolution = dense if inputs == 3 else spatial
                 layers += [convolution(inputs, outputs, 1, dilation, True), BatchNorm2d(outputs), nn.ReLU(inplace=True)]
                 inputs = outputs

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from qmimic.compress.integer_grids import calibrate, keep_float, parts, prepare_qat
+from qmimic.compress.integer_grids import calibrate, grid_names, keep_float, prepare_qat
 from qmimic.data.splits import VAL
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.evaluation import detect_all
@@ -114,7 +114,7 @@ def sensitivities(prepared: Prepared, detector: Detector) -> list[str]:
             total += sum(float(term) for term in output.losses.values())
         return total
 
-    names = parts(detector)
+    names = grid_names(detector)
     before = loss(keep_float(detector, *names))
     alone = {name: keep_float(detector, *(other for other in names if other != name)) for name in names}
     costs = {name: abs(loss(one) - before) for name, one in alone.items()}

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from onnxscript import opset20
 
 from qmimic.detectors.detector import Detector
-from qmimic.detectors.two_stage import TwoStage
 from qmimic.runtime.metadata import INPUT, OUTPUTS, REGIONS
 from qmimic.ship.network import ShippedNetwork
 
@@ -107,11 +106,11 @@ def _integer_weights(graph: onnx.GraphProto) -> None:
 
 def _anchors_by_place(graph: onnx.GraphProto, detector: Detector) -> None:
     """Write all anchors as a sum of those of one place and of the places; engines add them up when they load a file."""
-    if not isinstance(detector, TwoStage):
+    boxes = detector.placed_boxes()
+    if boxes is None:
         return
-    anchors = detector.anchors.cpu().numpy()
-    height, width = (side // detector.strides[0] for side in detector.spec.size)
-    placed = anchors.reshape(-1, height, width, 4)
+    placed = boxes.cpu().numpy()
+    anchors = placed.reshape(-1, 4)
     parts = {
         "anchors.first": placed[:, :1, :1],
         "anchors.down": placed[:1, :, :1] - placed[:1, :1, :1],

@@ -9,7 +9,7 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
 from qmimic.data.targets import IGNORED, PADDING, Targets
-from qmimic.detectors.matching import Matches, match, matched_boxes, sample
+from qmimic.detectors.assignment import Assignment, assign, assigned_boxes, sample
 
 RULES = [(0.7, 0.3, True), (0.5, 0.5, False), (0.6, 0.4, False), (0.5, 0.5, True)]
 CANDIDATES = 80
@@ -34,20 +34,20 @@ def scene(seed: int, labels: list[list[int]]) -> tuple[Tensor, Targets]:
 @settings(max_examples=20, deadline=None)
 def test_match_equals_torchvision(high: float, low: float, keep_best: bool, seed: int, counts: list[int]) -> None:
     candidates, targets = scene(seed, [[7] * count + [PADDING] * (5 - count) for count in counts])
-    matches = match(candidates, targets, high, low, keep_best)
+    assigned = assign(candidates, targets, high, low, keep_best)
     matcher = Matcher(high, low, allow_low_quality_matches=keep_best)
     for image, count in enumerate(counts):
         expected = matcher(box_iou(targets.boxes[image, :count], candidates[image]))
         positive = expected >= 0
-        assert torch.equal(matches.positive[image], positive)
-        assert torch.equal(matches.negative[image], expected == Matcher.BELOW_LOW_THRESHOLD)
-        assert torch.equal(matches.index[image][positive], expected[positive])
+        assert torch.equal(assigned.positive[image], positive)
+        assert torch.equal(assigned.negative[image], expected == Matcher.BELOW_LOW_THRESHOLD)
+        assert torch.equal(assigned.index[image][positive], expected[positive])
 
 
 def test_one_set_of_anchors_serves_the_whole_batch() -> None:
     candidates, targets = scene(0, [[1, 1], [1, PADDING]])
-    together = match(candidates[:1], targets, 0.7, 0.3, True)
-    apart = match(candidates[:1].expand(2, -1, -1), targets, 0.7, 0.3, True)
+    together = assign(candidates[:1], targets, 0.7, 0.3, True)
+    apart = assign(candidates[:1].expand(2, -1, -1), targets, 0.7, 0.3, True)
     for field in ("index", "positive", "negative"):
         assert torch.equal(getattr(together, field), getattr(apart, field))
 
@@ -56,33 +56,33 @@ def test_match_by_hand() -> None:
     # IoU with the box of 10 x 10: 1, 0.6, 0.4, 0.2 and 0.
     candidates = torch.tensor([[[0, 0, 10, 10], [0, 0, 10, 6], [0, 0, 10, 4], [0, 0, 10, 2], [20, 20, 30, 30]]]).float()
     targets = Targets(torch.tensor([[[0.0, 0.0, 10.0, 10.0]]]), torch.tensor([[3]]))
-    matches = match(candidates, targets, 0.5, 0.3, keep_best=False)
-    assert matches.positive.tolist() == [[True, True, False, False, False]]
-    assert matches.negative.tolist() == [[False, False, False, True, True]]
+    assigned = assign(candidates, targets, 0.5, 0.3, keep_best=False)
+    assert assigned.positive.tolist() == [[True, True, False, False, False]]
+    assert assigned.negative.tolist() == [[False, False, False, True, True]]
 
 
 def test_a_box_that_no_anchor_fits_still_gets_its_best_anchors() -> None:
     candidates = torch.tensor([[[0.0, 0.0, 10.0, 1.0], [0.0, 9.0, 10.0, 10.0], [0.0, 0.0, 2.0, 2.0]]])
     targets = Targets(torch.tensor([[[0.0, 0.0, 10.0, 10.0]]]), torch.tensor([[0]]))
-    assert match(candidates, targets, 0.7, 0.3, keep_best=True).positive.tolist() == [[True, True, False]]
-    assert not match(candidates, targets, 0.7, 0.3, keep_best=False).positive.any()
+    assert assign(candidates, targets, 0.7, 0.3, keep_best=True).positive.tolist() == [[True, True, False]]
+    assert not assign(candidates, targets, 0.7, 0.3, keep_best=False).positive.any()
 
 
 def test_a_box_that_touches_no_anchor_makes_none_positive() -> None:
     # torchvision's Matcher would make all of them positive: each attains the best overlap, which is 0.
     candidates = torch.tensor([[[0.0, 0.0, 10.0, 10.0], [5.0, 5.0, 9.0, 9.0]]])
     targets = Targets(torch.tensor([[[50.0, 50.0, 60.0, 60.0]]]), torch.tensor([[0]]))
-    matches = match(candidates, targets, 0.7, 0.3, keep_best=True)
-    assert not matches.positive.any()
-    assert matches.negative.all()
+    assigned = assign(candidates, targets, 0.7, 0.3, keep_best=True)
+    assert not assigned.positive.any()
+    assert assigned.negative.all()
 
 
 @pytest.mark.parametrize(("high", "low", "keep_best"), RULES)
 def test_without_boxes_everything_is_negative(high: float, low: float, keep_best: bool) -> None:
     candidates, targets = scene(0, [[PADDING, PADDING]])
-    matches = match(candidates, targets, high, low, keep_best)
-    assert matches.negative.all()
-    assert not matches.positive.any()
+    assigned = assign(candidates, targets, high, low, keep_best)
+    assert assigned.negative.all()
+    assert not assigned.positive.any()
 
 
 labels = st.lists(st.sampled_from([0, 1, PADDING, IGNORED]), min_size=3, max_size=3)
@@ -95,27 +95,27 @@ def test_ignored_boxes_are_neither_learnt_nor_learnt_against(
     high: float, low: float, keep_best: bool, seed: int, first: list[int], second: list[int]
 ) -> None:
     candidates, targets = scene(seed, [first, second])
-    matches = match(candidates, targets, high, low, keep_best)
-    assert not (matches.positive & matches.negative).any()
-    matched = targets.labels.gather(1, matches.index)
-    assert (matched[matches.positive] >= 0).all()
+    assigned = assign(candidates, targets, high, low, keep_best)
+    assert not (assigned.positive & assigned.negative).any()
+    matched = targets.labels.gather(1, assigned.index)
+    assert (matched[assigned.positive] >= 0).all()
     for image in range(2):
         real = targets.labels[image] >= 0
         on_ignored = (box_iou(targets.boxes[image], candidates[image])[targets.labels[image] == IGNORED] >= low).any(0)
-        assert not (matches.negative[image] & on_ignored).any()
+        assert not (assigned.negative[image] & on_ignored).any()
         # What lies on no ignored box is matched as if there were none.
         alone = Targets(targets.boxes[image, real][None], targets.labels[image, real][None])
         if real.any():
-            without = match(candidates[image : image + 1], alone, high, low, keep_best)
-            assert torch.equal(matches.positive[image], without.positive[0])
-            assert torch.equal(matches.negative[image], without.negative[0] & ~on_ignored)
+            without = assign(candidates[image : image + 1], alone, high, low, keep_best)
+            assert torch.equal(assigned.positive[image], without.positive[0])
+            assert torch.equal(assigned.negative[image], without.negative[0] & ~on_ignored)
 
 
-def matches_of(positive: int, negative: int, neither: int, seed: int = 0) -> Matches:
+def assignment_of(positive: int, negative: int, neither: int, seed: int = 0) -> Assignment:
     """Matches of one image with so many candidates of each kind, in random order."""
     kinds = torch.tensor([1] * positive + [0] * negative + [2] * neither)
     kinds = kinds[torch.randperm(len(kinds), generator=torch.Generator().manual_seed(seed))][None]
-    return Matches(torch.zeros_like(kinds), kinds == 1, kinds == 0)
+    return Assignment(torch.zeros_like(kinds), kinds == 1, kinds == 0)
 
 
 @given(
@@ -133,14 +133,14 @@ def test_sample_takes_as_many_of_each_kind_as_it_may(
     candidates = positive + negative + neither
     if candidates == 0:
         return
-    matches = matches_of(positive, negative, neither, seed)
-    sampled = sample(matches, count, share, torch.Generator().manual_seed(seed))
+    assigned = assignment_of(positive, negative, neither, seed)
+    sampled = sample(assigned, count, share, torch.Generator().manual_seed(seed))
     valid = sampled.valid[0]
     taken = sampled.index[0][valid]
     assert sampled.index.shape == (1, min(count, candidates))
     assert len(taken.unique()) == len(taken)
-    assert torch.equal(matches.positive[0][taken], sampled.positive[0][valid])
-    assert (matches.positive | matches.negative)[0][taken].all()
+    assert torch.equal(assigned.positive[0][taken], sampled.positive[0][valid])
+    assert (assigned.positive | assigned.negative)[0][taken].all()
     assert not (sampled.positive & ~sampled.valid).any()
     positives = min(positive, max(1, int(min(count, candidates) * share)))
     assert int(sampled.positive.sum()) == positives
@@ -149,45 +149,45 @@ def test_sample_takes_as_many_of_each_kind_as_it_may(
 
 
 def test_every_candidate_has_the_same_chance() -> None:
-    matches = matches_of(10, 30, 5)
+    assigned = assignment_of(10, 30, 5)
     generator = torch.Generator().manual_seed(0)
     times = torch.zeros(45)
     for _ in range(600):
-        sampled = sample(matches, 16, 0.25, generator)
+        sampled = sample(assigned, 16, 0.25, generator)
         times[sampled.index[sampled.valid]] += 1
     # 4 of 10 positives and 12 of 30 negatives: 240 draws each, standard deviation 12.
-    kinds = matches.positive | matches.negative
+    kinds = assigned.positive | assigned.negative
     assert (times[kinds[0]] - 240).abs().max() < 60
     assert not times[~kinds[0]].any()
 
 
 def test_every_negative_has_the_same_chance_where_positives_are_few() -> None:
-    matches = matches_of(1, 40, 0)
+    assigned = assignment_of(1, 40, 0)
     generator = torch.Generator().manual_seed(0)
     times = torch.zeros(41)
     for _ in range(600):
-        sampled = sample(matches, 21, 0.5, generator)
+        sampled = sample(assigned, 21, 0.5, generator)
         times[sampled.index[sampled.valid]] += 1
     # 20 of 40 negatives: 300 draws each, standard deviation 12.
-    assert (times[matches.negative[0]] - 300).abs().max() < 60
-    assert times[matches.positive[0]].tolist() == [600]
+    assert (times[assigned.negative[0]] - 300).abs().max() < 60
+    assert times[assigned.positive[0]].tolist() == [600]
 
 
 def test_images_of_a_batch_are_sampled_apart() -> None:
-    one, other = matches_of(3, 20, 0), matches_of(0, 23, 0)
-    both = Matches(*(torch.cat([getattr(one, f), getattr(other, f)]) for f in ("index", "positive", "negative")))
+    one, other = assignment_of(3, 20, 0), assignment_of(0, 23, 0)
+    both = Assignment(*(torch.cat([getattr(one, f), getattr(other, f)]) for f in ("index", "positive", "negative")))
     sampled = sample(both, 8, 0.5, torch.Generator().manual_seed(0))
     assert sampled.positive.sum(1).tolist() == [3, 0]
     assert sampled.valid.sum(1).tolist() == [8, 8]
 
 
-def test_matched_boxes_are_those_of_the_sampled_candidates() -> None:
+def test_assigned_boxes_are_those_of_the_sampled_candidates() -> None:
     candidates, targets = scene(0, [[4, 5, 6], [7, 8, PADDING]])
-    matches = match(candidates, targets, 0.5, 0.5, keep_best=False)
-    sampled = sample(matches, 12, 0.5, torch.Generator().manual_seed(1))
-    boxes, found = matched_boxes(targets, matches, sampled)
+    assigned = assign(candidates, targets, 0.5, 0.5, keep_best=False)
+    sampled = sample(assigned, 12, 0.5, torch.Generator().manual_seed(1))
+    boxes, found = assigned_boxes(targets, assigned, sampled)
     for image in range(2):
         for place, candidate in enumerate(sampled.index[image].tolist()):
-            box = matches.index[image, candidate]
+            box = assigned.index[image, candidate]
             assert torch.equal(boxes[image, place], targets.boxes[image, box])
             assert found[image, place] == targets.labels[image, box]

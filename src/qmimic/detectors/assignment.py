@@ -11,7 +11,7 @@ from qmimic.processes import Source, rand
 
 
 @dataclass(frozen=True)
-class Matches:
+class Assignment:
     """Assignment of candidate boxes to ground truth.
 
     Attributes:
@@ -25,8 +25,8 @@ class Matches:
     negative: Tensor
 
 
-def match(candidates: Tensor, targets: Targets, high: float, low: float, keep_best: bool) -> Matches:
-    """Match candidates to the ground truth by IoU.
+def assign(candidates: Tensor, targets: Targets, high: float, low: float, keep_best: bool) -> Assignment:
+    """Assign candidates to the ground truth by IoU.
 
     Args:
         candidates: [B or 1, N, 4] boxes.
@@ -45,9 +45,9 @@ def match(candidates: Tensor, targets: Targets, high: float, low: float, keep_be
     negative = (best < low) & ~positive
     ignored = targets.labels == IGNORED
     if ignored.any():
-        # A candidate on an ignored box is no evidence against any class.
+        # A candidate on an ignored box says nothing against any class.
         negative &= overlap.mul_(ignored[..., None]).amax(1) < low
-    return Matches(index, positive, negative)
+    return Assignment(index, positive, negative)
 
 
 @dataclass(frozen=True)
@@ -65,22 +65,22 @@ class Sampled:
     valid: Tensor
 
 
-def sample(matches: Matches, count: int, positive_share: float, source: Source) -> Sampled:
+def sample(assigned: Assignment, count: int, positive_share: float, source: Source) -> Sampled:
     """Draw `count` candidates an image at random, of which at most `positive_share` positive.
 
     Args:
-        matches: of N candidates an image.
+        assigned: of N candidates an image.
         count: S; fewer if there are fewer candidates.
         positive_share: of the sample; negatives fill the rest.
-        source: of chance, on the device of the matches.
+        source: of random numbers, on the device of the assignment.
     """
-    candidates = matches.positive.shape[1]
+    candidates = assigned.positive.shape[1]
     count = min(count, candidates)
     most = min(max(1, int(count * positive_share)), candidates)
-    keys = rand(source, *matches.positive.shape)
-    # The `most` luckiest positives come before all negatives; the others do not take part.
-    lucky = keys.masked_fill(~matches.positive, -1).topk(most, sorted=False)
-    order = keys.masked_fill_(~matches.negative, -1)
+    keys = rand(source, *assigned.positive.shape)
+    # The `most` positives with the largest keys come before all negatives; the others do not take part.
+    lucky = keys.masked_fill(~assigned.positive, -1).topk(most, sorted=False)
+    order = keys.masked_fill_(~assigned.negative, -1)
     # Where there are fewer positives, the spare places of `lucky` name candidates that keep their own key.
     ranked = torch.where(lucky.values >= 0, lucky.values + 2, order.gather(1, lucky.indices))
     order.scatter_(1, lucky.indices, ranked)
@@ -88,13 +88,13 @@ def sample(matches: Matches, count: int, positive_share: float, source: Source) 
     return Sampled(index, order >= 2, order >= 0)
 
 
-def everything(matches: Matches) -> Sampled:
+def everything(assigned: Assignment) -> Sampled:
     """All candidates as a sample of N an image; valid are those that are positive or negative."""
-    index = torch.arange(matches.index.shape[1], device=matches.index.device).expand_as(matches.index)
-    return Sampled(index, matches.positive, matches.positive | matches.negative)
+    index = torch.arange(assigned.index.shape[1], device=assigned.index.device).expand_as(assigned.index)
+    return Sampled(index, assigned.positive, assigned.positive | assigned.negative)
 
 
-def matched_boxes(targets: Targets, matches: Matches, sampled: Sampled) -> tuple[Tensor, Tensor]:
-    """Boxes [B, S, 4] and labels [B, S] that the sampled candidates are matched to."""
-    index = matches.index.gather(1, sampled.index)
+def assigned_boxes(targets: Targets, assigned: Assignment, sampled: Sampled) -> tuple[Tensor, Tensor]:
+    """Boxes [B, S, 4] and labels [B, S] that the sampled candidates are assigned to."""
+    index = assigned.index.gather(1, sampled.index)
     return take(targets.boxes, index), targets.labels.gather(1, index)
