@@ -238,7 +238,9 @@ def test_a_map_without_a_grid_is_refused(forgetful: type[Forgetful]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "use"), [("channel_groups", channel_groups), ("quantization_points", prepare_qat)], ids=str
+    ("method", "use"),
+    [("channel_groups", channel_groups), ("quantization_points", prepare_qat)],
+    ids=["channel groups", "quantization points"],
 )
 def test_a_backbone_that_declares_nothing_is_refused(monkeypatch: pytest.MonkeyPatch, method: str, use: object) -> None:
     monkeypatch.delattr(Pyramid, method)
