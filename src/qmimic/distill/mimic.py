@@ -63,7 +63,7 @@ def squared_distance(teacher: Tensor, student: Tensor, stride: Tensor) -> Tensor
 
 
 def cell_distance(teacher: Tensor, student: Tensor, stride: Tensor) -> Tensor:
-    """sum of max(0, abs(Q(f_t^i) - r(f_s^i)) - s/2)^2: to the border of the teacher's cell, 0 inside it; returns [B, P].
+    """sum of max(0, abs(Q(f_t^i) - r(f_s^i)) - s/2)^2: to the border of the teacher's cell, 0 in it; returns [B, P].
 
     What section 3.4 argues for: the student's manifold has to cross a cube, not to pass through its centre. The
     gradient does not jump, as that of a quantized student does. Args as `squared_distance`; the teacher's side is
