@@ -30,7 +30,7 @@ def worker(backbone: str, size: int, batch: int, steps: int, threads: int) -> No
     from qmimic.data.targets import Targets
     from qmimic.detectors.build import build
     from qmimic.run.memory import keep_freed_memory
-    from qmimic.training.loop import chance_of
+    from qmimic.training.loop import step_generators
     from qmimic.training.optimizer import build_optimizer
     from qmimic.training.step import DetectionObjective
     from train_step import ScheduleConfig, made_batch, spec_of
@@ -51,7 +51,7 @@ def worker(backbone: str, size: int, batch: int, steps: int, threads: int) -> No
         if step == 3:
             before = loopback()
         began = time.perf_counter()
-        chance = chance_of(0, step, accelerator.device)
+        chance = step_generators(0, step, accelerator.device)
         if accelerator.num_processes > 1:
             chance = chance.of_rows(rows, batch)
         losses = wrapped(images, targets, chance, 0.0)

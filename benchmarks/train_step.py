@@ -35,7 +35,7 @@ from qmimic.distill.teacher import Teacher
 from qmimic.run.memory import keep_freed_memory
 from qmimic.training.optimizer import build_optimizer
 from qmimic.training.precision import bf16_by_default
-from qmimic.training.step import Chance, DetectionObjective, MimicObjective
+from qmimic.training.step import DetectionObjective, MimicObjective, StepGenerators
 from torchvision_twin import twin
 
 NETWORKS = ("resnet18/16", "resnet18/1", "resnet18/4", "resnet18/32", "vgg16/32")
@@ -92,7 +92,7 @@ def stepping(
     bf16 = bf16_by_default(spec.backbone, device)
     objective.to(device).train()
     optimizer = build_optimizer(objective, ScheduleConfig())
-    chance = Chance(torch.Generator(device).manual_seed(0), torch.Generator(device).manual_seed(1))
+    chance = StepGenerators(torch.Generator(device).manual_seed(0), torch.Generator(device).manual_seed(1))
     indices = torch.arange(len(images))
 
     def step() -> None:

@@ -7,7 +7,7 @@ from qmimic.compress.cost import Cost
 from qmimic.compress.taylor import TOLERANCE, gated, least
 from qmimic.config import AugmentConfig
 from qmimic.detectors.channels import channel_groups, widths
-from qmimic.training.step import Chance, DetectionObjective
+from qmimic.training.step import DetectionObjective, StepGenerators
 from tiny_detectors import as_targets, lively, some_images, some_truth, tiny_spec
 
 STILL = AugmentConfig(flip=0, scale=(1, 1), shift=0, colour=0)
@@ -20,7 +20,7 @@ def test_a_gate_s_gradient_is_the_loss_s_change_when_the_channel_fades(settings:
     images, targets = some_images(1), as_targets(some_truth())
 
     def loss(fade: dict[str, tuple[int, float]]) -> torch.Tensor:
-        chance = Chance(torch.Generator().manual_seed(0), torch.Generator().manual_seed(0))
+        chance = StepGenerators(torch.Generator().manual_seed(0), torch.Generator().manual_seed(0))
         with gated(detector, len(images)) as gates:
             for name, (channel, factor) in fade.items():
                 with torch.no_grad():

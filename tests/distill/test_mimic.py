@@ -254,9 +254,9 @@ def test_half_precision_maps_give_a_float32_loss() -> None:
 
 def test_what_a_bank_keeps_does_not_depend_on_how_the_student_is_computed() -> None:
     mimic = identity_mimic()
-    wanted = mimic.aim(maps(2), regions_of(3))
+    wanted = mimic.target(maps(2), regions_of(3))
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(mimic.aim(maps(2), regions_of(3)), wanted)
+        assert torch.equal(mimic.target(maps(2), regions_of(3)), wanted)
 
 
 def test_count_matches_by_hand() -> None:

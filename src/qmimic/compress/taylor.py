@@ -22,7 +22,7 @@ from qmimic.data.loader import Batch
 from qmimic.detectors.channels import channel_groups, keep_channels, widths
 from qmimic.detectors.detector import Detector
 from qmimic.training.optimizer import build_optimizer
-from qmimic.training.step import Chance, DetectionObjective
+from qmimic.training.step import DetectionObjective, StepGenerators
 
 TOLERANCE = 0.02  # how far from the wanted cost pruning may end
 FLOOR = 0.2  # of the channels that equal pruning to the same cost leaves a layer, that stay at least
@@ -33,7 +33,7 @@ def prune_by_taylor(
     macs: float,
     config: PruningConfig,
     batches: Iterator[Batch],
-    chance: Callable[[int], Chance],
+    chance: Callable[[int], StepGenerators],
     show: Callable[[int, float], None],
 ) -> Detector:
     """Prune a trained detector round by round, training it between the rounds.
@@ -110,7 +110,7 @@ def _learn(
     objective: DetectionObjective,
     optimizer: torch.optim.Optimizer,
     batch: Batch,
-    chance: Chance,
+    chance: StepGenerators,
     clip_norm: float,
     criterion: dict[str, Tensor],
 ) -> float:

@@ -195,9 +195,9 @@ class Mimic(nn.Module):
             teacher_map: [B, C_t, H, W], not quantized, no gradient.
             regions: where the maps are compared; None: every entry of the whole map.
         """
-        return self.loss_to(student_map, self.aim(teacher_map, regions), regions)
+        return self.loss_to(student_map, self.target(teacher_map, regions), regions)
 
-    def aim(self, teacher_map: Tensor, regions: Proposals | None) -> Tensor:
+    def target(self, teacher_map: Tensor, regions: Proposals | None) -> Tensor:
         """The teacher's side, float32 [B, P, C_t, k, k], of the whole map [B, 1, C_t, H, W]. Args as `loss`."""
         quantized, _ = QUANTIZED_SIDES[self.config.mode]
         features = teacher_map.detach().float()
@@ -208,7 +208,7 @@ class Mimic(nn.Module):
             return self._quantized(self._pooled(features, regions), quantized)
 
     def loss_to(self, student_map: Tensor, teacher: Tensor, regions: Proposals | None) -> Tensor:
-        """L_m from a student's map to a teacher's side, see `aim`. Other args as `loss`."""
+        """L_m from a student's map to a teacher's side, see `target`. Other args as `loss`."""
         quantized = QUANTIZED_SIDES[self.config.mode][1] and self.config.distance not in UNQUANTIZED_STUDENT
         if self.config.order == "quantize_pool":
             student = self._pooled(self._quantized(self.adapt(student_map).float(), quantized), regions)

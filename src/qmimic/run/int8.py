@@ -16,7 +16,7 @@ from qmimic.run.keys import int8_key
 from qmimic.run.prepare import Prepared
 from qmimic.run.tracking import trackers_of
 from qmimic.scores.summary import score
-from qmimic.training.loop import Job, Watcher, chance_of, fit
+from qmimic.training.loop import Job, Watcher, step_generators, train_network
 from qmimic.training.step import DetectionObjective
 
 SENSITIVITY_BATCHES = 4
@@ -77,7 +77,7 @@ def to_integers(prepared: Prepared, detector: Detector, folder: Path, watcher: W
         own = prepared.train.with_batch_size(config.batch_size)
         with trackers_of(prepared, "int8", key, place, watcher) as trackers:
             job = Job("int8", place, key, prepared.recipe.seed, config, False, trackers)
-            found = fit(job, objective, own, lambda one: _map50(prepared, one), prepared.accelerator, watcher)
+            found = train_network(job, objective, own, lambda one: _map50(prepared, one), prepared.accelerator, watcher)
             after, trained = _map50(prepared, found), config.steps
             trackers.end({"map50": after, "map50_float": before})
         watcher.say(f"After {trained} steps on the grids it has {100 * after:.1f}.")
@@ -109,8 +109,8 @@ def sensitivities(prepared: Prepared, detector: Detector) -> list[str]:
     def loss(one: Detector) -> float:
         total = 0.0
         for step, batch in enumerate(batches):
-            chance = chance_of(seed, step, torch.device("cpu"))
-            output = one.losses(one.features(batch.images), batch.targets, chance.samples)
+            generators = step_generators(seed, step, torch.device("cpu"))
+            output = one.losses(one.features(batch.images), batch.targets, generators.samples)
             total += sum(float(term) for term in output.losses.values())
         return total
 

@@ -34,7 +34,7 @@ from qmimic.run.prepare import Prepared
 from qmimic.run.teaching import teacher_of
 from qmimic.run.tracking import scores_of, trackers_of
 from qmimic.scores.summary import score
-from qmimic.training.loop import Job, Objective, Watcher, chance_of, fit
+from qmimic.training.loop import Job, Objective, Watcher, step_generators, train_network
 from qmimic.training.step import DetectionObjective, MimicObjective
 
 
@@ -169,7 +169,7 @@ def prune_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> Stage
             macs,
             config,
             loader.steps(recipe.seed, 0, steps),
-            lambda step: chance_of(recipe.seed, step, prepared.accelerator.device),
+            lambda step: step_generators(recipe.seed, step, prepared.accelerator.device),
             lambda step, loss: watcher.step(step, loader.batch_size, loss),
         )
 
@@ -276,7 +276,9 @@ def _run(
             trained = objective.detector.eval()
             if schedule.steps:
                 loader = prepared.train.with_batch_size(schedule.batch_size)
-                trained = fit(job, objective, loader, lambda d: _map50(prepared, d), prepared.accelerator, watcher)
+                trained = train_network(
+                    job, objective, loader, lambda d: _map50(prepared, d), prepared.accelerator, watcher
+                )
             objective.eval()
             if prepared.accelerator.is_main_process:
                 with processes.apart():

@@ -20,7 +20,7 @@ from qmimic.processes import mean_over
 from qmimic.training.log import Log
 from qmimic.training.optimizer import build_optimizer, learning_rate
 from qmimic.training.state import load_checkpoint, save_checkpoint
-from qmimic.training.step import Chance, DetectionObjective, MimicObjective
+from qmimic.training.step import DetectionObjective, MimicObjective, StepGenerators
 from qmimic.training.trackers import Trackers
 
 LOG_EVERY = 10
@@ -67,7 +67,7 @@ class Job:
     trackers: Trackers
 
 
-def fit(
+def train_network(
     job: Job,
     objective: Objective,
     loader: Loader,
@@ -147,12 +147,12 @@ def _advance(
     for group in optimizer.param_groups:
         group["lr"] = rate
     images, targets = batch.images.to(accelerator.device), batch.targets.to(accelerator.device)
-    chance = chance_of(job.seed, step, accelerator.device)
+    generators = step_generators(job.seed, step, accelerator.device)
     if accelerator.num_processes > 1:
-        chance = chance.of_rows(rows, job.schedule.batch_size)
+        generators = generators.of_rows(rows, job.schedule.batch_size)
     # Accelerate knows one precision a process, stages differ: so autocast is entered here.
     with torch.autocast(images.device.type, torch.bfloat16, enabled=job.bf16):
-        terms: dict[str, Tensor] = objective(images, targets, chance, step / job.schedule.steps, batch.indices)
+        terms: dict[str, Tensor] = objective(images, targets, generators, step / job.schedule.steps, batch.indices)
     names, losses = list(terms), torch.stack(list(terms.values()))
     values: list[float] = mean_over(losses.detach()).tolist()  # one wait for the device; all processes see the same
     if not all(map(math.isfinite, values)):
@@ -168,10 +168,10 @@ def _advance(
     return dict(zip(names, values, strict=True))
 
 
-def chance_of(seed: int, step: int, device: torch.device) -> Chance:
+def step_generators(seed: int, step: int, device: torch.device) -> StepGenerators:
     """A step's generators: functions of seed and step, so that nothing of them is ever saved."""
 
     def generator(purpose: str) -> torch.Generator:
         return torch.Generator(device).manual_seed(int(fingerprint(seed, step, 0, purpose), 16))
 
-    return Chance(generator("views"), generator("samples"))
+    return StepGenerators(generator("views"), generator("samples"))

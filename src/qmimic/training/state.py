@@ -1,4 +1,4 @@
-"""What a killed run needs to go on: weights, optimizer, moving average, step. Chance is a function of the step."""
+"""What a killed run needs to go on: weights, optimizer, moving average, step. Random numbers are a function of it."""
 
 import copy
 import warnings

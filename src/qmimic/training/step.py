@@ -24,7 +24,7 @@ Phase = Literal["map", "joint", "detection"]
 
 
 @dataclass(frozen=True)
-class Chance:
+class StepGenerators:
     """Everything random in one training step: a generator for the views, one for the samples.
 
     The two are apart so that arms which sample differently still see the same views.
@@ -33,11 +33,11 @@ class Chance:
     views: Source
     samples: Source
 
-    def of_rows(self, rows: slice, total: int) -> "Chance":
+    def of_rows(self, rows: slice, total: int) -> "StepGenerators":
         """What falls to these rows of a batch of `total` images."""
         assert isinstance(self.views, torch.Generator)
         assert isinstance(self.samples, torch.Generator)
-        return Chance(Share(self.views, rows, total), Share(self.samples, rows, total))
+        return StepGenerators(Share(self.views, rows, total), Share(self.samples, rows, total))
 
 
 class DetectionObjective(nn.Module):
@@ -49,19 +49,24 @@ class DetectionObjective(nn.Module):
         self.augmentation = augmentation
 
     def forward(
-        self, images: Tensor, targets: Targets, chance: Chance, progress: float, indices: Tensor | None = None
+        self,
+        images: Tensor,
+        targets: Targets,
+        generators: StepGenerators,
+        progress: float,
+        indices: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The terms of the loss, scalars; their sum is minimised.
 
         Args:
             images: uint8 [B, 3, H, W].
             targets: boxes in pixels of these images.
-            chance: of this step.
+            generators: of this step.
             progress: share of the steps done, 0..1.
             indices: int64 [B], places of the images in the training split; only a teacher's bank needs them.
         """
-        views = augment(images, targets, self.augmentation, chance.views)
-        return self.detector.losses(self.detector.features(views.images), views.targets, chance.samples).losses
+        views = augment(images, targets, self.augmentation, generators.views)
+        return self.detector.losses(self.detector.features(views.images), views.targets, generators.samples).losses
 
     def measured(self) -> dict[str, float]:
         """What was measured besides the losses since the last call: nothing."""
@@ -96,17 +101,22 @@ class MimicObjective(nn.Module):
         self.dose = Dose(None if config.weight == "auto" else config.weight, config.share)
 
     def forward(
-        self, images: Tensor, targets: Targets, chance: Chance, progress: float, indices: Tensor | None = None
+        self,
+        images: Tensor,
+        targets: Targets,
+        generators: StepGenerators,
+        progress: float,
+        indices: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The terms of the loss, `mimic` already weighted by lambda. Args as `DetectionObjective.forward`."""
         phase = self.phase(progress)
-        views = augment(images, targets, self.augmentation, chance.views)
+        views = augment(images, targets, self.augmentation, generators.views)
         targets = views.targets
         raw = self.detector.raw_features(views.images)
         losses: dict[str, Tensor] = {}
         proposals = None
         if phase != "map":
-            output = self.detector.losses(self.detector.quantize(raw), targets, chance.samples)
+            output = self.detector.losses(self.detector.quantize(raw), targets, generators.samples)
             losses, proposals = dict(output.losses), output.proposals
         if phase == "detection":
             return losses
@@ -117,21 +127,21 @@ class MimicObjective(nn.Module):
         def choose(proposals: Proposals | None) -> Proposals | None:
             if phase == "map" or self.config.regions == "map":
                 return None
-            return choose_regions(self.config, proposals, targets, self.detector.spec.size, chance.samples)
+            return choose_regions(self.config, proposals, targets, self.detector.spec.size, generators.samples)
 
         def pool(seen: TeacherView) -> TeacherView:
             chosen = choose(seen.proposals)
-            return TeacherView(as_map(self.mimic.aim(seen.features, chosen)), chosen)
+            return TeacherView(as_map(self.mimic.target(seen.features, chosen)), chosen)
 
         if phase == "joint" and self.teacher.keeps_regions:
             taught = self.teacher.look(views.images, records, True, pool)
-            regions, aim = taught.proposals, as_regions(taught.features)
+            regions, target = taught.proposals, as_regions(taught.features)
         else:
             of_teacher = phase == "joint" and self.config.regions == "teacher"
             taught = self.teacher.look(views.images, records, of_teacher)
             regions = choose(taught.proposals if of_teacher else proposals)
-            aim = self.mimic.aim(taught.features, regions)
-        mimic = self.mimic.loss_to(raw.map, aim, regions)
+            target = self.mimic.target(taught.features, regions)
+        mimic = self.mimic.loss_to(raw.map, target, regions)
         if losses:
             losses["mimic"] = self.dose.weighed(raw.map, torch.stack(list(losses.values())).sum(), mimic)
         else:
