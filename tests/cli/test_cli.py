@@ -76,7 +76,7 @@ def test_data_that_cannot_be_used(recipe: Path, tmp_path: Path, refused: Refused
     labels = coco(tmp_path / "labels") / "instances_train.json"
     whole = labels.read_text()
     labels.write_text(whole[: len(whole) // 2])
-    assert "instances_train.json is no whole JSON file" in trains(tmp_path / "labels")
+    assert "instances_train.json is not a whole JSON file" in trains(tmp_path / "labels")
     for number in ("NaN", "Infinity"):
         labels.write_text(whole.replace("30", number, 1))
         assert "not finite" in trains(tmp_path / "labels")

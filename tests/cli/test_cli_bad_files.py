@@ -92,7 +92,7 @@ def test_detectors_of_another_kind(trained: Path, tmp_path: Path, refused: Refus
     assert "newer qmimic" in refused("eval", written(format=99), "--data", cats)
     assert "cannot be" in refused("eval", written(spec={"backbone": "none"}), "--data", cats)
     save_file(tensors, tmp_path / "plain.safetensors")
-    assert "no qmimic detector" in refused("eval", tmp_path / "plain.safetensors", "--data", cats)
+    assert "not a detector of qmimic" in refused("eval", tmp_path / "plain.safetensors", "--data", cats)
     assert "lacks" in refused(
         "train", trained / "recipe.yaml", f"data.root={cats}", f"run.dir={tmp_path}/r", f"teacher.weights={student}"
     )
@@ -151,7 +151,7 @@ def test_scoring_what_is_not_there(trained: Path, tmp_path: Path, refused: Refus
     assert "Is a directory" in refused("score", "--data", cats, "--detections", tmp_path)
     found = tmp_path / "found.json"
     found.write_text('[{"file_name": "val0", "category": "cat", "bbox": [1, 2, 3, 4], "sco')
-    assert "no whole JSON" in refused("score", "--data", cats, "--detections", found)
+    assert "not a whole JSON" in refused("score", "--data", cats, "--detections", found)
     found.write_text('[{"file_name": "val0", "category": "cat", "bbox": [1, 2, NaN, 4], "score": 1}]')
     assert "entry 0" in refused("score", "--data", cats, "--detections", found)
     found.write_text("[]")

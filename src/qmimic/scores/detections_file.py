@@ -47,7 +47,7 @@ def read_detections(path: Path, dataset: Dataset, split: str) -> dict[str, Detec
     except ValidationError as error:
         raise InputError(f"{path} is no list of detections: {_fault(error)}.") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no whole JSON file ({error}); write it again.") from error
+        raise InputError(f"{path} is not a whole JSON file ({error}); write it again.") from error
     names = {sample.image_id for sample in samples_of(dataset, split)}
     image_ids, category_ids = coco_ids(dataset, split)
     rows: dict[str, list[tuple[list[float], float, int]]] = {}
