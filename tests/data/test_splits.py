@@ -1,5 +1,6 @@
 """Splits by name, joined, and as parts of one; a VOC devkit of several years."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,19 @@ def test_a_devkit_of_several_years(tmp_path: Path) -> None:
     ]
     assert contents(dataset)["2012_trainval"]["a"][0][0] == "ant"
     assert names(dataset, "2007_trainval+2012_trainval") == ["VOC2007/a", "VOC2007/b", "VOC2012/a", "VOC2012/b"]
+
+
+@pytest.mark.parametrize(
+    ("splits", "said"),
+    [
+        (("train", "valid"), "its splits: train, valid. Did you mean valid? In a recipe, set data.val=valid."),
+        (("train",), "its splits: train. To report on a fifth of it, set data.fold=[0,5]."),
+        (("train", "trial"), "its splits: train, trial."),
+    ],
+)
+def test_a_missing_split_is_answered_with_the_next_step(splits: tuple[str, ...], said: str) -> None:
+    whole = digits(2, 1, 1)
+    dataset = replace(whole, splits=dict.fromkeys(splits, whole.splits["train"]))
+    with pytest.raises(InputError) as error:
+        samples_of(dataset, "val")
+    assert str(error.value).endswith(said)

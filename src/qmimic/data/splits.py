@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from difflib import get_close_matches
 
 import numpy as np
 
@@ -24,7 +25,7 @@ def samples_of(dataset: Dataset, split: str) -> Sequence[Sample]:
     for name in names:
         if name not in dataset.splits:
             known = ", ".join(dataset.splits) or "none"
-            raise InputError(f"{dataset.name} has no split {name!r}; its splits: {known}.")
+            raise InputError(f"{dataset.name} has no split {name!r}; its splits: {known}.{_next_step(dataset, name)}")
     parts = [part for name in names if isinstance(part := dataset.splits[name], Columns)]
     if len(parts) == len(names):  # of one store, then: no sample needs to be made
         rows = {own: row for part in parts for own, row in zip(part.ids, part.rows.tolist(), strict=True)}
@@ -69,3 +70,14 @@ def choose(dataset: Dataset, train: str, val: str, fold: tuple[int, int] | None)
                 "set data.train and data.val."
             )
     return replace(dataset, splits=chosen)
+
+
+def _next_step(dataset: Dataset, name: str) -> str:
+    """What to set where a split is missing: the one that other tools write for it, or a part of the only one."""
+    others = list(dataset.splits)
+    if name == VAL and len(others) == 1:
+        return " To report on a fifth of it, set data.fold=[0,5]."
+    near = get_close_matches(name, others, n=1, cutoff=0.6)
+    if near:
+        return f" Did you mean {near[0]}? In a recipe, set data.{name}={near[0]}." if name in (TRAIN, VAL) else ""
+    return ""
