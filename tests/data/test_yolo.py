@@ -142,7 +142,10 @@ def test_a_split_out_of_the_folder_is_not_followed(tmp_path: Path, train: str) -
     [
         ("train: [images/one, images/two/sub]\nval: images/val", {"train": 2, "val": 1}),
         ("train: train.txt\nval: images/val", {"train": 2, "val": 1}),
-        ("train: ../images/one\nval: ../images/val\ntest: ../test/images", {"train": 1, "val": 1, "test": 0}),
+        (
+            "train: ../images/one\nval: ../images/val\ntest: ../test/images",
+            {"train": 1, "val": 1, "test": 0, "two": 1},
+        ),  # a labelled folder beside them is a split
     ],
 )
 def test_splits_are_folders_lists_or_several(tmp_path: Path, config: str, counts: dict[str, int]) -> None:
