@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from qmimic.data.letterbox import fit
-from qmimic.data.sample import Dataset, LabelDefect, Sample, has_area, leaves
+from qmimic.data.sample import NOTES, Dataset, LabelDefect, Sample, has_area, leaves
 from qmimic.errors import InputError
 
-NOTES = ("image_without_label", "empty_class")  # all other kinds need mending
 BINS = (8, 16, 32, 64, 128, 256)
 OUTPUT_STRIDE = 16
 

@@ -12,7 +12,7 @@ from qmimic.data import coco, synthetic, voc, widerface, yolo
 from qmimic.data.columns import in_columns
 from qmimic.data.images import whole_size
 from qmimic.data.labels import Folder
-from qmimic.data.sample import Dataset, Sample, has_area, leaves
+from qmimic.data.sample import NOTES, Dataset, Sample, has_area, leaves
 from qmimic.errors import InputError
 
 
@@ -92,7 +92,7 @@ def usable(dataset: Dataset, drop_bad: bool) -> Dataset:
     root = dataset.root
     if root is None:
         return replace(dataset, splits=in_columns(dataset.splits, root), checked=True)
-    bad = [f"{defect.file}: {defect.detail}" for defect in dataset.defects if defect.kind != "image_without_label"]
+    bad = [f"{defect.file}: {defect.detail}" for defect in dataset.defects if defect.kind not in NOTES]
     sizes = _sizes(dataset)
     good: dict[int, Sample] = {}  # by identity: a sample of several splits stays one
     for sample in {id(sample): sample for samples in dataset.splits.values() for sample in samples}.values():

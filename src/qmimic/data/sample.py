@@ -65,6 +65,10 @@ def leaves(boxes: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.bool
     return outside
 
 
+# Kinds of defects that are worth knowing and stop nothing; all others stop training as they fail `data check`.
+NOTES = ("image_without_label", "empty_class", "turned_by_exif", "missing_test")
+
+
 @dataclass(frozen=True)
 class LabelDefect:
     """Something wrong with a label that a reader met and could pass over.

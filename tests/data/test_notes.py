@@ -1,0 +1,40 @@
+"""What is a note for `data check` stops no training, and what fails it stops training: one list for both."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from folders import picture
+from qmimic.data.check import check
+from qmimic.data.formats import load_dataset, usable
+from qmimic.errors import InputError
+
+
+def yolo(root: Path, *, names: str = "names: [cat]") -> Path:
+    for split in ("train", "val"):
+        picture(root / "images" / split / f"{split}.jpg")
+        (root / "labels" / split).mkdir(parents=True)
+        (root / "labels" / split / f"{split}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    (root / "data.yaml").write_text(f"train: images/train\nval: images/val\ntest: images/test\n{names}\n")
+    return root
+
+
+def test_an_absent_test_split_and_a_turned_picture_are_notes(tmp_path: Path) -> None:
+    root = yolo(tmp_path / "data")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (100, 80)).save(root / "images" / "train" / "train.jpg", exif=turned)
+    dataset = load_dataset(str(root))
+    assert {"turned_by_exif", "missing_test"} <= {defect.kind for defect in dataset.defects}
+    assert check(dataset, (96, 96)).exit_code == 0
+    assert len(usable(dataset, False).splits["train"]) == 1
+
+
+def test_a_missing_split_fails_the_check_and_stops_training(tmp_path: Path) -> None:
+    root = yolo(tmp_path / "data")
+    (root / "data.yaml").write_text("train: [images/train, images/extra]\nval: images/val\nnames: [cat]\n")
+    dataset = load_dataset(str(root))
+    assert check(dataset, (96, 96)).exit_code == 1
+    with pytest.raises(InputError, match="images/extra"):
+        usable(dataset, False)
