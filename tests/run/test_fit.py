@@ -130,7 +130,7 @@ def test_the_best_student_that_has_a_file_within_the_budget_ships(
 
     monkeypatch.setattr(fit, "deploy", files)
     results = arm("scratch", 0.5), arm("taylor", 0.7), arm("student", 0.6)
-    run = RunResult(tmp_path, results, tmp_path, tmp_path, (), None)
+    run = RunResult(tmp_path, results, tmp_path, tmp_path, ())
 
     def shipped(budget: Budget) -> tuple[str, float, float]:
         file, map50, excess = fit._shipped(run, budget, ["onnx"], Silent())
@@ -148,7 +148,7 @@ def test_the_best_student_that_has_a_file_within_the_budget_ships(
 
     monkeypatch.setattr(fit, "deploy", failing)
     assert shipped(Budget(milliseconds=10))[0] == "scratch-int8.onnx"
-    run = RunResult(tmp_path, results[1:], tmp_path, tmp_path, (), None)
+    run = RunResult(tmp_path, results[1:], tmp_path, tmp_path, ())
     with pytest.raises(InputError, match="differs from"):
         shipped(Budget(milliseconds=10))
 

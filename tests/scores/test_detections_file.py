@@ -110,9 +110,9 @@ def test_real_ids_lead_to_real_names(tmp_path: Path, bccd: Dataset) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ('[{"image_id": 7, "bbox": [1, 2', "no whole JSON file"),
-        ("", "no whole JSON file"),
-        ("[" * 100_000, "no whole JSON file"),
+        ('[{"image_id": 7, "bbox": [1, 2', "not a whole JSON file"),
+        ("", "not a whole JSON file"),
+        ("[" * 100_000, "not a whole JSON file"),
         ({"annotations": []}, "list"),
         ("3", "list"),
         ([entry(), 3], "entry 1"),

@@ -7,7 +7,7 @@ from study_cases import STUDY, study_file
 
 from qmimic.config import load_recipe
 from qmimic.errors import InputError
-from qmimic.run import stages
+from qmimic.run import keys
 from qmimic.study.spec import Run, expand, jobs_of, load_study
 
 
@@ -65,7 +65,7 @@ def test_a_pruned_student_is_done_anew_when_its_pruning_changes(
     run = Run("pruned", {}, 0, 0, recipe)
     lasso = Run("lasso", {}, 0, 0, load_recipe(None, ["mimic.mode=none", "pruning.method=lasso"]))
     before = [[job.id for job in jobs_of(one)] for one in (run, lasso)]
-    monkeypatch.setattr(stages, "TAYLOR_VERSION", stages.TAYLOR_VERSION + 1)
+    monkeypatch.setattr(keys, "TAYLOR_VERSION", keys.TAYLOR_VERSION + 1)
     after = [[job.id for job in jobs_of(one)] for one in (run, lasso)]
     assert after[0][:2] == before[0][:2]
     assert after[0][2] != before[0][2]

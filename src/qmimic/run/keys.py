@@ -147,12 +147,12 @@ def job_keys(recipe: Recipe, taught: bool) -> dict[str, str]:
     """
     run = (VERSION, recipe.seed, recipe.data, recipe.detector, recipe.augment, recipe.run.precision)
     if not taught:
-        return {"student": fingerprint("student", *run, _schedule(recipe.student))}
-    teacher = fingerprint("teacher", *run, _schedule(recipe.teacher, "min_map"))
-    quantized = fingerprint("quantized", teacher, _schedule(recipe.quantized_teacher), recipe.quantizer)
+        return {"student": fingerprint("student", *run, _job_schedule(recipe.student))}
+    teacher = fingerprint("teacher", *run, _job_schedule(recipe.teacher, "min_map"))
+    quantized = fingerprint("quantized", teacher, _job_schedule(recipe.quantized_teacher), recipe.quantizer)
     pruning = [recipe.pruning, TAYLOR_VERSION] if recipe.pruning.method != "none" else []
     mimic = _mimic(recipe.mimic) if recipe.mimic.mode != "none" else []
-    student = fingerprint("student", quantized, _schedule(recipe.student), mimic, *pruning)
+    student = fingerprint("student", quantized, _job_schedule(recipe.student), mimic, *pruning)
     return {"teacher": teacher, "quantized": quantized, "student": student}
 
 
@@ -160,6 +160,14 @@ def _schedule(config: ScheduleConfig, *left_out: str) -> Mapping[str, object]:
     """A network's settings, with the content of its weights in their path's place."""
     plain = config.model_dump(mode="json", exclude=set(left_out))
     return {**plain, "weights": weights_key(plain["weights"])} if "weights" in plain else plain
+
+
+def _job_schedule(config: ScheduleConfig, *left_out: str) -> Mapping[str, object]:
+    """The same for a job: weights that cannot be read fail this job when it runs, not the whole study."""
+    try:
+        return _schedule(config, *left_out)
+    except InputError:
+        return config.model_dump(mode="json", exclude=set(left_out))
 
 
 def _mimic(config: MimicConfig) -> list[object]:
