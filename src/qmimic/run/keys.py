@@ -72,8 +72,7 @@ def quantized_key(recipe: Recipe, teacher: str) -> str:
 def pruned_key(recipe: Recipe, teacher: str) -> str:
     """The pruned teacher before it is trained on, from the key of the full-precision one."""
     student = recipe.student
-    own = [TAYLOR_VERSION] if recipe.pruning.method == "taylor" else []
-    return fingerprint(VERSION, teacher, recipe.pruning, student.backbone, student.batch_size, recipe.seed, *own)
+    return fingerprint(VERSION, teacher, student.backbone, student.batch_size, recipe.seed, *_pruning(recipe))
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,7 @@ def job_keys(recipe: Recipe, taught: bool) -> dict[str, str]:
         return {"student": fingerprint("student", *run, _job_schedule(recipe.student))}
     teacher = fingerprint("teacher", *run, _job_schedule(recipe.teacher, "min_map"))
     quantized = fingerprint("quantized", teacher, _job_schedule(recipe.quantized_teacher), recipe.quantizer)
-    pruning = [recipe.pruning, TAYLOR_VERSION] if recipe.pruning.method != "none" else []
+    pruning = _pruning(recipe) if recipe.pruning.method != "none" else []
     mimic = _mimic(recipe.mimic) if recipe.mimic.mode != "none" else []
     student = fingerprint("student", quantized, _job_schedule(recipe.student), mimic, *pruning)
     return {"teacher": teacher, "quantized": quantized, "student": student}
@@ -168,6 +167,11 @@ def _job_schedule(config: ScheduleConfig, *left_out: str) -> Mapping[str, object
         return _schedule(config, *left_out)
     except InputError:
         return config.model_dump(mode="json", exclude=set(left_out))
+
+
+def _pruning(recipe: Recipe) -> list[object]:
+    """What a pruned teacher depends on besides its cost."""
+    return [recipe.pruning, *([TAYLOR_VERSION] if recipe.pruning.method == "taylor" else [])]
 
 
 def _mimic(config: MimicConfig) -> list[object]:
