@@ -16,7 +16,7 @@ from qmimic.draw import contact_sheet, draw
 from qmimic.errors import InputError
 from qmimic.files import replacing, write_text
 from qmimic.run.folder import ENVIRONMENT, FAILURE, LOG, RECIPE, RESULTS, StageResult, ranked, read_log
-from qmimic.run.lock import alone
+from qmimic.run.lock import exclusive_lock
 from qmimic.run.prepare import Prepared, environment, prepare
 from qmimic.run.stages import (
     Stage,
@@ -74,7 +74,7 @@ def train(recipe: Recipe, watcher: Watcher) -> RunResult:
     if not prepared.accelerator.is_main_process:
         return _train(prepared, Silent())
     resolved, where = recipe.folder / RECIPE, recipe.folder / ENVIRONMENT
-    with alone(recipe.folder):
+    with exclusive_lock(recipe.folder):
         if resolved.exists() and not where.exists():
             raise InputError(
                 f"The run folder {recipe.folder} holds a recipe.yaml that no run wrote, and this run would write its "
