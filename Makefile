@@ -17,6 +17,7 @@ lint: $(READY)
 	$(BIN)/mypy
 
 docs: $(READY)
+	$(BIN)/python tools/house.py
 	$(BIN)/python -m sphinx -q -W --keep-going -b html -d site/.doctrees docs site
 	@echo "The site: site/index.html"
 

@@ -1,6 +1,7 @@
 """The Python face: each line of work in a call or two, on the same functions as the command line."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import PartialState
@@ -63,8 +64,7 @@ def train(recipe: Recipe, watcher: Watcher | None = None) -> RunResult:
     """
     watcher = watcher or Silent()
     result = run_recipe(recipe, watcher)
-    write_report_of(result, recipe, watcher)
-    return result
+    return replace(result, report=write_report_of(result, recipe, watcher))
 
 
 def write_report_of(result: RunResult, recipe: Recipe, watcher: Watcher) -> Path | None:

@@ -19,3 +19,7 @@ class Detections:
     boxes: NDArray[np.float32]
     scores: NDArray[np.float32]
     labels: NDArray[np.int64]
+
+    def keep(self, mask: NDArray[np.bool_]) -> "Detections":
+        """Those where a mask is true, in the same order; bool [D]."""
+        return Detections(self.boxes[mask], self.scores[mask], self.labels[mask])

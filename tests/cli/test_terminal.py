@@ -156,7 +156,11 @@ def test_how_loud_it_is(trained: Path, tmp_path: Path, capsys: pytest.CaptureFix
     error = capsys.readouterr().err
     assert "Traceback" in error
     assert error.splitlines()[-1].startswith("qmimic: ")
-    assert main(["--quiet", "train", "x.yaml", "--verbose"]) == 2 or capsys.readouterr()
+    # On both sides of the command, the last one counts.
+    assert main(["--quiet", "train", "x.yaml", "--verbose"]) == 2
+    assert "Traceback" in capsys.readouterr().err
+    assert main(["--verbose", "train", "x.yaml", "--quiet"]) == 2
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_both_at_once_are_refused(refused: Refused) -> None:

@@ -38,3 +38,15 @@ def test_a_missing_split_fails_the_check_and_stops_training(tmp_path: Path) -> N
     assert check(dataset, (96, 96)).exit_code == 1
     with pytest.raises(InputError, match="images/extra"):
         usable(dataset, False)
+
+
+def test_the_report_says_what_was_found_used_and_left_out(tmp_path: Path) -> None:
+    root = yolo(tmp_path / "data")
+    picture(root / "images" / "train" / "unlabelled.jpg", seed=1)
+    (root / "labels" / "train" / "spoilt.txt").write_text("0 0.5 0.5 0.2 0.2\n0 nothing\n")
+    picture(root / "images" / "train" / "spoilt.jpg", seed=2)
+    report = check(load_dataset(str(root)), (96, 96))
+    for account in report.as_json()["accounted"].values():
+        assert account["found"] == account["used"] + sum(account["left_out"].values())
+    assert report.as_json()["accounted"]["pictures"]["found"] == 4
+    assert report.as_text().startswith("pictures: 4 found")

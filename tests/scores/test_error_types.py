@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from score_cases import CLASSES, Case, cases, detections, sample
 
 from qmimic.scores.curves import best_threshold, precision_recall
-from qmimic.scores.error_types import FALSE_KINDS, KINDS, Errors, confusion, costs, find_errors, mended_map
+from qmimic.scores.error_types import FALSE_KINDS, KINDS, Errors, confusion, corrected_map, costs, find_errors
 from qmimic.scores.matches import match
 from qmimic.scores.voc import voc_ap
 
@@ -49,7 +49,7 @@ def test_an_image_without_labels_has_background_alone() -> None:
 def test_what_a_kind_costs() -> None:
     # Two boxes of one class: one is found after a false detection on the background, one is not found at all.
     errors = errors_of([(BOX, 0), ((20.0, 0.0, 30.0, 10.0), 0)], [(FAR, 0.9, 0), (BOX, 0.8, 0)])
-    assert mended_map(errors, ()) == pytest.approx(1 / 4)  # recall 1/2 at precision 1/2
+    assert corrected_map(errors, ()) == pytest.approx(1 / 4)  # recall 1/2 at precision 1/2
     assert costs(errors) == pytest.approx(
         {**dict.fromkeys(KINDS, 0.0), "background": 1 / 2 - 1 / 4, "missed": 1 / 2 - 1 / 4}
     )
@@ -58,21 +58,21 @@ def test_what_a_kind_costs() -> None:
 def test_a_corrected_class_is_a_hit_of_the_right_class_and_no_false_one_of_the_wrong() -> None:
     # The cat is called a dog before the dog is found.
     errors = errors_of([(BOX, 0), (FAR, 1)], [(BOX, 0.9, 1), (FAR, 0.8, 1)])
-    assert mended_map(errors, ()) == pytest.approx((0 + 1 / 2) / 2)
-    assert mended_map(errors, ("classification",)) == 1
+    assert corrected_map(errors, ()) == pytest.approx((0 + 1 / 2) / 2)
+    assert corrected_map(errors, ("classification",)) == 1
     assert confusion(errors).tolist() == [[0, 1, 0], [0, 1, 0], [0, 0, 0]]
 
 
 def test_of_two_corrected_boxes_the_better_stays() -> None:
     errors = errors_of([(BOX, 0)], [(HALF_OFF, 0.9, 0), (HALF_OFF, 0.8, 0)])
     assert errors.counts["localisation"] == 2
-    assert mended_map(errors, ("localisation",)) == 1
+    assert corrected_map(errors, ("localisation",)) == 1
 
 
 def test_a_correction_of_a_box_that_was_found_is_only_removed() -> None:
     errors = errors_of([(BOX, 0)], [(HALF_OFF, 0.9, 0), (BOX, 0.8, 0)])
-    assert mended_map(errors, ()) == pytest.approx(1 / 2)
-    assert mended_map(errors, ("localisation",)) == 1
+    assert corrected_map(errors, ()) == pytest.approx(1 / 2)
+    assert corrected_map(errors, ("localisation",)) == 1
 
 
 def test_difficult_boxes_are_not_missed_and_explain_nothing() -> None:
@@ -95,8 +95,8 @@ def test_everything_is_counted_once_and_mending_all_leaves_nothing_wrong(case: C
     assert int(errors.found.sum()) + counts["missed"] + pointed == int(matches.positives.sum())
     if matches.positives.sum():
         before = voc_ap(samples, found, CLASSES).map_area
-        assert mended_map(errors, ()) == pytest.approx(before)
-        assert mended_map(errors, KINDS) == pytest.approx(1)
+        assert corrected_map(errors, ()) == pytest.approx(before)
+        assert corrected_map(errors, KINDS) == pytest.approx(1)
         assert min(costs(errors).values()) > -1e-9
 
 

@@ -244,7 +244,7 @@ def test_the_advice_names_the_fastest_and_says_where_int8_does_not_pay() -> None
 
 def test_bad_input(trained: Path, tmp_path: Path, refused: Refused) -> None:
     student = trained / "run" / "student.safetensors"
-    assert "--to tflite is no format" in refused("export", student, "--to", "onnx,tflite")
+    assert "--to tflite is not a format" in refused("export", student, "--to", "onnx,tflite")
     (tmp_path / "a.pt").write_bytes(b"")
     with pytest.raises(InputError, match="its name ends in one of"):
         ShippedDetector(tmp_path / "a.pt")

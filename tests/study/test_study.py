@@ -145,8 +145,8 @@ def test_orphans_of_a_killed_study_are_waited_for(tmp_path: Path) -> None:
         [
             sys.executable,
             "-c",
-            "import sys, time; from pathlib import Path; from qmimic.run.lock import alone\n"
-            "with alone(Path(sys.argv[1])): print('in', flush=True); time.sleep(2)",
+            "import sys, time; from pathlib import Path; from qmimic.run.lock import exclusive_lock\n"
+            "with exclusive_lock(Path(sys.argv[1])): print('in', flush=True); time.sleep(2)",
             str(folder / "jobs" / job),
         ],
         stdout=subprocess.PIPE,

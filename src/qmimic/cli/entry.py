@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the console script of the package. Without arguments it says how to start.
 
     Returns:
-        0; 1 if `data check` or `doctor` found something to mend; 2 after bad input or Ctrl-C, with one sentence on
+        0; 1 if `data check` or `doctor` found something to fix; 2 after bad input or Ctrl-C, with one sentence on
         stderr.
     """
     goes_on, loudness, began = "", USUAL, time.monotonic()

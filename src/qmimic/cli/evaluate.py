@@ -45,7 +45,7 @@ def add(commands: Commands) -> None:
 def _size(text: str) -> tuple[int, int]:
     height, cross, width = text.partition("x")
     if not (cross and height.isdecimal() and width.isdecimal()):
-        raise argparse.ArgumentTypeError(f"{text!r} is no size, write height x width, such as 480x640")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write height x width, such as 480x640")
     return int(height), int(width)
 
 

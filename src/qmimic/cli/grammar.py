@@ -66,11 +66,11 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def targets(text: str) -> list[str]:
-    """Names of formats to ship in, from `--to`. Raises InputError: one is no format."""
+    """Names of formats to ship in, from `--to`. Raises InputError: one of them is unknown."""
     from qmimic.ship.write import TARGETS
 
     names = list(dict.fromkeys(text.split(",")))
     unknown = next((name for name in names if name not in TARGETS), None)
     if unknown is not None:
-        raise InputError(f"--to {unknown} is no format; give one or more of {','.join(TARGETS)}.")
+        raise InputError(f"--to {unknown} is not a format; give one or more of {','.join(TARGETS)}.")
     return names

@@ -122,7 +122,7 @@ def examine(folder: Path) -> Diagnosis:
 
 
 def _torch() -> tuple[int | None, tuple[str, ...], str]:
-    """Threads, GPUs, what is wrong; asked in another process, for a broken torch may end the one that imports it."""
+    """Threads, GPUs, what is wrong; asked in another process, since a broken torch may end the one that imports it."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, timeout=TORCH_SECONDS, check=False
@@ -144,7 +144,7 @@ def _follows(features: tuple[str, ...]) -> tuple[str, ...]:
     said = [
         f"int8 files are fast here ({integers[0]}); `qmimic export --int8 --to onnx,openvino` writes them."
         if integers
-        else "int8 files save space here, hardly time: there are no instructions for int8 products."
+        else "int8 files save space here but hardly any time: this processor has no instructions for int8 products."
     ]
     if "AVX-512 bf16" in features:
         said.append("Teachers of width divisor 4 or less train in bf16 (run.precision=auto).")

@@ -111,7 +111,7 @@ class Tally:
 
 
 def data_files(root: Path) -> Iterator[Path]:
-    """The files below a folder, in order of name; names that begin with a dot and our own index are no data."""
+    """The files below a folder, in order of name; names that begin with a dot and our own index are skipped."""
     real = root.resolve()
     seen = {real}
     for name, folders, files in os.walk(root, followlinks=True):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from qmimic.data.accounts import Accounts
 from qmimic.data.letterbox import fit
 from qmimic.data.sample import NOTES, Dataset, LabelDefect, Sample, has_area, leaves
 from qmimic.errors import InputError
@@ -28,6 +29,7 @@ class Report:
         attributes: boxes by value of each attribute, for formats that have some.
         small: share of the boxes that are smaller than the output stride, 0..1.
         defects: everything found.
+        accounted: pictures, labels and boxes found, used and left out; None where the reader keeps no account.
     """
 
     images: dict[str, int]
@@ -37,6 +39,7 @@ class Report:
     attributes: dict[str, dict[str, int]]
     small: float
     defects: tuple[LabelDefect, ...]
+    accounted: Accounts | None = None
 
     @property
     def exit_code(self) -> int:
@@ -45,11 +48,13 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {**asdict(self), "ok": self.exit_code == 0}
+        accounted = self.accounted.as_json() if self.accounted else None
+        return {**asdict(self), "accounted": accounted, "ok": self.exit_code == 0}
 
     def as_text(self) -> str:
         """For a person."""
-        lines = [f"{split}: {self.images[split]} images, {self.boxes[split]} boxes" for split in self.images]
+        lines = [self.accounted.as_text()] if self.accounted else []
+        lines += [f"{split}: {self.images[split]} images, {self.boxes[split]} boxes" for split in self.images]
         every = sum(self.classes.values()) or 1
         lines += [f"class {name}: {count} boxes ({100 * count / every:.0f} %)" for name, count in self.classes.items()]
         for name, values in self.attributes.items():
@@ -116,6 +121,7 @@ def check(dataset: Dataset, size: tuple[int, int]) -> Report:
         attributes={name: {str(k): own[k] for k in sorted(own)} for name, own in attributes.items()},
         small=float((lengths < OUTPUT_STRIDE).mean()) if len(lengths) else 0.0,
         defects=tuple(defects),
+        accounted=dataset.accounted,
     )
 
 

@@ -1,4 +1,4 @@
-"""From a run folder to the facts of its report; what a part lacks becomes a sentence in its place."""
+"""From a run folder to the facts of its report; a part that cannot be made becomes a sentence that says why."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -91,7 +91,7 @@ def collect(run: FinishedRun, say: Callable[[str], None]) -> Facts:
 
 
 def _or_reason(make: Callable[[], T]) -> T | Absent:
-    """A part, or the sentence that says what it lacks. A run must not be lost to its report; a fault in it may show."""
+    """A part, or the sentence that says why it is missing. Bad files do not cost a run its report; bugs still raise."""
     try:
         return make()
     except InputError as error:

@@ -168,7 +168,7 @@ def _mimic(run: FinishedRun, result: StageResult, student: Detector, teacher: De
         )
     file = read_tensors(files[-1])
     if file.header.get("key") != result.key:
-        raise InputError(f"{files[-1]} is no checkpoint of this student; run the recipe again.")
+        raise InputError(f"{files[-1]} is not a checkpoint of this student; run the recipe again.")
     assert quantized.quantizer is not None
     pair = Mimic(
         config,

@@ -156,7 +156,7 @@ def judge(
     networks = {}
     for title, own in found.items():
         errors, threshold = find_errors(matched[title]), best_threshold(matched[title])
-        strong = {name: _from(one, threshold) for name, one in own.items()}
+        strong = {name: one.keep(one.scores >= threshold) for name, one in own.items()}
         gain = None
         if twin and title != twin:
             value = scores[title].map_area - scores[twin].map_area
@@ -199,8 +199,3 @@ def _found(
             name = file.path.name.replace(".", "-")
             found[file.title] = keep(name, file.sum, partial(detections_of_file, shipped, loader))
     return found
-
-
-def _from(found: Detections, threshold: float) -> Detections:
-    keep = found.scores >= threshold
-    return Detections(found.boxes[keep], found.scores[keep], found.labels[keep])

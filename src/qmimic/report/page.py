@@ -94,7 +94,7 @@ def report_of(folder: Path, wanted: bool, say: Callable[[str], None]) -> Path | 
 
 
 def save(path: Path, text: str) -> None:
-    """Write a page; names that are no text in any encoding are spelt out."""
+    """Write a page; names that are not text in any encoding are spelt out."""
     write_text(path, text.encode("utf-8", "backslashreplace").decode())
 
 
@@ -210,7 +210,7 @@ def commands(run: FinishedRun) -> str:
     root = shlex.quote(data.root)
     if not data.root.startswith("synthetic:"):
         lines.append(("what is wrong with the data", f"qmimic data check {root}"))
-    if not data.fold:  # a fold is no split that a command could name
+    if not data.fold:  # a fold is not a split that a command could name
         lines.append(("score the best student", f"qmimic eval {best} --data {root} --split {shlex.quote(data.val)}"))
     lines += [
         ("draw what it finds in a picture", f"qmimic predict {best} photo.jpg --out drawn"),

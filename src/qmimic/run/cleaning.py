@@ -8,7 +8,7 @@ from pathlib import Path
 from qmimic.errors import InputError
 from qmimic.run.folder import STAGE_RESULT, STAGES, read_run
 from qmimic.run.listing import BANK, PIXELS, WINNER, kind_of, list_runs, look, usage
-from qmimic.run.lock import alone, taken
+from qmimic.run.lock import exclusive_lock, taken
 from qmimic.training.log import LOG
 
 WHOLE = "whole"
@@ -75,7 +75,7 @@ def clean(removals: Sequence[Removal]) -> int:
     for removal in removals:
         if not kind_of(removal.run):
             continue  # it has gone since
-        with alone(removal.run):
+        with exclusive_lock(removal.run):
             for path in removal.paths:
                 try:
                     if path.is_dir() and not path.is_symlink():

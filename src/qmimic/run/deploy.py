@@ -16,7 +16,7 @@ from qmimic.detectors.files import load_detector
 from qmimic.errors import InputError
 from qmimic.run.folder import DEPLOY, RECIPE, STAGES
 from qmimic.run.int8 import Int8RefusedError, IntegerDetector, to_integers
-from qmimic.run.lock import alone
+from qmimic.run.lock import exclusive_lock
 from qmimic.run.prepare import Prepared, prepare
 from qmimic.runtime.detector import Detector as ShippedDetector
 from qmimic.ship.accuracy import Accuracy, map50_of_file
@@ -94,7 +94,7 @@ def deploy(
     if int8 and able:
         prepared = _prepared(recipe, detector)
         try:
-            with alone(path.parent):
+            with exclusive_lock(path.parent):
                 found = to_integers(prepared, detector, path.parent / STAGES, watcher)
         except Int8RefusedError as error:
             watcher.say(str(error))

@@ -11,17 +11,17 @@ from qmimic.errors import InputError
 
 
 @contextlib.contextmanager
-def alone(folder: Path, patience: float = 0.3) -> Iterator[None]:
-    """Keep other processes that ask for the same out of a folder, which is made, as long as the body runs.
+def exclusive_lock(folder: Path, patience: float = 0.3) -> Iterator[None]:
+    """Hold a folder, which is made if it is missing: no other process can hold it while the body runs.
 
-    The system holds the lock, on the folder itself: however the process ends, nothing stays locked or lies about.
+    The operating system holds the lock, on the folder itself: however the process ends, the lock goes with it.
 
     Args:
         folder: any.
         patience: how long to wait for another process to leave, seconds; a moment, for `taken` looks for one.
 
     Raises:
-        InputError: another process is in it, or the folder cannot be made.
+        InputError: another process holds it, or the folder cannot be made.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -39,7 +39,7 @@ def alone(folder: Path, patience: float = 0.3) -> Iterator[None]:
 
 
 def taken(folder: Path) -> bool:
-    """Whether a process is alone in a folder just now."""
+    """Whether a process holds a folder just now."""
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError:

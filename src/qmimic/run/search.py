@@ -15,7 +15,7 @@ from qmimic.files import replacing, write_text
 from qmimic.run.candidates import Budget, Candidate, Option, candidates, cost_table
 from qmimic.run.deploy import Deployed, deploy
 from qmimic.run.folder import ranked
-from qmimic.run.lock import alone
+from qmimic.run.lock import exclusive_lock
 from qmimic.run.prepare import prepare
 from qmimic.run.stages import macs_to_prune_to, train_student
 from qmimic.run.train import PRUNED, RunResult, train
@@ -75,7 +75,7 @@ def fit(recipe: Recipe, budget: Budget, targets: Sequence[str], folder: Path, wa
     Raises:
         InputError: no network fits, the data cannot be used, or training failed.
     """
-    with alone(folder):
+    with exclusive_lock(folder):
         return _fit(_within(recipe, folder), budget, targets, folder, watcher)
 
 

@@ -16,7 +16,7 @@ from qmimic.draw import contact_sheet, draw
 from qmimic.errors import InputError
 from qmimic.files import replacing, write_text
 from qmimic.run.folder import ENVIRONMENT, FAILURE, RECIPE, RESULTS, StageResult, ranked
-from qmimic.run.lock import alone
+from qmimic.run.lock import exclusive_lock
 from qmimic.run.prepare import Prepared, environment, prepare
 from qmimic.run.stages import (
     Stage,
@@ -45,6 +45,7 @@ class RunResult:
         student: the file of the recipe's own student.
         best: the file of the student or baseline with the highest mAP@0.5 on val; the one to ship.
         remarks: sentences that a person has to read, such as a student below its scratch twin.
+        report: the page of it all, which is written above the run; None where there is none.
     """
 
     folder: Path
@@ -52,6 +53,7 @@ class RunResult:
     student: Path
     best: Path
     remarks: tuple[str, ...]
+    report: Path | None = None
 
 
 def train(recipe: Recipe, watcher: Watcher) -> RunResult:
@@ -73,7 +75,7 @@ def train(recipe: Recipe, watcher: Watcher) -> RunResult:
     if not prepared.accelerator.is_main_process:
         return _train(prepared, Silent())
     resolved, where = recipe.folder / RECIPE, recipe.folder / ENVIRONMENT
-    with alone(recipe.folder):
+    with exclusive_lock(recipe.folder):
         if resolved.exists() and not where.exists():
             raise InputError(
                 f"The run folder {recipe.folder} holds a recipe.yaml that no run wrote, and this run would write its "

@@ -45,7 +45,7 @@ def read_detections(path: Path, dataset: Dataset, split: str) -> dict[str, Detec
     try:
         entries = TypeAdapter(list[_Entry]).validate_python(json.loads(read_text(path)))
     except ValidationError as error:
-        raise InputError(f"{path} is no list of detections: {_fault(error)}.") from error
+        raise InputError(f"{path} is not a list of detections: {_fault(error)}.") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not a whole JSON file ({error}); write it again.") from error
     names = {sample.image_id for sample in samples_of(dataset, split)}

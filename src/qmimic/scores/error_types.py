@@ -9,7 +9,7 @@ A false detection is, in this order,
     both             loosely on a box of another class
 
 and a labelled box that is not found is `missed` unless a localisation or a classification error points at it. The cost
-of a kind is the mAP gained by mending that kind alone: classes and boxes are corrected (of several detections of one
+of a kind is the mAP gained by correcting that kind alone: classes and boxes are corrected (of several detections of one
 box the best stays), what is a duplicate, on the background or wrong in both is removed, and missed boxes are not asked
 for. Differences to the paper: detections are matched as VOC does, and difficult or crowd boxes explain nothing.
 """
@@ -81,7 +81,7 @@ def find_errors(matches: Matches) -> Errors:
     return Errors(matches, kind, blamed, found, ~truth.ignored & ~found & ~pointed)
 
 
-def mended_map(errors: Errors, kinds: Collection[str]) -> float:
+def corrected_map(errors: Errors, kinds: Collection[str]) -> float:
     """VOC mAP (area), 0..1, if the errors of these kinds were not there; of no kinds: the mAP as it is.
 
     The mean is over the classes that have something to be found; 1 if nothing is left to be found.
@@ -111,8 +111,8 @@ def costs(errors: Errors) -> dict[str, float]:
     """The mAP, 0..1, that each kind costs by itself; 0 everywhere if nothing was to be found."""
     if not errors.wanted.any():
         return dict.fromkeys(KINDS, 0.0)
-    before = mended_map(errors, ())
-    return {name: mended_map(errors, (name,)) - before for name in KINDS}
+    before = corrected_map(errors, ())
+    return {name: corrected_map(errors, (name,)) - before for name in KINDS}
 
 
 def confusion(errors: Errors) -> NDArray[np.int64]:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from qmimic.run.lock import alone
+from qmimic.run.lock import exclusive_lock
 from qmimic.study.spec import Run, Study
 from qmimic.study.table import JobRow, plan, read_jobs, update
 
@@ -77,7 +77,7 @@ def run_study(
     Raises:
         InputError: another process runs this study, or the folder cannot be written.
     """
-    with alone(folder):
+    with exclusive_lock(folder):
         plan(folder, study, runs)
         (folder / "logs").mkdir(exist_ok=True)
         active: dict[str, Worker] = {}

@@ -72,7 +72,7 @@ def opened(folder: Path) -> Iterator[sqlite3.Connection]:
     """The table of a study's folder; what the body wrote is kept if it ends well.
 
     Raises:
-        InputError: the file is no table, or cannot be written.
+        InputError: the file is not a table, or cannot be written.
     """
     try:
         with closing(sqlite3.connect(folder / FILE, timeout=60)) as connection, connection:
@@ -140,7 +140,7 @@ def read_study(folder: Path) -> Study:
     """What a study's folder was made from.
 
     Raises:
-        InputError: it is no study's folder.
+        InputError: it is not a study's folder.
     """
     if not (folder / FILE).is_file():
         raise InputError(f"{folder} holds no study; name the folder that `qmimic study` wrote.")

@@ -10,14 +10,14 @@ from rich.table import Table
 
 from qmimic.study.table import JobRow, names
 
-LINE_SECONDS = 60  # where there is no terminal, a line so often
+LINE_SECONDS = 60  # where there is no terminal, seconds between lines
 
 
 class View:
     """A table of the jobs at work; a context manager.
 
     Args:
-        console: where to draw; if it is no terminal, a line is printed every minute instead.
+        console: where to draw; if it is not a terminal, a line is printed every minute instead.
         folder: of the study.
         quiet: draw and print nothing.
         each: print a line for each job that ends.

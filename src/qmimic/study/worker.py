@@ -11,7 +11,7 @@ from pathlib import Path
 from qmimic.config import Recipe
 from qmimic.errors import InputError
 from qmimic.run.folder import StageResult
-from qmimic.run.lock import alone
+from qmimic.run.lock import exclusive_lock
 from qmimic.run.prepare import prepare
 from qmimic.run.stages import Teachers, needs_teachers, quantize_teacher, train_student, train_teacher
 from qmimic.study.table import recipe_of, update
@@ -79,7 +79,7 @@ def outcome(folder: Path, job: str, kind: str, recipe: Recipe, watcher: Watcher)
     began = time.monotonic()
     try:
         # A killed study's processes end at their next step; until then the job is theirs.
-        with alone(folder / "jobs" / job, patience=ORPHANS_END):
+        with exclusive_lock(folder / "jobs" / job, patience=ORPHANS_END):
             result = work(kind, recipe, watcher)
     except InputError as error:
         return {"status": "failed", "error": str(error)}
