@@ -139,3 +139,24 @@ def test_a_kill_in_the_middle_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_text() == "old"
     # What a killed process could not remove is hidden, and no pattern of ours takes it for a result.
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["a.txt"]
+
+
+@pytest.mark.parametrize("call", ["open", "close", "fsync"])
+def test_ctrl_c_just_after_a_system_call_leaves_no_half_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """Python delivers a signal as soon as a call has returned: the file is there, and nobody yet holds its name."""
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    done = getattr(os, call)
+
+    def interrupted(*arguments: object, **options: object) -> None:
+        done(*arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, call, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_text(path, "new")
+    monkeypatch.undo()
+    assert left(tmp_path) == ["a.txt"]
+    assert path.read_text() == "old"

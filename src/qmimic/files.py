@@ -2,8 +2,8 @@
 
 import contextlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,11 +22,8 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The suffix is kept at the end: writers such as Pillow choose their format by it. The stem is not all kept:
-        # the longest names that a disk takes would become too long.
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:16]}-", suffix=path.suffix)
-        os.close(handle)
-        temporary = Path(name)
+        temporary = _beside(path)  # named before it is made: Ctrl-C between the two leaves nothing behind
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         yield temporary
         with temporary.open("rb") as written:
             os.fsync(written.fileno())
@@ -69,13 +66,14 @@ def building(target: Path, replace: bool = False) -> Iterator[Path]:
     temporary: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+        temporary = _beside(target)
+        temporary.mkdir(0o700)
         yield temporary
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o777 & ~umask)
         if replace and target.exists():
-            old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}-"))
+            old = _beside(target)
             target.replace(old)
             temporary.replace(target)
             shutil.rmtree(old, ignore_errors=True)
@@ -87,3 +85,12 @@ def building(target: Path, replace: bool = False) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _beside(path: Path) -> Path:
+    """A hidden name in the folder of `path` that nobody else has.
+
+    The suffix is kept at the end: writers such as Pillow choose their format by it. The stem is not all kept: the
+    longest names that a disk takes would become too long.
+    """
+    return path.with_name(f".{path.stem[:16]}-{secrets.token_hex(8)}{path.suffix}")
