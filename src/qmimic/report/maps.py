@@ -21,6 +21,7 @@ from qmimic.errors import InputError
 from qmimic.report.kept import FOLDER, kept_value
 from qmimic.report.networks import BATCH, detector_of
 from qmimic.run.folder import FinishedRun, StageResult
+from qmimic.tables import MODES
 
 CHANNELS = 3  # shown besides the mean of all
 MOST_IMAGES = 500  # that matching is counted on
@@ -128,7 +129,7 @@ def feature_maps(run: FinishedRun, dataset: Dataset, say: Callable[[str], None])
         maps["student, r(f)"] = adapted[0] / stride
         maps["student, Q(r(f))"] = quantizer(adapted)[0] / stride
         part = replace(dataset, splits={VAL: samples[:MOST_IMAGES]})
-        master = quantized if run.recipe.mimic.mode in ("quantization", "teacher_only") else teacher
+        master = quantized if MODES[run.recipe.mimic.mode].teacher else teacher
 
         def compared() -> Matching:
             say("The report compares the student's map with its teacher's.")

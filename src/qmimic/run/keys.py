@@ -137,15 +137,13 @@ def bank_key(recipe: Recipe, data: str, teacher: str, content: object, processes
     return fingerprint(BANK_VERSION, teacher, data, content, arithmetic)
 
 
-def job_keys(recipe: Recipe, taught: bool) -> dict[str, str]:
-    """Ids of a study's jobs (teacher, quantized, student) by kind, from the recipe alone: the data are not read.
+def job_keys(recipe: Recipe) -> dict[str, str]:
+    """Ids of a study's jobs by kind, from one run's recipe alone: the data are not read.
 
-    Args:
-        recipe: of one run of the study.
-        taught: whether its student needs teachers; if not, the student's job is all there is.
+    The kinds are teacher, quantized and student; where the student needs no teachers, it is all there is.
     """
     run = (VERSION, recipe.seed, recipe.data, recipe.detector, recipe.augment, recipe.run.precision)
-    if not taught:
+    if not recipe.needs_teachers:
         return {"student": fingerprint("student", *run, _job_schedule(recipe.student))}
     teacher = fingerprint("teacher", *run, _job_schedule(recipe.teacher, "min_map"))
     quantized = fingerprint("quantized", teacher, _job_schedule(recipe.quantized_teacher), recipe.quantizer)

@@ -13,10 +13,11 @@ from typing import Any
 from torch import Tensor
 
 from qmimic import processes
+from qmimic.arms import QUANTIZED_TEACHER, TEACHER, pruned_stage
 from qmimic.compress.cost import equal_share
 from qmimic.compress.lasso import prune_by_lasso
 from qmimic.compress.taylor import prune_by_taylor
-from qmimic.config import Recipe, ScheduleConfig
+from qmimic.config import ScheduleConfig
 from qmimic.data.splits import VAL
 from qmimic.detectors.build import build, mac_count, parameter_count
 from qmimic.detectors.channels import channel_groups
@@ -34,6 +35,7 @@ from qmimic.run.prepare import Prepared
 from qmimic.run.teaching import teacher_of
 from qmimic.run.tracking import scores_of, trackers_of
 from qmimic.scores.summary import score
+from qmimic.tables import MODES
 from qmimic.training.loop import Job, Objective, Watcher, step_generators, train_network
 from qmimic.training.step import DetectionObjective, MimicObjective
 
@@ -59,11 +61,6 @@ class Teachers:
     quantized: Stage
 
 
-def needs_teachers(recipe: Recipe) -> bool:
-    """Whether a student depends on teachers: it is taught, cut out of one, or its map is quantized by one's stride."""
-    return recipe.mimic.mode != "none" or recipe.student.quantize_map or recipe.pruning.method != "none"
-
-
 def train_teacher(prepared: Prepared, watcher: Watcher) -> Stage:
     """Train the full-precision teacher; refuse it if it is too weak to teach.
 
@@ -80,7 +77,7 @@ def train_teacher(prepared: Prepared, watcher: Watcher) -> Stage:
             load_backbone(detector, Path(config.weights))
         return DetectionObjective(detector, recipe.augment)
 
-    stage = _run(prepared, "teacher", key, config, config.backbone, objective, watcher)
+    stage = _run(prepared, TEACHER, key, config, config.backbone, objective, watcher)
     map50 = stage.result.map50
     watcher.say(f"The teacher ({config.backbone}) reaches {100 * map50:.1f} mAP@0.5 on {recipe.data.scored}.")
     if map50 < config.min_map:
@@ -116,7 +113,7 @@ def quantize_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> St
     def extra(_: Objective) -> dict[str, Any]:
         return {"map50_before": before[0]}
 
-    stage = _run(prepared, "quantized_teacher", key, config, backbone, objective, watcher, extra)
+    stage = _run(prepared, QUANTIZED_TEACHER, key, config, backbone, objective, watcher, extra)
     result = stage.result
     watcher.say(
         f"Quantized, the teacher has {100 * (result.map50_before or 0):.1f} mAP@0.5 before fine-tuning "
@@ -151,7 +148,7 @@ def prune_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> Stage
     recipe = prepared.recipe
     config = recipe.pruning
     key = pruned_key(recipe, teacher.result.key)
-    name = f"pruned_{config.method}"
+    name = pruned_stage(config.method)
     macs = macs_to_prune_to(prepared)
 
     def pruned() -> Detector:
@@ -194,15 +191,14 @@ def train_student(prepared: Prepared, name: str, teachers: Teachers | None, watc
     Args:
         prepared: the run, with the arm's recipe.
         name: of the arm.
-        teachers: `mimic.mode` says which of the two is imitated; None will do where `needs_teachers` says no.
+        teachers: `mimic.mode` says which of the two is imitated; None where `Recipe.needs_teachers` is false.
         watcher: told of every step.
     """
     recipe = prepared.recipe
     config, mimic = recipe.student, recipe.mimic
     taught_by = None
     if mimic.mode != "none" and teachers:
-        quantized = mimic.mode in ("quantization", "teacher_only")
-        taught_by = teachers.quantized if quantized else teachers.full_precision
+        taught_by = teachers.quantized if MODES[mimic.mode].teacher else teachers.full_precision
     # Whoever is taught, or sees its map quantized, depends on the stride s.
     grid = teachers.quantized if teachers and (mimic.mode != "none" or config.quantize_map) else None
     start = (
