@@ -25,8 +25,8 @@ def unknown(name: str, names: Iterable[str]) -> str:
     """What is said of a name that a table does not have, without the final stop."""
     listed = list(names)
     meant = near(name, listed)
-    hint = f"did you mean {meant}? " if meant else ""
-    return f"unknown name {name[:MAX_SHOWN]!r}; {hint}known: {', '.join(listed)}".replace("? known", "? Known")
+    hint = f"did you mean {meant}? Known" if meant else "known"
+    return f"unknown name {name[:MAX_SHOWN]!r}; {hint}: {', '.join(listed)}"
 
 
 class UnknownNameError(InputError, KeyError):
