@@ -10,7 +10,7 @@ from qmimic import arms, tables
 from qmimic.arms import ARMS
 from qmimic.config import Recipe, settings
 from qmimic.errors import InputError
-from qmimic.tables import Table, UnknownNameError, near, unknown
+from qmimic.tables import Table, UnknownNameError, look_up, near, unknown
 
 TABLES = [one for module in (tables, arms) for one in vars(module).values() if isinstance(one, Table)]
 NAMES = ["align", "pool", "uniform", "power_of_two", "tensorboard"]
@@ -36,7 +36,7 @@ def test_what_a_table_lacks_is_refused_with_the_near_name(table: Table[object]) 
         wrong = name[:-1] + "#"
         with pytest.raises(UnknownNameError) as caught:
             table[wrong]
-        assert str(caught.value).startswith(f"{table.key}: unknown name {wrong!r}; did you mean {near(wrong, table)}?")
+        assert str(caught.value).startswith(f"Unknown {table.key} {wrong!r}; did you mean {near(wrong, table)}?")
         assert isinstance(caught.value, InputError)
         assert table.get(wrong) is None
         assert wrong not in table
@@ -50,9 +50,24 @@ def test_one_wrong_letter_leads_to_the_name(name: str, place: int, letter: str) 
 
 @given(st.text())
 def test_any_text_is_answered_in_one_short_sentence(text: str) -> None:
-    said = unknown(text, NAMES)
+    said = unknown("backbone", text, NAMES)
     assert "\n" not in said
     assert len(said) < 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("sqared", "Unknown mimic.distance 'sqared'; did you mean squared? Known: squared, cell."),
+        ("xyz", "Unknown mimic.distance 'xyz'; Known: squared, cell."),
+    ],
+)
+def test_a_plain_mapping_is_looked_up_alike(name: str, said: str) -> None:
+    table = {"squared": 1, "cell": 2}
+    assert look_up(table, "cell", "mimic.distance") == 2
+    with pytest.raises(InputError) as caught:
+        look_up(table, name, "mimic.distance")
+    assert str(caught.value) == said
 
 
 def test_an_entry_can_be_added_and_is_imported_when_it_is_asked_for() -> None:

@@ -21,12 +21,28 @@ def near(name: str, names: Iterable[str]) -> str | None:
     return next(iter(get_close_matches(name, list(names), n=1, cutoff=0.5)), None)
 
 
-def unknown(name: str, names: Iterable[str]) -> str:
-    """What is said of a name that a table does not have, without the final stop."""
+def unknown(what: str, name: str, names: Iterable[str]) -> str:
+    """What is said of a name that a table does not have. `what` it names: "backbone", "mimic.mode"."""
     listed = list(names)
     meant = near(name, listed)
-    hint = f"did you mean {meant}? Known" if meant else "known"
-    return f"unknown name {name[:MAX_SHOWN]!r}; {hint}: {', '.join(listed)}"
+    hint = f"did you mean {meant}? " if meant else ""
+    return f"Unknown {what} {name[:MAX_SHOWN]!r}; {hint}Known: {', '.join(listed)}."
+
+
+def look_up(table: Mapping[str, T], name: str, what: str) -> T:
+    """The entry of a name in a table that is a plain mapping.
+
+    Args:
+        table: by name.
+        name: as a person wrote it.
+        what: it names, for the message: "backbone", "mimic.distance".
+
+    Raises:
+        InputError: the table does not have the name; the message gives the nearest one and all others.
+    """
+    if name in table:
+        return table[name]
+    raise UnknownNameError(unknown(what, name, table))
 
 
 class UnknownNameError(InputError, KeyError):
@@ -49,7 +65,7 @@ class Table(MutableMapping[str, T], Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         if name not in self._entries:
-            raise UnknownNameError(f"{self.key}: {unknown(name, self)}.")
+            raise UnknownNameError(unknown(self.key, name, self))
         entry = self._entries[name]
         if isinstance(entry, str):
             module, _, attribute = entry.partition(":")

@@ -118,9 +118,9 @@ def explain(error: ValidationError) -> str:
         key = parent  # of a union, pydantic adds the kind that it tried
     given, message = first.get("input"), first["msg"].removeprefix("Value error, ")
     if first["type"] == "unknown_name":
-        return f"{key}: {message}."
+        return message
     if first["type"] == "literal_error" and isinstance(given, str) and key in known:
-        return f"{key}: {unknown(given, known[key].choices)}."
+        return unknown(key, given, known[key].choices)
     if first["type"] in ("model_type", "dict_type"):
         message = "needs `name: value` pairs"
     shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) and len(repr(given)) < 200 else ""

@@ -58,7 +58,7 @@ class InTable:
 
     def _known(self, name: str) -> str:
         if name not in self.table:
-            raise PydanticCustomError("unknown_name", "{said}", {"said": unknown(name, self.table)})
+            raise PydanticCustomError("unknown_name", "{said}", {"said": unknown(self.table.key, name, self.table)})
         return name
 
 
