@@ -162,14 +162,26 @@ class ScheduleConfig(Section):
     checkpoint_every: int = Field(100, ge=1, description="steps from one checkpoint to the next")
 
 
+WEIGHTS = (
+    "backbone weights to start from: a file (safetensors, or a state dict of torch) with torchvision's or timm's "
+    "names; pretrained: timm's own, fetched by it"
+)
+
+
 class TeacherConfig(ScheduleConfig):
     """The large detector."""
 
-    backbone: str = Field("resnet18/4", description="family and width divisor")
-    weights: str | None = Field(
-        None, description="backbone weights to start from: a safetensors file, torchvision's names"
-    )
+    backbone: str = Field("resnet18/4", description="family and width divisor, or timm:NAME")
+    weights: str | None = Field(None, description=WEIGHTS)
+    frozen_stages: int = Field(0, ge=0, le=64, description="first stages of the backbone that keep their weights")
+    frozen_norm: bool = Field(False, description="the backbone's batch norms keep their published statistics")
     min_map: float = Field(0.3, ge=0, le=1, description="mAP@0.5 on val below which a teacher is refused as too weak")
+
+    @model_validator(mode="after")
+    def _frozen(self) -> "TeacherConfig":
+        if not self.weights and (self.frozen_stages or self.frozen_norm):
+            raise ValueError("teacher.frozen_stages and frozen_norm keep published weights; name them: teacher.weights")
+        return self
 
 
 class QuantizedTeacherConfig(ScheduleConfig):
@@ -184,10 +196,8 @@ class StudentConfig(ScheduleConfig):
     """The very tiny detector. Every arm (scratch, mimic, quantization mimic) has this same schedule."""
 
     learning_rate: float = Field(6e-3, gt=0, description="peak learning rate; the fewer channels, the more")
-    backbone: str = Field("resnet18/16", description="family and width divisor")
-    weights: str | None = Field(
-        None, description="backbone weights to start from: a safetensors file, torchvision's names"
-    )
+    backbone: str = Field("resnet18/16", description="family and width divisor, or timm:NAME")
+    weights: str | None = Field(None, description=WEIGHTS)
     quantize_map: bool = Field(False, description="every student's own heads see its map quantized by the teacher's s")
 
 

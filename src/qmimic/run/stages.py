@@ -17,13 +17,14 @@ from qmimic.arms import QUANTIZED_TEACHER, TEACHER, pruned_stage
 from qmimic.compress.cost import equal_share
 from qmimic.compress.lasso import prune_by_lasso
 from qmimic.compress.taylor import prune_by_taylor
-from qmimic.config import ScheduleConfig
+from qmimic.config import ScheduleConfig, TeacherConfig
 from qmimic.data.splits import VAL
 from qmimic.detectors.build import build, mac_count, parameter_count
 from qmimic.detectors.channels import channel_groups
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.evaluation import channel_rms, detect_all
-from qmimic.detectors.files import load_backbone, load_detector, save_detector
+from qmimic.detectors.files import load_detector, save_detector
+from qmimic.detectors.pretrained import load_backbone
 from qmimic.detectors.quantize import Quantizer, absolute_stride
 from qmimic.distill.matching import matching
 from qmimic.distill.mimic import Mimic
@@ -74,7 +75,8 @@ def train_teacher(prepared: Prepared, watcher: Watcher) -> Stage:
     def objective() -> DetectionObjective:
         detector = build(prepared.spec(config.backbone), recipe.seed)
         if config.weights:
-            load_backbone(detector, Path(config.weights))
+            load_backbone(detector, config.weights)
+        _freeze(detector, config)
         return DetectionObjective(detector, recipe.augment)
 
     stage = _run(prepared, TEACHER, key, config, config.backbone, objective, watcher)
@@ -108,6 +110,7 @@ def quantize_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> St
     def objective() -> DetectionObjective:
         detector = quantized()
         before.append(_map50(prepared, detector.eval()))
+        _freeze(detector, recipe.teacher)
         return DetectionObjective(detector, recipe.augment)
 
     def extra(_: Objective) -> dict[str, Any]:
@@ -120,6 +123,12 @@ def quantize_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> St
         f"and {100 * result.map50:.1f} after it (full precision: {100 * teacher.result.map50:.1f})."
     )
     return stage
+
+
+def _freeze(detector: Detector, config: TeacherConfig) -> None:
+    """Keep what the recipe keeps of a teacher's backbone."""
+    if config.frozen_stages or config.frozen_norm:
+        detector.backbone.freeze(config.frozen_stages, config.frozen_norm)
 
 
 def macs_to_prune_to(prepared: Prepared) -> int:
@@ -248,7 +257,7 @@ def _untrained(prepared: Prepared, start: Stage | None) -> Detector:
     config = prepared.recipe.student
     student = build(prepared.spec(config.backbone), prepared.recipe.seed)
     if config.weights:
-        load_backbone(student, Path(config.weights))
+        load_backbone(student, config.weights)
     return student
 
 
