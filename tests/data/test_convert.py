@@ -39,7 +39,9 @@ def source(tmp_path: Path) -> Path:
         voc_object("cat", 50, 50, 50, 50),
         "<size><width>999</width><height>80</height></size>",
     )
-    voc_xml(root, "Ünï çødé.x", voc_object("猫", -5, 0, 200, 90.125, extra=crowd), voc_object("no: 1", 60, 60, 20, 20))
+    voc_xml(
+        root, "Ünï çødé.x", voc_object("猫", -5, 0.5, 200, 90.125, extra=crowd), voc_object("no: 1", 60, 60, 20, 20)
+    )
     voc_xml(root, "empty")
     voc_list(root, "train", "a", "empty")
     voc_list(root, "val", "Ünï çødé.x")

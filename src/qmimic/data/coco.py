@@ -15,8 +15,8 @@ from qmimic.config import explain
 from qmimic.data.accounts import Tally, data_files
 from qmimic.data.labels import (
     Folder,
+    file_of,
     finite,
-    image_name,
     is_picture,
     locate,
     make_sample,
@@ -245,7 +245,8 @@ def write(root: Folder, dataset: Dataset) -> dict[Path, Sample]:
             place = reserve(places, Path("images"), sample, alike=False)
             image_id = numbers.setdefault(place, len(numbers) + 1)
             width, height = stated_size(sample)
-            images.append({"id": image_id, "file_name": image_name(sample), "width": width, "height": height})
+            name = (place.relative_to("images").parent / file_of(place, sample)).as_posix()
+            images.append({"id": image_id, "file_name": name, "width": width, "height": height})
             annotations += [{"image_id": image_id, **fields} for fields in _annotations(sample)]
         numbered = [{"id": k, **annotation} for k, annotation in enumerate(annotations, start=1)]
         content = {"images": images, "annotations": numbered, "categories": categories}

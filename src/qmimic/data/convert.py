@@ -6,7 +6,7 @@ from pathlib import Path
 
 from qmimic.data.formats import WRITERS
 from qmimic.data.images import read_image
-from qmimic.data.labels import image_name, one_line
+from qmimic.data.labels import file_of, one_line
 from qmimic.data.sample import Dataset, Sample
 from qmimic.errors import InputError
 from qmimic.files import building
@@ -40,7 +40,7 @@ def convert(dataset: Dataset, target: Path, to: str) -> str:
         for parent in {place.parent for place in places}:
             (folder / parent).mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda item: _put(dataset, item[1], folder / item[0].parent), places.items()))
+            list(pool.map(lambda item: _put(dataset, item[1], folder / item[0]), places.items()))
     remarks = [f"{target}: {len(places)} images as {to}, {sum(len(s.boxes) for s in places.values())} boxes"]
     flags = sum(int((sample.difficult | sample.crowd).sum()) for sample in places.values())
     if flags and not writer.flags:
@@ -50,13 +50,13 @@ def convert(dataset: Dataset, target: Path, to: str) -> str:
     return "; ".join(remarks) + "."
 
 
-def _put(dataset: Dataset, sample: Sample, folder: Path) -> None:
-    """A sample's image into a folder.
+def _put(dataset: Dataset, sample: Sample, place: Path) -> None:
+    """A sample's image to its place, which lacks the suffix.
 
     Raises:
         InputError: the image is missing or cannot be read.
     """
-    path = folder / image_name(sample)
+    path = place.parent / file_of(place, sample)
     if sample.image is None:
         dataset.load(sample).save(path)
     else:

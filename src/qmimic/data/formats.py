@@ -49,6 +49,7 @@ READERS = {
     "voc": Reader(voc.sniff, voc.read),
     "coco": Reader(coco.sniff, coco.read),
     "yolo": Reader(yolo.sniff, yolo.read),
+    "voc beside the pictures": Reader(voc.sniff_beside, voc.read),
 }
 WRITERS = {"voc": Writer(voc.write), "coco": Writer(coco.write), "yolo": Writer(yolo.write, flags=False)}
 

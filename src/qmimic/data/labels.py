@@ -27,7 +27,7 @@ class Folder(Protocol):
 
     def __truediv__(self, name: str, /) -> Self: ...
 
-    def mkdir(self, *, parents: bool) -> None: ...
+    def mkdir(self, *, parents: bool, exist_ok: bool = False) -> None: ...
 
     def write_text(self, data: str, /, encoding: str) -> int: ...
 
@@ -39,13 +39,23 @@ def read_text(path: Path) -> str:
         InputError: the file is missing, unreadable, too large or not UTF-8.
     """
     try:
-        if path.stat().st_size > MAX_LABEL_BYTES:
-            raise InputError(f"{path} is over 1 GiB; split it.")
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"Cannot read {path}: {error.strerror}; check its name and permissions.") from error
+        return read_bytes(path).decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text; save it as UTF-8.") from error
+
+
+def read_bytes(path: Path) -> bytes:
+    """A label file as it is.
+
+    Raises:
+        InputError: the file is missing, unreadable or too large.
+    """
+    try:
+        if path.stat().st_size > MAX_LABEL_BYTES:
+            raise InputError(f"{path} is over 1 GiB; split it.")
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"Cannot read {path}: {error.strerror}; check its name and permissions.") from error
 
 
 def inside(root: Path, path: Path) -> Path:
@@ -191,6 +201,8 @@ def reserve(taken: dict[Path, Sample], folder: Path, sample: Sample, alike: bool
         InputError: another image has this name, or this image has other labels.
     """
     place = folder / Path(image_name(sample)).stem
+    if taken.setdefault(place, sample).image != sample.image and _is_place(sample.image_id):
+        place = folder / sample.image_id  # its own name is another image's too, and ids tell them apart
     first = taken.setdefault(place, sample)
     if first.image != sample.image:
         raise InputError(f"{first.image} and {sample.image} would both become {place}; rename one of them.")
@@ -199,8 +211,12 @@ def reserve(taken: dict[Path, Sample], folder: Path, sample: Sample, alike: bool
     return place
 
 
-def image_files(folder: Path) -> dict[str, Path]:
-    """The image files of a folder by name without suffix, in order of name."""
-    if not folder.is_dir():
-        return {}
-    return {path.stem: path for path in sorted(folder.iterdir()) if is_picture(path)}
+def file_of(place: Path, sample: Sample) -> str:
+    """The file name of an image at a place that `reserve` gave."""
+    return place.name + Path(image_name(sample)).suffix
+
+
+def _is_place(image_id: str) -> bool:
+    """Whether an image's id can be a path below a folder."""
+    parts = image_id.split("/")
+    return one_line(image_id) and all(part.strip() == part and part.strip(".") for part in parts)

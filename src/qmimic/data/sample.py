@@ -57,16 +57,19 @@ def has_area(boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
 def leaves(boxes: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.bool_]:
     """Which boxes [M, 4] (xyxy, pixels) reach out of an image of `size` (width, height), bool [M]; they are defects.
 
-    Half a pixel is forgiven: YOLO's shares of the image are rounded to a few digits, so that a box at the right edge
-    often ends a hair beyond it.
+    A pixel is forgiven, and such boxes are clipped: YOLO's shares of the image are rounded to a few digits, and tools
+    differ in whether they count from 0 or 1.
     """
     x1, y1, x2, y2 = boxes.T
-    outside: NDArray[np.bool_] = (x1 < -0.5) | (y1 < -0.5) | (x2 > size[0] + 0.5) | (y2 > size[1] + 0.5)
+    outside: NDArray[np.bool_] = (x1 < -1) | (y1 < -1) | (x2 > size[0] + 1) | (y2 > size[1] + 1)
     return outside
 
 
 # Kinds of defects that are worth knowing and stop nothing; all others stop training as they fail `data check`.
-NOTES = ("image_without_label", "empty_class", "turned_by_exif", "missing_test")
+NOTES = (
+    *("image_without_label", "empty_class", "turned_by_exif", "missing_test", "counted_from_zero", "duplicate_box"),
+    *("another_layout", "crowded_image"),
+)
 
 
 @dataclass(frozen=True)
