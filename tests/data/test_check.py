@@ -113,11 +113,17 @@ def test_an_image_of_another_name_than_its_label_is_labelled(root: Path, capsys:
 
 
 def test_another_size_than_stated(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    voc_xml(root, "b", "<size><width>80</width><height>100</height></size>", voc_object("cat", 1, 1, 9, 9))
+    voc_xml(root, "a", "<size><width>60</width><height>100</height></size>", voc_object("cat", 1, 1, 9, 9))
+    voc_xml(root, "b", "<size><width>80</width><height>100</height></size>", voc_object("dog", 1, 1, 9, 9))
     code, content = report(root, capsys)
-    (defect,) = content["defects"]
-    assert (code, defect["kind"]) == (1, "size_mismatch")
-    assert defect["detail"] == "The label says 80 x 100, the image has 100 x 80."
+    other, turned = content["defects"]
+    assert (code, other["kind"], turned["kind"]) == (1, "size_mismatch", "size_mismatch")
+    assert other["detail"] == "The label says 60 x 100, the image has 100 x 80."
+    assert turned["detail"].startswith("The label says 80 x 100, the image has 100 x 80. Width and height are swapped")
+    assert content["accounted"]["pictures"] == {"found": 3, "used": 1, "left_out": {"size_mismatch": 2}}
+    with pytest.raises(InputError, match=r"the first: a: The label says 60 x 100"):
+        usable(load_dataset(root), drop_bad=False)
+    assert usable(load_dataset(root), drop_bad=True).accounted.pictures.used == 1
 
 
 def test_a_class_that_training_never_shows(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -185,6 +191,7 @@ def test_folders_that_cannot_be_checked(tmp_path: Path, capsys: pytest.CaptureFi
 def test_real_folders_and_their_known_faults(real_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, defects = found(real_data / "bccd", capsys)
     assert code == 1
+    assert defects.pop(0)[0] == "another_layout"  # a COCO copy of the same boxes
     assert sorted(defects) == [("box_without_area", "BloodImage_00338"), ("box_without_area", "BloodImage_00343")]
     code, defects = found(real_data / "raccoon", capsys)
-    assert (code, {kind for kind, _ in defects}) == (1, {"duplicate_across_splits"})
+    assert (code, {kind for kind, _ in defects}) == (1, {"another_layout", "duplicate_across_splits"})

@@ -31,6 +31,7 @@ class Sample:
         size: (width, height) in pixels as the label states it, None if it does not.
         attributes: int64 [M] each, what a format knows of its boxes besides, such as WIDER FACE's "blur"; empty if
             nothing. They are counted by `data check` and not trained on.
+        pixels: a number that images of equal pixels share (`images.whole_size`), 0 where nobody looked.
     """
 
     image_id: str
@@ -41,6 +42,7 @@ class Sample:
     crowd: NDArray[np.bool_]
     size: tuple[int, int] | None = None
     attributes: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    pixels: int = 0
 
 
 def has_area(boxes: NDArray[np.float32]) -> NDArray[np.bool_]:

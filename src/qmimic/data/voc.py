@@ -79,6 +79,8 @@ def sniff(root: Path) -> bool:
 
 def sniff_beside(root: Path) -> bool:
     """Whether a folder has annotations beside its pictures, as LabelImg and Roboflow leave them."""
+    if _bases(root):
+        return False
     folders = [root, *_folders(root)]
     for folder in [*folders, *(below for own in folders[1:] for below in _folders(own))]:
         if any(path.suffix.lower() == ".xml" and _is_annotation(root, path) for path in folder.iterdir()):
@@ -151,8 +153,8 @@ def _read(base: Path) -> tuple[Dataset, bool]:
     files = list(data_files(base))
     pictures = [path for path in files if is_picture(path)]
     homes = _homes(base)
-    for home in homes:
-        inside(base, home)
+    for folder in homes:
+        inside(base, folder)
     sources: dict[str, Path] = {}
     tally, defects = Tally(), list[LabelDefect]()
     for path in sorted((path for path in files if path.suffix.lower() == ".xml"), key=lambda p: (len(p.parts), p)):
@@ -179,12 +181,12 @@ def _read(base: Path) -> tuple[Dataset, bool]:
     splits = {split: tuple(samples[key] for key in own if key in samples) for split, own in members.items()}
     for key in samples.keys() - {key for own in members.values() for key in own}:
         tally.drop("not_listed", len(samples[key].boxes), samples[key].image)
-    used = {sample.image for own in splits.values() for sample in own}
-    beside = {path.parent for path in used if path is not None}
-    for path in pictures:  # pictures of masks lie in folders of their own
-        if path not in used and path not in tally.pictures_out and path.parent in beside:
+    used = {sample.image for own in splits.values() for sample in own if sample.image}
+    beside = {image.parent for image in used}
+    for picture in sorted(set(pictures) - used):  # masks lie in folders of their own
+        if picture not in tally.pictures_out and picture.parent in beside:
             text = "No split has a label for it."
-            defects.append(LabelDefect("image_without_label", path.relative_to(base).as_posix(), text))
+            defects.append(LabelDefect("image_without_label", picture.relative_to(base).as_posix(), text))
     accounted = tally.close(pictures, splits)
     return Dataset(base.name, base, tuple(names), splits, tuple(defects), accounted=accounted), bool(lists)
 
@@ -394,20 +396,20 @@ def _members(
     for split, path in _parted(base, lists, {name for one in parsed.values() for name in one.names}):
         own = members.setdefault(split, {})
         for line in (line.strip() for line in read_text(inside(base, path)).splitlines() if line.strip()):
-            key = next((keys[form] for form in _forms(line) if form in keys), None)
-            if key is None:
+            named = next((keys[form] for form in _forms(line) if form in keys), None)
+            if named is None:
                 missing.setdefault(line, path.relative_to(base).as_posix())
             else:
-                own[key] = None
-    for line, source in missing.items():
+                own[named] = None
+    for line, own_list in missing.items():
         picture = next((shown[form] for form in _forms(line) if form in shown), None)
         if picture is not None:
-            text = f"{source} lists it, but it has no annotation."
+            text = f"{own_list} lists it, but it has no annotation."
             defects.append(LabelDefect("image_without_label", picture.relative_to(base).as_posix(), text))
             tally.pictures_out[picture] = "without_label"
         else:
             text = f"It lists {line}, which has neither a picture nor an annotation."
-            defects.append(LabelDefect("label_without_image", source, text))
+            defects.append(LabelDefect("label_without_image", own_list, text))
     return {split: list(own) for split, own in members.items()}
 
 

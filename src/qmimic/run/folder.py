@@ -18,7 +18,7 @@ from qmimic.tables import MODES
 
 DEPLOY = "deploy"
 RECIPE, RESULTS, STAGES, STAGE_RESULT = "recipe.yaml", "results.json", "stages", "result.json"
-ENVIRONMENT, FAILURE = "environment.json", "failed.txt"
+ENVIRONMENT, FAILURE, DATA = "environment.json", "failed.txt", "data.json"
 MAX_BYTES = 1 << 24  # of one JSON file
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 
 from qmimic.config import DataConfig, DetectorConfig, Recipe
-from qmimic.data.chosen import box_sizes, dataset_fingerprint, open_dataset
+from qmimic.data.chosen import box_sizes, dataset_fingerprint, open_dataset, remarks
 from qmimic.data.columns import Columns, in_columns
 from qmimic.data.loader import Loader
 from qmimic.data.pixel_cache import PixelCache
@@ -42,6 +42,7 @@ class Prepared:
         detector: settings of every detector, with anchors.
         key: fingerprint of data, size and detector settings.
         accelerator: device and processes.
+        remarks: sentences on the data that a person has to read before the first step.
     """
 
     recipe: Recipe
@@ -51,6 +52,7 @@ class Prepared:
     detector: DetectorConfig
     key: str
     accelerator: Accelerator
+    remarks: tuple[str, ...] = ()
 
     def spec(self, backbone: str) -> DetectorSpec:
         """The description of a detector of this run."""
@@ -100,7 +102,7 @@ def prepare(recipe: Recipe) -> Prepared:
     if detector.anchors is None:
         detector = detector.model_copy(update={"anchors": fit_anchors(sizes, detector.anchor_count)})
     key = data_key(dataset_fingerprint(dataset), data, detector)
-    return Prepared(recipe, dataset, train, val, detector, key, accelerator)
+    return Prepared(recipe, dataset, train, val, detector, key, accelerator, remarks(dataset, detector))
 
 
 def _cache(dataset: Dataset, split: str, recipe: Recipe) -> PixelCache | None:
