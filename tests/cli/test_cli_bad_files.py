@@ -107,7 +107,7 @@ def test_pictures_of_formats_that_cannot_be_read(trained: Path, tmp_path: Path, 
     head[84:88] = b"ZZZZ"  # a pixel format that no one knows
     for name, content in (("odd.dds", bytes(head)), ("zero.jpg", b""), ("text.png", b"hello")):
         (tmp_path / name).write_bytes(content)
-        assert f"{name} is no whole image" in refused("predict", student, tmp_path / name, "--out", tmp_path / "out")
+        assert f"{name} is not a" in refused("predict", student, tmp_path / name, "--out", tmp_path / "out")
     Image.new("1", (20_000, 20_000)).save(tmp_path / "huge.png")
     assert "shrink it" in refused("predict", student, tmp_path / "huge.png", "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
