@@ -29,7 +29,7 @@ class _Loader(yaml.SafeLoader):
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
 
-    def construct_scalar(self, node: yaml.ScalarNode) -> Any:
+    def construct_scalar(self, node: Any) -> Any:
         """A scalar's text. Programs that write JSON spell a sign beyond 16 bits as two halves."""
         text = super().construct_scalar(node)
         return text.encode("utf-16", "surrogatepass").decode("utf-16") if isinstance(text, str) else text
