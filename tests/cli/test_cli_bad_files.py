@@ -148,7 +148,7 @@ def test_scores_that_are_none(trained: Path, tmp_path: Path, refused: Refused, s
 def test_scoring_what_is_not_there(trained: Path, tmp_path: Path, refused: Refused) -> None:
     cats, student = trained / "cats", trained / "run" / "student.safetensors"
     assert "none.json" in refused("score", "--data", cats, "--detections", tmp_path / "none.json")
-    assert "Is a directory" in refused("score", "--data", cats, "--detections", tmp_path)
+    assert "is a folder, not a file" in refused("score", "--data", cats, "--detections", tmp_path)
     found = tmp_path / "found.json"
     found.write_text('[{"file_name": "val0", "category": "cat", "bbox": [1, 2, 3, 4], "sco')
     assert "not a whole JSON" in refused("score", "--data", cats, "--detections", found)
