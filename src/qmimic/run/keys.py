@@ -6,24 +6,31 @@ content or its time of change, never by its path.
 """
 
 import hashlib
-from collections.abc import Mapping
+import os
+import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 
 from qmimic.config import DataConfig, DetectorConfig, MimicConfig, Recipe, ScheduleConfig, fingerprint
 from qmimic.data.letterbox import PIXELS
 from qmimic.detectors.pretrained import PRETRAINED
 from qmimic.errors import InputError
+from qmimic.extras import version_of
 
 VERSION = 2  # raised when the same recipe would give other weights
 MIMIC_VERSION = 1  # the same for students that are taught
 TAYLOR_VERSION = 1  # and for teachers pruned by Taylor expansion
 INT8_VERSION = 1  # when the same detector would get other grids
 BANK_VERSION = 3  # when a bank's records change
+COSTS_VERSION = 1  # when the same candidate of a search would cost something else
+REPORT_VERSION = 1  # when a report would show something else of the same networks
+ENGINE_PACKAGES = ("qmimic", "onnxruntime", "openvino", "executorch")
 
 
 def weights_key(path: str | None) -> str | None:
@@ -137,6 +144,37 @@ def bank_key(recipe: Recipe, data: str, teacher: str, content: object, processes
     # Convolutions may round otherwise for other batches, threads or versions.
     arithmetic = [recipe.student.batch_size, processes, torch.get_num_threads(), torch.__version__]
     return fingerprint(BANK_VERSION, teacher, data, content, arithmetic)
+
+
+def costs_key(detector: DetectorConfig, classes: int) -> str:
+    """What networks with these settings cost as files, on this machine, in the engines that are installed."""
+    machine = platform.node(), platform.processor(), os.cpu_count()
+    return fingerprint(COSTS_VERSION, detector, classes, machine, [version_of(name) for name in ENGINE_PACKAGES])
+
+
+def network_key(spec: BaseModel, quantizer: BaseModel | None) -> str:
+    """A network whatever its weights are; all of one description cost the same."""
+    return fingerprint(spec, quantizer)
+
+
+def timing_key(cpu: str, networks: Sequence[str], files: Sequence[tuple[str, str]]) -> str:
+    """A report's times, of networks by their stages' keys and of deployed files by title and checksum."""
+    return fingerprint(REPORT_VERSION, cpu, [version(name) for name in ("qmimic", "onnxruntime")], networks, files)
+
+
+def detections_key(network: str, dataset: str) -> str:
+    """A report's detections of a network (key of its stage, or checksum of its file) on a dataset."""
+    return fingerprint(REPORT_VERSION, network, dataset)
+
+
+def matching_key(student: str, dataset: str) -> str:
+    """A report's matching of a student's map, by its stage's key, on pictures of a dataset."""
+    return fingerprint(REPORT_VERSION, student, dataset)
+
+
+def check_key(dataset: str, size: tuple[int, int]) -> str:
+    """What a report says is wrong with a dataset at a training size."""
+    return fingerprint(REPORT_VERSION, dataset, size)
 
 
 def job_keys(recipe: Recipe) -> dict[str, str]:
