@@ -6,7 +6,6 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
-from pytest import MonkeyPatch
 
 import qmimic
 from qmimic.config import Recipe
@@ -25,7 +24,7 @@ MakeRecipe = Callable[..., Recipe]
 
 
 @pytest.fixture
-def calls(monkeypatch: MonkeyPatch) -> Counter[str]:
+def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often val was looked at, and how often COCO's scores were computed."""
     counts: Counter[str] = Counter()
 

@@ -77,7 +77,7 @@ def to_integers(prepared: Prepared, detector: Detector, folder: Path, watcher: W
             job = Job("int8", place, key, prepared.recipe.seed, config, False, trackers)
             validation = Validation(prepared)
             found = train_network(job, objective, own, validation, prepared.accelerator, watcher)
-            after, trained = validation.scores(found).voc_map50, config.steps
+            after, trained = validation.map50(found), config.steps
             trackers.end({"map50": after, "map50_float": before})
         watcher.say(f"After {trained} steps on the grids it has {100 * after:.1f}.")
     in_float: tuple[str, ...] = ()

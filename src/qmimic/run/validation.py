@@ -20,16 +20,21 @@ class Validation:
     """
 
     def __init__(self, prepared: Prepared) -> None:
-        self._prepared = prepared
-        self._seen: Mapping[str, Detections] | None = None
+        self._dataset, self._loader = prepared.dataset, prepared.val
+        self._seen: tuple[Mapping[str, Detections], float] | None = None
 
     def __call__(self, detector: Detector) -> float:
         """See the class."""
-        self._seen = detect_all(detector, self._prepared.val)
-        return voc_map50(self._prepared.dataset, VAL, self._seen)
+        found = detect_all(detector, self._loader)
+        self._seen = found, voc_map50(self._dataset, VAL, found)
+        return self._seen[1]
+
+    def map50(self, trained: Detector) -> float:
+        """VOC mAP@0.5 of the network as its training left it; val is looked at only if training did not."""
+        return self._seen[1] if self._seen else self(trained)  # no step was left to train: nobody called
 
     def scores(self, trained: Detector) -> Scores:
-        """All scores of the network as its training left it; it looks at val only if training did not."""
-        if self._seen is None:  # no step was trained, or none since the last checkpoint
-            self._seen = detect_all(trained, self._prepared.val)
-        return score(self._prepared.dataset, VAL, self._seen)
+        """All its scores, likewise."""
+        self.map50(trained)
+        assert self._seen is not None
+        return score(self._dataset, VAL, self._seen[0])
