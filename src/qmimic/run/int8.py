@@ -74,7 +74,7 @@ def to_integers(prepared: Prepared, detector: Detector, folder: Path, watcher: W
         objective = DetectionObjective(found, prepared.recipe.augment)
         own = prepared.train.with_batch_size(config.batch_size)
         with trackers_of(prepared, "int8", key, place, watcher) as trackers:
-            job = Job("int8", place, key, prepared.recipe.seed, config, False, trackers)
+            job = Job("int8", place, key, prepared.recipe.seed, config.schedule, False, trackers)
             validation = Validation(prepared)
             found = train_network(job, objective, own, validation, prepared.accelerator, watcher)
             after, trained = validation.map50(found), config.steps

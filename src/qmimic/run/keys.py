@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from qmimic.config import DataConfig, DetectorConfig, MimicConfig, Recipe, ScheduleConfig, fingerprint
+from qmimic.config import DataConfig, DetectorConfig, FineTuningConfig, MimicConfig, Recipe, fingerprint
+from qmimic.config.sections import GONE
 from qmimic.data.letterbox import PIXELS
 from qmimic.detectors.pretrained import PRETRAINED
 from qmimic.errors import InputError
@@ -193,13 +194,13 @@ def job_keys(recipe: Recipe) -> dict[str, str]:
     return {"teacher": teacher, "quantized": quantized, "student": student}
 
 
-def _schedule(config: ScheduleConfig, *left_out: str) -> Mapping[str, object]:
+def _schedule(config: FineTuningConfig, *left_out: str) -> Mapping[str, object]:
     """A network's settings, with the content of its weights in their path's place."""
     plain = _plain(config, *left_out)
     return {**plain, "weights": weights_key(plain["weights"])} if "weights" in plain else plain
 
 
-def _job_schedule(config: ScheduleConfig, *left_out: str) -> Mapping[str, object]:
+def _job_schedule(config: FineTuningConfig, *left_out: str) -> Mapping[str, object]:
     """The same for a job: weights that cannot be read fail this job when it runs, not the whole study."""
     try:
         return _schedule(config, *left_out)
@@ -207,9 +208,14 @@ def _job_schedule(config: ScheduleConfig, *left_out: str) -> Mapping[str, object
         return _plain(config, *left_out)
 
 
-def _plain(config: ScheduleConfig, *left_out: str) -> dict[str, Any]:
-    """The settings; what came later and is off is left out, so that results from before keep their names."""
-    plain = config.model_dump(mode="json", exclude=set(left_out))
+def _plain(config: FineTuningConfig, *left_out: str) -> dict[str, Any]:
+    """The settings, and what holds where there is no setting: results from before it was gone keep their names.
+
+    What came later and is off is left out, to the same end.
+    """
+    section = next(name for name, field in Recipe.model_fields.items() if field.annotation is type(config))
+    fixed = {key.rpartition(".")[2]: value for key, value in GONE.items() if key.startswith(f"{section}.")}
+    plain = {**fixed, **config.model_dump(mode="json", exclude=set(left_out))}
     return {name: value for name, value in plain.items() if name not in ("frozen_stages", "frozen_norm") or value}
 
 

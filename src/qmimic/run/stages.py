@@ -29,7 +29,7 @@ from qmimic.distill.matching import matching
 from qmimic.distill.mimic import Mimic
 from qmimic.errors import InputError
 from qmimic.files import write_text
-from qmimic.run.folder import STAGE_RESULT, StageResult, read_stage, stage_folder
+from qmimic.run.folder import RECIPE, STAGE_RESULT, StageResult, read_stage, stage_folder
 from qmimic.run.keys import Parents, pruned_key, quantized_key, student_key, teacher_key
 from qmimic.run.prepare import Prepared
 from qmimic.run.teaching import teacher_of
@@ -116,7 +116,7 @@ def quantize_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> St
     def extra(_: Objective) -> dict[str, Any]:
         return {"map50_before": before[0]}
 
-    stage = _run(prepared, QUANTIZED_TEACHER, key, config, backbone, objective, watcher, extra)
+    stage = _run(prepared, QUANTIZED_TEACHER, key, config.schedule, backbone, objective, watcher, extra)
     result = stage.result
     watcher.say(
         f"Quantized, the teacher has {100 * (result.map50_before or 0):.1f} mAP@0.5 before fine-tuning "
@@ -300,12 +300,25 @@ def _once(prepared: Prepared, folder: Path, watcher: Watcher, work: Callable[[],
     if done:
         watcher.say(f"{done.name}: done before, taken from {folder}.")
         return Stage(done, folder)
+    _say_again(folder, watcher)
     work()
     prepared.accelerator.wait_for_everyone()
     result = _finished(folder)
     if result is None:
         raise InputError(f"{folder} lacks what the main process wrote; put run.dir on a disk that all processes share.")
     return Stage(result, folder)
+
+
+def _say_again(folder: Path, watcher: Watcher) -> None:
+    """Say so where a stage was done before from other settings or data, or by another version: it is done again."""
+    name, _, key = folder.name.rpartition("-")
+    others = [one for one in folder.parent.glob(f"{name}-*") if one.name.rpartition("-")[0] == name and one != folder]
+    # In a study's folder, stages of many recipes lie side by side.
+    if (folder.parents[1] / RECIPE).is_file() and any(read_stage(one) for one in others):
+        watcher.say(
+            f"{name} is done again: what was done before came from other settings, other data or another version of "
+            f"qmimic (its key is now {key})."
+        )
 
 
 def _write(
