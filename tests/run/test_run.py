@@ -76,7 +76,8 @@ def test_a_student_learns_and_the_run_folder_holds_what_a_user_needs(make_recipe
     assert any("teacher" in text and "mAP" in text for text in listener.said)
     names = {path.name for path in run.folder.iterdir()}
     assert {
-        "recipe.yaml", "environment.json", "data.json", "results.json", "results.md", "curves.png", "examples.png", "stages",
+        "recipe.yaml", "environment.json", "data.json", "results.json", "results.md", "curves.png", "examples.png",
+        "stages",
         "pixels", "teacher.safetensors", "quantized_teacher.safetensors", "scratch.safetensors",
         "student.safetensors",
     } == names  # fmt: skip
@@ -132,6 +133,7 @@ def test_a_changed_student_keeps_the_teacher(make_recipe: MakeRecipe) -> None:
     listener = Listener()
     qmimic.train(make_recipe(mimic={"map_steps": 0.34, "last_step": 0.84, "weight": 0.5}), listener)
     assert [stage for stage, _ in listener.started] == ["student"]
+    assert [text.split(" ")[0] for text in listener.said if "is done again" in text] == ["student"]
 
 
 def test_a_weak_teacher_stops_the_run_before_any_student(make_recipe: MakeRecipe) -> None:

@@ -1,7 +1,6 @@
 """What is wrong with a dataset, all of it at once, before any training."""
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +12,7 @@ import numpy as np
 from qmimic.config import DetectorConfig
 from qmimic.data.accounts import Accounts
 from qmimic.data.faults import Seen, crowded, limits, sift
+from qmimic.data.images import picture_hash
 from qmimic.data.letterbox import fit
 from qmimic.data.sample import NOTES, Dataset, LabelDefect, Sample
 from qmimic.errors import InputError
@@ -141,12 +141,13 @@ def check(dataset: Dataset, size: tuple[int, int], tick: Callable[[], None] = la
 def _look(dataset: Dataset, sample: Sample) -> tuple[Seen | InputError, str]:
     """What a picture is and a hash of its pixels, or what is wrong with it."""
     try:
+        if sample.image is not None:
+            size, digest = picture_hash(sample.image, dataset.root)
+            return Seen(size, 0), digest
         image = dataset.load(sample)
     except InputError as error:
         return error, ""
-    digest = hashlib.blake2b(json.dumps(image.size).encode(), digest_size=32)
-    digest.update(image.tobytes())
-    return Seen(image.size, 0), digest.hexdigest()
+    return Seen(image.size, 0), hashlib.sha256(image.tobytes()).hexdigest()
 
 
 def _crowds(dataset: Dataset) -> list[LabelDefect]:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from qmimic.config import DetectorConfig
 from qmimic.data.accounts import Accounts
+from qmimic.data.labels import is_file
 from qmimic.data.sample import Dataset, LabelDefect, Sample, has_area, leaves
 from qmimic.errors import InputError
 
@@ -87,7 +88,7 @@ def sift(dataset: Dataset, seen: Mapping[int, Seen | InputError]) -> Sifted:
 
 def unreadable(sample: Sample, error: InputError) -> LabelDefect:
     """The defect of a picture that is missing or cannot be read."""
-    there = sample.image is not None and sample.image.is_file()
+    there = sample.image is not None and is_file(sample.image)
     return LabelDefect("unreadable_image" if there else "label_without_image", sample.image_id, str(error))
 
 

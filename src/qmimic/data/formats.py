@@ -110,8 +110,8 @@ def usable(dataset: Dataset, drop_bad: bool) -> Dataset:
     bad = list(dict.fromkeys(bad))  # an image of two splits is bad once
     if bad and not drop_bad:
         raise InputError(
-            f"{dataset.root} has {len(bad)} bad labels or images, the first: {bad[0].rstrip('.')}; mend them, "
-            "or leave them out (data.drop_bad_boxes=true, of `data index` --drop-bad)."
+            f"{dataset.root} has {len(bad)} bad labels or images, the first: {bad[0].rstrip('.')}; correct them, "
+            "or leave them out (data.drop_bad_boxes=true; `qmimic data index --drop-bad`)."
         )
     kept = {
         split: tuple(sifted.good[id(sample)] for sample in samples if id(sample) in sifted.good)
@@ -125,7 +125,7 @@ def _seen(dataset: Dataset) -> dict[int, Seen | InputError]:
 
     def look(path: Path) -> Seen | InputError:
         try:
-            return Seen(*whole_size(path))
+            return Seen(*whole_size(path, dataset.root))
         except InputError as error:
             return error
 

@@ -24,7 +24,6 @@ from qmimic.data.labels import (
     Folder,
     file_of,
     finite,
-    inside,
     is_picture,
     make_sample,
     number,
@@ -36,6 +35,7 @@ from qmimic.data.labels import (
 )
 from qmimic.data.sample import Dataset, LabelDefect, Sample
 from qmimic.errors import InputError
+from qmimic.files import inside
 
 HOMES = ("annotations", "annotation", "xmls", "xml")  # folders of XML files, in any case
 PICTURES = ("jpegimages", "images", "image", "img", "imgs", "photos", "pictures")  # of pictures, rather than masks
@@ -143,7 +143,7 @@ def _bases(root: Path) -> list[Path]:
 
 def _is_annotation(base: Path, path: Path) -> bool:
     try:
-        return b"<annotation" in read_bytes(inside(base, path))[:4096]
+        return b"<annotation" in read_bytes(path, base)[:4096]
     except InputError:
         return False
 
@@ -233,7 +233,7 @@ def _annotation(
 
 def _tree(base: Path, path: Path) -> Any:
     """The root element of a file, in the encoding that it declares."""
-    raw = read_bytes(inside(base, path))
+    raw = read_bytes(path, base)
     declared = DECLARED.match(raw)
     encoding = declared[1].decode() if declared else "utf-8"
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
@@ -395,7 +395,7 @@ def _members(
     members: dict[str, dict[str, None]] = {}
     for split, path in _parted(base, lists, {name for one in parsed.values() for name in one.names}):
         own = members.setdefault(split, {})
-        for line in (line.strip() for line in read_text(inside(base, path)).splitlines() if line.strip()):
+        for line in (line.strip() for line in read_text(path, base).splitlines() if line.strip()):
             named = next((keys[form] for form in _forms(line) if form in keys), None)
             if named is None:
                 missing.setdefault(line, path.relative_to(base).as_posix())
@@ -416,7 +416,7 @@ def _members(
 def _parted(base: Path, lists: Mapping[str, Path], classes: set[str]) -> Iterator[tuple[str, Path]]:
     """Lists with the names of their splits. `cat_train.txt` flags a class's pictures by -1, 0 or 1: beside `train.txt`
     it is no split of its own; where every list is like that, as VoTT leaves them, together they are the splits."""
-    flagged = {split for split, path in lists.items() if _flags(read_text(inside(base, path)))}
+    flagged = {split for split, path in lists.items() if _flags(read_text(path, base))}
     plain = [split for split in lists if not (split in flagged and any(split.endswith(f"_{one}") for one in lists))]
     own = {
         split: next((split[len(name) + 1 :] for name in classes if split.startswith(f"{name}_")), split)
