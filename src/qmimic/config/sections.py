@@ -84,6 +84,9 @@ class DataConfig(Section):
     )
     size: InputSize = Field((128, 128), description="height and width that images are fitted into, pixels")
     drop_bad_boxes: bool = Field(False, description="go on without the boxes and images that `data check` refuses")
+    grey: bool = Field(
+        False, description="networks with one input channel, the brightness; they take pictures in colour all the same"
+    )
     cache_mib: int = Field(2048, ge=0, description="decoded images kept on disk at most, MiB; 0: none")
 
     @field_validator("fold")
@@ -109,6 +112,12 @@ class DetectorConfig(Section):
         min_length=1,
         description="anchor widths and heights in pixels at data.size; null: fitted to the training boxes",
     )
+    anchor_cells: tuple[Side, ...] | None = Field(
+        None, min_length=1, description="anchors of these sides squared, in cells of the map, in place of `anchors`"
+    )
+    anchor_ratios: tuple[Side, ...] = Field(
+        (1.0,), min_length=1, description="width to height of each anchor of anchor_cells, which keeps its area"
+    )
     anchor_count: int = Field(9, ge=1, le=64, description="anchors fitted for each place of the map")
     roi_pooling: Annotated[str, InTable(ROI_POOLINGS)] = Field(
         "align", description="RoIAlign or RoIPool (of R-FCN: its mean)"
@@ -125,6 +134,12 @@ class DetectorConfig(Section):
     score_threshold: float = Field(0.02, ge=0, lt=1, description="lowest score of a detection")
     nms_threshold: float = Field(0.5, gt=0, lt=1, description="largest IoU of two detections of a class")
     max_detections: int = Field(100, ge=1, le=1000, description="detections kept, an image")
+
+    @model_validator(mode="after")
+    def _one_kind_of_anchors(self) -> "DetectorConfig":
+        if self.anchors and self.anchor_cells:
+            raise ValueError("detector.anchors are pixels and anchor_cells are cells of the map; give one of them")
+        return self
 
 
 class AugmentConfig(Section):

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from qmimic.config import DataConfig, DetectorConfig, MimicConfig, Recipe, ScheduleConfig, fingerprint
+from qmimic.config import DataConfig, DetectorConfig, MimicConfig, Recipe, ScheduleConfig, Section, fingerprint
 from qmimic.data.letterbox import PIXELS
 from qmimic.detectors.pretrained import PRETRAINED
 from qmimic.errors import InputError
@@ -23,6 +23,7 @@ VERSION = 2  # raised when the same recipe would give other weights
 MIMIC_VERSION = 1  # the same for students that are taught
 TAYLOR_VERSION = 1  # and for teachers pruned by Taylor expansion
 INT8_VERSION = 1  # when the same detector would get other grids
+LATER = {"frozen_stages", "frozen_norm", "grey", "anchor_cells", "anchor_ratios"}  # settings since VERSION
 BANK_VERSION = 3  # when a bank's records change
 
 
@@ -51,7 +52,8 @@ def data_key(dataset: str, data: DataConfig, detector: DetectorConfig) -> str:
         data: size, and whether bad boxes were left out.
         detector: settings of every detector, with anchors.
     """
-    return fingerprint(dataset, data.model_dump(include={"size", "drop_bad_boxes"}), PIXELS, detector)
+    own = {name: value for name, value in _plain(data).items() if name in ("size", "drop_bad_boxes", "grey")}
+    return fingerprint(dataset, own, PIXELS, _plain(detector))
 
 
 def cache_key(dataset: str, data: DataConfig) -> str:
@@ -144,7 +146,7 @@ def job_keys(recipe: Recipe) -> dict[str, str]:
 
     The kinds are teacher, quantized and student; where the student needs no teachers, it is all there is.
     """
-    run = (VERSION, recipe.seed, recipe.data, recipe.detector, recipe.augment, recipe.run.precision)
+    run = (VERSION, recipe.seed, _plain(recipe.data), _plain(recipe.detector), recipe.augment, recipe.run.precision)
     if not recipe.needs_teachers:
         return {"student": fingerprint("student", *run, _job_schedule(recipe.student))}
     teacher = fingerprint("teacher", *run, _job_schedule(recipe.teacher, "min_map"))
@@ -169,10 +171,16 @@ def _job_schedule(config: ScheduleConfig, *left_out: str) -> Mapping[str, object
         return _plain(config, *left_out)
 
 
-def _plain(config: ScheduleConfig, *left_out: str) -> dict[str, Any]:
-    """The settings; what came later and is off is left out, so that results from before keep their names."""
+def _plain(config: Section, *left_out: str) -> dict[str, Any]:
+    """The settings of a section; those that came later count where they are set, so that older results keep their keys.
+
+    Args:
+        config: any section.
+        left_out: names that count for nothing.
+    """
     plain = config.model_dump(mode="json", exclude=set(left_out))
-    return {name: value for name, value in plain.items() if name not in ("frozen_stages", "frozen_norm") or value}
+    inert = {name for name in LATER & set(plain) if getattr(config, name) == type(config).model_fields[name].default}
+    return {name: value for name, value in plain.items() if name not in inert}
 
 
 def _pruning(recipe: Recipe) -> list[object]:
