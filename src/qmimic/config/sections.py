@@ -139,6 +139,8 @@ class DetectorConfig(Section):
     def _one_kind_of_anchors(self) -> "DetectorConfig":
         if self.anchors and self.anchor_cells:
             raise ValueError("detector.anchors are pixels and anchor_cells are cells of the map; give one of them")
+        if self.anchor_ratios != (1.0,) and not self.anchor_cells:
+            raise ValueError("detector.anchor_ratios are those of detector.anchor_cells; give these too")
         return self
 
 
