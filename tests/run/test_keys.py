@@ -43,7 +43,7 @@ SECTIONS = {
     "int8": INT8,
 }
 KEYS = {
-    "name": NONE,
+    **dict.fromkeys(("name", "published"), NONE),
     "seed": ALL,
     "baselines": NONE,
     # The folder and its splits come in by the dataset's own fingerprint.
@@ -57,6 +57,7 @@ KEYS = {
 }
 OTHER: dict[str, Any] = {  # where the kind of a key does not give another value
     "baselines": ["mimic"],
+    "published": {"mimic": "44.6"},
     "data.root": "elsewhere",
     "data.fold": [1, 3],
     "data.size": [96, 160],

@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from qmimic.arms import ARMS
+from qmimic.arms import ARMS, order
 from qmimic.tables import DICTIONARIES, MODES, ROI_POOLINGS, TRACKERS, Table, unknown
 
 T = TypeVar("T")
@@ -326,6 +326,9 @@ class Recipe(Section):
         description="students of equal schedule and cost trained beside it: "
         + ", ".join(f"{name} ({arm.about})" for name, arm in ARMS.items()),
     )
+    published: dict[str, str] = Field(
+        {}, description="networks of the run to what others report of them, for a column beside ours"
+    )
     data: DataConfig = DataConfig()
     detector: DetectorConfig = DetectorConfig()
     augment: AugmentConfig = AugmentConfig()
@@ -337,6 +340,14 @@ class Recipe(Section):
     pruning: PruningConfig = PruningConfig()
     int8: Int8Config = Int8Config()
     run: RunConfig = RunConfig()
+
+    @field_validator("published")
+    @classmethod
+    def _of_networks(cls, published: dict[str, str]) -> dict[str, str]:
+        stranger = next((name for name in published if name not in order()), None)
+        if stranger is not None:
+            raise ValueError(unknown("network in published", stranger, order()))
+        return published
 
     @model_validator(mode="after")
     def _pairs(self) -> "Recipe":
