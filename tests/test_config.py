@@ -354,6 +354,8 @@ def fits(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> bool:
     if kind and not isinstance(value, kinds[kind]):
         return False
     if kind == "object":
+        if "properties" not in schema:  # of any names
+            return all(fits(one, schema["additionalProperties"], root) for one in value.values())
         known = schema["properties"]
         return set(value) <= set(known) and all(fits(value[key], known[key], root) for key in value)
     if kind == "array":
