@@ -57,7 +57,6 @@ def without_flags(dataset: Dataset) -> Dataset:
     splits = {
         split: tuple(replace(s, difficult=np.zeros_like(s.difficult), crowd=np.zeros_like(s.crowd)) for s in samples)
         for split, samples in dataset.splits.items()
-        if split not in dataset.unions
     }
     return replace(dataset, splits=splits)
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from qmimic.data.images import read_image
 from qmimic.data.letterbox import Letterbox, letterbox, letterbox_file
+from qmimic.errors import InputError
 
 if TYPE_CHECKING:
     from qmimic.data.accounts import Accounts
@@ -101,7 +102,10 @@ class Dataset:
         defects: what the reader passed over.
         checked: every image and box is known to be good, see `qmimic.data.formats.usable`.
         render: draws a sample's image, for embedded data; None where the images are files.
-        accounted: what became of everything in its folder; None for embedded data and from an index.
+        accounted: what became of everything in its folder; None for embedded data.
+
+    Raises:
+        InputError: two classes have one name.
     """
 
     name: str
@@ -112,6 +116,11 @@ class Dataset:
     checked: bool = False
     render: Callable[[Sample], Image.Image] | None = None
     accounted: "Accounts | None" = None
+
+    def __post_init__(self) -> None:
+        twice = [name for place, name in enumerate(self.classes) if name in self.classes[:place]]
+        if twice:
+            raise InputError(f"{self.name} has two classes called {twice[0]!r}; give each its own name, or join them.")
 
     @property
     def unions(self) -> frozenset[str]:
