@@ -191,7 +191,7 @@ def test_what_is_no_run_is_refused(runs: Path, tmp_path: Path, refused: Refused)
     before = tree(runs)
     for name in ("mine", "none", "notes.txt", "..", str(tmp_path), "/"):
         said = refused("runs", "clean", name, "--in", runs, "--all", "--yes")
-        assert "is no run folder of qmimic; there are one." in said
+        assert "is not a run folder of qmimic; there are one." in said
     assert "name them" in refused("runs", "clean", "--in", runs, "--all", "--yes")
     (runs / "linked").symlink_to(runs / "one")
     assert "is no run folder" in refused("runs", "clean", "linked", "--in", runs, "--all", "--yes")

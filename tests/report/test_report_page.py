@@ -164,7 +164,7 @@ def test_the_command_writes_the_page_and_says_where(
 
 
 def test_what_is_no_run_ends_in_a_sentence(refused: Refused, run: Path, tmp_path: Path) -> None:
-    assert "holds no run" in refused("report", tmp_path)
+    assert "is not a run folder" in refused("report", tmp_path)
     assert "only run" in refused("report", run, run)
     own = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("stages", "report", "*.safetensors"))
     (own / "results.json").write_text("{")

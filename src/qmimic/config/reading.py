@@ -66,7 +66,7 @@ def load_tree(path: Path, what: str) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"Cannot read the {what} {path}: {error.strerror}; name a YAML file.") from error
     if len(raw) > MAX_RECIPE_BYTES:
-        raise InputError(f"{path} is over 1 MiB, which no {what} is; name a {what}'s YAML file.")
+        raise InputError(f"{path} is over 1 MiB, too large for a {what}; name a {what}'s YAML file.")
     tree = parse_yaml(raw.decode("utf-8", "replace"), str(path))
     if tree is None:
         return {}
