@@ -55,7 +55,7 @@ def test_a_table_without_a_student_is_refused(run: Path) -> None:
 
 def test_a_run_that_has_not_ended_says_how_to_go_on(run: Path) -> None:
     (run / "results.json").unlink()
-    with pytest.raises(InputError, match=r"qmimic train .* goes on"):
+    with pytest.raises(InputError, match=r"qmimic train .* continues it"):
         read_run(run)
     (run / "recipe.yaml").unlink()
     with pytest.raises(InputError, match="is not a run folder"):

@@ -83,10 +83,10 @@ def test_each_seed_may_have_a_fold_of_its_own(tmp_path: Path) -> None:
     ("old", "new", "part"),
     [
         ("mimic.weight", "mimic.wieght", "unknown key 'mimic.wieght'; did you mean mimic.weight?"),
-        ("mimic.weight: 0.5", "seed: 1", "seed: the study itself sets this"),
-        ("seeds: [3, 4]", "seeds: [3, 3]", "one is named twice"),
+        ("mimic.weight: 0.5", "seed: 1", "seed: the study sets this itself"),
+        ("seeds: [3, 4]", "seeds: [3, 3]", "one is listed twice"),
         ("seeds: [3, 4]", "seeds: []", "seeds: "),
-        ("seeds: [3, 4]", "seeds: [3, 4]\nfolds: 3\nfold_of_seed: true", "as many seeds as folds"),
+        ("seeds: [3, 4]", "seeds: [3, 4]\nfolds: 3\nfold_of_seed: true", "must be a multiple of `folds`"),
         ("seeds: [3, 4]", "control: none", "control: 'none' is not one of the arms"),
         ("seeds: [3, 4]", "published: {mimc: best}", "published: 'mimc' is not one of the arms"),
         ("seeds: [3, 4]", "sedes: [3]", "unknown key 'sedes'; a study has name"),

@@ -129,7 +129,7 @@ def _recipe(path: Path, data: str | None, overrides: Sequence[str], detector: De
     own = path.parent / RECIPE
     if data is None and not own.is_file():
         raise InputError(
-            f"There is no recipe.yaml beside {path} that says what it was trained on; name the dataset with --data FOLDER."
+            f"No recipe.yaml beside {path} says what it was trained on; name the dataset with --data FOLDER."
         )
     recipe = load_recipe(own if own.is_file() else None, list(overrides))
     named = {"data.root": recipe.data.root if data is None else data, "data.size": detector.spec.size}
