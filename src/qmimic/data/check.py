@@ -2,12 +2,13 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from qmimic.config import DetectorConfig
 from qmimic.data.accounts import Accounts
@@ -15,10 +16,13 @@ from qmimic.data.faults import Seen, crowded, limits, sift
 from qmimic.data.images import picture_hash
 from qmimic.data.letterbox import fit
 from qmimic.data.sample import NOTES, Dataset, LabelDefect, Sample
+from qmimic.detections import Detections
+from qmimic.draw import captioned, contact_sheet, draw
 from qmimic.errors import InputError
 
 BINS = (8, 16, 32, 64, 128, 256)
 OUTPUT_STRIDE = 16
+DRAWN = 16  # pictures on the sheet
 SHOWN = 20  # defects of a kind that a person is shown
 
 
@@ -136,6 +140,25 @@ def check(dataset: Dataset, size: tuple[int, int], tick: Callable[[], None] = la
         defects=(*dataset.defects, *sifted.defects, *twice, *classes, *_crowds(dataset)),
         accounted=sifted.accounted,
     )
+
+
+def defects_drawn(dataset: Dataset, defects: Sequence[LabelDefect]) -> Image.Image | None:
+    """A contact sheet of the first pictures with a defect, with their labelled boxes and what is wrong; None if none
+    can be drawn."""
+    samples = {sample.image_id: sample for own in dataset.splits.values() for sample in own}
+    cells: dict[str, Image.Image] = {}
+    for defect in defects:
+        sample = samples.get(defect.file)
+        if sample is None or defect.file in cells or len(cells) == DRAWN:
+            continue
+        try:
+            picture = dataset.load(sample)
+        except InputError:
+            continue
+        boxes = Detections(sample.boxes, np.ones(len(sample.boxes), np.float32), sample.labels)
+        drawn = draw(picture, boxes, dataset.classes, 0)
+        cells[defect.file] = captioned(drawn, f"{defect.file}: {defect.kind.replace('_', ' ')}")
+    return contact_sheet(list(cells.values()), columns=4) if cells else None
 
 
 def _look(dataset: Dataset, sample: Sample) -> tuple[Seen | InputError, str]:
