@@ -158,7 +158,7 @@ def defects_drawn(dataset: Dataset, defects: Sequence[LabelDefect]) -> Image.Ima
         boxes = Detections(sample.boxes, np.ones(len(sample.boxes), np.float32), sample.labels)
         drawn = draw(picture, boxes, dataset.classes, 0)
         cells[defect.file] = captioned(drawn, f"{defect.file}: {defect.kind.replace('_', ' ')}")
-    return contact_sheet(list(cells.values()), columns=4) if cells else None
+    return contact_sheet(list(cells.values()), columns=min(4, len(cells))) if cells else None
 
 
 def _look(dataset: Dataset, sample: Sample) -> tuple[Seen | InputError, str]:

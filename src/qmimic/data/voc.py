@@ -37,8 +37,17 @@ from qmimic.data.sample import Dataset, LabelDefect, Sample
 from qmimic.errors import InputError
 from qmimic.files import inside
 
-HOMES = ("annotations", "annotation", "xmls", "xml")  # folders of XML files, in any case
-PICTURES = ("jpegimages", "images", "image", "img", "imgs", "photos", "pictures")  # of pictures, rather than masks
+HOMES = ("annotations", "annotation", "xmls", "xml", "labels")  # folders of XML files, in any case
+PICTURES = (
+    "jpegimages",
+    "images",
+    "image",
+    "img",
+    "imgs",
+    "photos",
+    "pictures",
+    "data",
+)  # of pictures, rather than masks
 SPLITS = ("train", "val", "valid", "validation", "test", "trainval")  # folders and lists that are splits by their name
 YEAR = re.compile(r"VOC\d{4}")
 DECLARED = re.compile(rb"""^\s*<\?xml[^>]*?encoding\s*=\s*["']([A-Za-z0-9._-]+)["'][^>]*\?>""")
@@ -113,11 +122,19 @@ def read(root: Path) -> Dataset:
             for sample in samples
         }
         for split, samples in dataset.splits.items():
-            own = part if not listed and not YEAR.fullmatch(part) else f"{part.removeprefix('VOC')}_{split}"
-            splits[own] = tuple(moved[id(sample)] for sample in samples)
+            splits[_split_of(part, split, listed, len(parts))] = tuple(moved[id(sample)] for sample in samples)
         defects += [replace(defect, file=f"{part}/{defect.file}") for defect in dataset.defects]
     accounted = combined([dataset.accounted for dataset, _ in parts.values() if dataset.accounted])
     return Dataset(root.name, root, tuple(names), splits, tuple(defects), accounted=accounted)
+
+
+def _split_of(part: str, split: str, listed: bool, parts: int) -> str:
+    """A split's name in a folder of several: by year as in VOC's devkit; by folder where no list names it."""
+    if YEAR.fullmatch(part):
+        return f"{part.removeprefix('VOC')}_{split}"
+    if parts == 1:
+        return split
+    return f"{part}_{split}" if listed else part
 
 
 def _folders(root: Path) -> list[Path]:
