@@ -287,6 +287,7 @@ def _image(
     rules: tuple[Callable[[Path], bool], ...] = (
         lambda one: one.with_suffix("").parts[-len(parts) :] == parts,
         lambda one: one.name == said,
+        lambda one: one.relative_to(base).with_suffix("").parts[1:] == parts,
         lambda one: one.parent == path.parent or one.relative_to(base).parts[0].lower() in PICTURES,
         lambda one: one.parent == path.parent,
     )
