@@ -222,7 +222,7 @@ class MimicConfig(Section):
         "teacher", description="whose regions are matched; map: every entry of the whole map"
     )
     with_truth: Advanced[bool] = Field(True, description="ground-truth boxes join the regions, ahead of them")
-    region_count: Advanced[int] = Field(32, ge=1, le=1024, description="regions an image")
+    region_count: Advanced[int] = Field(32, ge=1, le=4096, description="regions an image, at most")
     map_steps: Advanced[float] = Field(
         0.0, ge=0, lt=1, description="share of the steps that match the whole map alone, first"
     )
