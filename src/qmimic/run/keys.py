@@ -21,7 +21,7 @@ VERSION = 2  # raised when the same recipe would give other weights
 MIMIC_VERSION = 1  # the same for students that are taught
 TAYLOR_VERSION = 1  # and for teachers pruned by Taylor expansion
 INT8_VERSION = 1  # when the same detector would get other grids
-BANK_VERSION = 3  # when a bank's records change
+BANK_VERSION = 4  # when a bank's records change
 
 
 def weights_key(path: str | None) -> str | None:
