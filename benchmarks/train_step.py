@@ -30,9 +30,9 @@ from qmimic.detectors.quantize import Quantizer
 from qmimic.detectors.spec import DetectorSpec
 from qmimic.distill.bank import Bank, layout_of
 from qmimic.distill.distiller import Sides
-from qmimic.distill.distillers import build_distiller
 from qmimic.distill.teacher import DetectorTeacher
 from qmimic.run.memory import keep_freed_memory
+from qmimic.tables import DISTILLERS
 from qmimic.training.optimizer import build_optimizer
 from qmimic.training.precision import bf16_by_default
 from qmimic.training.step import DetectionObjective, DistillationObjective, StepGenerators
@@ -82,7 +82,7 @@ def mimicking(spec: DetectorSpec, images: torch.Tensor, targets: Targets, folder
         size=spec.size,
         seed=0,
     )
-    distiller = build_distiller(config, sides)
+    distiller = DISTILLERS[config.distiller](config, sides)
     taught = DetectorTeacher(teacher, bf16_by_default(TEACHER, images.device))
     seen = taught.look(images, distiller.teacher_regions)
     layout = layout_of([distiller.target(seen, targets)], distiller.grids())

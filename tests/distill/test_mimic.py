@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from typing import get_args
 
 import pytest
 import torch
@@ -12,23 +11,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision import ops
 
-from qmimic.config import MimicConfig, MimicMode, QuantizerConfig, fingerprint
+from qmimic.config import MimicConfig, QuantizerConfig, fingerprint, recipe_from
 from qmimic.contracts import Features, Proposals
 from qmimic.data.targets import IGNORED, PADDING, Targets
 from qmimic.detectors.quantize import Quantizer
 from qmimic.distill.distiller import Sides, StudentView, TeacherView
-from qmimic.distill.distillers import DISTILLERS, build_distiller
 from qmimic.distill.matching import MatchCounts, RegionPair
-from qmimic.distill.mimic import DISTANCES, Mimic, cell_distance, mimic_loss
+from qmimic.distill.mimic import Mimic, cell_distance, mimic_loss
 from qmimic.distill.regions import balanced, choose_regions, random_regions
 from qmimic.errors import InputError
+from qmimic.tables import DISTANCES, DISTILLERS, MODES
 
 STRIDE, CHANNELS, BINS = 16, 3, 5
 SIZE = (96, 128)
 # The modes' names say which sides are quantized: (teacher's, student's).
 QUANTIZES = {
     mode: (mode in ("quantization", "teacher_only"), mode in ("quantization", "student_only"))
-    for mode in get_args(MimicMode)
+    for mode in MODES
     if mode != "none"
 }
 
@@ -385,10 +384,10 @@ def test_another_distance_is_a_line_in_a_table(monkeypatch: pytest.MonkeyPatch) 
 
     by_hand = sum(float((teacher[b, p] - student[b, p]).abs().sum()) for b, p in ((0, 0), (0, 1), (1, 0))) / 6
     assert float(mimic_loss(teacher, student, valid, absolute)) == pytest.approx(by_hand, rel=1e-5)
-    with pytest.raises(InputError, match=r"Unknown mimic.distance 'absolute'; .*squared, cell"):
-        made(MimicConfig(distance="absolute"), 2, 5)
     monkeypatch.setitem(DISTANCES, "absolute", absolute)
-    made(MimicConfig(distance="absolute"), 2, 5)
+    mimic = identity_mimic(distance="absolute", mode="mimic", normalize="paper", adaptor_relu=False)
+    whole = float((student[:, 0, :3] - teacher[:, 0, :3]).abs().sum()) / 4
+    assert mimic.loss_to(student[:, 0, :3], teacher[:, :1, :3], None).item() == pytest.approx(whole, rel=1e-5)
 
 
 def test_a_distance_belongs_to_the_key_of_a_student() -> None:
@@ -478,8 +477,7 @@ def test_levels_of_one_stride_are_compared_and_the_others_left_alone() -> None:
     quantizer = Quantizer(QuantizerConfig(), torch.tensor([1.0]))
     rms = (torch.tensor(2.0), torch.tensor(3.0))
     sides = Sides((2, 3, 4), (5, 6), (8, 16, 32), (16, 32), rms, quantizer, SIZE, seed=0)
-    mimic = build_distiller(MimicConfig(regions="map", mode="mimic", adaptor_relu=False), sides)
-    assert isinstance(mimic, Mimic)
+    mimic = Mimic(MimicConfig(regions="map", mode="mimic", adaptor_relu=False), sides)
     assert mimic.pairs == ((1, 0), (2, 1))
     generator = torch.Generator().manual_seed(0)
 
@@ -504,10 +502,10 @@ def test_networks_without_a_stride_in_common_are_refused() -> None:
         Mimic(MimicConfig(), sides)
 
 
-def test_an_unknown_distiller_is_refused_with_the_nearest_name() -> None:
-    sides = identity_mimic().sides
-    with pytest.raises(InputError, match=r"Unknown mimic.distiller 'mimik'; did you mean mimic\?"):
-        build_distiller(MimicConfig(distiller="mimik"), sides)
+@pytest.mark.parametrize(("key", "name", "near"), [("distiller", "mimik", "mimic"), ("distance", "sqared", "squared")])
+def test_an_unknown_name_is_refused_with_the_nearest(key: str, name: str, near: str) -> None:
+    with pytest.raises(InputError, match=f"Unknown mimic.{key} '{name}'; did you mean {near}\\?"):
+        recipe_from({"mimic": {key: name}}, "own.yaml")
 
 
 @pytest.mark.parametrize("name", DISTILLERS)
@@ -515,7 +513,7 @@ def test_an_unknown_distiller_is_refused_with_the_nearest_name() -> None:
 def test_a_distiller_gives_one_target_for_one_view_and_a_gradient_to_the_student(
     name: str, switches: dict[str, object]
 ) -> None:
-    distiller = build_distiller(MimicConfig(distiller=name, **switches), identity_mimic().sides)
+    distiller = DISTILLERS[name](MimicConfig(distiller=name, **switches), identity_mimic().sides)
     view = TeacherView(Features.of([maps(2)], [STRIDE]), regions_of(3) if distiller.teacher_regions else None)
     first, second = (distiller.target(view, TRUTH) for _ in range(2))
     assert all(torch.equal(first[key], second[key]) for key in first)

@@ -150,6 +150,10 @@ class ResNet(Backbone):
             x = self.get_submodule(f"layer{stage}")(x)
         return Features.of([x], self.strides)
 
+    def stages(self) -> tuple[tuple[str, ...], ...]:
+        """See `Backbone.stages`."""
+        return (("conv1", "bn1"), *((f"layer{stage}",) for stage in (1, 2, 3, 4)))
+
     def channel_groups(self) -> tuple[ChannelGroup, ...]:
         """See `Part.channel_groups`. A stage's blocks share the channels that their shortcuts add."""
         found: list[ChannelGroup] = []

@@ -71,6 +71,12 @@ class VGG(Backbone):
         """Normalised images [B, 3, H, W] to one level, after ReLU."""
         return Features.of([self.features(x)], self.strides)
 
+    def stages(self) -> tuple[tuple[str, ...], ...]:
+        """See `Backbone.stages`."""
+        ends = [place for place, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d | nn.Identity)]
+        limits = [0, *(place + 1 for place in ends), len(self.features)]
+        return tuple(tuple(f"features.{place}" for place in range(*limit)) for limit in pairwise(limits))
+
     def channel_groups(self) -> tuple[ChannelGroup, ...]:
         """See `Part.channel_groups`."""
         places = self._convolutions()

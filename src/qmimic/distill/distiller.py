@@ -1,6 +1,6 @@
 """The contract of a distiller: what a teacher leaves for its student, and how far the student is from it.
 
-A distiller is one file with a class like this, and one line in `DISTILLERS` (distill/distillers.py). It is a module: it
+A distiller is one file with a class like this, and one line in `DISTILLERS` (tables.py). It is a module: it
 may have weights of its own, which are trained with the student's, kept in checkpoints and left behind in the end.
 
 Who calls what, in each training step (training/step.py):

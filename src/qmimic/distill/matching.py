@@ -8,8 +8,9 @@ from torch import Tensor
 
 from qmimic.data.loader import Loader
 from qmimic.detectors.detector import Detector
-from qmimic.distill.mimic import QUANTIZED_SIDES, Mimic
+from qmimic.distill.mimic import Mimic
 from qmimic.distill.regions import choose_regions
+from qmimic.tables import MODES
 
 NEAR = 0.3  # absolute: the paper's section 4 counts entries with |f_t - f_s| below it
 
@@ -107,10 +108,10 @@ def region_pairs(student: Detector, teacher: Detector, mimic: Mimic, loader: Loa
             pair = (own.maps[ours], master.maps[theirs], regions, place)
             of_teacher, of_student = mimic.sides_of(*pair)
             teacher_levels, student_levels = mimic.levels(of_teacher), mimic.levels(of_student)
-            quantized = QUANTIZED_SIDES[mimic.config.mode]
+            mode = MODES[mimic.config.mode]
             yield RegionPair(
-                mimic.values(teacher_levels) if quantized[0] else of_teacher,
-                mimic.values(student_levels) if quantized[1] else of_student,
+                mimic.values(teacher_levels) if mode.teacher else of_teacher,
+                mimic.values(student_levels) if mode.student else of_student,
                 teacher_levels,
                 student_levels,
                 regions.valid,

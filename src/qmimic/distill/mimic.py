@@ -5,7 +5,7 @@
 
 f_t^i, f_s^i: region i pooled from the teacher's and the student's map; r: the adaptor, a 1x1 convolution from the
 student's channels to the teacher's; Q: the quantizer; N: number of regions. The switches are `MimicConfig`'s. What
-takes the place of the squared distance is a function in `DISTANCES`.
+takes the place of the squared distance is a function in `DISTANCES` (tables.py).
 """
 
 from collections.abc import Callable, Mapping
@@ -22,16 +22,9 @@ from qmimic.detectors.roi_pooling import ROI_POOLINGS, cells_inside
 from qmimic.distill.distiller import Distiller, Sides, StudentView, Target, TeacherView
 from qmimic.distill.regions import choose_regions
 from qmimic.processes import mean_over
-from qmimic.tables import look_up
+from qmimic.tables import DISTANCES, MODES
 
 REGION_SIZE = 5  # bins of a region on each side
-QUANTIZED_SIDES = {
-    # mode: (teacher's map, student's map)
-    "mimic": (False, False),
-    "quantization": (True, True),
-    "teacher_only": (True, False),
-    "student_only": (False, True),
-}
 
 
 def sees_levels(config: MimicConfig) -> bool:
@@ -41,13 +34,13 @@ def sees_levels(config: MimicConfig) -> bool:
     where entries are taken as they lie.
     """
     first = config.order == "quantize_pool" or config.regions == "map" or config.pooling in ("pool", "crop")
-    return QUANTIZED_SIDES[config.mode][0] and first
+    return MODES[config.mode].teacher and first
 
 
 def sees_region_levels(config: MimicConfig) -> bool:
     """Whether all that the loss sees of the teacher are its own regions, pooled and then quantized."""
     own = config.regions == "teacher" and config.order == "pool_quantize" and config.map_steps == 0
-    return QUANTIZED_SIDES[config.mode][0] and own and config.pooling != "crop"
+    return MODES[config.mode].teacher and own and config.pooling != "crop"
 
 
 Distance = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -74,11 +67,6 @@ def cell_distance(teacher: Tensor, student: Tensor, stride: Tensor) -> Tensor:
     return ((teacher - student).abs() - half).clamp(min=0).square().sum(tuple(range(2, teacher.dim())))
 
 
-# How far a student's regions are from the teacher's; a recipe names one by `mimic.distance`.
-DISTANCES: dict[str, Distance] = {
-    "squared": squared_distance,
-    "cell": cell_distance,
-}
 UNQUANTIZED_STUDENT = {"cell"}  # distances for which the student's side stays as it is
 
 
@@ -121,7 +109,7 @@ class Mimic(Distiller):
 
     def __init__(self, config: MimicConfig, sides: Sides) -> None:
         super().__init__(config, sides)
-        self.distance = look_up(DISTANCES, config.distance, "mimic.distance")
+        self.distance: Distance = DISTANCES[config.distance]
         self.teacher_regions = config.regions == "teacher"
         self.student_regions = config.regions == "student"
         self.quantizer = sides.quantizer
@@ -209,7 +197,7 @@ class Mimic(Distiller):
             regions: where the maps are compared; None: every entry of the whole map.
             place: of the level among `pairs`.
         """
-        quantized, _ = QUANTIZED_SIDES[self.config.mode]
+        quantized = MODES[self.config.mode].teacher
         features = teacher_map.detach().float()
         with torch.autocast(features.device.type, enabled=False):
             if self.config.order == "quantize_pool":
@@ -218,7 +206,7 @@ class Mimic(Distiller):
 
     def loss_to(self, student_map: Tensor, teacher: Tensor, regions: Proposals | None, place: int = 0) -> Tensor:
         """L_m of one level, scalar, from a student's map [B, C_s, H, W] to a side. Other args as `teacher_side`."""
-        quantized = QUANTIZED_SIDES[self.config.mode][1] and self.config.distance not in UNQUANTIZED_STUDENT
+        quantized = MODES[self.config.mode].student and self.config.distance not in UNQUANTIZED_STUDENT
         if self.config.order == "quantize_pool":
             student = self._pooled(self._quantized(self.adapt(student_map, place).float(), quantized), regions, place)
         else:

@@ -16,13 +16,13 @@ from qmimic.data.splits import VAL
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.files import read_tensors
 from qmimic.distill.distiller import Sides
-from qmimic.distill.distillers import build_distiller
 from qmimic.distill.matching import region_pairs
 from qmimic.distill.mimic import Mimic
 from qmimic.errors import InputError
 from qmimic.report.kept import FOLDER, kept_value
 from qmimic.report.networks import BATCH, detector_of
 from qmimic.run.folder import FinishedRun, StageResult
+from qmimic.tables import DISTILLERS, MODES
 
 CHANNELS = 3  # shown besides the mean of all
 MOST_IMAGES = 500  # that matching is counted on
@@ -134,7 +134,7 @@ def feature_maps(run: FinishedRun, dataset: Dataset, say: Callable[[str], None])
         maps["student, r(f)"] = adapted[0] / stride
         maps["student, Q(r(f))"] = quantizer(adapted)[0] / stride
         part = replace(dataset, splits={VAL: samples[:MOST_IMAGES]})
-        master = quantized if run.recipe.mimic.mode in ("quantization", "teacher_only") else teacher
+        master = quantized if MODES[run.recipe.mimic.mode].teacher else teacher
 
         def compared() -> Matching:
             say("The report compares the student's map with its teacher's.")
@@ -186,7 +186,7 @@ def _mimic(run: FinishedRun, result: StageResult, student: Detector, teacher: De
         size=student.spec.size,
         seed=0,
     )
-    pair = build_distiller(config, sides)
+    pair = DISTILLERS[config.distiller](config, sides)
     if not isinstance(pair, Mimic):
         raise InputError(f"The report compares maps for mimic.distiller=mimic alone; this run has {config.distiller}.")
     state = {name.removeprefix(WEIGHTS): one for name, one in file.tensors.items() if name.startswith(WEIGHTS)}

@@ -52,12 +52,8 @@ class Candidate:
 
     def of(self, recipe: Recipe) -> Recipe:
         """A recipe with this network as its student."""
-        changes = {
-            "data": recipe.data.model_copy(update={"size": self.size}),
-            "detector": recipe.detector.model_copy(update={"architecture": self.architecture}),
-            "student": recipe.student.model_copy(update={"backbone": self.backbone}),
-        }
-        return recipe.model_copy(update=changes)
+        network = {"detector.architecture": self.architecture, "student.backbone": self.backbone}
+        return recipe.changed({"data.size": self.size, **network})
 
 
 @dataclass(frozen=True)

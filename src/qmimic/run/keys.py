@@ -10,11 +10,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from qmimic.config import DataConfig, DetectorConfig, MimicConfig, Recipe, ScheduleConfig, fingerprint
 from qmimic.data.letterbox import PIXELS
+from qmimic.detectors.pretrained import PRETRAINED
 from qmimic.errors import InputError
 
 VERSION = 2  # raised when the same recipe would give other weights
@@ -25,19 +27,19 @@ BANK_VERSION = 4  # when a bank's records change
 
 
 def weights_key(path: str | None) -> str | None:
-    """A fingerprint of a file of weights; None where no file is named.
+    """A fingerprint of a file of weights; None where no file is named, and timm's own by the backbone's name alone.
 
     Raises:
         InputError: the file cannot be read.
     """
-    if path is None:
-        return None
+    if path is None or path == PRETRAINED:
+        return path
     try:
         with Path(path).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except OSError as error:
         raise InputError(
-            f"Cannot read the weights {path}: {error.strerror or error}; name a safetensors file."
+            f"Cannot read the weights {path}: {error.strerror or error}; name a file of weights."
         ) from error
 
 
@@ -137,15 +139,13 @@ def bank_key(recipe: Recipe, data: str, teacher: str, content: object, processes
     return fingerprint(BANK_VERSION, teacher, data, content, arithmetic)
 
 
-def job_keys(recipe: Recipe, taught: bool) -> dict[str, str]:
-    """Ids of a study's jobs (teacher, quantized, student) by kind, from the recipe alone: the data are not read.
+def job_keys(recipe: Recipe) -> dict[str, str]:
+    """Ids of a study's jobs by kind, from one run's recipe alone: the data are not read.
 
-    Args:
-        recipe: of one run of the study.
-        taught: whether its student needs teachers; if not, the student's job is all there is.
+    The kinds are teacher, quantized and student; where the student needs no teachers, it is all there is.
     """
     run = (VERSION, recipe.seed, recipe.data, recipe.detector, recipe.augment, recipe.run.precision)
-    if not taught:
+    if not recipe.needs_teachers:
         return {"student": fingerprint("student", *run, _job_schedule(recipe.student))}
     teacher = fingerprint("teacher", *run, _job_schedule(recipe.teacher, "min_map"))
     quantized = fingerprint("quantized", teacher, _job_schedule(recipe.quantized_teacher), recipe.quantizer)
@@ -157,7 +157,7 @@ def job_keys(recipe: Recipe, taught: bool) -> dict[str, str]:
 
 def _schedule(config: ScheduleConfig, *left_out: str) -> Mapping[str, object]:
     """A network's settings, with the content of its weights in their path's place."""
-    plain = config.model_dump(mode="json", exclude=set(left_out))
+    plain = _plain(config, *left_out)
     return {**plain, "weights": weights_key(plain["weights"])} if "weights" in plain else plain
 
 
@@ -166,7 +166,13 @@ def _job_schedule(config: ScheduleConfig, *left_out: str) -> Mapping[str, object
     try:
         return _schedule(config, *left_out)
     except InputError:
-        return config.model_dump(mode="json", exclude=set(left_out))
+        return _plain(config, *left_out)
+
+
+def _plain(config: ScheduleConfig, *left_out: str) -> dict[str, Any]:
+    """The settings; what came later and is off is left out, so that results from before keep their names."""
+    plain = config.model_dump(mode="json", exclude=set(left_out))
+    return {name: value for name, value in plain.items() if name not in ("frozen_stages", "frozen_norm") or value}
 
 
 def _pruning(recipe: Recipe) -> list[object]:

@@ -21,12 +21,9 @@ from qmimic.detectors.anchors import fit_anchors
 from qmimic.detectors.architectures import architecture_of, spec_for
 from qmimic.detectors.backbones import parse_name
 from qmimic.detectors.spec import DetectorSpec
-from qmimic.distill.distillers import DISTILLERS
-from qmimic.distill.mimic import DISTANCES
 from qmimic.errors import InputError
 from qmimic.run.keys import cache_key, data_key
 from qmimic.run.memory import keep_freed_memory
-from qmimic.tables import look_up
 from qmimic.training.precision import bf16_by_default
 from qmimic.training.trackers import require
 
@@ -75,8 +72,6 @@ def prepare(recipe: Recipe) -> Prepared:
         parse_name(backbone)
     architecture_of(recipe.detector.architecture)
     require(recipe.run.trackers)
-    look_up(DISTILLERS, recipe.mimic.distiller, "mimic.distiller")
-    look_up(DISTANCES, recipe.mimic.distance, "mimic.distance")
     keep_freed_memory()
     torch.set_num_threads(recipe.run.threads or os.cpu_count() or 1)
     # Between processes: what a phase of the mimic loss does not use must not be waited for.

@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from qmimic import processes
+from qmimic.arms import QUANTIZED_TEACHER, TEACHER, pruned_stage
 from qmimic.compress.cost import equal_share
 from qmimic.compress.lasso import prune_by_lasso
 from qmimic.compress.taylor import prune_by_taylor
-from qmimic.config import Recipe, ScheduleConfig
+from qmimic.config import ScheduleConfig, TeacherConfig
 from qmimic.data.splits import VAL
 from qmimic.detectors.build import build, mac_count, parameter_count
 from qmimic.detectors.channels import channel_groups
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.evaluation import channel_rms, detect_all
-from qmimic.detectors.files import load_backbone, load_detector, save_detector
+from qmimic.detectors.files import load_detector, save_detector
+from qmimic.detectors.pretrained import load_backbone
 from qmimic.detectors.quantize import Quantizer, absolute_stride
 from qmimic.distill.matching import matching
 from qmimic.distill.mimic import Mimic
@@ -33,6 +35,7 @@ from qmimic.run.prepare import Prepared
 from qmimic.run.teaching import taught
 from qmimic.run.tracking import scores_of, trackers_of
 from qmimic.scores.summary import score
+from qmimic.tables import MODES
 from qmimic.training.loop import Job, Objective, Watcher, step_generators, train_network
 from qmimic.training.step import DetectionObjective, DistillationObjective
 
@@ -58,11 +61,6 @@ class Teachers:
     quantized: Stage
 
 
-def needs_teachers(recipe: Recipe) -> bool:
-    """Whether a student depends on teachers: it is taught, cut out of one, or its map is quantized by one's stride."""
-    return recipe.mimic.mode != "none" or recipe.student.quantize_map or recipe.pruning.method != "none"
-
-
 def train_teacher(prepared: Prepared, watcher: Watcher) -> Stage:
     """Train the full-precision teacher; refuse it if it is too weak to teach.
 
@@ -76,10 +74,11 @@ def train_teacher(prepared: Prepared, watcher: Watcher) -> Stage:
     def objective() -> DetectionObjective:
         detector = build(prepared.spec(config.backbone), recipe.seed)
         if config.weights:
-            load_backbone(detector, Path(config.weights))
+            load_backbone(detector, config.weights)
+        _freeze(detector, config)
         return DetectionObjective(detector, recipe.augment)
 
-    stage = _run(prepared, "teacher", key, config, config.backbone, objective, watcher)
+    stage = _run(prepared, TEACHER, key, config, config.backbone, objective, watcher)
     map50 = stage.result.map50
     watcher.say(f"The teacher ({config.backbone}) reaches {100 * map50:.1f} mAP@0.5 on {recipe.data.scored}.")
     if map50 < config.min_map:
@@ -112,18 +111,25 @@ def quantize_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> St
     def objective() -> DetectionObjective:
         detector = quantized()
         before.append(_map50(prepared, detector.eval()))
+        _freeze(detector, recipe.teacher)
         return DetectionObjective(detector, recipe.augment)
 
     def extra(_: Objective) -> dict[str, Any]:
         return {"map50_before": before[0]}
 
-    stage = _run(prepared, "quantized_teacher", key, config, backbone, objective, watcher, extra)
+    stage = _run(prepared, QUANTIZED_TEACHER, key, config, backbone, objective, watcher, extra)
     result = stage.result
     watcher.say(
         f"Quantized, the teacher has {100 * (result.map50_before or 0):.1f} mAP@0.5 before fine-tuning "
         f"and {100 * result.map50:.1f} after it (full precision: {100 * teacher.result.map50:.1f})."
     )
     return stage
+
+
+def _freeze(detector: Detector, config: TeacherConfig) -> None:
+    """Keep what the recipe keeps of a teacher's backbone."""
+    if config.frozen_stages or config.frozen_norm:
+        detector.backbone.freeze(config.frozen_stages, config.frozen_norm)
 
 
 def macs_to_prune_to(prepared: Prepared) -> int:
@@ -152,7 +158,7 @@ def prune_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> Stage
     recipe = prepared.recipe
     config = recipe.pruning
     key = pruned_key(recipe, teacher.result.key)
-    name = f"pruned_{config.method}"
+    name = pruned_stage(config.method)
     macs = macs_to_prune_to(prepared)
 
     def pruned() -> Detector:
@@ -195,15 +201,14 @@ def train_student(prepared: Prepared, name: str, teachers: Teachers | None, watc
     Args:
         prepared: the run, with the arm's recipe.
         name: of the arm.
-        teachers: `mimic.mode` says which of the two is imitated; None will do where `needs_teachers` says no.
+        teachers: `mimic.mode` says which of the two is imitated; None where `Recipe.needs_teachers` is false.
         watcher: told of every step.
     """
     recipe = prepared.recipe
     config, mimic = recipe.student, recipe.mimic
     taught_by = None
     if mimic.mode != "none" and teachers:
-        quantized = mimic.mode in ("quantization", "teacher_only")
-        taught_by = teachers.quantized if quantized else teachers.full_precision
+        taught_by = teachers.quantized if MODES[mimic.mode].teacher else teachers.full_precision
     # Whoever is taught, or sees its map quantized, depends on the stride s.
     grid = teachers.quantized if teachers and (mimic.mode != "none" or config.quantize_map) else None
     start = (
@@ -247,7 +252,7 @@ def _untrained(prepared: Prepared, start: Stage | None) -> Detector:
     config = prepared.recipe.student
     student = build(prepared.spec(config.backbone), prepared.recipe.seed)
     if config.weights:
-        load_backbone(student, Path(config.weights))
+        load_backbone(student, config.weights)
     return student
 
 

@@ -9,10 +9,10 @@ from qmimic.detectors.evaluation import level_rms
 from qmimic.detectors.quantize import Quantizer
 from qmimic.distill.bank import Bank, Layout, channels_last, layout_of, record_bytes
 from qmimic.distill.distiller import Distiller, Sides, Target
-from qmimic.distill.distillers import build_distiller
 from qmimic.distill.teacher import DetectorTeacher, Teacher
 from qmimic.run.keys import bank_key
 from qmimic.run.prepare import Prepared
+from qmimic.tables import DISTILLERS
 from qmimic.training.loop import Watcher
 from qmimic.training.step import DistillationObjective
 
@@ -48,7 +48,7 @@ def taught(
         size=student.spec.size,
         seed=recipe.seed,
     )
-    distiller = build_distiller(recipe.mimic, sides)
+    distiller = DISTILLERS[recipe.mimic.distiller](recipe.mimic, sides)
     bank = _bank(prepared, teacher, distiller, key, watcher)
     return DistillationObjective(student, distiller, teacher, bank, recipe.mimic, recipe.augment)
 

@@ -1,32 +1,41 @@
-"""The recipe: every setting of a run, typed, checked when it is read, saved resolved in the run folder.
-
-Knows nothing of the code that uses it. A recipe is YAML on disk; `key.sub=value` on the command line changes it.
-"""
+"""The sections of a recipe: every setting with its type, its limits, its default and a sentence."""
 
 import hashlib
 import json
-from collections.abc import Iterator
-from difflib import get_close_matches
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
-    ValidationError,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
     ValidationInfo,
     field_validator,
     model_validator,
 )
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from qmimic.errors import InputError
-from qmimic.files import write_text
-from qmimic.yaml_text import parse_yaml
+from qmimic.arms import ARMS
+from qmimic.tables import (
+    DICTIONARIES,
+    DISTANCES,
+    DISTILLERS,
+    MODES,
+    REGION_POOLINGS,
+    ROI_POOLINGS,
+    TRACKERS,
+    Table,
+    unknown,
+)
 
-MAX_RECIPE_BYTES = 1 << 20
+T = TypeVar("T")
+ADVANCED = "advanced"
+Advanced = Annotated[T, ADVANCED]  # a setting that hardly anybody needs
 
 
 class Section(BaseModel):
@@ -43,6 +52,24 @@ class Section(BaseModel):
         if isinstance(value, str) and "\0" in value:
             raise ValueError("holds a NUL character, which no name has")
         return value
+
+
+@dataclass(frozen=True)
+class InTable:
+    """Of a name: it is one of a table's, when the recipe is read."""
+
+    table: Table[Any]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._known, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(schema), "enum": list(self.table)}
+
+    def _known(self, name: str) -> str:
+        if name not in self.table:
+            raise PydanticCustomError("unknown_name", "{said}", {"said": unknown(self.table.key, name, self.table)})
+        return name
 
 
 def _input_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -93,7 +120,9 @@ class DetectorConfig(Section):
         description="anchor widths and heights in pixels at data.size; null: fitted to the training boxes",
     )
     anchor_count: int = Field(9, ge=1, le=64, description="anchors fitted for each place of the map")
-    roi_pooling: Literal["align", "pool"] = Field("align", description="RoIAlign or RoIPool (of R-FCN: its mean)")
+    roi_pooling: Annotated[str, InTable(ROI_POOLINGS)] = Field(
+        "align", description="RoIAlign or RoIPool (of R-FCN: its mean)"
+    )
     roi_size: int = Field(5, ge=1, le=14, description="bins of a pooled region on each side (k of R-FCN)")
     head_width: int | None = Field(
         None, ge=1, le=65536, description="units of the head's hidden layers; null: 1024 / width divisor"
@@ -143,14 +172,26 @@ class ScheduleConfig(Section):
     checkpoint_every: int = Field(100, ge=1, description="steps from one checkpoint to the next")
 
 
+WEIGHTS = (
+    "backbone weights to start from: a file (safetensors, or a state dict of torch) with torchvision's or timm's "
+    "names; pretrained: timm's own, fetched by it"
+)
+
+
 class TeacherConfig(ScheduleConfig):
     """The large detector."""
 
-    backbone: str = Field("resnet18/4", description="family and width divisor")
-    weights: str | None = Field(
-        None, description="backbone weights to start from: a safetensors file, torchvision's names"
-    )
+    backbone: str = Field("resnet18/4", description="family and width divisor, or timm:NAME")
+    weights: str | None = Field(None, description=WEIGHTS)
+    frozen_stages: int = Field(0, ge=0, le=64, description="first stages of the backbone that keep their weights")
+    frozen_norm: bool = Field(False, description="the backbone's batch norms keep their published statistics")
     min_map: float = Field(0.3, ge=0, le=1, description="mAP@0.5 on val below which a teacher is refused as too weak")
+
+    @model_validator(mode="after")
+    def _frozen(self) -> "TeacherConfig":
+        if not self.weights and (self.frozen_stages or self.frozen_norm):
+            raise ValueError("teacher.frozen_stages and frozen_norm keep published weights; name them: teacher.weights")
+        return self
 
 
 class QuantizedTeacherConfig(ScheduleConfig):
@@ -165,39 +206,39 @@ class StudentConfig(ScheduleConfig):
     """The very tiny detector. Every arm (scratch, mimic, quantization mimic) has this same schedule."""
 
     learning_rate: float = Field(6e-3, gt=0, description="peak learning rate; the fewer channels, the more")
-    backbone: str = Field("resnet18/16", description="family and width divisor")
-    weights: str | None = Field(
-        None, description="backbone weights to start from: a safetensors file, torchvision's names"
-    )
+    backbone: str = Field("resnet18/16", description="family and width divisor, or timm:NAME")
+    weights: str | None = Field(None, description=WEIGHTS)
     quantize_map: bool = Field(False, description="every student's own heads see its map quantized by the teacher's s")
 
 
 class QuantizerConfig(Section):
     """How a feature map is quantized."""
 
-    kind: Literal["uniform", "power_of_two"] = Field("uniform", description="{0, s, 2s, 3s, ..} or {0, s, 2s, 4s, ..}")
+    kind: Annotated[str, InTable(DICTIONARIES)] = Field(
+        "uniform", description="{0, s, 2s, 3s, ..} or {0, s, 2s, 4s, ..}"
+    )
     stride: float = Field(1.0, gt=0, description="s, the step of the dictionary")
     relative: bool = Field(True, description="s counts in units of the map's rms on training images (portable)")
     upper: int | None = Field(None, ge=1, le=65535, description="index of the highest level; null: no upper limit")
     per_channel: bool = Field(False, description="rms, and so s, for every channel instead of for the whole map")
 
 
-QuantizationOrder = Literal["pool_quantize", "quantize_pool"]
-MimicMode = Literal["none", "mimic", "quantization", "teacher_only", "student_only"]
-
-
 class MimicConfig(Section):
     """What the student imitates, and how. What the paper leaves open is a switch here, the same for every arm."""
 
-    mode: MimicMode = Field("quantization", description="which maps are quantized: both, neither, one; none: no mimic")
+    mode: Annotated[str, InTable(MODES)] = Field(
+        "quantization", description="which maps are quantized: both, neither, one; none: no mimic"
+    )
     weight: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
         0.3, description="lambda of the total loss, whose meaning depends on `normalize`; auto: holds mimic.share"
     )
     share: float = Field(
         0.1, description="norm of the mimic gradient at the student's map in that of detection's, held by weight=auto"
     )
-    distiller: str = Field("mimic", description="what the student learns from its teacher; mimic is the paper's")
-    distance: str = Field(
+    distiller: Annotated[str, InTable(DISTILLERS)] = Field(
+        "mimic", description="what the student learns from its teacher; mimic is the paper's"
+    )
+    distance: Annotated[str, InTable(DISTANCES)] = Field(
         "squared",
         description="how far regions are from the teacher's: squared is the paper's; cell is 0 in the teacher's cell",
     )
@@ -206,10 +247,10 @@ class MimicConfig(Section):
         description="paper: 1/(2N) sum of squares; region: each by its dimension (Li et al.); entry: mean over rms^2",
     )
     adaptor_relu: bool = Field(True, description="ReLU after the adaptor r, before Q")
-    order: QuantizationOrder = Field(
+    order: Literal["pool_quantize", "quantize_pool"] = Field(
         "pool_quantize", description="pool, then r, then Q, as the equation has it, or the maps through r and Q first"
     )
-    pooling: Literal["align", "pool", "crop"] = Field(
+    pooling: Annotated[str, InTable(REGION_POOLINGS)] = Field(
         "align", description="how regions are pooled for the mimic loss; pool: maxima; crop: entries as they lie"
     )
     regions: Literal["teacher", "student", "ground_truth", "random", "map"] = Field(
@@ -252,9 +293,6 @@ class PruningConfig(Section):
     places: int = Field(10, ge=1, le=1024, description="lasso: places of a layer's output in each of these images")
 
 
-TrackerName = Literal["tensorboard", "mlflow", "trackio", "wandb"]
-
-
 class RunConfig(Section):
     """Where the run goes and how it computes."""
 
@@ -266,8 +304,8 @@ class RunConfig(Section):
     )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 for wide networks where it pays")
     report: bool = Field(True, description="the run ends with report.html; `qmimic report` writes it at any time")
-    trackers: tuple[TrackerName, ...] = Field(
-        ("tensorboard",), description="told of every number besides the log: " + ", ".join(get_args(TrackerName))
+    trackers: tuple[Annotated[str, InTable(TRACKERS)], ...] = Field(
+        ("tensorboard",), description="told of every number besides the log: " + ", ".join(TRACKERS)
     )
 
 
@@ -281,17 +319,15 @@ class Int8Config(ScheduleConfig):
     warmup_steps: int = Field(20, ge=0, description="steps of linear warm-up")
 
 
-Arm = Literal["scratch", "quantized", "mimic", "separable", "grouped", "taylor", "lasso"]
-
-
 class Recipe(Section):
     """A whole run: data, teacher, quantized teacher, student and the baselines beside it."""
 
     name: str = Field("demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run")
     seed: int = Field(0, ge=0, lt=2**31, description="one seed gives one result")
-    baselines: tuple[Arm, ...] = Field(
+    baselines: tuple[Annotated[str, InTable(ARMS)], ...] = Field(
         ("scratch",),
-        description="students of equal schedule and cost trained beside it: " + ", ".join(get_args(Arm)),
+        description="students of equal schedule and cost trained beside it: "
+        + ", ".join(f"{name} ({arm.about})" for name, arm in ARMS.items()),
     )
     data: DataConfig = DataConfig()
     detector: DetectorConfig = DetectorConfig()
@@ -313,7 +349,11 @@ class Recipe(Section):
             raise ValueError("student.quantize_map needs one s for the whole map; set quantizer.per_channel=false")
         if self.mimic.distance == "cell" and self.quantizer.kind != "uniform":
             raise ValueError("mimic.distance=cell needs cells of one size: set quantizer.kind=uniform")
-        if self.mimic.weight == "auto" and self.mimic.mode == "none" and "mimic" not in self.baselines:
+        if (
+            self.mimic.weight == "auto"
+            and self.mimic.mode == "none"
+            and not any(ARMS[name].taught for name in self.baselines)
+        ):
             raise ValueError("mimic.weight=auto needs a teacher: set mimic.mode, or give the weight as a number")
         if self.pruning.method != "none" and self.student.weights:
             raise ValueError("a student has student.weights or is cut out of the teacher by pruning.method, not both")
@@ -324,162 +364,24 @@ class Recipe(Section):
         """The run folder."""
         return Path(self.run.dir or f"runs/{self.name}")
 
+    @property
+    def needs_teachers(self) -> bool:
+        """Whether the student depends on teachers: taught, cut out of one, or its map quantized by one's stride."""
+        return self.mimic.mode != "none" or self.student.quantize_map or self.pruning.method != "none"
 
-def embedded_recipes() -> dict[str, Path]:
-    """The recipes that come with qmimic: names, such as `demo`, and their files."""
-    return {path.stem: path for path in sorted((Path(__file__).parent / "recipes").glob("*.yaml"))}
-
-
-def recipe_file(path: Path) -> Path:
-    """The file of a recipe that is named by its path, or by the name of an embedded one. A file that is there wins.
-
-    Raises:
-        InputError: it is no file's name, and no embedded recipe has it.
-    """
-    embedded = embedded_recipes()
-    if path.is_file() or path.suffix or len(path.parts) > 1:
-        return path
-    if path.name not in embedded:
-        raise InputError(f"There is no recipe {path}; name a YAML file, or one of {', '.join(embedded)}.")
-    return embedded[path.name]
-
-
-def load_recipe(path: Path | str | None, overrides: list[str]) -> Recipe:
-    """Read a recipe and apply `key.sub=value` overrides, whose values are YAML.
-
-    Args:
-        path: of a YAML file, or the name of an embedded recipe; None: the defaults.
-        overrides: changes to it.
-
-    Raises:
-        InputError: the file is missing, not YAML, or has an unknown key (the nearest one is named) or a bad value.
-    """
-    tree = load_tree(recipe_file(Path(path)), "recipe") if path else {}
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals or not key:
-            raise InputError(f"{override!r} is not an override; write key.sub=value, for example data.root=photos/.")
-        put(tree, key, parse_yaml(value, override), override)
-    return recipe_from(tree, str(path) if path else "the overrides")
-
-
-def load_tree(path: Path, what: str) -> dict[str, Any]:
-    """The plain values of a YAML file of `key: value` lines; `what` is how an error calls it.
-
-    Raises:
-        InputError: the file is missing, too large, or not such YAML.
-    """
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_RECIPE_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"Cannot read the {what} {path}: {error.strerror}; name a YAML file.") from error
-    if len(raw) > MAX_RECIPE_BYTES:
-        raise InputError(f"{path} is over 1 MiB, which no {what} is; name a {what}'s YAML file.")
-    tree = parse_yaml(raw.decode("utf-8", "replace"), str(path))
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise InputError(f"{path} is not a {what}: it needs `key: value` lines.")
-    # A section whose lines are all commented out is an empty one: the defaults.
-    return {key: value for key, value in tree.items() if value is not None}
-
-
-def put(tree: dict[str, Any], key: str, value: Any, source: str) -> None:
-    """Set a dotted key of a recipe's plain values; `source` is how an error calls the setting.
-
-    Raises:
-        InputError: the key goes through a value.
-    """
-    *parents, leaf = key.split(".")
-    node = tree
-    for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
-            raise InputError(f"In {source!r}, {parent} is a value, not a section; see `qmimic train --help`.")
-    node[leaf] = value
-
-
-def recipe_from(tree: dict[str, Any], source: str) -> Recipe:
-    """A checked recipe from plain values.
-
-    Raises:
-        InputError: an unknown key, a value of the wrong type, or settings that exclude each other.
-    """
-    try:
-        return Recipe.model_validate(tree)
-    except ValidationError as error:
-        raise InputError(f"In {source}: {explain(error)}") from error
-
-
-def explain(error: ValidationError) -> str:
-    """The first fault of a validation as one sentence that names the key, the fault and the fix."""
-    first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
-    parent, _, tried = key.rpartition(".")
-    known_keys = dict(settings())
-    if key not in known_keys and parent in known_keys and first["type"] != "extra_forbidden" and not tried.isdigit():
-        # Of a union, pydantic adds the kind that it tried.
-        key = parent
-    if first["type"] == "extra_forbidden":
-        known = [name for name, _ in settings()]
-        same = [name for name in known if name.rpartition(".")[2] == key]  # the section was forgotten
-        near = same or get_close_matches(key, known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else "`qmimic train --help` lists the keys."
-        return f"unknown key {key!r}; {hint}"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] in ("model_type", "dict_type"):
-        message = "needs `name: value` pairs"
-    given = first.get("input")
-    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) and len(repr(given)) < 200 else ""
-    return f"{key}: {message}{shown}." if key and not message.startswith(key) else f"{message}."
-
-
-def settings(section: type[Section] = Recipe, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every key of a recipe with its default and description, in order."""
-    for name, field in section.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Section):
-            yield prefix + name, (kind.__doc__ or "").splitlines()[0]
-            yield from settings(kind, f"{prefix}{name}.")
-        else:
-            choices = get_args(kind) if getattr(kind, "__origin__", None) is Literal else ()
-            default = "null" if field.default is None else _plain(field.default)
-            extra = f"; one of {', '.join(map(str, choices))}" if choices else ""
-            yield prefix + name, f"{field.description} [{default}{extra}]"
-
-
-def choices(section: type[Section] = Recipe, prefix: str = "") -> dict[str, tuple[str, ...]]:
-    """Every key of a recipe with the values that it may have, none where they cannot be listed."""
-    found: dict[str, tuple[str, ...]] = {}
-    for name, field in section.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Section):
-            found |= choices(kind, f"{prefix}{name}.")
-        elif kind is bool:
-            found[prefix + name] = ("true", "false")
-        else:
-            literal = getattr(kind, "__origin__", None) is Literal
-            found[prefix + name] = tuple(map(str, get_args(kind))) if literal else ()
-    return found
-
-
-def save_recipe(recipe: Recipe, path: Path) -> None:
-    """Write the resolved recipe as YAML."""
-    write_text(path, recipe_text(recipe))
-
-
-def recipe_text(recipe: Recipe) -> str:
-    """The resolved recipe as YAML."""
-    text: str = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    return text
+    def changed(self, settings: Mapping[str, object]) -> "Recipe":
+        """A copy with other values of some dotted keys, which are taken as they are."""
+        sections: dict[str, dict[str, object]] = {}
+        for key, value in settings.items():
+            section, _, name = key.rpartition(".")
+            sections.setdefault(section, {})[name] = value
+        update = sections.pop("", {})
+        return self.model_copy(
+            update={**update, **{name: getattr(self, name).model_copy(update=own) for name, own in sections.items()}}
+        )
 
 
 def fingerprint(*parts: object) -> str:
     """Twelve hexadecimal digits that name a combination of settings; equal settings, equal name."""
     plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _plain(value: object) -> str:
-    return json.dumps(value) if not isinstance(value, str) else value
