@@ -20,7 +20,7 @@ from qmimic.distill.matching import MatchCounts, RegionPair
 from qmimic.distill.mimic import Mimic, cell_distance, mimic_loss
 from qmimic.distill.regions import balanced, choose_regions, random_regions
 from qmimic.errors import InputError
-from qmimic.tables import DISTANCES, DISTILLERS, MODES
+from qmimic.tables import DISTANCES, MODES
 
 STRIDE, CHANNELS, BINS = 16, 3, 5
 SIZE = (96, 128)
@@ -506,22 +506,3 @@ def test_networks_without_a_stride_in_common_are_refused() -> None:
 def test_an_unknown_name_is_refused_with_the_nearest(key: str, name: str, near: str) -> None:
     with pytest.raises(InputError, match=f"Unknown mimic.{key} '{name}'; did you mean {near}\\?"):
         recipe_from({"mimic": {key: name}}, "own.yaml")
-
-
-@pytest.mark.parametrize("name", DISTILLERS)
-@pytest.mark.parametrize("switches", [{}, {"regions": "map"}, {"regions": "student", "sampling": "balanced"}])
-def test_a_distiller_gives_one_target_for_one_view_and_a_gradient_to_the_student(
-    name: str, switches: dict[str, object]
-) -> None:
-    distiller = DISTILLERS[name](MimicConfig(distiller=name, **switches), identity_mimic().sides)
-    view = TeacherView(Features.of([maps(2)], [STRIDE]), regions_of(3) if distiller.teacher_regions else None)
-    first, second = (distiller.target(view, TRUTH) for _ in range(2))
-    assert all(torch.equal(first[key], second[key]) for key in first)
-    assert all(len(one) == 2 and not one.requires_grad for one in first.values())
-    assert set(distiller.grids()) <= set(first)
-    student = maps(1).requires_grad_()
-    own = regions_of(4) if distiller.student_regions else None
-    seen = StudentView(Features.of([student], [STRIDE]), own, TRUTH, torch.Generator().manual_seed(0))
-    distiller.loss(seen, first).backward()
-    assert student.grad is not None
-    assert student.grad.isfinite().all()

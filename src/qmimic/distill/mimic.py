@@ -11,15 +11,15 @@ takes the place of the squared distance is a function in `DISTANCES` (tables.py)
 from collections.abc import Callable, Mapping
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from qmimic.config import MimicConfig
 from qmimic.contracts import Proposals
 from qmimic.data.targets import Targets
 from qmimic.detectors.quantize import Quantizer
 from qmimic.detectors.roi_pooling import ROI_POOLINGS, cells_inside
-from qmimic.distill.distiller import Distiller, Sides, StudentView, Target, TeacherView
+from qmimic.distill.distiller import Sides, StudentView, Target, TeacherView
+from qmimic.distill.map_distiller import MapDistiller
 from qmimic.distill.regions import choose_regions
 from qmimic.processes import mean_over
 from qmimic.tables import DISTANCES, MODES
@@ -94,15 +94,10 @@ def mean_of_regions(distances: Tensor, valid: Tensor) -> Tensor:
     return (distances * valid).sum() / (2 * mean_over(valid.sum()).clamp(min=1))
 
 
-class Mimic(Distiller):
-    """The adaptor r of each level, and the loss between two networks' maps as the recipe's switches have it.
+class Mimic(MapDistiller):
+    """The loss between two networks' maps as the recipe's switches have it, on regions or on the whole maps.
 
-    Levels are compared where both networks have the same output stride; of several levels the losses are averaged.
-
-    Args: as `Distiller`.
-
-    Raises:
-        InputError: the networks have no output stride in common, or there is no such distance.
+    Args and errors: as `MapDistiller`.
     """
 
     rms: Tensor
@@ -112,16 +107,6 @@ class Mimic(Distiller):
         self.distance: Distance = DISTANCES[config.distance]
         self.teacher_regions = config.regions == "teacher"
         self.student_regions = config.regions == "student"
-        self.quantizer = sides.quantizer
-        self.pairs = sides.pairs()
-        generator = torch.Generator().manual_seed(sides.seed)
-        self.adaptors = nn.ModuleList()
-        for student, teacher in self.pairs:
-            adaptor = nn.Conv2d(sides.student_channels[student], sides.teacher_channels[teacher], 1)
-            nn.init.kaiming_normal_(adaptor.weight, nonlinearity="relu", generator=generator)
-            assert adaptor.bias is not None
-            nn.init.zeros_(adaptor.bias)
-            self.adaptors.append(adaptor)
         self.register_buffer("rms", torch.stack([sides.rms[teacher].reshape(()) for _, teacher in self.pairs]))
 
     def target(self, view: TeacherView, truth: Targets) -> Target:
@@ -176,18 +161,9 @@ class Mimic(Distiller):
         quantized = sees_levels(self.config) or sees_region_levels(self.config)
         return {f"level{place}": self.quantizer for place in range(len(self.pairs))} if quantized else {}
 
-    def adapt(self, features: Tensor, place: int = 0) -> Tensor:
-        """r(f_s), with the ReLU if the recipe wants it: [..., C_s, H, W] to [..., C_t, H, W].
-
-        Args:
-            features: of the student.
-            place: of the level among `pairs`.
-        """
-        adaptor = self.adaptors[place]
-        assert isinstance(adaptor, nn.Conv2d)
-        # A 1x1 convolution as the product that it is: the same for a map and for regions of one.
-        adapted = F.linear(features.movedim(-3, -1), adaptor.weight.flatten(1), adaptor.bias)
-        return (F.relu(adapted) if self.config.adaptor_relu else adapted).movedim(-1, -3)
+    def map_loss(self, teacher: Tensor, student: Tensor, truth: Targets, place: int) -> Tensor:
+        """See `MapDistiller.map_loss`; of whole maps."""
+        return self.distance_loss(teacher[:, None], student[:, None], None, place)
 
     def teacher_side(self, teacher_map: Tensor, regions: Proposals | None, place: int = 0) -> Tensor:
         """f_t^i or Q(f_t^i), float32 [B, P, C_t, k, k]; of a whole map, or of one to crop, [B, 1, C_t, H, W].
@@ -212,8 +188,12 @@ class Mimic(Distiller):
         else:
             pooled = self._pooled(student_map, regions, place)
             student = self._quantized(self.adapt(pooled, place).float(), quantized)
+        return self.distance_loss(teacher, student, regions, place)
+
+    def distance_loss(self, teacher: Tensor, student: Tensor, regions: Proposals | None, place: int) -> Tensor:
+        """L_m of two sides, [B, P, C_t, k, k] or [B, 1, C_t, H, W] each. Other args as `teacher_side`."""
         distances, entries = self._distances(teacher, student, regions, place)
-        valid = student_map.new_ones(len(student_map), 1, dtype=torch.bool) if regions is None else regions.valid
+        valid = teacher.new_ones(len(teacher), 1, dtype=torch.bool) if regions is None else regions.valid
         loss = mean_of_regions(distances, valid)
         if self.config.normalize == "entry":
             loss = loss * 2 / (entries * self.rms[place].square())
