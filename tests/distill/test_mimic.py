@@ -444,7 +444,7 @@ def test_cropped_regions_are_the_entries_of_the_map_as_they_lie(mode: str, norma
             total += float(squares.sum() if normalize == "paper" else squares.mean())
             count += 1
     by_hand = total / (2 * count) * (2 / 1.5**2 if normalize == "entry" else 1)
-    assert float(loss_of(mimic, student, teacher, regions)) == pytest.approx(by_hand, rel=1e-4)
+    assert loss_of(mimic, student, teacher, regions).item() == pytest.approx(by_hand, rel=1e-4)
 
 
 def test_a_region_that_leaves_the_map_still_has_an_entry() -> None:
