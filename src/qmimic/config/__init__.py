@@ -16,6 +16,7 @@ from qmimic.config.reading import save_recipe as save_recipe
 from qmimic.config.sections import AugmentConfig as AugmentConfig
 from qmimic.config.sections import DataConfig as DataConfig
 from qmimic.config.sections import DetectorConfig as DetectorConfig
+from qmimic.config.sections import FineTuningConfig as FineTuningConfig
 from qmimic.config.sections import InputSize as InputSize
 from qmimic.config.sections import Int8Config as Int8Config
 from qmimic.config.sections import MimicConfig as MimicConfig

@@ -9,6 +9,8 @@ from pydantic.fields import FieldInfo
 
 from qmimic.config.sections import ADVANCED, InTable, Recipe, Section
 
+BOOLEAN = ("true", "false")
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -32,7 +34,7 @@ class Setting:
         """What the help says of it."""
         if self.default is None:
             return self.about
-        listed = f"; one of {', '.join(self.choices)}" if self.choices else ""
+        listed = f"; one of {', '.join(self.choices)}" if self.choices not in ((), BOOLEAN) else ""
         return f"{'advanced: ' if self.advanced else ''}{self.about} [{self.default}{listed}]"
 
 
@@ -54,7 +56,7 @@ def _choices(field: FieldInfo) -> tuple[str, ...]:
     if tables:
         return tuple(tables[0])
     if field.annotation is bool:
-        return "true", "false"
+        return BOOLEAN
     return tuple(map(str, get_args(field.annotation))) if get_origin(field.annotation) is Literal else ()
 
 

@@ -94,7 +94,7 @@ class DataConfig(Section):
     )
     size: InputSize = Field((128, 128), description="height and width that images are fitted into, pixels")
     drop_bad_boxes: bool = Field(False, description="go on without the boxes and images that `data check` refuses")
-    cache_mib: int = Field(2048, ge=0, description="decoded images kept on disk at most, MiB; 0: none")
+    cache_mib: Advanced[int] = Field(2048, ge=0, description="decoded images kept on disk at most, MiB; 0: none")
 
     @field_validator("fold")
     @classmethod
@@ -124,14 +124,16 @@ class DetectorConfig(Section):
         "align", description="RoIAlign or RoIPool (of R-FCN: its mean)"
     )
     roi_size: int = Field(5, ge=1, le=14, description="bins of a pooled region on each side (k of R-FCN)")
-    head_width: int | None = Field(
+    head_width: Advanced[int | None] = Field(
         None, ge=1, le=65536, description="units of the head's hidden layers; null: 1024 / width divisor"
     )
-    rpn_samples: int = Field(128, ge=2, description="anchors sampled for the RPN losses, an image")
-    roi_samples: int = Field(64, ge=4, description="regions sampled for the head's losses, an image")
+    rpn_samples: Advanced[int] = Field(128, ge=2, description="anchors sampled for the RPN losses, an image")
+    roi_samples: Advanced[int] = Field(64, ge=4, description="regions sampled for the head's losses, an image")
     ohem: bool = Field(False, description="the head learns from its roi_samples hardest regions instead of random ones")
-    pre_nms: int = Field(256, ge=1, le=4096, description="best anchors that enter the RPN's suppression, an image")
-    post_nms: int = Field(64, ge=1, le=2048, description="proposals that leave it, an image")
+    pre_nms: Advanced[int] = Field(
+        256, ge=1, le=4096, description="best anchors that enter the RPN's suppression, an image"
+    )
+    post_nms: Advanced[int] = Field(64, ge=1, le=2048, description="proposals that leave it, an image")
     score_threshold: float = Field(0.02, ge=0, lt=1, description="lowest score of a detection")
     nms_threshold: float = Field(0.5, gt=0, lt=1, description="largest IoU of two detections of a class")
     max_detections: int = Field(100, ge=1, le=1000, description="detections kept, an image")
@@ -153,23 +155,35 @@ class AugmentConfig(Section):
         return self
 
 
-class ScheduleConfig(Section):
+class FineTuningConfig(Section):
+    """How long and how fast a network is trained that was trained before."""
+
+    steps: int = Field(200, ge=0, description="optimizer steps; 0: none")
+    batch_size: int = Field(16, ge=1, le=1024, description="images a step, over all processes")
+    learning_rate: float = Field(3e-4, gt=0, description="peak learning rate")
+    warmup_steps: Advanced[int] = Field(20, ge=0, description="steps of linear warm-up")
+    evaluate_every: Advanced[int] = Field(300, ge=1, description="steps from one mAP on val to the next")
+    checkpoint_every: Advanced[int] = Field(100, ge=1, description="steps from one checkpoint to the next")
+
+    @property
+    def schedule(self) -> "ScheduleConfig":
+        """The same as a whole schedule; all else as the defaults have it."""
+        return ScheduleConfig.model_construct(**self.model_dump(include=set(ScheduleConfig.model_fields)))
+
+
+class ScheduleConfig(FineTuningConfig):
     """How long and how fast one network is trained."""
 
     steps: int = Field(1200, ge=1, description="optimizer steps")
-    batch_size: int = Field(16, ge=1, le=1024, description="images a step, over all processes")
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="both fused")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd: with a momentum of 0.9")
     learning_rate: float = Field(2e-3, gt=0, description="peak learning rate")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
-    weight_decay: float = Field(1e-2, ge=0, description="on weights of convolutions and linear layers only")
-    warmup_steps: int = Field(50, ge=0, description="steps of linear warm-up")
-    decay: Literal["cosine", "step", "constant"] = Field("cosine", description="shape of the learning rate")
-    milestones: tuple[Share, ...] = Field((0.67, 0.89), description="shares of the steps after which `step` decays")
-    gamma: float = Field(0.1, gt=0, le=1, description="factor of one such decay")
-    clip_norm: float = Field(5.0, ge=0, description="largest gradient norm; 0: no clipping")
+    weight_decay: Advanced[float] = Field(1e-2, ge=0, description="on weights of convolutions and linear layers only")
+    warmup_steps: Advanced[int] = Field(50, ge=0, description="steps of linear warm-up")
+    decay: Advanced[Literal["cosine", "step", "constant"]] = Field(
+        "cosine", description="shape of the learning rate; step: a tenth after 67 % of the steps, and after 89 %"
+    )
+    clip_norm: Advanced[float] = Field(5.0, ge=0, description="largest gradient norm; 0: no clipping")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0: none")
-    evaluate_every: int = Field(300, ge=1, description="steps from one mAP on val to the next")
-    checkpoint_every: int = Field(100, ge=1, description="steps from one checkpoint to the next")
 
 
 WEIGHTS = (
@@ -183,8 +197,10 @@ class TeacherConfig(ScheduleConfig):
 
     backbone: str = Field("resnet18/4", description="family and width divisor, or timm:NAME")
     weights: str | None = Field(None, description=WEIGHTS)
-    frozen_stages: int = Field(0, ge=0, le=64, description="first stages of the backbone that keep their weights")
-    frozen_norm: bool = Field(False, description="the backbone's batch norms keep their published statistics")
+    frozen_stages: Advanced[int] = Field(
+        0, ge=0, le=64, description="first stages of the backbone that keep their weights"
+    )
+    frozen_norm: Advanced[bool] = Field(False, description="the backbone's batch norms keep their published statistics")
     min_map: float = Field(0.3, ge=0, le=1, description="mAP@0.5 on val below which a teacher is refused as too weak")
 
     @model_validator(mode="after")
@@ -194,12 +210,12 @@ class TeacherConfig(ScheduleConfig):
         return self
 
 
-class QuantizedTeacherConfig(ScheduleConfig):
+class QuantizedTeacherConfig(FineTuningConfig):
     """The fine-tuning of the teacher on its own quantized map."""
 
     steps: int = Field(200, ge=0, description="optimizer steps; 0: quantize without fine-tuning")
-    learning_rate: float = Field(3e-4, gt=0, description="peak learning rate")
-    warmup_steps: int = Field(20, ge=0, description="steps of linear warm-up")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd: with a momentum of 0.9")
+    weight_decay: Advanced[float] = Field(1e-2, ge=0, description="on weights of convolutions and linear layers only")
 
 
 class StudentConfig(ScheduleConfig):
@@ -218,9 +234,15 @@ class QuantizerConfig(Section):
         "uniform", description="{0, s, 2s, 3s, ..} or {0, s, 2s, 4s, ..}"
     )
     stride: float = Field(1.0, gt=0, description="s, the step of the dictionary")
-    relative: bool = Field(True, description="s counts in units of the map's rms on training images (portable)")
-    upper: int | None = Field(None, ge=1, le=65535, description="index of the highest level; null: no upper limit")
-    per_channel: bool = Field(False, description="rms, and so s, for every channel instead of for the whole map")
+    relative: Advanced[bool] = Field(
+        True, description="s counts in units of the map's rms on training images (portable)"
+    )
+    upper: Advanced[int | None] = Field(
+        None, ge=1, le=65535, description="index of the highest level; null: no upper limit"
+    )
+    per_channel: Advanced[bool] = Field(
+        False, description="rms, and so s, for every channel instead of for the whole map"
+    )
 
 
 class MimicConfig(Section):
@@ -246,7 +268,7 @@ class MimicConfig(Section):
         "entry",
         description="paper: 1/(2N) sum of squares; region: each by its dimension (Li et al.); entry: mean over rms^2",
     )
-    adaptor_relu: bool = Field(True, description="ReLU after the adaptor r, before Q")
+    adaptor_relu: Advanced[bool] = Field(True, description="ReLU after the adaptor r, before Q")
     order: Literal["pool_quantize", "quantize_pool"] = Field(
         "pool_quantize", description="pool, then r, then Q, as the equation has it, or the maps through r and Q first"
     )
@@ -256,12 +278,14 @@ class MimicConfig(Section):
     regions: Literal["teacher", "student", "ground_truth", "random", "map"] = Field(
         "teacher", description="whose regions are matched; map: every entry of the whole map"
     )
-    with_truth: bool = Field(True, description="ground-truth boxes join the regions, ahead of them")
-    sampling: Literal["first", "balanced"] = Field(
+    with_truth: Advanced[bool] = Field(True, description="ground-truth boxes join the regions, ahead of them")
+    sampling: Advanced[Literal["first", "balanced"]] = Field(
         "first", description="which regions: the best, or drawn at random, as many without an object as with one"
     )
-    region_count: int = Field(32, ge=1, le=4096, description="regions an image, at most")
-    map_steps: float = Field(0.0, ge=0, lt=1, description="share of the steps that match the whole map alone, first")
+    region_count: Advanced[int] = Field(32, ge=1, le=4096, description="regions an image, at most")
+    map_steps: Advanced[float] = Field(
+        0.0, ge=0, lt=1, description="share of the steps that match the whole map alone, first"
+    )
     last_step: float = Field(0.5, gt=0, le=1, description="share of the steps after which detection goes on alone")
 
     @model_validator(mode="after")
@@ -283,14 +307,20 @@ class PruningConfig(Section):
     method: Literal["none", "taylor", "lasso"] = Field(
         "none", description="taylor, lasso: the teacher pruned to the cost of student.backbone; none: a fresh network"
     )
-    rounds: int = Field(30, ge=1, le=1000, description="taylor: removals of channels, after training for some steps")
-    steps: int = Field(10, ge=1, description="taylor: steps of one round, over which the criterion is averaged")
-    learning_rate: float = Field(3e-4, gt=0, description="taylor: learning rate of these steps")
-    cost_weight: float = Field(
+    rounds: Advanced[int] = Field(
+        30, ge=1, le=1000, description="taylor: removals of channels, after training for some steps"
+    )
+    steps: Advanced[int] = Field(
+        10, ge=1, description="taylor: steps of one round, over which the criterion is averaged"
+    )
+    learning_rate: Advanced[float] = Field(3e-4, gt=0, description="taylor: learning rate of these steps")
+    cost_weight: Advanced[float] = Field(
         3.0, ge=0, description="taylor: how much a channel's share of the multiply-accumulates counts against it"
     )
-    images: int = Field(256, ge=1, description="lasso: training images to fit on")
-    places: int = Field(10, ge=1, le=1024, description="lasso: places of a layer's output in each of these images")
+    images: Advanced[int] = Field(256, ge=1, description="lasso: training images to fit on")
+    places: Advanced[int] = Field(
+        10, ge=1, le=1024, description="lasso: places of a layer's output in each of these images"
+    )
 
 
 class RunConfig(Section):
@@ -299,24 +329,40 @@ class RunConfig(Section):
     dir: str | None = Field(None, description="run folder; null: runs/NAME")
     threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0: one for each core")
     device: Literal["auto", "cpu"] = Field("auto", description="auto: a GPU where there is one")
-    bank_mib: int = Field(
+    bank_mib: Advanced[int] = Field(
         8192, ge=0, description="largest teacher bank, MiB on disk; a larger one is not made, the teacher runs instead"
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 for wide networks where it pays")
+    precision: Advanced[Literal["auto", "fp32", "bf16"]] = Field(
+        "auto", description="auto: bf16 for wide networks where it pays"
+    )
     report: bool = Field(True, description="the run ends with report.html; `qmimic report` writes it at any time")
     trackers: tuple[Annotated[str, InTable(TRACKERS)], ...] = Field(
         ("tensorboard",), description="told of every number besides the log: " + ", ".join(TRACKERS)
     )
 
 
-class Int8Config(ScheduleConfig):
+class Int8Config(FineTuningConfig):
     """A detector on integers: how its grids are found, how it is trained on them, and when it is refused."""
 
-    images: int = Field(128, ge=1, le=4096, description="training images that the scales of maps are found on")
+    images: Advanced[int] = Field(
+        128, ge=1, le=4096, description="training images that the scales of maps are found on"
+    )
     max_loss: Share = Field(0.01, description="mAP@0.5 on val that int8 may cost; above it is repaired, or refused")
     steps: int = Field(300, ge=0, description="optimizer steps on the grids, if int8 costs more; 0: none")
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
-    warmup_steps: int = Field(20, ge=0, description="steps of linear warm-up")
+
+
+# Settings that are gone, with what holds in their place: recipes of old runs and studies say them.
+GONE: dict[str, object] = {
+    **{f"{name}.momentum": 0.9 for name in ("teacher", "quantized_teacher", "student", "int8")},
+    **{f"{name}.milestones": [0.67, 0.89] for name in ("teacher", "quantized_teacher", "student", "int8")},
+    **{f"{name}.gamma": 0.1 for name in ("teacher", "quantized_teacher", "student", "int8")},
+    **{f"{name}.decay": "cosine" for name in ("quantized_teacher", "int8")},
+    **{f"{name}.clip_norm": 5.0 for name in ("quantized_teacher", "int8")},
+    **{f"{name}.ema": 0.0 for name in ("quantized_teacher", "int8")},
+    "int8.optimizer": "adamw",
+    "int8.weight_decay": 0.01,
+}
 
 
 class Recipe(Section):
@@ -340,6 +386,20 @@ class Recipe(Section):
     pruning: PruningConfig = PruningConfig()
     int8: Int8Config = Int8Config()
     run: RunConfig = RunConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_gone(cls, tree: Any) -> Any:
+        """Leave out what is gone where it says what holds anyway."""
+        if not isinstance(tree, dict):
+            return tree
+        tree = {name: dict(own) if isinstance(own, dict) else own for name, own in tree.items()}
+        for key, value in GONE.items():
+            section, _, name = key.partition(".")
+            own = tree.get(section)
+            if isinstance(own, dict) and name in own and own.pop(name) != value:
+                raise ValueError(f"{key} is not a setting any more, it is always {value}; leave it out")
+        return tree
 
     @model_validator(mode="after")
     def _pairs(self) -> "Recipe":

@@ -8,7 +8,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from qmimic.config import fingerprint
 from qmimic.data.chosen import dataset_fingerprint
 from qmimic.data.loader import Loader
 from qmimic.data.sample import Dataset
@@ -22,6 +21,7 @@ from qmimic.errors import InputError
 from qmimic.report.kept import FOLDER, kept_value
 from qmimic.report.networks import BATCH, detector_of
 from qmimic.run.folder import FinishedRun, StageResult
+from qmimic.run.keys import matching_key
 from qmimic.tables import DISTILLERS, MODES
 
 CHANNELS = 3  # shown besides the mean of all
@@ -30,7 +30,6 @@ MOST_LEVELS = 8  # shown one by one; the rest together
 BINS = 10  # of the histogram over regions
 WEIGHTS = "module.distiller."  # of the distiller, in a checkpoint
 FILE = "matching.json"
-VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ def feature_maps(run: FinishedRun, dataset: Dataset, say: Callable[[str], None])
             loader = Loader(part, VAL, student.spec.size, BATCH)
             return _compared(student, master, mimic, loader)
 
-        key = fingerprint(VERSION, by_name["student"].key, dataset_fingerprint(part))
+        key = matching_key(by_name["student"].key, dataset_fingerprint(part))
         matching = kept_value(run.folder / FOLDER / FILE, key, Matching, compared)
     strongest = maps["quantized teacher"].mean((1, 2)).argsort(descending=True)[:CHANNELS].tolist()
     rows = [_row("mean of all channels", {name: own.mean(0) for name, own in maps.items()})]
