@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from qmimic.config import DataConfig, DetectorConfig, FineTuningConfig, MimicConfig, Recipe, fingerprint
+from qmimic.config import DataConfig, DetectorConfig, FineTuningConfig, MimicConfig, Recipe, Section, fingerprint
 from qmimic.config.sections import GONE
 from qmimic.data.letterbox import PIXELS
 from qmimic.detectors.pretrained import PRETRAINED
@@ -28,6 +28,8 @@ VERSION = 2  # raised when the same recipe would give other weights
 MIMIC_VERSION = 1  # the same for students that are taught
 TAYLOR_VERSION = 1  # and for teachers pruned by Taylor expansion
 INT8_VERSION = 1  # when the same detector would get other grids
+# Settings since VERSION.
+LATER = {"frozen_stages", "frozen_norm", "grey", "anchor_cells", "anchor_ratios", "distiller", "sampling"}
 BANK_VERSION = 4  # when a bank's records change
 COSTS_VERSION = 1  # when the same candidate of a search would cost something else
 REPORT_VERSION = 2  # when a report would show something else of the same networks
@@ -59,7 +61,8 @@ def data_key(dataset: str, data: DataConfig, detector: DetectorConfig) -> str:
         data: size, and whether bad boxes were left out.
         detector: settings of every detector, with anchors.
     """
-    return fingerprint(dataset, data.model_dump(include={"size", "drop_bad_boxes"}), PIXELS, detector)
+    own = {name: value for name, value in _plain(data).items() if name in ("size", "drop_bad_boxes", "grey")}
+    return fingerprint(dataset, own, PIXELS, _plain(detector))
 
 
 def cache_key(dataset: str, data: DataConfig) -> str:
@@ -183,7 +186,7 @@ def job_keys(recipe: Recipe) -> dict[str, str]:
 
     The kinds are teacher, quantized and student; where the student needs no teachers, it is all there is.
     """
-    run = (VERSION, recipe.seed, recipe.data, recipe.detector, recipe.augment, recipe.run.precision)
+    run = (VERSION, recipe.seed, _plain(recipe.data), _plain(recipe.detector), recipe.augment, recipe.run.precision)
     if not recipe.needs_teachers:
         return {"student": fingerprint("student", *run, _job_schedule(recipe.student))}
     teacher = fingerprint("teacher", *run, _job_schedule(recipe.teacher, "min_map"))
@@ -208,15 +211,20 @@ def _job_schedule(config: FineTuningConfig, *left_out: str) -> Mapping[str, obje
         return _plain(config, *left_out)
 
 
-def _plain(config: FineTuningConfig, *left_out: str) -> dict[str, Any]:
-    """The settings, and what holds where there is no setting: results from before it was gone keep their names.
+def _plain(config: Section, *left_out: str) -> dict[str, Any]:
+    """The settings of a section, such that results keep their keys when settings come and go.
 
-    What came later and is off is left out, to the same end.
+    What is gone counts as the value that holds now, and what came later only where it is set.
+
+    Args:
+        config: any section.
+        left_out: names that count for nothing.
     """
     section = next(name for name, field in Recipe.model_fields.items() if field.annotation is type(config))
     fixed = {key.rpartition(".")[2]: value for key, value in GONE.items() if key.startswith(f"{section}.")}
     plain = {**fixed, **config.model_dump(mode="json", exclude=set(left_out))}
-    return {name: value for name, value in plain.items() if name not in ("frozen_stages", "frozen_norm") or value}
+    inert = {name for name in LATER & set(plain) if getattr(config, name) == type(config).model_fields[name].default}
+    return {name: value for name, value in plain.items() if name not in inert}
 
 
 def _pruning(recipe: Recipe) -> list[object]:
@@ -226,5 +234,4 @@ def _pruning(recipe: Recipe) -> list[object]:
 
 def _mimic(config: MimicConfig) -> list[object]:
     """What the mimic loss depends on: a share only where it is held."""
-    held = config.weight == "auto"
-    return [MIMIC_VERSION, config.model_dump(mode="json", exclude=set() if held else {"share"})]
+    return [MIMIC_VERSION, _plain(config, *(() if config.weight == "auto" else ("share",)))]

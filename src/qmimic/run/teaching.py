@@ -60,9 +60,7 @@ def _bank(prepared: Prepared, teacher: Teacher, distiller: Distiller, key: str, 
     if not limit:
         return None
     if views is None:
-        watcher.say(
-            "The teacher runs in every step: augment's scale, shift or colour make views that no bank can hold."
-        )
+        watcher.say("The teacher runs in every step: with augment's scale, shift or colour every view is a new one.")
         return None
     records = views * len(prepared.train.samples)
     layout = layout_of(_first_targets(prepared, teacher, distiller), distiller.grids())
