@@ -451,7 +451,7 @@ def test_a_region_that_leaves_the_map_still_has_an_entry() -> None:
     mimic = identity_mimic(pooling="crop", normalize="region", mode="mimic", adaptor_relu=False)
     boxes = torch.tensor([[[300.0, 300.0, 310.0, 320.0], [0.0, 0.0, 1.0, 1.0]]])
     loss = loss_of(mimic, maps(0, batch=1), maps(1, batch=1), Proposals(boxes, torch.ones(1, 2, dtype=torch.bool)))
-    assert math.isfinite(float(loss))
+    assert math.isfinite(loss.item())
 
 
 @given(seed=st.integers(0, 10**6), count=st.integers(1, 40))
