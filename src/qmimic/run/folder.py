@@ -40,7 +40,9 @@ class StageResult:
         parameters: of the deployed detector, batch norm folded.
         macs: multiply-accumulates of one image, end to end.
         bytes: size of its file.
-        matching, matching_nonzero: agreement with the quantized teacher on val regions, 0..1; None without a mimic.
+        matching, matching_nonzero: share of entries on val regions, 0..1, and of the teacher's non-zero ones, that
+            are on the same level as the quantized teacher's; None without a mimic.
+        matching_near: share of entries within 0.3 of the teacher's, which the paper counts; None without a mimic.
         mimic_share, mimic_cosine: norm of the mimic gradient at the student's map in that of detection's, and their
             cosine, means over training; None without a mimic.
         map50_before: of a quantized teacher before its fine-tuning.
@@ -58,6 +60,7 @@ class StageResult:
     bytes: Count
     matching: Share | None = None
     matching_nonzero: Share | None = None
+    matching_near: Share | None = None
     mimic_share: Annotated[float, Field(ge=0)] | None = None
     mimic_cosine: Annotated[float, Field(ge=-1.0001, le=1.0001)] | None = None
     map50_before: Share | None = None
