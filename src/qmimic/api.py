@@ -79,6 +79,7 @@ def evaluate(detector: Detector | Path | str, dataset: Dataset, split: str = "va
     """Scores of a detector (or of its file) on a split. Raises: as `detect`."""
     if not isinstance(detector, Detector):
         detector, _ = load_detector(Path(detector))
+    samples_of(dataset, split)  # a wrong split is named first
     dataset = with_classes(dataset, detector.spec.classes)
     return score(dataset, split, detect(detector, dataset, split))
 

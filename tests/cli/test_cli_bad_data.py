@@ -224,7 +224,7 @@ def test_data_check_refuses_what_is_no_dataset(tmp_path: Path, refused: Refused)
     (tmp_path / "empty").mkdir()
     assert "holds no dataset" in refused("data", "check", tmp_path / "empty")
     for size in (("0", "64"), ("64", "-1")):
-        assert "is no size" in refused("data", "check", coco(tmp_path / "data" / size[1]), "--size", *size)
+        assert "is not a size" in refused("data", "check", coco(tmp_path / "data" / size[1]), "--size", *size)
 
 
 def test_odd_kinds_of_pictures_and_names_train(recipe: Path, tmp_path: Path) -> None:

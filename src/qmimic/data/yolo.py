@@ -28,7 +28,7 @@ from qmimic.data.labels import (
 )
 from qmimic.data.sample import Dataset, LabelDefect, Sample
 from qmimic.errors import InputError
-from qmimic.files import inside
+from qmimic.files import inside, is_there
 from qmimic.yaml_text import parse_yaml
 
 SPLITS = ("train", "val", "test")  # the keys of data.yaml
@@ -270,9 +270,14 @@ def _source(root: Path, base: str, value: str) -> Path | None:
     tails = [root / base / plain, root / plain, *(root.joinpath(*end) for end in ends)]
     real = root.resolve()
     for path in tails:
-        if path.exists() and path.resolve().is_relative_to(real) and (path.resolve() != real or plain in (".", "./")):
-            # In the root's own spelling, which the walk through its files has too.
-            return root / path.resolve().relative_to(real)
+        if not is_there(path):
+            continue
+        try:
+            found = path.resolve()
+        except (OSError, RuntimeError):  # links in a circle
+            continue
+        if found.is_relative_to(real) and (found != real or plain in (".", "./")):
+            return root / found.relative_to(real)  # in the root's own spelling, as the walk through its files has it
     return None
 
 
