@@ -12,6 +12,7 @@ from qmimic.data.check import check
 from qmimic.data.convert import convert
 from qmimic.data.formats import load_dataset
 from qmimic.data.sample import NOTES
+from qmimic.errors import InputError
 
 SIZE = (100, 80)
 BOXES = {"cat": (10.0, 20.0, 40.0, 60.0), "dog": (50.0, 8.0, 90.0, 24.0)}  # in every picture
@@ -306,3 +307,19 @@ def test_a_nameless_object_is_a_defect(tmp_path: Path) -> None:
     dataset = load_dataset(tmp_path)
     assert [defect.kind for defect in dataset.defects] == ["bad_label"]
     assert dataset.splits["train"] == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        ("annotations.xml", "<annotations><version>1.1</version></annotations>", "CVAT's own format; export as COCO"),
+        ("project-1.json", '[{"id": 1, "annotations": []}]', "project-1.json is not of COCO's layout"),
+        ("_annotations.csv", "filename,width\n", "_annotations.csv is a table"),
+        ("photos/a.png", "", "1 pictures without labels"),
+        ("export/labels/a.txt", "0 .5 .5 .2 .2", "There is one in"),
+    ],
+)
+def test_a_folder_that_is_nearly_a_dataset_says_what_to_do(tmp_path: Path, name: str, text: str, why: str) -> None:
+    write(tmp_path, name, text)
+    with pytest.raises(InputError, match=why):
+        load_dataset(tmp_path)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,15 +69,13 @@ def _apart(dataset: Dataset, config: DataConfig) -> Dataset:
     """
     splits = in_columns(dataset.splits, dataset.root)
     train, val = splits[TRAIN], splits[VAL]
-    if train.store is val.store:
-        same = np.isin(train.rows, val.rows)
-    else:
-        same = np.isin(np.array(train.ids), np.array(val.ids))
-    same |= (train.image_pixels > 0) & np.isin(train.image_pixels, val.image_pixels)
+    known = np.sort(val.image_pixels[val.image_pixels > 0])
+    same = _held([val])[train.rows] | _among(train.image_pixels, known)
     if not same.any():
         return dataset
-    again = np.isin(val.image_pixels, train.image_pixels[same]) & (val.image_pixels > 0)
-    count = int((again | np.isin(val.rows, train.rows[same])).sum()) if train.store is val.store else int(same.sum())
+    shown = train.take(np.flatnonzero(same).tolist())
+    seen = np.sort(shown.image_pixels[shown.image_pixels > 0])
+    count = int((_held([shown])[val.rows] | _among(val.image_pixels, seen)).sum())
     if not config.drop_bad_boxes or same.all():
         first = train[int(np.flatnonzero(same)[0])].image_id
         raise InputError(
@@ -93,10 +91,10 @@ def _without(accounts: Accounts | None, before: Dataset, after: Dataset, kind: s
     """The accounts after the samples that only `before` has were left out."""
     if accounts is None:
         return None
-    columns = [in_columns(one.splits, one.root).values() for one in (before, after)]
-    gone = np.setdiff1d(_rows(columns[0]), _rows(columns[1]))
-    starts = next(iter(columns[0])).store.starts
-    boxes = int((starts[1:] - starts[:-1])[gone].sum())
+    old, new = (list(in_columns(one.splits, one.root).values()) for one in (before, after))
+    gone = np.flatnonzero(_held(old) & ~_held(new))
+    starts = old[0].store.starts
+    boxes = int((starts[gone + 1] - starts[gone]).sum())
     if not len(gone):
         return accounts
     return Accounts(
@@ -106,10 +104,20 @@ def _without(accounts: Accounts | None, before: Dataset, after: Dataset, kind: s
     )
 
 
-def _rows(splits: Iterable[Columns]) -> NDArray[np.int64]:
-    """The rows of some splits of one store, each once, sorted."""
-    rows: NDArray[np.int64] = np.unique(np.concatenate([own.rows for own in splits]))
-    return rows
+def _held(splits: Sequence[Columns]) -> NDArray[np.bool_]:
+    """Which samples of their common store some splits hold, bool [N]."""
+    held = np.zeros(len(splits[0].store.image_lengths), np.bool_)
+    for own in splits:
+        held[own.rows] = True
+    return held
+
+
+def _among(values: NDArray[np.int64], known: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which values are among sorted ones, bool."""
+    if not len(known):
+        return np.zeros(len(values), np.bool_)
+    found: NDArray[np.bool_] = known[np.minimum(np.searchsorted(known, values), len(known) - 1)] == values
+    return found
 
 
 def box_sizes(samples: Columns, size: tuple[int, int]) -> NDArray[np.float32]:

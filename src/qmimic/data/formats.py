@@ -5,13 +5,15 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from qmimic.data import coco, synthetic, voc, widerface, yolo
+from qmimic.data.accounts import data_files
 from qmimic.data.columns import in_columns
 from qmimic.data.faults import Seen, once, sift
 from qmimic.data.images import whole_size
-from qmimic.data.labels import Folder
+from qmimic.data.labels import Folder, is_picture, read_bytes
 from qmimic.data.sample import NOTES, Dataset, LabelDefect, Sample
 from qmimic.errors import InputError
 
@@ -54,6 +56,9 @@ READERS = {
 WRITERS = {"voc": Writer(voc.write), "coco": Writer(coco.write), "yolo": Writer(yolo.write, flags=False)}
 
 
+LOOKED_AT = 10_000  # files of a folder that no reader knows
+
+
 def load_dataset(path: Path | str) -> Dataset:
     """Read a labelled folder of any known format, or the embedded set `synthetic:digits`.
 
@@ -70,8 +75,28 @@ def load_dataset(path: Path | str) -> Dataset:
             return _noted(root, name, once(known.read(root)))
     raise InputError(
         f"{root} holds no dataset: looked for wider_face_split/ (WIDER FACE), Annotations/ (VOC), instances_*.json "
-        "(COCO), data.yaml or labels/ (YOLO)."
+        f"(COCO), data.yaml or labels/ (YOLO).{_near(root)}"
     )
+
+
+def _near(root: Path) -> str:
+    """What a folder that no reader knows nearly is, and what to do about it; empty if nothing is known."""
+    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        with contextlib.suppress(InputError):
+            if any(known.sniff(folder) for known in READERS.values()):
+                return f" There is one in {folder}; name that folder."
+    files = list(islice(data_files(root), LOOKED_AT))
+    for path in files:
+        suffix = path.suffix.lower()
+        with contextlib.suppress(InputError):
+            if suffix == ".xml" and b"<annotations" in read_bytes(path, root)[:4096]:
+                return f" {path.name} is CVAT's own format; export as COCO, Pascal VOC or YOLO."
+            if suffix == ".json":
+                return f" {path.name} is not of COCO's layout; export as COCO, Pascal VOC or YOLO."
+        if suffix in (".csv", ".tfrecord", ".parquet", ".ndjson", ".jsonl"):
+            return f" {path.name} is a table, which is not read; export as COCO, Pascal VOC or YOLO."
+    pictures = sum(is_picture(path) for path in files)
+    return f" It holds {pictures:,} pictures without labels." if pictures else ""
 
 
 def _noted(root: Path, name: str, dataset: Dataset) -> Dataset:

@@ -50,6 +50,7 @@ PICTURES = (
 )  # of pictures, rather than masks
 SPLITS = ("train", "val", "valid", "validation", "test", "trainval")  # folders and lists that are splits by their name
 YEAR = re.compile(r"VOC\d{4}")
+ROOT = re.compile(rb"<annotation[\s>]")
 DECLARED = re.compile(rb"""^\s*<\?xml[^>]*?encoding\s*=\s*["']([A-Za-z0-9._-]+)["'][^>]*\?>""")
 
 
@@ -160,7 +161,7 @@ def _bases(root: Path) -> list[Path]:
 
 def _is_annotation(base: Path, path: Path) -> bool:
     try:
-        return b"<annotation" in read_bytes(path, base)[:4096]
+        return ROOT.search(read_bytes(path, base)[:4096]) is not None
     except InputError:
         return False
 
