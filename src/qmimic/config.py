@@ -51,6 +51,13 @@ def _input_size(size: tuple[int, int]) -> tuple[int, int]:
     return size
 
 
+def _levels(strides: tuple[int, ...]) -> tuple[int, ...]:
+    if not strides or set(strides) - {8, 16, 32} or list(strides) != sorted(set(strides)):
+        raise ValueError("needs one to three of the strides 8, 16 and 32, each once, in growing order")
+    return strides
+
+
+Levels = Annotated[tuple[int, ...], AfterValidator(_levels)]
 InputSize = Annotated[tuple[int, int], AfterValidator(_input_size)]
 Side = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -85,8 +92,13 @@ class DataConfig(Section):
 class DetectorConfig(Section):
     """The detector around the backbone, the same for teacher and student."""
 
-    architecture: str = Field("faster_rcnn", description="faster_rcnn, rfcn: a name in the table of architectures")
+    architecture: str = Field(
+        "faster_rcnn", description="faster_rcnn, rfcn, one_stage: a name in the table of architectures"
+    )
     output_stride: Literal[16, 8] = Field(16, description="pixels from one entry of the feature map to the next")
+    levels: Levels | None = Field(
+        None, description="one_stage: strides of its maps, some of 8, 16 and 32; null: chosen by the training boxes"
+    )
     anchors: tuple[tuple[Side, Side], ...] | None = Field(
         None,
         min_length=1,
@@ -96,7 +108,10 @@ class DetectorConfig(Section):
     roi_pooling: Literal["align", "pool"] = Field("align", description="RoIAlign or RoIPool (of R-FCN: its mean)")
     roi_size: int = Field(5, ge=1, le=14, description="bins of a pooled region on each side (k of R-FCN)")
     head_width: int | None = Field(
-        None, ge=1, le=65536, description="units of the head's hidden layers; null: 1024 / width divisor"
+        None,
+        ge=1,
+        le=65536,
+        description="units of the head's hidden layers; null: 1024 / width divisor, of one_stage 256 / width divisor",
     )
     rpn_samples: int = Field(128, ge=2, description="anchors sampled for the RPN losses, an image")
     roi_samples: int = Field(64, ge=4, description="regions sampled for the head's losses, an image")

@@ -259,6 +259,19 @@ class Backbone(Part):
         """Normalised images [B, 3, H, W] to levels, after ReLU."""
         raise NotImplementedError
 
+    def keep_levels(self, strides: tuple[int, ...]) -> None:
+        """Give the maps of these strides from now on, in growing order; a backbone is built with its last one alone.
+
+        Raises:
+            InputError: it has no maps of these strides.
+        """
+        if strides != self.strides:
+            own, wanted = (", ".join(map(str, values)) for values in (self.strides, strides))
+            raise InputError(
+                f"{type(self).__name__} gives levels of strides {own}, not {wanted}; set detector.levels to [{own}], "
+                "or take another backbone."
+            )
+
     def __call__(self, images: Tensor) -> Features:
         """As `forward`."""
         features: Features = super().__call__(images)

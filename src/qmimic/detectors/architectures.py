@@ -10,7 +10,8 @@ from typing import Any
 
 from qmimic.config import DetectorConfig
 from qmimic.detectors.detector import Detector
-from qmimic.detectors.spec import DetectorSpec, TwoStageSpec
+from qmimic.detectors.one_stage import OneStage
+from qmimic.detectors.spec import DetectorSpec, OneStageSpec, TwoStageSpec
 from qmimic.detectors.two_stage import RFCN, FasterRCNN
 from qmimic.errors import InputError
 
@@ -31,6 +32,7 @@ class Architecture:
 ARCHITECTURES = {
     "faster_rcnn": Architecture(TwoStageSpec, FasterRCNN),
     "rfcn": Architecture(TwoStageSpec, RFCN),
+    "one_stage": Architecture(OneStageSpec, OneStage),
 }
 
 

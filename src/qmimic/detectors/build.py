@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from qmimic.config import explain
 from qmimic.detectors.architectures import architecture_of
 from qmimic.detectors.channels import keep_channels
+from qmimic.detectors.convolution import Reparameterised
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.spec import DetectorSpec
 from qmimic.errors import InputError
@@ -93,7 +94,8 @@ def fold_batch_norm(detector: Detector) -> Detector:
         conv, norm = folded.get_submodule(pair.conv), folded.get_submodule(pair.norm)
         if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
             raise InputError(f"{pair.conv} and {pair.norm} are not a convolution and a batch norm: see fused_pairs().")
-        put_module(folded, pair.conv, fuse_conv_bn_eval(conv, norm))
+        plain = conv.plain() if isinstance(conv, Reparameterised) else conv
+        put_module(folded, pair.conv, fuse_conv_bn_eval(plain, norm))
         put_module(folded, pair.norm, nn.Identity())
     if left := _norms(folded):
         raise InputError(f"No fused pair names {left[0]}: declare it in fused_pairs() of {left[0].split('.')[0]}.")
