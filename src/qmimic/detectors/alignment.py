@@ -1,8 +1,8 @@
 """Which places of a one-stage detector learn which object: those that find it best so far, a whole batch at once.
 
-Task-aligned assignment (Feng et al., TOOD, ICCV 2021): for each object, the places are ranked by how sure they are of its
-class and by how well their box fits it, and the best few are its positives. So no size of object is tied to a level by
-hand: the level whose boxes come nearest wins.
+Task-aligned assignment (Feng et al., TOOD, ICCV 2021): for each object, the places are ranked by how sure they are of
+its class and by how well their box fits it, and the best few are its positives. So no size of object is tied to a level
+by hand: the level whose boxes come nearest wins.
 """
 
 from dataclasses import dataclass
@@ -26,13 +26,15 @@ class Alignment:
     Attributes:
         index: int64 [B, N], which of the image's boxes.
         positive: bool [B, N], places that learn an object.
-        quality: float32 [B, N], the score that a place is to give its class: the object's best place its IoU, others
-            less, as they rank; 0 where nothing is learnt.
+        share: float32 [B, N], how much a place has of its object: the best 1, others as they rank; 0 where nothing is
+            learnt.
+        quality: float32 [B, N], the score that a place is to give its class: its share of the object's best IoU.
         counted: bool [B, N], False for places on ignored boxes, which say nothing against any class.
     """
 
     index: Tensor
     positive: Tensor
+    share: Tensor
     quality: Tensor
     counted: Tensor
 
@@ -63,7 +65,8 @@ def align(scores: Tensor, boxes: Tensor, places: Tensor, targets: Targets) -> Al
     own = chosen * torch.zeros_like(chosen).scatter_(1, index[:, None], positive[:, None].to(chosen.dtype))
     highest = own.amax(2, keepdim=True).clamp_(min=1e-30)
     top = (fit * (own > 0)).amax(2, keepdim=True)
-    quality = (own / highest * top).amax(1).clamp(max=1)
+    shares = own / highest
+    quality = (shares * top).amax(1).clamp(max=1)
     ignored = (targets.labels == IGNORED)[..., None]
     counted = positive | ~((offset * 2 < (high - low)).all(2) & ignored).any(1)
-    return Alignment(index, positive, quality, counted)
+    return Alignment(index, positive, shares.amax(1), quality, counted)

@@ -92,8 +92,8 @@ class Reparameterised(Conv2d):
     """A 3x3 convolution that learns as the sum of a 3x3 and a 1x1 convolution, and is one of them afterwards.
 
     The idea is RepVGG's (Ding et al., CVPR 2021). The kernels are added up, not the maps, so that a step of training
-    costs no more than a plain convolution's. The 1x1 convolution begins as the identity where the shape allows it, which
-    is what a shortcut gives to a residual network.
+    costs no more than a plain convolution's. The 1x1 convolution begins as the identity where the shape allows it,
+    which is what a shortcut gives to a residual network.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, dilation: int, bias: bool) -> None:
@@ -109,16 +109,8 @@ class Reparameterised(Conv2d):
 
     def plain(self) -> nn.Conv2d:
         """The one convolution that it is."""
-        one = Conv2d(
-            self.in_channels,
-            self.out_channels,
-            3,
-            self.stride,
-            self.padding,
-            self.dilation,
-            bias=self.bias is not None,
-            device=self.weight.device,
-        )
+        shape = (self.in_channels, self.out_channels, self.stride[0], self.dilation[0])
+        one = dense(*shape, bias=self.bias is not None).to(self.weight.device)
         one.weight = nn.Parameter(self._kernel().detach())
         one.bias = self.bias
         return one.train(self.training)

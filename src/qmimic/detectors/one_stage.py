@@ -1,4 +1,4 @@
-"""A one-stage detector without anchors, of fixed shape: no loop over images, and over levels only where each has layers.
+"""A one-stage detector without anchors, of fixed shape: no loop over images, over levels only where each has layers.
 
 Every place of every level says how sure it is of each class and how far the four sides are. Up to the suppression, the
 graph holds convolutions, elementwise operations and reshapes, which every engine can compute.
@@ -26,14 +26,14 @@ from qmimic.detectors.backbones import build_backbone
 from qmimic.detectors.batch_norm import BatchNorm2d
 from qmimic.detectors.convolution import Conv2d
 from qmimic.detectors.detector import Detector
-from qmimic.detectors.regions import best_detections
+from qmimic.detectors.regions import CANDIDATES, suppressed
 from qmimic.detectors.spec import OneStageSpec
 from qmimic.processes import Source, mean_over
 
 PRIOR = 0.01  # score of every class before training
 WIDTH = 256  # channels of the heads at full width
 BOX_WEIGHT = 2.0  # of the boxes' loss beside the classes'
-MAX_LOG_SIDE = 4.0  # bounds exp() of an untrained regression: 55 strides
+MAX_LOG_SIDE = 4.0  # bounds exp(): a side is at most 55 strides from its place, and at least a 55th
 
 
 class LevelHeads(Part):
@@ -52,22 +52,14 @@ class LevelHeads(Part):
     def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], width: int, classes: int) -> None:
         super().__init__()
         self.strides, self.classes = strides, classes
-        self.lateral = nn.ModuleList(Conv2d(own, width, 1) for own in channels)
+        self.lateral = nn.ModuleList(_fresh(Conv2d(own, width, 1)) for own in channels)
         self.merged = nn.ModuleList(nn.ReLU(inplace=True) for _ in channels)
-        self.conv = nn.ModuleList(Conv2d(width, width, 3, padding=1, bias=False) for _ in channels)
+        self.conv = nn.ModuleList(_fresh(Conv2d(width, width, 3, padding=1, bias=False)) for _ in channels)
         self.norm = nn.ModuleList(BatchNorm2d(width) for _ in channels)
-        self.out = nn.ModuleList(Conv2d(width, classes + 4, 1) for _ in channels)
-        for layer in (*self.lateral, *self.conv):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-        for layer in self.lateral:
-            nn.init.zeros_(layer.bias)
-        for layer in self.out:
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
-            nn.init.constant_(layer.bias[:classes], -math.log((1 - PRIOR) / PRIOR))
+        self.out = nn.ModuleList(_fresh_outputs(width, classes) for _ in channels)
 
     def forward(self, maps: tuple[Tensor, ...]) -> Tensor:
-        """Logits and sides float32 [B, N, K + 4] of all places, from maps [B, C, H/stride, W/stride].
+        """Logits and sides float32 [B, K + 4, N] of all places, from maps [B, C, H/stride, W/stride].
 
         The places of a level follow those of the finer one, by row and column.
         """
@@ -76,11 +68,11 @@ class LevelHeads(Part):
         for level in reversed(range(len(maps))):
             x = self.lateral[level](maps[level])
             if above is not None:
-                x = x + doubled(above, self.strides[level + 1] // self.strides[level])
+                x = x + enlarged(above, self.strides[level + 1] // self.strides[level])
             above = self.merged[level](x)
             hidden = F.relu(self.norm[level](self.conv[level](above)), inplace=True)
             found.append(self.out[level](hidden).flatten(2))
-        return torch.cat(found[::-1], 2).transpose(1, 2).float()
+        return torch.cat(found[::-1], 2).float()
 
     def channel_groups(self) -> tuple[ChannelGroup, ...]:
         """See `Part.channel_groups`; what is added up has the same channels."""
@@ -101,9 +93,31 @@ class LevelHeads(Part):
         return (*sums, *(QuantizationPoint(f"norm.{n}") for n in levels))
 
 
-def doubled(x: Tensor, times: int) -> Tensor:
-    """Every entry of a map [B, C, H, W] in a square of `times` by `times` entries, [B, C, times H, times W]."""
-    return F.interpolate(x, scale_factor=float(times), mode="nearest")
+def _fresh(layer: Conv2d) -> Conv2d:
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _fresh_outputs(width: int, classes: int) -> Conv2d:
+    layer = Conv2d(width, classes + 4, 1)
+    assert layer.bias is not None
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.zeros_(layer.bias)
+    nn.init.constant_(layer.bias[:classes], -math.log((1 - PRIOR) / PRIOR))
+    return layer
+
+
+def enlarged(x: Tensor, times: int) -> Tensor:
+    """Every entry of a map [B, C, H, W] in a square of `times` by `times` entries, [B, C, times H, times W].
+
+    By joining copies and reshaping, never in more than four dimensions: small engines have no more.
+    """
+    _, channels, height, width = x.shape
+    wide = torch.cat([x.reshape(-1, channels, height * width, 1)] * times, 3)
+    rows = wide.reshape(-1, channels * height, 1, width * times)
+    return torch.cat([rows] * times, 2).reshape(-1, channels, height * times, width * times)
 
 
 class OneStage(Detector):
@@ -131,44 +145,52 @@ class OneStage(Detector):
             targets: ground truth.
             source: of random numbers; none are drawn.
         """
-        logits, sides = self._outputs(features)
+        logits, sides = (one.transpose(1, 2) for one in self._outputs(features))
         boxes = boxes_at(self.places, sides)
         found = align(logits.detach().sigmoid(), boxes.detach(), self.places, targets)
         label = targets.labels.gather(1, found.index).clamp(min=0)
         wanted = F.one_hot(label, logits.shape[2]) * found.quality[..., None]
-        count = mean_over(found.quality.sum()).clamp(min=1)
-        entropy = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+        sure, objects = (mean_over(one.sum()).clamp(min=1) for one in (found.quality, found.share))
+        # Quality focal loss (Li et al., NeurIPS 2020): what is right already says little, or thousands of places
+        # without an object would drown the few that have one.
+        off = (logits.sigmoid() - wanted).square()
+        entropy = off * F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
         own = box_ops.take(targets.boxes, found.index)
-        distance = (1 - box_ops.giou(boxes, own)) * found.quality
-        losses = {
-            "cls": (entropy.sum(-1) * found.counted).sum() / count,
-            "box": BOX_WEIGHT * distance.sum() / count,
-        }
+        # By share, not by quality: the smallest objects are found worst at first, and would learn least.
+        distance = (1 - box_ops.giou(boxes, own)) * found.share
+        losses = {"cls": (entropy.sum(-1) * found.counted).sum() / sure, "box": BOX_WEIGHT * distance.sum() / objects}
         return TrainingOutput(losses, None)
+
+    @property
+    def region_count(self) -> int:
+        """See `Detector.region_count`: the detections', of which there are no more than places and classes."""
+        return min(self.spec.max_detections, len(self.places) * len(self.spec.classes))
 
     @torch.no_grad()
     def detect_on(self, features: Features) -> BatchDetections:
         """See `Detector.detect_on`."""
         logits, sides = self._outputs(features)
-        # A place among the best by its best class: none that `best_detections` would take is lost.
-        count = min(4 * self.spec.max_detections, len(self.places))
-        index = logits.amax(2).topk(count, sorted=False).indices
-        boxes = boxes_at(self.places[index], box_ops.take(sides, index))
-        scores = box_ops.take(logits, index).sigmoid()
-        valid = torch.ones_like(index, dtype=torch.bool)
-        return best_detections(scores, boxes[:, :, None], valid, self.spec.size, self.spec)
+        # Class by class and place by place: what is chosen is little, so all else is computed for it alone.
+        count = min(CANDIDATES * self.spec.max_detections, logits[0].numel())
+        best, index = logits.flatten(1).topk(count, sorted=True)
+        label = index // len(self.places)
+        place = index - label * len(self.places)
+        boxes = boxes_at(self.places[place], sides.gather(2, place[:, None].expand(-1, 4, -1)).transpose(1, 2))
+        scores = best.sigmoid()
+        scores = scores.masked_fill(scores <= self.spec.score_threshold, -1)
+        return suppressed(box_ops.clip(boxes, self.spec.size), scores, label, self.spec)
 
     @torch.no_grad()
     def score_boxes(self, features: Features) -> tuple[Tensor, Tensor]:
         """See `Detector.score_boxes`; N is all places."""
-        logits, sides = self._outputs(features)
+        logits, sides = (one.transpose(1, 2) for one in self._outputs(features))
         return boxes_at(self.places, sides)[:, :, None], logits.sigmoid()
 
     def _outputs(self, features: Features) -> tuple[Tensor, Tensor]:
-        """Logits [B, N, K] and logarithms of the sides' distances [B, N, 4]."""
+        """Logits [B, K, N] and logarithms of the sides' distances [B, 4, N]."""
         outputs: Tensor = self.head(features.maps)
         classes = len(self.spec.classes)
-        return outputs[..., :classes], outputs[..., classes:]
+        return outputs[:, :classes], outputs[:, classes:]
 
 
 def place_grid(size: tuple[int, int], strides: tuple[int, ...]) -> Tensor:
@@ -191,6 +213,6 @@ def boxes_at(places: Tensor, sides: Tensor) -> Tensor:
 
     A side is exp(t) strides from its place: left, top, right, bottom.
     """
-    distance = sides.clamp(max=MAX_LOG_SIDE).exp() * places[..., 2:]
+    distance = sides.clamp(-MAX_LOG_SIDE, MAX_LOG_SIDE).exp() * places[..., 2:]
     centre = places[..., :2]
     return torch.cat([centre - distance[..., :2], centre + distance[..., 2:]], -1)

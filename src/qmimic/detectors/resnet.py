@@ -193,7 +193,7 @@ class ResNet(Backbone):
 
     def _level(self, path: str) -> int | None:
         """The level whose map a block gives: the last one of a stage."""
-        ends = [f"layer{stage}.{len(self.get_submodule(f'layer{stage}')) - 1}" for stage in self._stages]
+        ends = [[name for name, _ in self._blocks() if name.startswith(f"layer{n}.")][-1] for n in self._stages]
         return ends.index(path) if path in ends else None
 
     def _blocks(self) -> list[tuple[str, Block]]:

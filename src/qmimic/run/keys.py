@@ -49,7 +49,7 @@ def data_key(dataset: str, data: DataConfig, detector: DetectorConfig) -> str:
         data: size, and whether bad boxes were left out.
         detector: settings of every detector, with anchors.
     """
-    return fingerprint(dataset, data.model_dump(include={"size", "drop_bad_boxes"}), PIXELS, detector)
+    return fingerprint(dataset, data.model_dump(include={"size", "drop_bad_boxes"}), PIXELS, _detector(detector))
 
 
 def cache_key(dataset: str, data: DataConfig) -> str:
@@ -144,7 +144,7 @@ def job_keys(recipe: Recipe, taught: bool) -> dict[str, str]:
         recipe: of one run of the study.
         taught: whether its student needs teachers; if not, the student's job is all there is.
     """
-    run = (VERSION, recipe.seed, recipe.data, recipe.detector, recipe.augment, recipe.run.precision)
+    run = (VERSION, recipe.seed, recipe.data, _detector(recipe.detector), recipe.augment, recipe.run.precision)
     if not taught:
         return {"student": fingerprint("student", *run, _job_schedule(recipe.student))}
     teacher = fingerprint("teacher", *run, _job_schedule(recipe.teacher, "min_map"))
@@ -153,6 +153,11 @@ def job_keys(recipe: Recipe, taught: bool) -> dict[str, str]:
     mimic = _mimic(recipe.mimic) if recipe.mimic.mode != "none" else []
     student = fingerprint("student", quantized, _job_schedule(recipe.student), mimic, *pruning)
     return {"teacher": teacher, "quantized": quantized, "student": student}
+
+
+def _detector(config: DetectorConfig) -> Mapping[str, object]:
+    """Settings of a detector; one that came later and is not set leaves the keys as they were."""
+    return config.model_dump(mode="json", exclude={"levels"} if config.levels is None else set())
 
 
 def _schedule(config: ScheduleConfig, *left_out: str) -> Mapping[str, object]:
