@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from qmimic.cli import main
-from qmimic.config import Recipe, fingerprint, load_recipe, recipe_from, save_recipe
+from qmimic.config import Recipe, fingerprint, load_recipe, recipe_from, save_recipe, settings
+from qmimic.config.sections import GONE
 from qmimic.errors import InputError
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -73,12 +74,18 @@ def test_an_unknown_key_without_a_near_one_leads_to_the_list() -> None:
         ("detector.anchors=[[16, -16]]", "detector.anchors.0.1: "),
         ("detector.output_stride=32", "detector.output_stride: "),
         ("augment.scale=[1.2, 0.8]", "augment.scale needs"),
-        ("mimic.mode=both", "'quantization'"),
+        ("mimic.mode=both", "Unknown mimic.mode 'both'; Known: none, mimic, quantization"),
         ("mimic.weight=.nan", "mimic.weight: "),
         ("mimic.weight=.inf", "mimic.weight: "),
         ("teacher=3", "teacher: "),
         ("name=../elsewhere", "name: "),
-        ("baselines=[mimik]", "baselines.0: "),
+        ("baselines=[mimik]", "Unknown baselines 'mimik'; did you mean mimic?"),
+        ("detector.roi_pooling=algn", "Unknown detector.roi_pooling 'algn'; did you mean align?"),
+        ("mimic.mode=quantisation", "Unknown mimic.mode 'quantisation'; did you mean quantization? Known: none, mimic"),
+        ("quantizer.kind=unifrom", "did you mean uniform?"),
+        ("run.trackers=[tensorbord]", "Unknown run.trackers 'tensorbord'; did you mean tensorboard?"),
+        ("student.optimizer=adam", "Unknown student.optimizer 'adam'; did you mean adamw? Known: adamw, sgd"),
+        ("mimic.regions=[teacher]", "mimic.regions: "),
         ("data.root=", "data.root: "),
     ],
 )
@@ -103,6 +110,19 @@ def test_settings_that_exclude_each_other_are_both_named(overrides: list[str], n
     for override in overrides:
         if override != "data.val=train":
             load_recipe(None, [override.replace("0.4", "1")])  # each alone is good
+
+
+def test_what_is_gone_is_left_out_where_it_says_what_holds_anyway(tmp_path: Path) -> None:
+    assert not {one.key for one in settings()} & set(GONE)
+    for key, value in GONE.items():
+        assert load_recipe(None, [f"{key}={json.dumps(value)}"]) == Recipe()
+        assert f"{key} is not a setting any more, it is always {value}; leave it out" in refusal(f"{key}=7")
+    old: dict[str, dict[str, Any]] = {}
+    for key, value in GONE.items():
+        section, _, name = key.partition(".")
+        old.setdefault(section, {})[name] = value
+    assert Recipe.model_validate_json(json.dumps(old)) == Recipe()  # as a study's table keeps them
+    assert load_recipe(written(tmp_path, yaml.safe_dump(old)), []) == Recipe()
 
 
 # Overrides

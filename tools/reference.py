@@ -21,15 +21,15 @@ def recipe() -> str:
     """Every key of a recipe as Markdown tables, one a section."""
     sections: dict[str, list[str]] = {"": []}
     heads = {"": "The run"}
-    for key, text in settings():
-        section, _, _ = key.rpartition(".")
-        if not text.endswith("]"):  # a section's own line
-            heads[key], sections[key] = f"`{key}`", [f"{text}\n"]
+    for one in settings():
+        section, _, _ = one.key.rpartition(".")
+        if one.default is None:
+            heads[one.key], sections[one.key] = f"`{one.key}`", [f"{one.about}\n"]
             continue
-        said, _, default = text[:-1].rpartition(" [")
-        default, *rest = default.split("; one of ")
-        choices = f"; one of {', '.join(f'`{name}`' for name in rest[0].split(', '))}" if rest else ""
-        sections[section].append(f"| `{key}` | `{default or ' '}` | {_cell(said)}{choices} |")
+        listed = one.choices if one.choices != ("true", "false") else ()
+        choices = f"; one of {', '.join(f'`{name}`' for name in listed)}" if listed else ""
+        said = f"{'*advanced*: ' if one.advanced else ''}{_cell(one.about)}{choices}"
+        sections[section].append(f"| `{one.key}` | `{one.default or ' '}` | {said} |")
     lines = []
     for section, rows in sections.items():
         words = [row for row in rows if not row.startswith("|")]

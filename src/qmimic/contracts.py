@@ -22,6 +22,7 @@ read in a minute, is `tests/detectors/anchor_free.py`.
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -224,7 +225,11 @@ class Part(nn.Module):
         raise InputError(f"{type(self).__name__} cannot be pruned: give it a method channel_groups().")
 
     def fused_pairs(self) -> tuple[FusedPair, ...]:
-        """Its convolutions with a batch norm behind them; a batch norm that is in no pair cannot be folded."""
+        """Its convolutions with a batch norm behind them."""
+        return ()
+
+    def single_norms(self) -> tuple[str, ...]:
+        """Batch norms that no convolution can take in; a batch norm that is neither here nor in a pair is refused."""
         return ()
 
     def quantization_points(self) -> tuple[QuantizationPoint, ...]:
@@ -245,6 +250,8 @@ class Backbone(Part):
         width_divisor: n of `family/n`; heads without a width of their own are narrowed by it.
         pixel_layers: names of the convolutions that read the image.
         mean, std: of the RGB values 0..255 that it was made for; the detector subtracts and divides by them.
+        published_name: of a network whose weights others publish under names of their own; None: torchvision's.
+        frozen_norms: names of batch norms that keep their statistics in training, see `freeze`.
     """
 
     channels: tuple[int, ...]
@@ -253,6 +260,8 @@ class Backbone(Part):
     pixel_layers: tuple[str, ...]
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)  # ImageNet's
     std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    published_name: str | None = None
+    frozen_norms: tuple[str, ...] = ()
 
     @abstractmethod
     def forward(self, images: Tensor) -> Features:
@@ -271,6 +280,47 @@ class Backbone(Part):
                 f"{type(self).__name__} gives levels of strides {own}, not {wanted}; set detector.levels to [{own}], "
                 "or take another backbone."
             )
+
+    def stages(self) -> tuple[tuple[str, ...], ...]:
+        """Names of its modules and weights from the image on, in stages that can be frozen; new weights are in none."""
+        return ()
+
+    def freeze(self, stages: int, norms: bool) -> None:
+        """Keep the weights of the first stages, and statistics and weights of batch norms, as they are from now on.
+
+        Args:
+            stages: how many; their batch norms are kept too.
+            norms: whether the batch norms of all stages are kept.
+
+        Raises:
+            InputError: there are fewer stages.
+        """
+        own = self.stages()
+        if stages > len(own) or (norms and not own):
+            raise InputError(
+                f"{stages or 'The batch norms of the'} stages are to be frozen, but the backbone has {len(own)}; "
+                "lower teacher.frozen_stages or set teacher.frozen_norm=false."
+            )
+
+        def within(name: str, some: tuple[tuple[str, ...], ...]) -> bool:
+            return any(f"{name}.".startswith(f"{part}.") for stage in some for part in stage)
+
+        kept = []
+        for name, module in self.named_modules():
+            if isinstance(module, nn.BatchNorm2d) and within(f"{name}.weight", own if norms else own[:stages]):
+                kept.append(name)
+        for name, parameter in self.named_parameters():
+            if within(name, own[:stages]) or name.rpartition(".")[0] in kept:
+                parameter.requires_grad_(False)
+        self.frozen_norms = tuple(kept)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's, but frozen batch norms stay in evaluation mode."""
+        super().train(mode)
+        for name in self.frozen_norms:
+            self.get_submodule(name).eval()
+        return self
 
     def __call__(self, images: Tensor) -> Features:
         """As `forward`."""

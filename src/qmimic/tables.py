@@ -1,16 +1,36 @@
-"""Looking a name up in the one table that knows it."""
+"""Tables: the names that a recipe may say, and what each stands for. Here every name is looked up, and nowhere else.
 
-from collections.abc import Mapping
+What a name stands for may need torch, while recipes are also read by commands that start in a moment, or where torch is
+not installed. So an entry may be written as "module:attribute"; it is imported when somebody asks for it.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import TypeVar
+from importlib import import_module
+from typing import Any, Generic, TypeVar
 
 from qmimic.errors import InputError
 
-Entry = TypeVar("Entry")
+T = TypeVar("T")
+MAX_SHOWN = 100  # characters of a name that a stranger wrote
 
 
-def look_up(table: Mapping[str, Entry], name: str, what: str) -> Entry:
-    """The entry of a name.
+def near(name: str, names: Iterable[str]) -> str | None:
+    """The name that is most like this one; None if none is much like it."""
+    return next(iter(get_close_matches(name, list(names), n=1, cutoff=0.5)), None)
+
+
+def unknown(what: str, name: str, names: Iterable[str]) -> str:
+    """What is said of a name that a table does not have. `what` it names: "backbone", "mimic.mode"."""
+    listed = list(names)
+    meant = near(name, listed)
+    hint = f"did you mean {meant}? " if meant else ""
+    return f"Unknown {what} {name[:MAX_SHOWN]!r}; {hint}Known: {', '.join(listed)}."
+
+
+def look_up(table: Mapping[str, T], name: str, what: str) -> T:
+    """The entry of a name in a table that is a plain mapping.
 
     Args:
         table: by name.
@@ -22,6 +42,91 @@ def look_up(table: Mapping[str, Entry], name: str, what: str) -> Entry:
     """
     if name in table:
         return table[name]
-    near = get_close_matches(name, table, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise InputError(f"Unknown {what} {name[:100]!r}; {hint}Known: {', '.join(table)}.")
+    raise UnknownNameError(unknown(what, name, table))
+
+
+class UnknownNameError(InputError, KeyError):
+    """A table was asked for a name that it does not have."""
+
+    __str__ = Exception.__str__  # a KeyError would show the sentence in quotes
+
+
+class Table(MutableMapping[str, T], Generic[T]):
+    """Names and what they stand for, in order. A name that it does not have raises `UnknownNameError`.
+
+    Args:
+        key: of the recipe that says one of these names, for the sentence that refuses another.
+        entries: name to value, or to "module:attribute", from where the value is imported when it is asked for.
+    """
+
+    def __init__(self, key: str, entries: Mapping[str, T | str]) -> None:
+        self.key = key
+        self._entries: dict[str, T | str] = dict(entries)
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self._entries:
+            raise UnknownNameError(unknown(self.key, name, self))
+        entry = self._entries[name]
+        if isinstance(entry, str):
+            module, _, attribute = entry.partition(":")
+            self._entries[name] = entry = getattr(import_module(module), attribute)
+        return entry
+
+    def __setitem__(self, name: str, value: T) -> None:
+        self._entries[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        del self._entries[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+@dataclass(frozen=True)
+class Mode:
+    """What is quantized while a student imitates its teacher.
+
+    Attributes:
+        title: in tables and reports.
+        teacher: the quantized teacher's map, quantized, is the target, not the full-precision teacher's.
+        student: the student's map is quantized as well.
+    """
+
+    title: str
+    teacher: bool = False
+    student: bool = False
+
+
+MODES = Table(
+    "mimic.mode",
+    {
+        "none": Mode("no teacher"),
+        "mimic": Mode("mimic"),
+        "quantization": Mode("quantization mimic", teacher=True, student=True),
+        "teacher_only": Mode("teacher's map quantized", teacher=True),
+        "student_only": Mode("student's map quantized", student=True),
+    },
+)
+ROI_POOLINGS: Table[Any] = Table(
+    "detector.roi_pooling",
+    {"align": "qmimic.detectors.roi_pooling:ALIGN", "pool": "qmimic.detectors.roi_pooling:POOL"},
+)
+DICTIONARIES: Table[Any] = Table(
+    "quantizer.kind",
+    {"uniform": "qmimic.detectors.quantize:UNIFORM", "power_of_two": "qmimic.detectors.quantize:POWER_OF_TWO"},
+)
+TRACKERS: Table[Any] = Table(
+    "run.trackers",
+    {
+        "tensorboard": "qmimic.training.trackers:_TensorBoard",
+        "mlflow": "qmimic.training.trackers:_MLflow",
+        "trackio": "qmimic.training.trackers:_Trackio",
+        "wandb": "qmimic.training.trackers:_WandB",
+    },
+)

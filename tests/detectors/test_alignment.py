@@ -1,4 +1,4 @@
-"""Task-aligned assignment against plain loops over images, objects and places, and what it promises to small objects."""
+"""Task-aligned assignment against plain loops over images, objects and places, and its promise to small objects."""
 
 import math
 

@@ -18,13 +18,13 @@ from qmimic.config import QuantizerConfig
 from qmimic.detectors.build import build
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.files import (
-    load_backbone,
     load_detector,
     load_state,
     read_tensors,
     save_detector,
     write_tensors,
 )
+from qmimic.detectors.pretrained import load_backbone
 from qmimic.detectors.quantize import Quantizer
 from qmimic.errors import InputError
 from tiny_detectors import lively, some_images, tiny_spec

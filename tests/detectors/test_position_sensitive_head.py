@@ -9,7 +9,7 @@ from torch import Tensor
 from torchvision.ops import ps_roi_align, ps_roi_pool
 
 from qmimic.detectors.position_sensitive_head import vote
-from qmimic.detectors.roi_pooling import BIN_WEIGHTS
+from qmimic.detectors.roi_pooling import ROI_POOLINGS
 from tiny_detectors import lively, some_images, tiny_spec
 
 STRIDE = 16
@@ -28,7 +28,7 @@ def random_rois(seed: int, count: int = 6) -> Tensor:
 
 
 def ours(maps: Tensor, rois: Tensor, bins: int, pooling: str) -> Tensor:
-    return vote(maps, *BIN_WEIGHTS[pooling](rois, bins, STRIDE, (HEIGHT, WIDTH)))
+    return vote(maps, *ROI_POOLINGS[pooling].bins(rois, bins, STRIDE, (HEIGHT, WIDTH)))
 
 
 def torchvisions_bins(maps: Tensor, rois: Tensor, bins: int, pooling: str) -> Tensor:
@@ -49,7 +49,7 @@ def test_the_vote_equals_the_mean_of_torchvisions_bins(seed: int, bins: int, poo
     torch.testing.assert_close(ours(maps, rois, bins, pooling), expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("pooling", BIN_WEIGHTS)
+@pytest.mark.parametrize("pooling", ROI_POOLINGS)
 def test_every_bin_reads_its_own_maps(pooling: str) -> None:
     maps, rois, bins = random_maps(0, 2, 3), random_rois(1), 3
     expected = torchvisions_bins(maps, rois, bins, pooling)
@@ -62,7 +62,7 @@ def test_every_bin_reads_its_own_maps(pooling: str) -> None:
             torch.testing.assert_close(voted, expected[..., row, column], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("pooling", BIN_WEIGHTS)
+@pytest.mark.parametrize("pooling", ROI_POOLINGS)
 def test_the_gradient_equals_torchvisions(pooling: str) -> None:
     rois, weights = random_rois(1), torch.randn(2, 6, 3, generator=torch.Generator().manual_seed(2))
     gradients = []
@@ -74,7 +74,7 @@ def test_the_gradient_equals_torchvisions(pooling: str) -> None:
     assert gradients[0].abs().sum() > 1
 
 
-@pytest.mark.parametrize("pooling", BIN_WEIGHTS)
+@pytest.mark.parametrize("pooling", ROI_POOLINGS)
 @pytest.mark.parametrize(
     "box",
     [
@@ -92,7 +92,7 @@ def test_special_boxes_equal_torchvision(box: tuple[float, ...], pooling: str) -
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("pooling", BIN_WEIGHTS)
+@pytest.mark.parametrize("pooling", ROI_POOLINGS)
 @pytest.mark.parametrize("classes", [("face",), ("a", "b", "c")])
 def test_the_head_is_convolutions_pooling_and_a_mean(classes: tuple[str, ...], pooling: str) -> None:
     spec = tiny_spec(architecture="rfcn", classes=classes, roi_pooling=pooling, roi_size=3, size=(112, 144))

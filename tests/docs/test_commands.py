@@ -304,7 +304,7 @@ def _unknown(words: Sequence[str]) -> str:
 
 def test_recipe_keys_that_are_named_exist() -> None:
     """`student.steps`, `mimic.mode=none`: what looks like a key of a recipe is one."""
-    known = {key for key, _ in settings()}
+    known = {one.key for one in settings()}
     sections = {key.partition(".")[0] for key in known if "." in key}
     wrong = []
     for page in PAGES:

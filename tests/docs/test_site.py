@@ -60,7 +60,7 @@ def test_every_command_and_key_has_its_entry(site: Path) -> None:
     for option in ("--max-kb", "--drop-bad", "--against", "python -m qmimic.runtime"):
         assert option in said
     recipe = (site / "reference" / "recipe.html").read_text(encoding="utf-8")
-    missing = [key for key, _ in settings() if f">{key}<" not in recipe]
+    missing = [one.key for one in settings() if f">{one.key}<" not in recipe]
     assert not missing
 
 

@@ -1,26 +1,34 @@
 """Keys: every setting of a recipe reaches the stages that it can change, and no others."""
 
+import ast
 import os
 from collections.abc import Mapping
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
+import qmimic
 from folders import picture, voc_list, voc_object, voc_xml
-from qmimic.config import Recipe, Section, recipe_from
+from qmimic.config import Recipe, recipe_from, settings
 from qmimic.data.chosen import dataset_fingerprint
 from qmimic.data.formats import load_dataset
 from qmimic.errors import InputError
 from qmimic.run.keys import (
     Parents,
+    check_key,
+    costs_key,
     data_key,
+    detections_key,
     int8_key,
     job_keys,
+    matching_key,
     pruned_key,
     quantized_key,
     student_key,
     teacher_key,
+    timing_key,
     weights_key,
 )
 
@@ -62,6 +70,7 @@ OTHER: dict[str, Any] = {  # where the kind of a key does not give another value
     "detector.anchors": [[8, 8]],
     "detector.head_width": 9,
     "detector.output_stride": 8,
+    "detector.levels": [8, 16],
     "augment.scale": [0.5, 2.0],
     "teacher.backbone": "vgg16/2",
     "student.backbone": "vgg16/32",
@@ -80,32 +89,21 @@ BASE: dict[str, Any] = {
 }
 
 
-def keys(section: type[Section] = Recipe, prefix: str = "") -> list[str]:
+def keys() -> list[str]:
     """Every key that holds a value."""
-    found = []
-    for name, field in section.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Section):
-            found += keys(kind, f"{prefix}{name}.")
-        else:
-            found.append(prefix + name)
-    return found
+    return [one.key for one in settings() if one.default is not None]
 
 
-def value_of(recipe: Recipe, key: str) -> tuple[Any, Any]:
-    """The value of a key, and its annotation."""
-    *parents, leaf = key.split(".")
-    section: Any = recipe
-    for parent in parents:
-        section = getattr(section, parent)
-    return getattr(section, leaf), type(section).model_fields[leaf].annotation
+def value_of(recipe: Recipe, key: str) -> Any:
+    """The value of a key."""
+    return attrgetter(key)(recipe)
 
 
 def another(recipe: Recipe, key: str, folder: Path) -> Any:
     """A valid value that the key does not have."""
     if key in OTHER:
         return OTHER[key]
-    value, kind = value_of(recipe, key)
+    value = value_of(recipe, key)
     if key.endswith(".weights"):
         file = folder / "weights.safetensors"
         file.write_bytes(b"some weights")
@@ -116,7 +114,7 @@ def another(recipe: Recipe, key: str, folder: Path) -> Any:
         return [one / 2 for one in value]
     if isinstance(value, int | float):
         return value + 1 if isinstance(value, int) else value / 2 or 0.25
-    choices = [one for one in get_args(kind) if isinstance(one, str) and one != value]
+    choices = [name for one in settings() if one.key == key for name in one.choices if name != value]
     return choices[0] if choices else f"{value}x"
 
 
@@ -146,14 +144,16 @@ def stages(recipe: Recipe) -> Mapping[str, str]:
 def test_every_key_reaches_the_stages_that_it_can_change_and_no_others(key: str, tmp_path: Path) -> None:
     # A student starts from weights or is cut out of the teacher.
     base = {**BASE, "pruning": {}} if key == "student.weights" else BASE
+    if key.startswith("teacher.frozen"):  # what is kept has come from somewhere
+        base = {**BASE, "teacher": {**BASE.get("teacher", {}), "weights": "pretrained"}}
     before = recipe_from(base, "the test")
     after = changed(base, key, another(before, key, tmp_path))
-    assert value_of(before, key)[0] != value_of(after, key)[0]
+    assert value_of(before, key) != value_of(after, key)
     first, second = stages(before), stages(after)
     moved = {name for name in first if first[name] != second[name]}
     assert moved == (KEYS[key] if key in KEYS else SECTIONS[key.partition(".")[0]])
     # A study's jobs know the data by the recipe's own section.
-    jobs, others = job_keys(before, True), job_keys(after, True)
+    jobs, others = job_keys(before), job_keys(after)
     reached = {name for name in jobs if jobs[name] != others[name]}
     assert reached == ({"teacher", "quantized", "student"} if key.startswith("data.") else moved - {"pruned", "int8"})
 
@@ -161,8 +161,8 @@ def test_every_key_reaches_the_stages_that_it_can_change_and_no_others(key: str,
 def test_a_student_that_is_not_taught_does_not_depend_on_the_mimic() -> None:
     one, other = (recipe_from({"mimic": {"mode": "none", "region_count": n}}, "the test") for n in (8, 9))
     assert student_key(one, "data", False, Parents()) == student_key(other, "data", False, Parents())
-    assert job_keys(one, False) == job_keys(other, False)
-    assert list(job_keys(one, False)) == ["student"]
+    assert job_keys(one) == job_keys(other)
+    assert list(job_keys(one)) == ["student"]
 
 
 def test_a_share_counts_only_where_it_is_held() -> None:
@@ -197,3 +197,28 @@ def test_a_picture_replaced_in_place_by_one_of_as_many_bytes_changes_the_data_s_
     content[-3] ^= 1
     image.write_bytes(bytes(content))
     assert dataset_fingerprint(load_dataset(str(tmp_path))) != before
+
+
+def test_keys_are_made_in_one_module() -> None:
+    package = Path(qmimic.__file__).parent
+    users = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and any(alias.name == "fingerprint" for alias in node.names)
+    }
+    # A step's generators are seeded by it, which names nothing.
+    assert users == {"config/__init__.py", "run/keys.py", "training/loop.py"}
+
+
+def test_what_a_report_keeps_is_named_by_all_that_decides_it() -> None:
+    timings = [timing_key(*one) for one in (("cpu", ["a"], []), ("gpu", ["a"], []), ("cpu", ["b"], []))]
+    timings += [timing_key("cpu", ["a"], [("file", "sum")]), timing_key("cpu", ["a"], [("file", "other")])]
+    assert len(set(timings)) == len(timings)
+    assert timing_key("cpu", ["a"], [("file", "sum")]) == timings[3]
+    for key in (detections_key, matching_key):
+        assert len({key("a", "data"), key("b", "data"), key("a", "other")}) == 3
+    assert len({check_key("data", (64, 64)), check_key("data", (64, 96)), check_key("other", (64, 64))}) == 3
+    detector = Recipe().detector
+    costs = {costs_key(detector, 2), costs_key(detector, 3), costs_key(detector.model_copy(update={"ohem": True}), 2)}
+    assert len(costs) == 3

@@ -75,10 +75,10 @@ def recipes(prefix: str) -> list[str]:
 
 def keys(prefix: str) -> list[str]:
     """Keys of a recipe, with the equals sign; after it the values, where they can be listed."""
-    from qmimic.config import choices
+    from qmimic.config import settings
 
     key, equals, _ = prefix.partition("=")
-    known = choices()
+    known = {one.key: one.choices for one in settings() if one.default is not None}
     return [f"{key}={value}" for value in known.get(key, ())] if equals else [f"{name}=" for name in known]
 
 

@@ -32,7 +32,7 @@ def add(commands: Commands) -> None:
 def _keys() -> str:
     from qmimic.config import embedded_recipes, settings
 
-    keys = "\n".join(f"  {key:<34} {text}" for key, text in settings())
+    keys = "\n".join(f"  {one.key:<34} {one}" for one in settings())
     return f"embedded recipes: {', '.join(embedded_recipes())}\n\nkeys, with their defaults:\n{keys}"
 
 
@@ -42,8 +42,8 @@ def _train(options: argparse.Namespace) -> int:
     from qmimic.api import write_report_of
     from qmimic.cli.output import Output, table
     from qmimic.config import load_recipe, recipe_text
-    from qmimic.run.folder import MODES
     from qmimic.run.train import SHORT_COLUMNS, short_rows, train
+    from qmimic.tables import MODES
 
     recipe = load_recipe(options.recipe, options.overrides)
     out = Output(options)
@@ -53,7 +53,7 @@ def _train(options: argparse.Namespace) -> int:
         page = write_report_of(result, recipe, watcher)
     if not PartialState().is_main_process:
         return 0
-    title = f"{recipe.name}, val split, seed {recipe.seed}; student: {MODES[result.results[-1].mode]}"
+    title = f"{recipe.name}, val split, seed {recipe.seed}; student: {MODES[recipe.mimic.mode].title}"
     out.result(table(SHORT_COLUMNS, short_rows(result.results), title, words=2), *result.remarks)
     out.result(f"Table: {result.folder / 'results.md'}   pictures: {result.folder / 'examples.png'}")
     if page:

@@ -1,7 +1,6 @@
 """What is wrong with a dataset, all of it at once, before any training."""
 
 import hashlib
-import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -10,6 +9,8 @@ from typing import Any
 import numpy as np
 
 from qmimic.data.accounts import Accounts
+from qmimic.data.images import picture_hash
+from qmimic.data.labels import is_file
 from qmimic.data.letterbox import fit
 from qmimic.data.sample import NOTES, Dataset, LabelDefect, Sample, has_area, leaves
 from qmimic.errors import InputError
@@ -99,7 +100,7 @@ def check(dataset: Dataset, size: tuple[int, int]) -> Report:
             for name, values in sample.attributes.items():
                 attributes.setdefault(name, Counter()).update(values.tolist())
             if actual is None:
-                kind = "unreadable_image" if sample.image and sample.image.is_file() else "label_without_image"
+                kind = "unreadable_image" if sample.image and is_file(sample.image) else "label_without_image"
                 defects.append(LabelDefect(kind, sample.image_id, fault))
                 continue
             defects += _box_defects(sample, actual)
@@ -128,10 +129,12 @@ def check(dataset: Dataset, size: tuple[int, int]) -> Report:
 def _image_facts(dataset: Dataset, sample: Sample) -> tuple[tuple[int, int] | None, str, str]:
     """Size and hash of an image's pixels, or what is wrong with it."""
     try:
+        if sample.image is not None:
+            return *picture_hash(sample.image, dataset.root), ""
         image = dataset.load(sample)
     except InputError as error:
         return None, "", str(error)
-    return image.size, hashlib.sha256(json.dumps(image.size).encode() + image.tobytes()).hexdigest(), ""
+    return image.size, hashlib.sha256(image.tobytes()).hexdigest(), ""
 
 
 def _box_defects(sample: Sample, actual: tuple[int, int]) -> list[LabelDefect]:

@@ -1,6 +1,7 @@
 """Fitting an image of any size into the network's fixed size, and boxes there and back."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,13 +52,15 @@ def letterbox(image: Image.Image, size: tuple[int, int]) -> tuple[NDArray[np.uin
     return _padded(resized(image, placed.inner), size), placed
 
 
-def letterbox_file(path: Source, size: tuple[int, int]) -> tuple[NDArray[np.uint8], Letterbox]:
-    """The same of an image file; a JPEG is decoded no larger than it needs to be.
+def letterbox_file(
+    path: Source, size: tuple[int, int], root: Path | None = None
+) -> tuple[NDArray[np.uint8], Letterbox]:
+    """The same of an image file, in a folder `root`; a JPEG is decoded no larger than it needs to be.
 
     Raises:
         InputError: as `read_image`.
     """
-    image, (width, height) = read_resized(path, lambda width, height: fit(width, height, size).inner)
+    image, (width, height) = read_resized(path, lambda width, height: fit(width, height, size).inner, root)
     return _padded(image, size), fit(width, height, size)
 
 

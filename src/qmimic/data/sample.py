@@ -131,7 +131,7 @@ class Dataset:
         if self.render is not None:
             return self.render(sample)
         assert sample.image is not None, "a dataset without files draws its images"
-        return read_image(sample.image)
+        return read_image(sample.image, self.root)
 
     def fitted(self, sample: Sample, size: tuple[int, int]) -> tuple[NDArray[np.uint8], Letterbox]:
         """The sample's pixels as the network takes them, uint8 [H, W, 3], and how the picture lies in them.
@@ -146,4 +146,4 @@ class Dataset:
         if self.render is not None:
             return letterbox(self.render(sample), size)
         assert sample.image is not None, "a dataset without files draws its images"
-        return letterbox_file(sample.image, size)
+        return letterbox_file(sample.image, size, self.root)

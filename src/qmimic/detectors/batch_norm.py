@@ -39,6 +39,41 @@ class BatchNorm2d(nn.BatchNorm2d):
         return normal
 
 
+class BatchNormAct2d(BatchNorm2d):
+    """Batch norm with an activation behind it, as timm has them in one module; folding leaves the activation."""
+
+    def __init__(
+        self, channels: int, eps: float, momentum: float | None, affine: bool, track: bool, act: nn.Module
+    ) -> None:
+        super().__init__(channels, eps, momentum, affine, track)
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As `BatchNorm2d.forward`, then the activation."""
+        activated: Tensor = self.act(super().forward(x))
+        return activated
+
+
+class ScaleShift(nn.Module):
+    """What a batch norm without a convolution before it is once trained: a factor and a summand for each channel."""
+
+    def __init__(self, norm: nn.BatchNorm2d) -> None:
+        super().__init__()
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        weight = norm.weight if norm.affine else torch.ones_like(norm.running_mean)
+        bias = norm.bias if norm.affine else torch.zeros_like(norm.running_mean)
+        scale = (weight / (norm.running_var + norm.eps).sqrt()).detach()
+        self.scale = nn.Parameter(scale.view(1, -1, 1, 1))
+        self.shift = nn.Parameter((bias - norm.running_mean * scale).detach().view(1, -1, 1, 1))
+        self.act = norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to the same."""
+        activated: Tensor = self.act(x * self.scale + self.shift)
+        return activated
+
+
 class _Rows(torch.autograd.Function):
     """Batch norm in training of a channels-last [B, C, H, W], as rows [R, n C] of n pixels each.
 

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from qmimic.config import explain
 from qmimic.detectors.architectures import architecture_of
+from qmimic.detectors.batch_norm import BatchNormAct2d, ScaleShift
 from qmimic.detectors.channels import keep_channels
 from qmimic.detectors.convolution import Reparameterised
 from qmimic.detectors.detector import Detector
@@ -96,7 +97,12 @@ def fold_batch_norm(detector: Detector) -> Detector:
             raise InputError(f"{pair.conv} and {pair.norm} are not a convolution and a batch norm: see fused_pairs().")
         plain = conv.plain() if isinstance(conv, Reparameterised) else conv
         put_module(folded, pair.conv, fuse_conv_bn_eval(plain, norm))
-        put_module(folded, pair.norm, nn.Identity())
+        put_module(folded, pair.norm, norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity())
+    for name in folded.single_norms():
+        norm = folded.get_submodule(name)
+        if not isinstance(norm, nn.BatchNorm2d):
+            raise InputError(f"{name} is not a batch norm: see single_norms().")
+        put_module(folded, name, ScaleShift(norm))
     if left := _norms(folded):
         raise InputError(f"No fused pair names {left[0]}: declare it in fused_pairs() of {left[0].split('.')[0]}.")
     return folded
@@ -113,8 +119,11 @@ def put_module(root: nn.Module, name: str, module: nn.Module) -> None:
 
 
 def absorb_deviation(detector: Detector) -> None:
-    """Let the weights that read pixels divide them by their deviation; the padding stays the mean colour, 0."""
-    if not (detector.std != 1).any():
+    """Let the weights that read pixels divide them by their deviation; the padding stays the mean colour, 0.
+
+    Where something else than convolutions reads pixels, the deviation stays to be divided by.
+    """
+    if not (detector.std != 1).any() or not detector.backbone.pixel_layers:
         return
     for name in detector.backbone.pixel_layers:
         layer = detector.backbone.get_submodule(name)

@@ -42,11 +42,16 @@ class Detector(nn.Module):
 
     def __init__(self, spec: DetectorSpec, backbone: Backbone) -> None:
         super().__init__()
+        own = (backbone.mean, backbone.std)
+        if spec.normalisation is None and own != (Backbone.mean, Backbone.std):
+            # Its file has to keep them: another version of the library that they come from may have others.
+            spec = spec.model_copy(update={"normalisation": own})
+        mean, std = spec.normalisation or own
         self.spec = spec
         self.backbone = backbone
         self.quantizer: Quantizer | None = None
-        self.register_buffer("mean", torch.tensor(backbone.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(backbone.std).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
 
     @property
     def device(self) -> torch.device:
@@ -90,6 +95,10 @@ class Detector(nn.Module):
     def fused_pairs(self) -> tuple[FusedPair, ...]:
         """The parts' convolutions with a batch norm behind them."""
         return tuple(pair.within(name) for name, part in self.parts().items() for pair in part.fused_pairs())
+
+    def single_norms(self) -> tuple[str, ...]:
+        """The parts' batch norms that no convolution can take in."""
+        return tuple(f"{name}.{own}" for name, part in self.parts().items() for own in part.single_norms())
 
     def quantization_points(self) -> tuple[QuantizationPoint, ...]:
         """Where an int8 file rounds: the pixels, and what the parts declare.

@@ -162,17 +162,3 @@ def load_detector(path: Path | str) -> tuple[Detector, dict[str, Any]]:
         raise InputError(f"{path} holds a quantizer.stride that is not above 0; train again.")
     notes = file.header.get("notes")
     return detector.eval(), notes if isinstance(notes, dict) else {}
-
-
-def load_backbone(detector: Detector, path: Path) -> None:
-    """Start a backbone from published weights (safetensors, torchvision's names); a classifier is passed over.
-
-    Raises:
-        InputError: the file is damaged, or a weight is missing or of another width.
-    """
-    tensors = read_tensors(path).tensors
-    names = detector.backbone.state_dict()
-    fitting = {name: tensor for name, tensor in tensors.items() if name in names}
-    # Published files often leave out the counters of batch norm, which nothing here uses.
-    counters = {name: value for name, value in names.items() if name.endswith("num_batches_tracked")}
-    load_state(detector.backbone, {**counters, **fitting}, path)

@@ -4,6 +4,8 @@ What costs time on a CPU is not arithmetic alone: 7x7 kernels on few channels, p
 their multiply-accumulates say. Here a stage begins with its stride, and its channels fill whole vectors at `/16`.
 """
 
+from itertools import pairwise
+
 from torch import Tensor, nn
 
 from qmimic.contracts import Backbone, ChannelGroup, Features, FusedPair, QuantizationPoint
@@ -77,6 +79,14 @@ class Plain(Backbone):
             if place in self._places:
                 maps.append(x)
         return Features.of(maps, self.strides)
+
+    def stages(self) -> tuple[tuple[str, ...], ...]:
+        """See `Backbone.stages`: a stage begins where the map is halved."""
+        limits = [0, *(last + 1 for last, _ in self._maps.values())]
+        return tuple(
+            tuple(f"{kind}.{place}" for place in range(*limit) for kind in ("convs", "norms"))
+            for limit in pairwise(limits)
+        )
 
     def channel_groups(self) -> tuple[ChannelGroup, ...]:
         """See `Part.channel_groups`; only of `repvgg`, for depthwise convolutions tie channels otherwise."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from qmimic.contracts import ChannelGroup, QuantizationPoint
 from qmimic.detectors.regions import RegionHead
-from qmimic.detectors.roi_pooling import BIN_WEIGHTS
+from qmimic.detectors.roi_pooling import ROI_POOLINGS
 from qmimic.detectors.spec import TwoStageSpec
 
 
@@ -69,7 +69,7 @@ class PositionSensitiveHead(RegionHead):
         hidden = F.relu(self.conv(features), inplace=True)
         maps = torch.cat([self.scores(hidden), self.deltas(hidden)], 1)
         shape = (maps.shape[2], maps.shape[3])
-        voted = vote(maps, *BIN_WEIGHTS[spec.roi_pooling](rois, spec.roi_size, spec.output_stride, shape))
+        voted = vote(maps, *ROI_POOLINGS[spec.roi_pooling].bins(rois, spec.roi_size, spec.output_stride, shape))
         return voted[..., :-4].float(), voted[..., None, -4:].float()
 
     def channel_groups(self) -> tuple[ChannelGroup, ...]:

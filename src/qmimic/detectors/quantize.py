@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qmimic import tables
 from qmimic.config import QuantizerConfig
+from qmimic.tables import Table
 
 
 def uniform_levels(f: Tensor, stride: Tensor, upper: int | None = None) -> Tensor:
@@ -71,10 +73,9 @@ class Dictionary:
     values: Callable[[Tensor, Tensor], Tensor]
 
 
-DICTIONARIES = {
-    "uniform": Dictionary(uniform_levels, uniform_values),
-    "power_of_two": Dictionary(power_of_two_levels, power_of_two_values),
-}
+UNIFORM = Dictionary(uniform_levels, uniform_values)
+POWER_OF_TWO = Dictionary(power_of_two_levels, power_of_two_values)
+DICTIONARIES: Table[Dictionary] = tables.DICTIONARIES
 
 
 class _StraightThrough(torch.autograd.Function):

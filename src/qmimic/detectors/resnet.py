@@ -163,6 +163,10 @@ class ResNet(Backbone):
                 maps.append(x)
         return Features.of(maps, self.strides)
 
+    def stages(self) -> tuple[tuple[str, ...], ...]:
+        """See `Backbone.stages`."""
+        return (("conv1", "bn1"), *((f"layer{stage}",) for stage in (1, 2, 3, 4)))
+
     def channel_groups(self) -> tuple[ChannelGroup, ...]:
         """See `Part.channel_groups`. A stage's blocks share the channels that their shortcuts add."""
         found: list[ChannelGroup] = []

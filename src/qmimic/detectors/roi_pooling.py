@@ -1,9 +1,13 @@
 """Pooling of regions from a feature map: what can be weights of rows and columns becomes matrix products."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from qmimic import tables
+from qmimic.tables import Table
 
 SAMPLES = 2  # sampling points of a bin on each side, as torchvision's sampling_ratio
 
@@ -33,12 +37,6 @@ def mean_weights(rois: Tensor, size: int, stride: int, shape: tuple[int, int]) -
     edges = (rois.detach().float() / stride + 0.5).floor()
     down = _mean_weights(edges[..., 1], edges[..., 3], size, shape[0])
     return down, _mean_weights(edges[..., 0], edges[..., 2], size, shape[1])
-
-
-BIN_WEIGHTS: dict[str, Callable[[Tensor, int, int, tuple[int, int]], tuple[Tensor, Tensor]]] = {
-    "align": align_weights,
-    "pool": mean_weights,
-}
 
 
 def roi_align(features: Tensor, rois: Tensor, size: int, stride: int) -> Tensor:
@@ -104,4 +102,22 @@ def roi_pool(features: Tensor, rois: Tensor, size: int, stride: int) -> Tensor:
     return pooled.view(batch, count, -1, size, size).to(features.dtype)
 
 
-ROI_POOLINGS: dict[str, Callable[[Tensor, Tensor, int, int], Tensor]] = {"align": roi_align, "pool": roi_pool}
+@dataclass(frozen=True)
+class RoiPooling:
+    """A way to pool regions.
+
+    Attributes:
+        regions: pools them from a map, as `roi_align`.
+        bins: the weights of a map's rows and columns in each bin, as `align_weights`; for position-sensitive maps.
+    """
+
+    regions: Callable[[Tensor, Tensor, int, int], Tensor]
+    bins: Callable[[Tensor, int, int, tuple[int, int]], tuple[Tensor, Tensor]]
+
+    def __call__(self, features: Tensor, rois: Tensor, size: int, stride: int) -> Tensor:
+        """Regions of a map. Args, returns: as `roi_align`."""
+        return self.regions(features, rois, size, stride)
+
+
+ALIGN, POOL = RoiPooling(roi_align, align_weights), RoiPooling(roi_pool, mean_weights)
+ROI_POOLINGS: Table[RoiPooling] = tables.ROI_POOLINGS

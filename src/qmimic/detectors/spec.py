@@ -9,6 +9,9 @@ from pydantic import Field, model_validator
 
 from qmimic.config import DetectorConfig, InputSize, Levels, Section, Side
 
+Triple = tuple[float, float, float]
+Deviations = tuple[Side, Side, Side]
+
 
 class DetectorSpec(Section):
     """What every detector's description holds; kept in every detector file."""
@@ -19,6 +22,9 @@ class DetectorSpec(Section):
     size: InputSize = Field(description="height and width that images are fitted into, pixels")
     channels: dict[str, Annotated[int, Field(ge=1)]] | None = Field(
         None, description="channels left of pruned layers, by the layer's name"
+    )
+    normalisation: tuple[Triple, Deviations] | None = Field(
+        None, description="mean and deviation of RGB values 0..255 that the backbone was made for; null: ImageNet's"
     )
     score_threshold: float = Field(0.02, ge=0, lt=1, description="lowest score of a detection")
     nms_threshold: float = Field(0.5, gt=0, lt=1, description="largest IoU of two detections of a class")

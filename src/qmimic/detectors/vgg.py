@@ -4,6 +4,7 @@ Layers are numbered as in torchvision's `vgg16_bn().features`, so its weights at
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -86,6 +87,12 @@ class VGG(Backbone):
             if place in self._places:
                 maps.append(x)
         return Features.of(maps, self.strides)
+
+    def stages(self) -> tuple[tuple[str, ...], ...]:
+        """See `Backbone.stages`."""
+        ends = [place for place, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d | nn.Identity)]
+        limits = [0, *(place + 1 for place in ends[: len(STAGES) - 1]), len(self.features)]
+        return tuple(tuple(f"features.{place}" for place in range(*limit)) for limit in pairwise(limits))
 
     def channel_groups(self) -> tuple[ChannelGroup, ...]:
         """See `Part.channel_groups`."""

@@ -130,10 +130,8 @@ def _recipe(path: Path, data: str | None, overrides: Sequence[str], detector: De
     if data is None and not own.is_file():
         raise InputError(f"There is no recipe.yaml beside {path} that names its data; name them by --data FOLDER.")
     recipe = load_recipe(own if own.is_file() else None, list(overrides))
-    run = recipe.run.model_copy(update={"dir": str(path.parent), "device": "cpu"})
-    root = recipe.data.root if data is None else data
-    named = recipe.data.model_copy(update={"root": root, "size": detector.spec.size})
-    return recipe.model_copy(update={"data": named, "run": run})
+    named = {"data.root": recipe.data.root if data is None else data, "data.size": detector.spec.size}
+    return recipe.changed({**named, "run.dir": str(path.parent), "run.device": "cpu"})
 
 
 def _prepared(recipe: Recipe, detector: Detector) -> Prepared:

@@ -11,22 +11,15 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
+from qmimic.arms import STUDENT, TEACHERS
 from qmimic.config import Recipe, explain, load_recipe
 from qmimic.errors import InputError
+from qmimic.tables import MODES
 
 DEPLOY = "deploy"
 RECIPE, RESULTS, STAGES, STAGE_RESULT = "recipe.yaml", "results.json", "stages", "result.json"
 ENVIRONMENT, FAILURE = "environment.json", "failed.txt"
-TEACHERS = "teacher", "quantized_teacher"
 MAX_BYTES = 1 << 24  # of one JSON file
-
-MODES = {
-    "none": "no teacher",
-    "mimic": "mimic",
-    "quantization": "quantization mimic",
-    "teacher_only": "teacher's map quantized",
-    "student_only": "student's map quantized",
-}
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 Share = Annotated[float, Field(ge=0, le=1.0001)]  # a sum of parts may round above 1
@@ -73,7 +66,9 @@ class StageResult:
     @property
     def title(self) -> str:
         """What tables call it: the student says how it was taught."""
-        return f"student ({MODES.get(self.mode, self.mode)})" if self.name == "student" else self.name.replace("_", " ")
+        if self.name != STUDENT:
+            return self.name.replace("_", " ")
+        return f"student ({MODES[self.mode].title if self.mode in MODES else self.mode})"
 
 
 def ranked(results: tuple[StageResult, ...]) -> list[StageResult]:

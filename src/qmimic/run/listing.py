@@ -14,6 +14,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from qmimic.arms import is_teacher
 from qmimic.config import load_recipe
 from qmimic.errors import InputError
 from qmimic.run.folder import (
@@ -32,7 +33,6 @@ from qmimic.training.log import LOG, read_log
 
 BANK, PIXELS, WINNER = "bank", "pixels", "winner"
 STUDY, FIT, COSTS = "study.sqlite", "fit.json", "costs.json"
-TEACHERS = ("teacher", "quantized_teacher", "pruned_taylor", "pruned_lasso")
 MAX_SHOWN = 300  # characters of what a run says of itself
 QUERY_SECONDS = 5.0
 
@@ -113,7 +113,7 @@ def look(folder: Path, name: str) -> Found:
     status, detail, scores = look_at(folder)
     if taken(folder) or (kind == "fit" and taken(folder / WINNER)):
         status = "at work"
-    students = {network: score for network, score in scores.items() if not network.startswith(TEACHERS)}
+    students = {network: score for network, score in scores.items() if not is_teacher(network)}
     best, network = max(((score, network) for network, score in (students or scores).items()), default=(None, ""))
     changed = max((entry.stat(follow_symlinks=False).st_mtime for entry in _entries(folder)), default=0.0)
     disk = Disk(*(usage(folder / part) for part in (STAGES, BANK, PIXELS, "")))

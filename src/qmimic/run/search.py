@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from qmimic.arms import ARMS
 from qmimic.bench.measure import peak_of
 from qmimic.config import Recipe
 from qmimic.data.columns import in_columns
@@ -18,7 +19,7 @@ from qmimic.run.folder import ranked
 from qmimic.run.lock import exclusive_lock
 from qmimic.run.prepare import prepare
 from qmimic.run.stages import macs_to_prune_to, train_student
-from qmimic.run.train import PRUNED, RunResult, train
+from qmimic.run.train import RunResult, train
 from qmimic.training.loop import Watcher
 
 RUNGS = (8, 4, 2)  # candidates that are trained, for 1/8, 1/4 and 1/2 of the student's steps
@@ -110,14 +111,14 @@ def _fit(recipe: Recipe, budget: Budget, targets: Sequence[str], folder: Path, w
 
 def _prunable(recipe: Recipe, watcher: Watcher) -> Recipe:
     """The recipe, without pruned teachers among the baselines where its teacher costs no more than the winner."""
-    pruned = [name for name in recipe.baselines if name in PRUNED]
+    pruned = [name for name in recipe.baselines if ARMS[name].pruned]
     try:
         if pruned:
             macs_to_prune_to(prepare(recipe))
         return recipe
     except InputError as error:
         watcher.say(f"{error} Trained without {' and '.join(pruned)}.")
-        return recipe.model_copy(update={"baselines": tuple(one for one in recipe.baselines if one not in PRUNED)})
+        return recipe.changed({"baselines": tuple(one for one in recipe.baselines if one not in pruned)})
 
 
 def _shipped(
@@ -176,15 +177,14 @@ def halve(tried: Sequence[Candidate], recipe: Recipe, watcher: Watcher) -> dict[
 
 
 def _short(candidate: Candidate, recipe: Recipe, steps: int, watcher: Watcher) -> float:
-    own = candidate.of(recipe)
-    student = own.student.model_copy(update={"steps": steps, "evaluate_every": steps})
-    alone = own.mimic.model_copy(update={"mode": "none"})
-    own = own.model_copy(update={"student": student, "mimic": alone, "baselines": ()})
-    return train_student(prepare(own), f"try-{candidate.file_name}", None, watcher).result.map50
+    own = candidate.of(recipe).changed({"student.steps": steps, "student.evaluate_every": steps, "mimic.mode": "none"})
+    return train_student(
+        prepare(own.changed({"baselines": ()})), f"try-{candidate.file_name}", None, watcher
+    ).result.map50
 
 
 def _within(recipe: Recipe, folder: Path) -> Recipe:
-    return recipe.model_copy(update={"run": recipe.run.model_copy(update={"dir": str(folder)})})
+    return recipe.changed({"run.dir": str(folder)})
 
 
 def _tried(scores: Mapping[Candidate, tuple[float, int]], fitting: Sequence[Option]) -> tuple[Tried, ...]:

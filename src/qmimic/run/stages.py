@@ -13,27 +13,30 @@ from typing import Any
 from torch import Tensor
 
 from qmimic import processes
+from qmimic.arms import QUANTIZED_TEACHER, TEACHER, pruned_stage
 from qmimic.compress.cost import equal_share
 from qmimic.compress.lasso import prune_by_lasso
 from qmimic.compress.taylor import prune_by_taylor
-from qmimic.config import Recipe, ScheduleConfig
-from qmimic.data.splits import VAL
+from qmimic.config import ScheduleConfig, TeacherConfig
 from qmimic.detectors.build import build, mac_count, parameter_count
 from qmimic.detectors.channels import channel_groups
 from qmimic.detectors.detector import Detector
-from qmimic.detectors.evaluation import channel_rms, detect_all
-from qmimic.detectors.files import load_backbone, load_detector, save_detector
+from qmimic.detectors.evaluation import channel_rms
+from qmimic.detectors.files import load_detector, save_detector
+from qmimic.detectors.pretrained import load_backbone
 from qmimic.detectors.quantize import Quantizer, absolute_stride
 from qmimic.distill.matching import matching
 from qmimic.distill.mimic import Mimic
 from qmimic.errors import InputError
 from qmimic.files import write_text
-from qmimic.run.folder import STAGE_RESULT, StageResult, read_stage, stage_folder
+from qmimic.run.folder import RECIPE, STAGE_RESULT, StageResult, read_stage, stage_folder
 from qmimic.run.keys import Parents, pruned_key, quantized_key, student_key, teacher_key
 from qmimic.run.prepare import Prepared
 from qmimic.run.teaching import teacher_of
 from qmimic.run.tracking import scores_of, trackers_of
-from qmimic.scores.summary import score
+from qmimic.run.validation import Validation
+from qmimic.scores.summary import Scores
+from qmimic.tables import MODES
 from qmimic.training.loop import Job, Objective, Watcher, step_generators, train_network
 from qmimic.training.step import DetectionObjective, MimicObjective
 
@@ -59,11 +62,6 @@ class Teachers:
     quantized: Stage
 
 
-def needs_teachers(recipe: Recipe) -> bool:
-    """Whether a student depends on teachers: it is taught, cut out of one, or its map is quantized by one's stride."""
-    return recipe.mimic.mode != "none" or recipe.student.quantize_map or recipe.pruning.method != "none"
-
-
 def train_teacher(prepared: Prepared, watcher: Watcher) -> Stage:
     """Train the full-precision teacher; refuse it if it is too weak to teach.
 
@@ -77,10 +75,11 @@ def train_teacher(prepared: Prepared, watcher: Watcher) -> Stage:
     def objective() -> DetectionObjective:
         detector = build(prepared.spec(config.backbone), recipe.seed)
         if config.weights:
-            load_backbone(detector, Path(config.weights))
+            load_backbone(detector, config.weights)
+        _freeze(detector, config)
         return DetectionObjective(detector, recipe.augment)
 
-    stage = _run(prepared, "teacher", key, config, config.backbone, objective, watcher)
+    stage = _run(prepared, TEACHER, key, config, config.backbone, objective, watcher)
     map50 = stage.result.map50
     watcher.say(f"The teacher ({config.backbone}) reaches {100 * map50:.1f} mAP@0.5 on {recipe.data.scored}.")
     if map50 < config.min_map:
@@ -110,19 +109,26 @@ def quantize_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> St
 
     def objective() -> DetectionObjective:
         detector = quantized()
-        before.append(_map50(prepared, detector.eval()))
+        before.append(Validation(prepared)(detector.eval()))
+        _freeze(detector, recipe.teacher)
         return DetectionObjective(detector, recipe.augment)
 
     def extra(_: Objective) -> dict[str, Any]:
         return {"map50_before": before[0]}
 
-    stage = _run(prepared, "quantized_teacher", key, config, backbone, objective, watcher, extra)
+    stage = _run(prepared, QUANTIZED_TEACHER, key, config.schedule, backbone, objective, watcher, extra)
     result = stage.result
     watcher.say(
         f"Quantized, the teacher has {100 * (result.map50_before or 0):.1f} mAP@0.5 before fine-tuning "
         f"and {100 * result.map50:.1f} after it (full precision: {100 * teacher.result.map50:.1f})."
     )
     return stage
+
+
+def _freeze(detector: Detector, config: TeacherConfig) -> None:
+    """Keep what the recipe keeps of a teacher's backbone."""
+    if config.frozen_stages or config.frozen_norm:
+        detector.backbone.freeze(config.frozen_stages, config.frozen_norm)
 
 
 def macs_to_prune_to(prepared: Prepared) -> int:
@@ -151,7 +157,7 @@ def prune_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> Stage
     recipe = prepared.recipe
     config = recipe.pruning
     key = pruned_key(recipe, teacher.result.key)
-    name = f"pruned_{config.method}"
+    name = pruned_stage(config.method)
     macs = macs_to_prune_to(prepared)
 
     def pruned() -> Detector:
@@ -178,7 +184,8 @@ def prune_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> Stage
     def work() -> None:
         if prepared.accelerator.is_main_process:
             with processes.apart():
-                _write(prepared, name, key, pruned(), folder, {})
+                detector = pruned()
+                _write(prepared, name, key, detector, Validation(prepared).scores(detector), folder, {})
 
     stage = _once(prepared, folder, watcher, work)
     watcher.say(
@@ -194,15 +201,14 @@ def train_student(prepared: Prepared, name: str, teachers: Teachers | None, watc
     Args:
         prepared: the run, with the arm's recipe.
         name: of the arm.
-        teachers: `mimic.mode` says which of the two is imitated; None will do where `needs_teachers` says no.
+        teachers: `mimic.mode` says which of the two is imitated; None where `Recipe.needs_teachers` is false.
         watcher: told of every step.
     """
     recipe = prepared.recipe
     config, mimic = recipe.student, recipe.mimic
     taught_by = None
     if mimic.mode != "none" and teachers:
-        quantized = mimic.mode in ("quantization", "teacher_only")
-        taught_by = teachers.quantized if quantized else teachers.full_precision
+        taught_by = teachers.quantized if MODES[mimic.mode].teacher else teachers.full_precision
     # Whoever is taught, or sees its map quantized, depends on the stride s.
     grid = teachers.quantized if teachers and (mimic.mode != "none" or config.quantize_map) else None
     start = (
@@ -252,7 +258,7 @@ def _untrained(prepared: Prepared, start: Stage | None) -> Detector:
     config = prepared.recipe.student
     student = build(prepared.spec(config.backbone), prepared.recipe.seed)
     if config.weights:
-        load_backbone(student, Path(config.weights))
+        load_backbone(student, config.weights)
     return student
 
 
@@ -273,16 +279,15 @@ def _run(
         objective = make()
         with trackers_of(prepared, name, key, folder, watcher) as trackers:
             job = Job(name, folder, key, prepared.recipe.seed, schedule, prepared.bf16(backbone), trackers)
-            trained = objective.detector.eval()
+            trained, validation = objective.detector.eval(), Validation(prepared)
             if schedule.steps:
                 loader = prepared.train.with_batch_size(schedule.batch_size)
-                trained = train_network(
-                    job, objective, loader, lambda d: _map50(prepared, d), prepared.accelerator, watcher
-                )
+                trained = train_network(job, objective, loader, validation, prepared.accelerator, watcher)
             objective.eval()
             if prepared.accelerator.is_main_process:
                 with processes.apart():
-                    trackers.end(scores_of(_write(prepared, name, key, trained, folder, extra(objective))))
+                    scores = validation.scores(trained)
+                    trackers.end(scores_of(_write(prepared, name, key, trained, scores, folder, extra(objective))))
 
     return _once(prepared, folder, watcher, work)
 
@@ -295,6 +300,7 @@ def _once(prepared: Prepared, folder: Path, watcher: Watcher, work: Callable[[],
     if done:
         watcher.say(f"{done.name}: done before, taken from {folder}.")
         return Stage(done, folder)
+    _say_again(folder, watcher)
     work()
     prepared.accelerator.wait_for_everyone()
     result = _finished(folder)
@@ -303,11 +309,22 @@ def _once(prepared: Prepared, folder: Path, watcher: Watcher, work: Callable[[],
     return Stage(result, folder)
 
 
+def _say_again(folder: Path, watcher: Watcher) -> None:
+    """Say so where a stage was done before from other settings or data, or by another version: it is done again."""
+    name, _, key = folder.name.rpartition("-")
+    others = [one for one in folder.parent.glob(f"{name}-*") if one.name.rpartition("-")[0] == name and one != folder]
+    # In a study's folder, stages of many recipes lie side by side.
+    if (folder.parents[1] / RECIPE).is_file() and any(read_stage(one) for one in others):
+        watcher.say(
+            f"{name} is done again: what was done before came from other settings, other data or another version of "
+            f"qmimic (its key is now {key})."
+        )
+
+
 def _write(
-    prepared: Prepared, name: str, key: str, trained: Detector, folder: Path, extra: dict[str, Any]
+    prepared: Prepared, name: str, key: str, trained: Detector, scores: Scores, folder: Path, extra: dict[str, Any]
 ) -> StageResult:
-    """Score a detector and write it with its result, the mark of a finished stage."""
-    scores = score(prepared.dataset, VAL, detect_all(trained, prepared.val))
+    """Write a detector with its result, the mark of a finished stage."""
     file = folder / "detector.safetensors"
     notes = {"stage": name, "key": key, "map50": scores.voc_map50, "seed": prepared.recipe.seed}
     save_detector(trained, file, notes)
@@ -333,10 +350,6 @@ def _finished(folder: Path) -> StageResult | None:
     except InputError:
         return None  # not done, or damaged since: done again from its last checkpoint
     return read_stage(folder)
-
-
-def _map50(prepared: Prepared, detector: Detector) -> float:
-    return score(prepared.dataset, VAL, detect_all(detector, prepared.val)).voc_map50
 
 
 def _quantizer_of(stage: Stage) -> Quantizer:

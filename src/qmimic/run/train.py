@@ -6,6 +6,7 @@ import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from qmimic.arms import ARMS, STUDENT
 from qmimic.config import Recipe, save_recipe
 from qmimic.data.splits import VAL
 from qmimic.detectors.backbones import parse_name
@@ -22,7 +23,6 @@ from qmimic.run.stages import (
     Stage,
     Teachers,
     macs_to_prune_to,
-    needs_teachers,
     quantize_teacher,
     train_student,
     train_teacher,
@@ -32,7 +32,6 @@ from qmimic.training.loop import Watcher
 from qmimic.training.progress import Silent
 
 PICTURES, PICTURE_MIN_SCORE = 12, 0.4
-PRUNED = ("taylor", "lasso")  # arms that are cut out of the teacher
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ def _train(prepared: Prepared, watcher: Watcher) -> RunResult:
     students = arms(prepared)  # first: what is wrong with them must not wait for a teacher
     stages: list[Stage] = []
     teachers = None
-    if any(needs_teachers(own) for own in students.values()):
+    if any(own.needs_teachers for own in students.values()):
         teacher = train_teacher(prepared, watcher)
         teachers = Teachers(teacher, quantize_teacher(prepared, teacher, watcher))
         stages += [teachers.full_precision, teachers.quantized]
@@ -134,27 +133,14 @@ def arms(prepared: Prepared) -> dict[str, Recipe]:
         InputError: a baseline's backbone is not there, or the teacher is none that can be pruned.
     """
     recipe = prepared.recipe
-    fresh = recipe.model_copy(update={"pruning": recipe.pruning.model_copy(update={"method": "none"})})
-    alone = fresh.model_copy(update={"mimic": recipe.mimic.model_copy(update={"mode": "none"})})
     found: dict[str, Recipe] = {}
     for name in recipe.baselines:
-        if name == "mimic":
-            # Without Q there is no cell: the distance is the paper's.
-            own = recipe.mimic.model_copy(update={"mode": "mimic", "distance": "squared"})
-            found[name] = fresh.model_copy(update={"mimic": own})
-        elif name in PRUNED:
-            pruning = recipe.pruning.model_copy(update={"method": name})
-            found[name] = alone.model_copy(update={"pruning": pruning})
-        else:
-            student = recipe.student
-            if name == "quantized":
-                student = student.model_copy(update={"quantize_map": True})
-            elif name != "scratch":
-                family = f"{parse_name(student.backbone)[0].split('_')[0]}_{name}"
-                backbone = equal_cost(prepared.spec(student.backbone), family)
-                student = student.model_copy(update={"backbone": backbone})
-            found[name] = alone.model_copy(update={"student": student})
-    found["student"] = recipe
+        arm, student = ARMS[name], recipe.student.backbone
+        found[name] = recipe.changed(arm.settings)
+        if arm.convolutions:
+            family = f"{parse_name(student)[0].split('_')[0]}_{arm.convolutions}"
+            found[name] = found[name].changed({"student.backbone": equal_cost(prepared.spec(student), family)})
+    found[STUDENT] = recipe
     if any(own.pruning.method != "none" for own in found.values()):
         macs_to_prune_to(prepared)
     return found

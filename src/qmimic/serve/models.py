@@ -10,6 +10,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from qmimic.arms import ARMS, STUDENT, order
 from qmimic.data.letterbox import letterbox_file
 from qmimic.detections import Detections
 from qmimic.errors import InputError
@@ -17,8 +18,6 @@ from qmimic.runtime.engine import ENGINES
 
 TRAINED = ".safetensors"
 ENGINE_NAMES = {TRAINED: "PyTorch", ".onnx": "ONNX Runtime", ".xml": "OpenVINO", ".pte": "ExecuTorch"}
-STUDENTS = ("scratch", "quantized", "mimic", "separable", "grouped", "taylor", "lasso", "student")
-STAGES = ("teacher", "quantized_teacher", *STUDENTS)  # in the order of a run's table
 SIDE_BY_SIDE = 3
 
 Look = Callable[[NDArray[np.uint8]], Detections]  # of an image [H, W, 3], fitted; boxes in its pixels
@@ -74,7 +73,7 @@ class Shelf:
     @property
     def side_by_side(self) -> list[str]:
         """Names of the models to begin with: teacher, best student and an int8 file, as far as they are there."""
-        students = [one for one in self.models.values() if one.name.rpartition("/")[2] in STUDENTS]
+        students = [one for one in self.models.values() if one.name.rpartition("/")[2] in (*ARMS, STUDENT)]
         best = max(reversed(students), key=lambda one: one.map50 or 0.0, default=None)
         found = [
             next((name for name in self.models if name.endswith("teacher")), None),
@@ -130,7 +129,7 @@ def collect(given: Sequence[Path]) -> Shelf:
 def detector_files(folder: Path) -> list[Path]:
     """A folder's detectors and those in its `deploy/`: stages in the order of the table, then the files that ship."""
     trained = {path.stem: path for path in sorted(folder.glob(f"*{TRAINED}"))}
-    stages = [trained.pop(stage) for stage in STAGES if stage in trained]
+    stages = [trained.pop(stage) for stage in order() if stage in trained]
     files = [path for own in (folder, folder / "deploy") for path in own.glob("*") if path.suffix in ENGINES]
     shipped = sorted(files, key=lambda path: (path.stem, path.suffix))  # a float file before its int8
     return [*stages, *trained.values(), *shipped]

@@ -36,6 +36,7 @@ class ShippedNetwork(nn.Module):
         self.detector = fold_batch_norm(detector).requires_grad_(False).cpu()
         self.register_buffer("mean", self.detector.mean.clone())
         absorb_deviation(self.detector)  # saves a pass over the image
+        self.divided = bool((self.detector.std != 1).any())
         freeze(self.detector)
 
     @torch.no_grad()
@@ -50,7 +51,10 @@ class ShippedNetwork(nn.Module):
             fewer than D; classes int64 [N, D]. Without suppression, boxes [N, P, K or 1, 4] and scores [N, P, K] of
             regions, below 0 where there is none.
         """
-        features = self.detector.quantize(self.detector.backbone(images.permute(0, 3, 1, 2).float() - self.mean))
+        pixels = images.permute(0, 3, 1, 2).float() - self.mean
+        if self.divided:
+            pixels = pixels / self.detector.std
+        features = self.detector.quantize(self.detector.backbone(pixels))
         if not self.suppression:
             return self.detector.score_boxes(features)
         found = self.detector.detect_on(features)

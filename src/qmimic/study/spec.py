@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from qmimic.config import Recipe, explain, load_tree, put, recipe_from
 from qmimic.errors import InputError
 from qmimic.run.keys import job_keys
-from qmimic.run.stages import needs_teachers
 
 
 class Study(BaseModel):
@@ -140,7 +139,7 @@ def jobs_of(run: Run) -> tuple[Job, ...]:
     """The jobs of a run, the student's last. Runs that share a teacher name the same job."""
     recipe, before = run.recipe, ""
     jobs = []
-    for kind, key in job_keys(recipe, needs_teachers(recipe)).items():
+    for kind, key in job_keys(recipe).items():
         jobs.append(Job(key, kind, before, recipe))
         before = key
     return tuple(jobs)

@@ -13,7 +13,7 @@ from qmimic.errors import InputError
 from qmimic.run.folder import StageResult
 from qmimic.run.lock import exclusive_lock
 from qmimic.run.prepare import prepare
-from qmimic.run.stages import Teachers, needs_teachers, quantize_teacher, train_student, train_teacher
+from qmimic.run.stages import Teachers, quantize_teacher, train_student, train_teacher
 from qmimic.study.table import recipe_of, update
 from qmimic.training.loop import Watcher
 
@@ -89,7 +89,7 @@ def outcome(folder: Path, job: str, kind: str, recipe: Recipe, watcher: Watcher)
 def work(kind: str, recipe: Recipe, watcher: Watcher) -> StageResult:
     """The stage that a job is, after those that it needs. Raises: as the stages."""
     prepared = prepare(recipe)
-    if kind == "student" and not needs_teachers(recipe):
+    if kind == "student" and not recipe.needs_teachers:
         return train_student(prepared, "student", None, watcher).result
     teacher = train_teacher(prepared, watcher)
     if kind == "teacher":

@@ -23,7 +23,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+from qmimic import tables
 from qmimic.errors import InputError
+from qmimic.tables import Table
 
 OPENS, CLOSES = 15.0, 20.0  # seconds that a stage waits at most, at its begin and at its end
 
@@ -219,12 +221,7 @@ class _WandB:
         self._run.finish(exit_code=int(scores is None))
 
 
-TRACKERS: dict[str, Callable[[Subject, Past], Tracker]] = {
-    "tensorboard": _TensorBoard,
-    "mlflow": _MLflow,
-    "trackio": _Trackio,
-    "wandb": _WandB,
-}
+TRACKERS: Table[Callable[[Subject, Past], Tracker]] = tables.TRACKERS
 
 
 def require(names: Iterable[str]) -> None:

@@ -1,0 +1,73 @@
+"""The stages of a run and the arms beside its student: their names and their order, and what an arm changes.
+
+Whoever needs one of these names takes it from here: recipes, runs, their list, reports, the page.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from qmimic.tables import Table
+
+TEACHER, QUANTIZED_TEACHER, STUDENT = "teacher", "quantized_teacher", "student"
+TEACHERS = (TEACHER, QUANTIZED_TEACHER)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A student of the recipe's schedule and cost that is trained beside the recipe's own.
+
+    Attributes:
+        about: what it is, in a few words.
+        settings: of the recipe, dotted, that it changes.
+        convolutions: kind of those that its backbone is made of, at the cost of the recipe's; empty: the recipe's own.
+    """
+
+    about: str
+    settings: Mapping[str, object]
+    convolutions: str = ""
+
+    @property
+    def pruned(self) -> bool:
+        """Whether it is cut out of the teacher."""
+        return self.settings["pruning.method"] != "none"
+
+    @property
+    def taught(self) -> bool:
+        """Whether it imitates the teacher."""
+        return self.settings["mimic.mode"] != "none"
+
+
+_ALONE = {"mimic.mode": "none", "pruning.method": "none"}
+ARMS = Table(
+    "baselines",
+    {
+        "scratch": Arm("the same network without a teacher", _ALONE),
+        "quantized": Arm(
+            "without a teacher, its heads see its map quantized", {**_ALONE, "student.quantize_map": True}
+        ),
+        "mimic": Arm(
+            "taught, nothing is quantized",
+            # Without Q there is no cell: the distance is the paper's.
+            {**_ALONE, "mimic.mode": "mimic", "mimic.distance": "squared"},
+        ),
+        "separable": Arm("depthwise separable convolutions of equal cost", _ALONE, convolutions="separable"),
+        "grouped": Arm("grouped convolutions of equal cost", _ALONE, convolutions="grouped"),
+        "taylor": Arm("the teacher, pruned by Taylor expansion", {**_ALONE, "pruning.method": "taylor"}),
+        "lasso": Arm("the teacher, pruned by LASSO regression", {**_ALONE, "pruning.method": "lasso"}),
+    },
+)
+
+
+def pruned_stage(method: str) -> str:
+    """The stage of a teacher that was pruned and not trained on since."""
+    return f"pruned_{method}"
+
+
+def is_teacher(stage: str) -> bool:
+    """Whether a stage is a teacher, a pruned one included, and so no student."""
+    return stage in TEACHERS or any(stage == pruned_stage(name) for name in ARMS)
+
+
+def order() -> tuple[str, ...]:
+    """Names of the stages of a run in the order of its table."""
+    return (*TEACHERS, *ARMS, STUDENT)

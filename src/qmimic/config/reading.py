@@ -1,0 +1,138 @@
+"""From YAML and `key.sub=value` to a checked recipe, or to one sentence on what is wrong with it; and back to YAML."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from qmimic.config.listing import settings
+from qmimic.config.sections import Recipe
+from qmimic.errors import InputError
+from qmimic.files import write_text
+from qmimic.tables import near, unknown
+from qmimic.yaml_text import parse_yaml
+
+MAX_RECIPE_BYTES = 1 << 20
+
+
+def embedded_recipes() -> dict[str, Path]:
+    """The recipes that come with qmimic: names, such as `demo`, and their files."""
+    return {path.stem: path for path in sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))}
+
+
+def recipe_file(path: Path) -> Path:
+    """The file of a recipe that is named by its path, or by the name of an embedded one. A file that is there wins.
+
+    Raises:
+        InputError: it is no file's name, and no embedded recipe has it.
+    """
+    embedded = embedded_recipes()
+    if path.is_file() or path.suffix or len(path.parts) > 1:
+        return path
+    if path.name not in embedded:
+        raise InputError(f"There is no recipe {path}; name a YAML file, or one of {', '.join(embedded)}.")
+    return embedded[path.name]
+
+
+def load_recipe(path: Path | str | None, overrides: list[str]) -> Recipe:
+    """Read a recipe and apply `key.sub=value` overrides, whose values are YAML.
+
+    Args:
+        path: of a YAML file, or the name of an embedded recipe; None: the defaults.
+        overrides: changes to it.
+
+    Raises:
+        InputError: the file is missing, not YAML, or has an unknown key (the nearest one is named) or a bad value.
+    """
+    tree = load_tree(recipe_file(Path(path)), "recipe") if path else {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals or not key:
+            raise InputError(f"{override!r} is not an override; write key.sub=value, for example data.root=photos/.")
+        put(tree, key, parse_yaml(value, override), override)
+    return recipe_from(tree, str(path) if path else "the overrides")
+
+
+def load_tree(path: Path, what: str) -> dict[str, Any]:
+    """The plain values of a YAML file of `key: value` lines; `what` is how an error calls it.
+
+    Raises:
+        InputError: the file is missing, too large, or not such YAML.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_RECIPE_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"Cannot read the {what} {path}: {error.strerror}; name a YAML file.") from error
+    if len(raw) > MAX_RECIPE_BYTES:
+        raise InputError(f"{path} is over 1 MiB, which no {what} is; name a {what}'s YAML file.")
+    tree = parse_yaml(raw.decode("utf-8", "replace"), str(path))
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise InputError(f"{path} is not a {what}: it needs `key: value` lines.")
+    # A section whose lines are all commented out is an empty one: the defaults.
+    return {key: value for key, value in tree.items() if value is not None}
+
+
+def put(tree: dict[str, Any], key: str, value: Any, source: str) -> None:
+    """Set a dotted key of a recipe's plain values; `source` is how an error calls the setting.
+
+    Raises:
+        InputError: the key goes through a value.
+    """
+    *parents, leaf = key.split(".")
+    node = tree
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise InputError(f"In {source!r}, {parent} is a value, not a section; see `qmimic train --help`.")
+    node[leaf] = value
+
+
+def recipe_from(tree: dict[str, Any], source: str) -> Recipe:
+    """A checked recipe from plain values.
+
+    Raises:
+        InputError: an unknown key, a value of the wrong type, or settings that exclude each other.
+    """
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise InputError(f"In {source}: {explain(error)}") from error
+
+
+def explain(error: ValidationError) -> str:
+    """The first fault of a validation as one sentence that names the key, the fault and the fix."""
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    known = {one.key: one for one in settings()}
+    parent, _, last = key.rpartition(".")
+    if first["type"] == "extra_forbidden":
+        same = [name for name in known if name.rpartition(".")[2] == key]  # the section was forgotten
+        meant = same[0] if same else near(key, known)
+        hint = f"did you mean {meant}?" if meant else "`qmimic train --help` lists the keys."
+        return f"unknown key {key!r}; {hint}"
+    if key not in known and parent in known and not last.isdigit():
+        key = parent  # of a union, pydantic adds the kind that it tried
+    given, message = first.get("input"), first["msg"].removeprefix("Value error, ")
+    if first["type"] == "unknown_name":
+        return message
+    if first["type"] == "literal_error" and isinstance(given, str) and key in known:
+        return unknown(key, given, known[key].choices)
+    if first["type"] in ("model_type", "dict_type"):
+        message = "needs `name: value` pairs"
+    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) and len(repr(given)) < 200 else ""
+    return f"{key}: {message}{shown}." if key and not message.startswith(key) else f"{message}."
+
+
+def save_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the resolved recipe as YAML."""
+    write_text(path, recipe_text(recipe))
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The resolved recipe as YAML."""
+    text: str = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return text

@@ -1,0 +1,442 @@
+"""The sections of a recipe: every setting with its type, its limits, its default and a sentence."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from qmimic.arms import ARMS
+from qmimic.tables import DICTIONARIES, MODES, ROI_POOLINGS, TRACKERS, Table, unknown
+
+T = TypeVar("T")
+ADVANCED = "advanced"
+Advanced = Annotated[T, ADVANCED]  # a setting that hardly anybody needs
+
+
+class Section(BaseModel):
+    """A part of a recipe: no unknown keys, no NaN, immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain_value(cls, value: Any, info: ValidationInfo) -> Any:
+        # To Python, and so to pydantic, True is the number 1; in YAML it is the word yes, on or true.
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("needs a value, not yes or no")
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("holds a NUL character, which no name has")
+        return value
+
+
+@dataclass(frozen=True)
+class InTable:
+    """Of a name: it is one of a table's, when the recipe is read."""
+
+    table: Table[Any]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._known, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(schema), "enum": list(self.table)}
+
+    def _known(self, name: str) -> str:
+        if name not in self.table:
+            raise PydanticCustomError("unknown_name", "{said}", {"said": unknown(self.table.key, name, self.table)})
+        return name
+
+
+def _input_size(size: tuple[int, int]) -> tuple[int, int]:
+    if any(side % 16 or not 32 <= side <= 4096 for side in size):
+        raise ValueError("needs two multiples of 16 from 32 to 4096")
+    return size
+
+
+def _levels(strides: tuple[int, ...]) -> tuple[int, ...]:
+    if not strides or set(strides) - {8, 16, 32} or list(strides) != sorted(set(strides)):
+        raise ValueError("needs one to three of the strides 8, 16 and 32, each once, in growing order")
+    return strides
+
+
+Levels = Annotated[tuple[int, ...], AfterValidator(_levels)]
+InputSize = Annotated[tuple[int, int], AfterValidator(_input_size)]
+Side = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class DataConfig(Section):
+    """What is trained on, and at which size."""
+
+    root: str = Field("synthetic:digits", description="folder of a dataset (VOC, COCO or YOLO), or synthetic:digits")
+    train: str = Field("train", description="name of the split to train on; several are joined by +")
+    val: str = Field("val", description="name of the split to report on; several are joined by +")
+    fold: tuple[int, int] | None = Field(
+        None, description="k, n: report on the k-th (from 0) of n equal parts of `train` and train on the rest"
+    )
+    size: InputSize = Field((128, 128), description="height and width that images are fitted into, pixels")
+    drop_bad_boxes: bool = Field(False, description="go on without the boxes and images that `data check` refuses")
+    cache_mib: Advanced[int] = Field(2048, ge=0, description="decoded images kept on disk at most, MiB; 0: none")
+
+    @field_validator("fold")
+    @classmethod
+    def _part(cls, fold: tuple[int, int] | None) -> tuple[int, int] | None:
+        if (fold and not 0 <= fold[0] < fold[1]) or (fold and fold[1] < 2):
+            raise ValueError("needs k, n with 0 <= k < n and n at least 2")
+        return fold
+
+    @property
+    def scored(self) -> str:
+        """What is reported on, in words."""
+        return f"part {self.fold[0]} of {self.fold[1]} of {self.train}" if self.fold else self.val
+
+
+class DetectorConfig(Section):
+    """The detector around the backbone, the same for teacher and student."""
+
+    architecture: str = Field(
+        "faster_rcnn", description="faster_rcnn, rfcn, one_stage: a name in the table of architectures"
+    )
+    output_stride: Literal[16, 8] = Field(16, description="pixels from one entry of the feature map to the next")
+    levels: Levels | None = Field(
+        None, description="one_stage: strides of its maps, some of 8, 16 and 32; null: chosen by the training boxes"
+    )
+    anchors: tuple[tuple[Side, Side], ...] | None = Field(
+        None,
+        min_length=1,
+        description="anchor widths and heights in pixels at data.size; null: fitted to the training boxes",
+    )
+    anchor_count: int = Field(9, ge=1, le=64, description="anchors fitted for each place of the map")
+    roi_pooling: Annotated[str, InTable(ROI_POOLINGS)] = Field(
+        "align", description="RoIAlign or RoIPool (of R-FCN: its mean)"
+    )
+    roi_size: int = Field(5, ge=1, le=14, description="bins of a pooled region on each side (k of R-FCN)")
+    head_width: Advanced[int | None] = Field(
+        None,
+        ge=1,
+        le=65536,
+        description="units of the head's hidden layers; null: 1024 / width divisor, of one_stage 256 / width divisor",
+    )
+    rpn_samples: Advanced[int] = Field(128, ge=2, description="anchors sampled for the RPN losses, an image")
+    roi_samples: Advanced[int] = Field(64, ge=4, description="regions sampled for the head's losses, an image")
+    ohem: bool = Field(False, description="the head learns from its roi_samples hardest regions instead of random ones")
+    pre_nms: Advanced[int] = Field(
+        256, ge=1, le=4096, description="best anchors that enter the RPN's suppression, an image"
+    )
+    post_nms: Advanced[int] = Field(64, ge=1, le=2048, description="proposals that leave it, an image")
+    score_threshold: float = Field(0.02, ge=0, lt=1, description="lowest score of a detection")
+    nms_threshold: float = Field(0.5, gt=0, lt=1, description="largest IoU of two detections of a class")
+    max_detections: int = Field(100, ge=1, le=1000, description="detections kept, an image")
+
+
+class AugmentConfig(Section):
+    """Random views of a training image, drawn for whole batches."""
+
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a left-right flip")
+    flip_vertical: float = Field(0.0, ge=0, le=1, description="probability of an up-down flip")
+    scale: tuple[float, float] = Field((0.8, 1.25), description="smallest and largest zoom")
+    shift: float = Field(0.1, ge=0, le=0.5, description="largest shift, as a share of the image's side (a crop)")
+    colour: float = Field(0.2, ge=0, le=1, description="largest change of brightness, contrast and saturation")
+
+    @model_validator(mode="after")
+    def _scales(self) -> "AugmentConfig":
+        if not 0.1 <= self.scale[0] <= self.scale[1] <= 10:
+            raise ValueError("augment.scale needs 0.1 <= smallest <= largest <= 10")
+        return self
+
+
+class FineTuningConfig(Section):
+    """How long and how fast a network is trained that was trained before."""
+
+    steps: int = Field(200, ge=0, description="optimizer steps; 0: none")
+    batch_size: int = Field(16, ge=1, le=1024, description="images a step, over all processes")
+    learning_rate: float = Field(3e-4, gt=0, description="peak learning rate")
+    warmup_steps: Advanced[int] = Field(20, ge=0, description="steps of linear warm-up")
+    evaluate_every: Advanced[int] = Field(300, ge=1, description="steps from one mAP on val to the next")
+    checkpoint_every: Advanced[int] = Field(100, ge=1, description="steps from one checkpoint to the next")
+
+    @property
+    def schedule(self) -> "ScheduleConfig":
+        """The same as a whole schedule; all else as the defaults have it."""
+        return ScheduleConfig.model_construct(**self.model_dump(include=set(ScheduleConfig.model_fields)))
+
+
+class ScheduleConfig(FineTuningConfig):
+    """How long and how fast one network is trained."""
+
+    steps: int = Field(1200, ge=1, description="optimizer steps")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd: with a momentum of 0.9")
+    learning_rate: float = Field(2e-3, gt=0, description="peak learning rate")
+    weight_decay: Advanced[float] = Field(1e-2, ge=0, description="on weights of convolutions and linear layers only")
+    warmup_steps: Advanced[int] = Field(50, ge=0, description="steps of linear warm-up")
+    decay: Advanced[Literal["cosine", "step", "constant"]] = Field(
+        "cosine", description="shape of the learning rate; step: a tenth after 67 % of the steps, and after 89 %"
+    )
+    clip_norm: Advanced[float] = Field(5.0, ge=0, description="largest gradient norm; 0: no clipping")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0: none")
+
+
+WEIGHTS = (
+    "backbone weights to start from: a file (safetensors, or a state dict of torch) with torchvision's or timm's "
+    "names; pretrained: timm's own, fetched by it"
+)
+
+
+class TeacherConfig(ScheduleConfig):
+    """The large detector."""
+
+    backbone: str = Field("resnet18/4", description="family and width divisor, or timm:NAME")
+    weights: str | None = Field(None, description=WEIGHTS)
+    frozen_stages: Advanced[int] = Field(
+        0, ge=0, le=64, description="first stages of the backbone that keep their weights"
+    )
+    frozen_norm: Advanced[bool] = Field(False, description="the backbone's batch norms keep their published statistics")
+    min_map: float = Field(0.3, ge=0, le=1, description="mAP@0.5 on val below which a teacher is refused as too weak")
+
+    @model_validator(mode="after")
+    def _frozen(self) -> "TeacherConfig":
+        if not self.weights and (self.frozen_stages or self.frozen_norm):
+            raise ValueError("teacher.frozen_stages and frozen_norm keep published weights; name them: teacher.weights")
+        return self
+
+
+class QuantizedTeacherConfig(FineTuningConfig):
+    """The fine-tuning of the teacher on its own quantized map."""
+
+    steps: int = Field(200, ge=0, description="optimizer steps; 0: quantize without fine-tuning")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd: with a momentum of 0.9")
+    weight_decay: Advanced[float] = Field(1e-2, ge=0, description="on weights of convolutions and linear layers only")
+
+
+class StudentConfig(ScheduleConfig):
+    """The very tiny detector. Every arm (scratch, mimic, quantization mimic) has this same schedule."""
+
+    learning_rate: float = Field(6e-3, gt=0, description="peak learning rate; the fewer channels, the more")
+    backbone: str = Field("resnet18/16", description="family and width divisor, or timm:NAME")
+    weights: str | None = Field(None, description=WEIGHTS)
+    quantize_map: bool = Field(False, description="every student's own heads see its map quantized by the teacher's s")
+
+
+class QuantizerConfig(Section):
+    """How a feature map is quantized."""
+
+    kind: Annotated[str, InTable(DICTIONARIES)] = Field(
+        "uniform", description="{0, s, 2s, 3s, ..} or {0, s, 2s, 4s, ..}"
+    )
+    stride: float = Field(1.0, gt=0, description="s, the step of the dictionary")
+    relative: Advanced[bool] = Field(
+        True, description="s counts in units of the map's rms on training images (portable)"
+    )
+    upper: Advanced[int | None] = Field(
+        None, ge=1, le=65535, description="index of the highest level; null: no upper limit"
+    )
+    per_channel: Advanced[bool] = Field(
+        False, description="rms, and so s, for every channel instead of for the whole map"
+    )
+
+
+class MimicConfig(Section):
+    """What the student imitates, and how. What the paper leaves open is a switch here, the same for every arm."""
+
+    mode: Annotated[str, InTable(MODES)] = Field(
+        "quantization", description="which maps are quantized: both, neither, one; none: no mimic"
+    )
+    weight: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
+        0.3, description="lambda of the total loss, whose meaning depends on `normalize`; auto: holds mimic.share"
+    )
+    share: float = Field(
+        0.1, description="norm of the mimic gradient at the student's map in that of detection's, held by weight=auto"
+    )
+    distance: str = Field(
+        "squared",
+        description="how far regions are from the teacher's: squared is the paper's; cell is 0 in the teacher's cell",
+    )
+    normalize: Literal["paper", "region", "entry"] = Field(
+        "entry",
+        description="paper: 1/(2N) sum of squares; region: each by its dimension (Li et al.); entry: mean over rms^2",
+    )
+    adaptor_relu: Advanced[bool] = Field(True, description="ReLU after the adaptor r, before Q")
+    order: Literal["pool_quantize", "quantize_pool"] = Field(
+        "pool_quantize", description="pool, then r, then Q, as the equation has it, or the maps through r and Q first"
+    )
+    pooling: Literal["align", "pool"] = Field("align", description="how regions are pooled for the mimic loss")
+    regions: Literal["teacher", "student", "ground_truth", "random", "map"] = Field(
+        "teacher", description="whose regions are matched; map: every entry of the whole map"
+    )
+    with_truth: Advanced[bool] = Field(True, description="ground-truth boxes join the regions, ahead of them")
+    region_count: Advanced[int] = Field(32, ge=1, le=1024, description="regions an image")
+    map_steps: Advanced[float] = Field(
+        0.0, ge=0, lt=1, description="share of the steps that match the whole map alone, first"
+    )
+    last_step: float = Field(0.5, gt=0, le=1, description="share of the steps after which detection goes on alone")
+
+    @model_validator(mode="after")
+    def _phases(self) -> "MimicConfig":
+        if not 0 < self.share <= 10:
+            raise ValueError("mimic.share must be above 0 and at most 10; 0.1 is a tenth of detection's gradient")
+        if self.distance == "cell" and self.mode in ("mimic", "student_only"):
+            raise ValueError("mimic.distance=cell needs the teacher's map quantized: set mimic.mode=quantization")
+        if self.last_step < self.map_steps:
+            raise ValueError("mimic.last_step needs to be at least mimic.map_steps")
+        return self
+
+
+class PruningConfig(Section):
+    """How the student is cut out of the trained teacher, a baseline of the paper."""
+
+    method: Literal["none", "taylor", "lasso"] = Field(
+        "none", description="taylor, lasso: the teacher pruned to the cost of student.backbone; none: a fresh network"
+    )
+    rounds: Advanced[int] = Field(
+        30, ge=1, le=1000, description="taylor: removals of channels, after training for some steps"
+    )
+    steps: Advanced[int] = Field(
+        10, ge=1, description="taylor: steps of one round, over which the criterion is averaged"
+    )
+    learning_rate: Advanced[float] = Field(3e-4, gt=0, description="taylor: learning rate of these steps")
+    cost_weight: Advanced[float] = Field(
+        3.0, ge=0, description="taylor: how much a channel's share of the multiply-accumulates counts against it"
+    )
+    images: Advanced[int] = Field(256, ge=1, description="lasso: training images to fit on")
+    places: Advanced[int] = Field(
+        10, ge=1, le=1024, description="lasso: places of a layer's output in each of these images"
+    )
+
+
+class RunConfig(Section):
+    """Where the run goes and how it computes."""
+
+    dir: str | None = Field(None, description="run folder; null: runs/NAME")
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0: one for each core")
+    device: Literal["auto", "cpu"] = Field("auto", description="auto: a GPU where there is one")
+    bank_mib: Advanced[int] = Field(
+        8192, ge=0, description="largest teacher bank, MiB on disk; a larger one is not made, the teacher runs instead"
+    )
+    precision: Advanced[Literal["auto", "fp32", "bf16"]] = Field(
+        "auto", description="auto: bf16 for wide networks where it pays"
+    )
+    report: bool = Field(True, description="the run ends with report.html; `qmimic report` writes it at any time")
+    trackers: tuple[Annotated[str, InTable(TRACKERS)], ...] = Field(
+        ("tensorboard",), description="told of every number besides the log: " + ", ".join(TRACKERS)
+    )
+
+
+class Int8Config(FineTuningConfig):
+    """A detector on integers: how its grids are found, how it is trained on them, and when it is refused."""
+
+    images: Advanced[int] = Field(
+        128, ge=1, le=4096, description="training images that the scales of maps are found on"
+    )
+    max_loss: Share = Field(0.01, description="mAP@0.5 on val that int8 may cost; above it is repaired, or refused")
+    steps: int = Field(300, ge=0, description="optimizer steps on the grids, if int8 costs more; 0: none")
+    learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
+
+
+# Settings that are gone, with what holds in their place: recipes of old runs and studies say them.
+GONE: dict[str, object] = {
+    **{f"{name}.momentum": 0.9 for name in ("teacher", "quantized_teacher", "student", "int8")},
+    **{f"{name}.milestones": [0.67, 0.89] for name in ("teacher", "quantized_teacher", "student", "int8")},
+    **{f"{name}.gamma": 0.1 for name in ("teacher", "quantized_teacher", "student", "int8")},
+    **{f"{name}.decay": "cosine" for name in ("quantized_teacher", "int8")},
+    **{f"{name}.clip_norm": 5.0 for name in ("quantized_teacher", "int8")},
+    **{f"{name}.ema": 0.0 for name in ("quantized_teacher", "int8")},
+    "int8.optimizer": "adamw",
+    "int8.weight_decay": 0.01,
+}
+
+
+class Recipe(Section):
+    """A whole run: data, teacher, quantized teacher, student and the baselines beside it."""
+
+    name: str = Field("demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run")
+    seed: int = Field(0, ge=0, lt=2**31, description="one seed gives one result")
+    baselines: tuple[Annotated[str, InTable(ARMS)], ...] = Field(
+        ("scratch",),
+        description="students of equal schedule and cost trained beside it: "
+        + ", ".join(f"{name} ({arm.about})" for name, arm in ARMS.items()),
+    )
+    data: DataConfig = DataConfig()
+    detector: DetectorConfig = DetectorConfig()
+    augment: AugmentConfig = AugmentConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    quantized_teacher: QuantizedTeacherConfig = QuantizedTeacherConfig()
+    student: StudentConfig = StudentConfig()
+    quantizer: QuantizerConfig = QuantizerConfig()
+    mimic: MimicConfig = MimicConfig()
+    pruning: PruningConfig = PruningConfig()
+    int8: Int8Config = Int8Config()
+    run: RunConfig = RunConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_gone(cls, tree: Any) -> Any:
+        """Leave out what is gone where it says what holds anyway."""
+        if not isinstance(tree, dict):
+            return tree
+        tree = {name: dict(own) if isinstance(own, dict) else own for name, own in tree.items()}
+        for key, value in GONE.items():
+            section, _, name = key.partition(".")
+            own = tree.get(section)
+            if isinstance(own, dict) and name in own and own.pop(name) != value:
+                raise ValueError(f"{key} is not a setting any more, it is always {value}; leave it out")
+        return tree
+
+    @model_validator(mode="after")
+    def _pairs(self) -> "Recipe":
+        if self.data.fold is None and set(self.data.train.split("+")) & set(self.data.val.split("+")):
+            raise ValueError("data.train and data.val share a split; scores on training images say nothing")
+        if self.quantizer.per_channel and (self.student.quantize_map or "quantized" in self.baselines):
+            raise ValueError("student.quantize_map needs one s for the whole map; set quantizer.per_channel=false")
+        if self.mimic.distance == "cell" and self.quantizer.kind != "uniform":
+            raise ValueError("mimic.distance=cell needs cells of one size: set quantizer.kind=uniform")
+        if (
+            self.mimic.weight == "auto"
+            and self.mimic.mode == "none"
+            and not any(ARMS[name].taught for name in self.baselines)
+        ):
+            raise ValueError("mimic.weight=auto needs a teacher: set mimic.mode, or give the weight as a number")
+        if self.pruning.method != "none" and self.student.weights:
+            raise ValueError("a student has student.weights or is cut out of the teacher by pruning.method, not both")
+        return self
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.run.dir or f"runs/{self.name}")
+
+    @property
+    def needs_teachers(self) -> bool:
+        """Whether the student depends on teachers: taught, cut out of one, or its map quantized by one's stride."""
+        return self.mimic.mode != "none" or self.student.quantize_map or self.pruning.method != "none"
+
+    def changed(self, settings: Mapping[str, object]) -> "Recipe":
+        """A copy with other values of some dotted keys, which are taken as they are."""
+        sections: dict[str, dict[str, object]] = {}
+        for key, value in settings.items():
+            section, _, name = key.rpartition(".")
+            sections.setdefault(section, {})[name] = value
+        update = sections.pop("", {})
+        return self.model_copy(
+            update={**update, **{name: getattr(self, name).model_copy(update=own) for name, own in sections.items()}}
+        )
+
+
+def fingerprint(*parts: object) -> str:
+    """Twelve hexadecimal digits that name a combination of settings; equal settings, equal name."""
+    plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,152 @@
+"""Published weights for a backbone: from a file (safetensors, or a state dict of torch) or from timm itself."""
+
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from zipfile import BadZipFile
+
+import torch
+from torch import Tensor
+
+from qmimic.detectors.detector import Detector
+from qmimic.detectors.files import load_state, read_tensors
+from qmimic.errors import InputError
+
+PRETRAINED = "pretrained"  # in a path's place: timm's own, fetched by timm
+WRAPPERS = ("state_dict", "model")  # keys under which training scripts keep a network's weights
+_BLOCK = re.compile(r"blocks\.(\d+)\.(\d+)\.")
+_OF_PORT = re.compile(r"_blocks\.(\d+)\._(\w+)\.(\w+)")
+
+
+def load_backbone(detector: Detector, weights: str | Path) -> None:
+    """Start a backbone from published weights; a classifier is passed over.
+
+    Args:
+        detector: any.
+        weights: a file with the names of torchvision, of timm, or of the original EfficientNet ports for torch; or
+            `pretrained`, for timm's own.
+
+    Raises:
+        InputError: the file is damaged, holds another network (its first key that does not fit is named), or timm has
+            no weights or cannot fetch them.
+    """
+    name = detector.backbone.published_name
+    if name is not None:
+        _load_timm(detector, name, weights)
+        return
+    if str(weights) == PRETRAINED:
+        raise InputError(
+            f"Only networks of timm have weights=pretrained; for {detector.spec.backbone} name a file, or take a "
+            "backbone timm:NAME."
+        )
+    path = Path(weights)
+    names = detector.backbone.state_dict()
+    fitting = {name: tensor for name, tensor in read_weights(path).items() if name in names}
+    load_state(detector.backbone, {**_counters(names), **fitting}, path)
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file of weights by name: safetensors, or what torch saved, read as tensors and nothing else.
+
+    Raises:
+        InputError: the file is missing, damaged, or holds anything else.
+    """
+    if path.suffix == ".safetensors":
+        return read_tensors(path).tensors
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"Cannot read the weights {path}: {error.strerror or error}; name another file.") from error
+    except (pickle.UnpicklingError, BadZipFile, RuntimeError, ValueError, EOFError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"{path} is neither safetensors nor a state dict of torch of tensors alone; save it as one of these."
+        ) from error
+    for wrapper in WRAPPERS:
+        if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
+            found = found[wrapper]
+    if not isinstance(found, Mapping) or not found:
+        raise InputError(f"{path} holds no tensors by name; name a file of a network's state dict.")
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise InputError(f"{path} holds {str(name)[:100]!r}, which is not a tensor; save the state dict alone.")
+    return dict(found)
+
+
+def timm_names(tensors: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
+    """Weights of an EfficientNet under timm's names, from those of the original ports for torch.
+
+    The ports count blocks through and call the convolutions by their work; timm counts stages and blocks. What the
+    ports do not name so keeps its name.
+
+    Args:
+        tensors: by the port's names (`_blocks.3._project_conv.weight`).
+        wanted: timm's names; they say how many blocks a stage has.
+    """
+    blocks = sorted({(int(found[1]), int(found[2])) for found in map(_BLOCK.match, wanted) if found})
+    # A block without expansion has two convolutions and two batch norms, and timm counts those that there are.
+    expanded = {found[1] for found in map(_OF_PORT.fullmatch, tensors) if found and found[2] == "expand_conv"}
+    whole = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+    deep = {
+        "expand_conv": "conv_pw",
+        "bn0": "bn1",
+        "depthwise_conv": "conv_dw",
+        "bn1": "bn2",
+        "project_conv": "conv_pwl",
+        "bn2": "bn3",
+    }
+    shallow = {"depthwise_conv": "conv_dw", "bn1": "bn1", "project_conv": "conv_pw", "bn2": "bn2"}
+    excitation = {"se_reduce": "se.conv_reduce", "se_expand": "se.conv_expand"}
+
+    def renamed(name: str) -> str:
+        found = _OF_PORT.fullmatch(name)
+        if not found:
+            module, _, own = name.rpartition(".")
+            return f"{whole[module]}.{own}" if module in whole else name
+        place, layer, own = int(found[1]), found[2], found[3]
+        table = (deep if found[1] in expanded else shallow) | excitation
+        if place >= len(blocks) or layer not in table:
+            return name
+        stage, block = blocks[place]
+        return f"blocks.{stage}.{block}.{table[layer]}.{own}"
+
+    return {renamed(name): tensor for name, tensor in tensors.items()}
+
+
+def _load_timm(detector: Detector, name: str, weights: str | Path) -> None:
+    """The same for a network of timm. What the backbone does not use is checked as well: it tells networks apart."""
+    from qmimic.detectors.timm_backbone import classifier, published, whole_network
+
+    names = whole_network(name).state_dict()
+    if str(weights) == PRETRAINED:
+        tensors = published(name)
+    else:
+        tensors = timm_names(read_weights(Path(weights)), names)
+        head = classifier(name)
+        for key, tensor in {**_counters(names), **tensors}.items():
+            if key not in names:
+                raise InputError(f"{weights} holds {key}, which {name} of timm does not have; name the file that fits.")
+            if tensor.shape != names[key].shape and not key.startswith(head):
+                raise InputError(
+                    f"{weights} holds {key} of shape {list(tensor.shape)}, but {name} of timm needs "
+                    f"{list(names[key].shape)}; name the file that fits."
+                )
+    body = detector.backbone.get_submodule("body")
+    own = body.state_dict()
+    by_place = {_place(key): key for key in own}
+    fitting = {by_place[_place(key)]: tensor for key, tensor in tensors.items() if _place(key) in by_place}
+    load_state(body, {**_counters(own), **fitting}, Path(weights))
+
+
+def _place(name: str) -> str:
+    """A weight's name, the same in timm's network and in its feature extractor, which joins levels by _ and wraps."""
+    return name.removeprefix("model.").replace(".", "_")
+
+
+def _counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Published files often leave out the counters of batch norm, which nothing here uses."""
+    return {
+        name: torch.zeros((), dtype=value.dtype)
+        for name, value in state.items()
+        if name.endswith("num_batches_tracked")
+    }

@@ -1,0 +1,241 @@
+"""Networks of timm as backbones: `timm:NAME`, at their own width and with the pixel statistics they were made for.
+
+The levels come from timm's `feature_info`. Their channels and signs differ from network to network (inverted
+residuals end without a ReLU, and a quantizer's dictionary has no values below 0), so a neck of new weights makes the
+maps: a 1x1 convolution and a batch norm on each level, coarser levels added to finer ones, then ReLU. It is a feature
+pyramid (Lin et al., CVPR 2017) without its 3x3 convolutions; a detector with one map gets the finest.
+"""
+
+from difflib import get_close_matches
+from functools import cache
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from timm.layers import BatchNormAct2d as TimmBatchNorm
+from torch import Tensor, nn
+
+from qmimic.contracts import Backbone, ChannelGroup, Features, FusedPair, QuantizationPoint
+from qmimic.detectors.batch_norm import BatchNorm2d, BatchNormAct2d
+from qmimic.detectors.convolution import Conv2d
+from qmimic.detectors.timm_structure import Structure, structure_of
+from qmimic.errors import InputError
+
+WIDTH = 256  # channels of a map, as in feature pyramids; fewer where the network itself has fewer
+# What timm's networks raise when features, or images of this size, are not for them.
+UNFIT = (RuntimeError, AssertionError, TypeError, ValueError, AttributeError, LookupError)
+PROBE = (112, 176)  # multiples of 16 and not of 32, as images may be
+RESNET_CHANNELS = 512  # of the map of a ResNet-18, by which width divisors count
+
+
+class TimmBackbone(Backbone):
+    """A network of timm without its classifier, and a neck.
+
+    Args:
+        name: as timm has it, such as `tf_efficientnet_lite0`.
+        strides: of the maps, in growing order; the network must have a level of each.
+
+    Attributes:
+        body: timm's network; its weights have timm's names.
+        neck: a convolution and a batch norm for each level from the finest map's stride on, in growing order.
+
+    Raises:
+        InputError: timm has no network of that name, or none that gives maps of these strides at any size of image.
+    """
+
+    def __init__(self, name: str, strides: tuple[int, ...]) -> None:
+        super().__init__()
+        self.name, self.published_name, self.strides = name, name, strides
+        self.body, found = _body(name, strides)
+        self.mean, self.std = _statistics(name)
+        own = [level["num_chs"] for level in found]
+        width = min(WIDTH, max(own))
+        self.neck = nn.ModuleList(
+            nn.Sequential(Conv2d(channels, width, 1, bias=False), BatchNorm2d(width)) for channels in own
+        )
+        self.maps = nn.ModuleList(nn.ReLU() for _ in strides)
+        self.channels = (width,) * len(strides)
+        self.width_divisor = RESNET_CHANNELS / width
+        self._places = tuple([level["reduction"] for level in found].index(stride) for stride in strides)
+        for module in self.neck.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, images: Tensor) -> Features:
+        """Normalised images [B, 3, H, W] to levels, after ReLU."""
+        own = self.body(images)
+        summed = [layer(level) for layer, level in zip(self.neck, own, strict=True)]
+        for place in range(len(summed) - 1, 0, -1):  # from the coarsest to the finest
+            finer = summed[place - 1]
+            summed[place - 1] = finer + F.interpolate(summed[place], finer.shape[2:], mode="nearest")
+        return Features.of(
+            [relu(summed[place]) for relu, place in zip(self.maps, self._places, strict=True)], self.strides
+        )
+
+    @property
+    def pixel_layers(self) -> tuple[str, ...]:  # type: ignore[override]
+        """See `Backbone`."""
+        return tuple(f"body.{name}" for name in self._structure.pixel_layers)
+
+    def stages(self) -> tuple[tuple[str, ...], ...]:
+        """See `Backbone.stages`: one for each level of `feature_info`, found by the gradients of the levels."""
+        return tuple(tuple(f"body.{name}" for name in stage) for stage in _stages(self.name))
+
+    def fused_pairs(self) -> tuple[FusedPair, ...]:
+        """See `Part.fused_pairs`."""
+        neck = [FusedPair(f"neck.{place}.0", f"neck.{place}.1") for place in range(len(self.neck))]
+        return (*(FusedPair(conv, norm).within("body") for conv, norm in self._structure.pairs), *neck)
+
+    def single_norms(self) -> tuple[str, ...]:
+        """See `Part.single_norms`."""
+        return tuple(f"body.{name}" for name in self._structure.single_norms)
+
+    def channel_groups(self) -> tuple[ChannelGroup, ...]:
+        """See `Part.channel_groups`."""
+        raise InputError(f"timm:{self.name} cannot be pruned; take a backbone of qmimic's own, such as resnet18/4.")
+
+    def quantization_points(self) -> tuple[QuantizationPoint, ...]:
+        """See `Part.quantization_points`."""
+        raise InputError(f"timm:{self.name} has no int8 form; take a backbone of qmimic's own, such as resnet18/16.")
+
+    @property
+    def _structure(self) -> Structure:
+        return structure_of(self.body)
+
+
+def check_name(name: str) -> None:
+    """Look a network up in timm's table.
+
+    Raises:
+        InputError: it is not there; the nearest ones are given.
+    """
+    if "/" in name or ":" in name or not timm.is_model(name):
+        near = get_close_matches(name.partition(".")[0], timm.list_models(), n=3, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else "`timm.list_models()` lists them."
+        raise InputError(f"timm has no network {name[:100]!r}; {hint}")
+
+
+def whole_network(name: str) -> nn.Module:
+    """timm's network with its classifier, without memory for its weights; for their names and shapes."""
+    with torch.device("meta"):
+        network: nn.Module = timm.create_model(name)
+    return network
+
+
+def classifier(name: str) -> tuple[str, ...]:
+    """How the names of the classifier's weights begin, of which other data have another number."""
+    config = timm.get_pretrained_cfg(name)
+    found = config.classifier if config is not None else None
+    return tuple(f"{one}." for one in ((found,) if isinstance(found, str) else found or ()))
+
+
+def published(name: str) -> dict[str, Tensor]:
+    """The weights that timm fetches for a network.
+
+    Raises:
+        InputError: timm has none, or cannot reach them.
+    """
+    try:
+        network: nn.Module = timm.create_model(name, pretrained=True)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).split(". ")[0].strip(" .")
+        raise InputError(
+            f"timm cannot give pretrained weights of {name} ({reason[:200]}); name a file of them instead."
+        ) from error
+    return network.state_dict()
+
+
+def _body(name: str, strides: tuple[int, ...]) -> tuple[nn.Module, list[dict[str, Any]]]:
+    """The network as far as its last level, with our batch norm, and its levels from the finest wanted on."""
+    levels = _levels(name)
+    had = [level["reduction"] for level in levels]
+    if missing := [stride for stride in strides if stride not in had]:
+        listed = ", ".join(map(str, sorted(set(had))))
+        raise InputError(f"timm:{name} has levels of strides {listed}, none of {missing[0]}; take another network.")
+    # Of levels with the same stride, the last knows most.
+    last = {level["reduction"]: level for level in levels if level["reduction"] >= strides[0]}
+    found = sorted(last.values(), key=lambda level: level["reduction"])
+    body: nn.Module = timm.create_model(name, features_only=True, out_indices=tuple(level["index"] for level in found))
+    _take_over(body)
+    return body, found
+
+
+@cache
+def _levels(name: str) -> tuple[dict[str, Any], ...]:
+    """timm's `feature_info` of a network whose levels are what they promise at any size of image."""
+    check_name(name)
+    reason = "its levels are not maps"
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            network = timm.create_model(name, features_only=True).eval()
+            info: Any = network.feature_info
+            levels = tuple(
+                {**level, "index": place} for place, level in zip(info.out_indices, info.get_dicts(), strict=True)
+            )
+            maps = network(torch.zeros(1, 3, *PROBE))
+    except UNFIT as error:
+        reason, maps, levels = str(error).split("\n")[0].strip(" .") or type(error).__name__, (), ()
+    if not maps or not all(_fits(one, level) for one, level in zip(maps, levels, strict=True)):
+        raise InputError(
+            f"timm:{name} gives no feature maps of images of any size ({reason[:100]}); "
+            "take a convolutional network of timm."
+        )
+    return levels
+
+
+def _fits(map: Tensor, level: dict[str, Any]) -> bool:
+    """Whether a level's map of an image of `PROBE` is what `feature_info` promises; what is not whole may be cut."""
+    sides = [(side // level["reduction"], -(-side // level["reduction"])) for side in PROBE]
+    shape = map.shape
+    return len(shape) == 4 and shape[1] == level["num_chs"] and shape[2] in sides[0] and shape[3] in sides[1]
+
+
+@cache
+def _stages(name: str) -> tuple[tuple[str, ...], ...]:
+    """Modules of each level that no earlier level depends on."""
+    with torch.random.fork_rng(devices=[]):
+        network = timm.create_model(name, features_only=True).eval()
+    maps = network(torch.zeros(1, 3, 64, 64))
+    named = dict(network.named_parameters())
+    known: set[str] = set()
+    found = []
+    for one in maps:
+        gradients = torch.autograd.grad(one.sum(), list(named.values()), allow_unused=True, retain_graph=True)
+        used = {key for key, gradient in zip(named, gradients, strict=True) if gradient is not None}
+        found.append(tuple(dict.fromkeys(key.rpartition(".")[0] for key in named if key in used - known)))
+        known |= used
+    return tuple(found)
+
+
+def _statistics(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Mean and deviation of RGB values 0..255 for which timm has weights."""
+    config = timm.get_pretrained_cfg(name)
+    if config is None:
+        return Backbone.mean, Backbone.std
+    (r, g, b), (dr, dg, db) = config.mean, config.std
+    return (255 * r, 255 * g, 255 * b), (255 * dr, 255 * dg, 255 * db)
+
+
+def _take_over(network: nn.Module) -> None:
+    """Put our batch norm, the same over processes, and our strided 1x1 convolution, which is safe, in timm's place."""
+    for name, module in list(network.named_modules()):
+        other: nn.Module | None = None
+        if type(module) is nn.BatchNorm2d or (type(module) is TimmBatchNorm and isinstance(module.drop, nn.Identity)):
+            other = _norm(module)
+        elif type(module) is nn.Conv2d and (*module.kernel_size, *module.padding, module.groups) == (1, 1, 0, 0, 1):
+            step = module.stride[0], module.stride[1]
+            if step != (1, 1):
+                other = Conv2d(module.in_channels, module.out_channels, 1, step, bias=module.bias is not None)
+        if other is not None:
+            other.load_state_dict(module.state_dict(), assign=True)
+            parent, _, own = name.rpartition(".")
+            setattr(network.get_submodule(parent), own, other)
+
+
+def _norm(module: nn.BatchNorm2d) -> nn.BatchNorm2d:
+    """timm's batch norm as ours, with the activation that timm's has."""
+    settings = module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
+    if isinstance(module, TimmBatchNorm):
+        return BatchNormAct2d(*settings, act=module.act)
+    return BatchNorm2d(*settings)
