@@ -197,6 +197,28 @@ def test_its_file_detects_as_it_does(backbone: str, suppression: bool, tmp_path:
     assert parity.box_difference < 0.05
 
 
+@pytest.mark.parametrize(("kind", "integers"), [("openvino", False), ("openvino", True), ("executorch", False)])
+def test_other_formats_detect_as_it_does(kind: str, integers: bool, tmp_path: Path) -> None:
+    pytest.importorskip(kind)
+    detector = one_stage(backbone="repvgg/16").eval()
+    if integers:
+        detector = prepare_qat(detector)
+        calibrate(detector, [some_images(7, 4)])
+    path = ship(Exported(detector, 1), describe(detector, {}), TARGETS[kind], tmp_path / "a", lambda *_: {})
+    images = some_images(7, 5).permute(0, 2, 3, 1).contiguous().numpy()
+    boxes, scores, labels = ShippedDetector(path).raw(images[:1])
+    if integers:  # its engine rounds in its own way
+        wanted = detector.detect(torch.from_numpy(images[:1]).permute(0, 3, 1, 2))
+        assert abs(float(wanted.scores[0, 0]) - float(scores[0, 0])) < 0.1
+        assert boxes.shape == wanted.boxes.shape
+        return
+    parity = compare(detector, ShippedDetector(path), images)
+    assert parity.detections > 20
+    assert not parity.unmatched
+    assert parity.score_difference < 5e-4
+    assert parity.box_difference < 0.05
+
+
 @pytest.mark.parametrize("backbone", ["repvgg/16", "yunet/32"])
 def test_up_to_suppression_every_engine_knows_the_graph(backbone: str) -> None:
     graph = build_graph(Exported(one_stage(backbone=backbone).eval(), suppression=False)).graph
