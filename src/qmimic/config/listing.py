@@ -7,7 +7,8 @@ from typing import Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from qmimic.config.sections import ADVANCED, InTable, Recipe, Section
+from qmimic.config.base import ADVANCED, InTable, Section
+from qmimic.config.sections import Recipe
 
 BOOLEAN = ("true", "false")
 

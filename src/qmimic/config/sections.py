@@ -1,83 +1,14 @@
 """The sections of a recipe: every setting with its type, its limits, its default and a sentence."""
 
-import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic import Field, field_validator, model_validator
 
-from qmimic.arms import ARMS
-from qmimic.tables import DICTIONARIES, MODES, ROI_POOLINGS, TRACKERS, Table, unknown
-
-T = TypeVar("T")
-ADVANCED = "advanced"
-Advanced = Annotated[T, ADVANCED]  # a setting that hardly anybody needs
-
-
-class Section(BaseModel):
-    """A part of a recipe: no unknown keys, no NaN, immutable."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _plain_value(cls, value: Any, info: ValidationInfo) -> Any:
-        # To Python, and so to pydantic, True is the number 1; in YAML it is the word yes, on or true.
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError("needs a value, not yes or no")
-        if isinstance(value, str) and "\0" in value:
-            raise ValueError("holds a NUL character, which no name has")
-        return value
-
-
-@dataclass(frozen=True)
-class InTable:
-    """Of a name: it is one of a table's, when the recipe is read."""
-
-    table: Table[Any]
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_after_validator_function(self._known, handler(source))
-
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {**handler(schema), "enum": list(self.table)}
-
-    def _known(self, name: str) -> str:
-        if name not in self.table:
-            raise PydanticCustomError("unknown_name", "{said}", {"said": unknown(self.table.key, name, self.table)})
-        return name
-
-
-def _input_size(size: tuple[int, int]) -> tuple[int, int]:
-    if any(side % 16 or not 32 <= side <= 4096 for side in size):
-        raise ValueError("needs two multiples of 16 from 32 to 4096")
-    return size
-
-
-def _levels(strides: tuple[int, ...]) -> tuple[int, ...]:
-    if not strides or set(strides) - {8, 16, 32} or list(strides) != sorted(set(strides)):
-        raise ValueError("needs one to three of the strides 8, 16 and 32, each once, in growing order")
-    return strides
-
-
-Levels = Annotated[tuple[int, ...], AfterValidator(_levels)]
-InputSize = Annotated[tuple[int, int], AfterValidator(_input_size)]
-Side = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+from qmimic.arms import ARMS, order
+from qmimic.config.base import Advanced, InputSize, InTable, Levels, Section, Share, Side
+from qmimic.tables import DICTIONARIES, MODES, ROI_POOLINGS, TRACKERS, unknown
 
 
 class DataConfig(Section):
@@ -91,6 +22,9 @@ class DataConfig(Section):
     )
     size: InputSize = Field((128, 128), description="height and width that images are fitted into, pixels")
     drop_bad_boxes: bool = Field(False, description="go on without the boxes and images that `data check` refuses")
+    grey: bool = Field(
+        False, description="networks with one input channel, the brightness; they take pictures in colour all the same"
+    )
     cache_mib: Advanced[int] = Field(2048, ge=0, description="decoded images kept on disk at most, MiB; 0: none")
 
     @field_validator("fold")
@@ -121,6 +55,12 @@ class DetectorConfig(Section):
         min_length=1,
         description="anchor widths and heights in pixels at data.size; null: fitted to the training boxes",
     )
+    anchor_cells: tuple[Side, ...] | None = Field(
+        None, min_length=1, description="anchors of these sides squared, in cells of the map, in place of `anchors`"
+    )
+    anchor_ratios: tuple[Side, ...] = Field(
+        (1.0,), min_length=1, description="width to height of each anchor of anchor_cells, which keeps its area"
+    )
     anchor_count: int = Field(9, ge=1, le=64, description="anchors fitted for each place of the map")
     roi_pooling: Annotated[str, InTable(ROI_POOLINGS)] = Field(
         "align", description="RoIAlign or RoIPool (of R-FCN: its mean)"
@@ -142,6 +82,14 @@ class DetectorConfig(Section):
     score_threshold: float = Field(0.02, ge=0, lt=1, description="lowest score of a detection")
     nms_threshold: float = Field(0.5, gt=0, lt=1, description="largest IoU of two detections of a class")
     max_detections: int = Field(100, ge=1, le=1000, description="detections kept, an image")
+
+    @model_validator(mode="after")
+    def _one_kind_of_anchors(self) -> "DetectorConfig":
+        if self.anchors and self.anchor_cells:
+            raise ValueError("detector.anchors are pixels and anchor_cells are cells of the map; give one of them")
+        if self.anchor_ratios != (1.0,) and not self.anchor_cells:
+            raise ValueError("detector.anchor_ratios are those of detector.anchor_cells; give these too")
+        return self
 
 
 class AugmentConfig(Section):
@@ -185,7 +133,10 @@ class ScheduleConfig(FineTuningConfig):
     weight_decay: Advanced[float] = Field(1e-2, ge=0, description="on weights of convolutions and linear layers only")
     warmup_steps: Advanced[int] = Field(50, ge=0, description="steps of linear warm-up")
     decay: Advanced[Literal["cosine", "step", "constant"]] = Field(
-        "cosine", description="shape of the learning rate; step: a tenth after 67 % of the steps, and after 89 %"
+        "cosine", description="shape of the learning rate; step: a tenth after each of the milestones"
+    )
+    milestones: Advanced[tuple[Share, ...]] = Field(
+        (0.67, 0.89), description="shares of the steps after which the decay `step` takes its steps"
     )
     clip_norm: Advanced[float] = Field(5.0, ge=0, description="largest gradient norm; 0: no clipping")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0: none")
@@ -211,7 +162,7 @@ class TeacherConfig(ScheduleConfig):
     @model_validator(mode="after")
     def _frozen(self) -> "TeacherConfig":
         if not self.weights and (self.frozen_stages or self.frozen_norm):
-            raise ValueError("teacher.frozen_stages and frozen_norm keep published weights; name them: teacher.weights")
+            raise ValueError("teacher.frozen_stages and frozen_norm keep published weights: set teacher.weights too")
         return self
 
 
@@ -350,7 +301,7 @@ class Int8Config(FineTuningConfig):
 # Settings that are gone, with what holds in their place: recipes of old runs and studies say them.
 GONE: dict[str, object] = {
     **{f"{name}.momentum": 0.9 for name in ("teacher", "quantized_teacher", "student", "int8")},
-    **{f"{name}.milestones": [0.67, 0.89] for name in ("teacher", "quantized_teacher", "student", "int8")},
+    **{f"{name}.milestones": [0.67, 0.89] for name in ("quantized_teacher", "int8")},
     **{f"{name}.gamma": 0.1 for name in ("teacher", "quantized_teacher", "student", "int8")},
     **{f"{name}.decay": "cosine" for name in ("quantized_teacher", "int8")},
     **{f"{name}.clip_norm": 5.0 for name in ("quantized_teacher", "int8")},
@@ -370,6 +321,9 @@ class Recipe(Section):
         description="students of equal schedule and cost trained beside it: "
         + ", ".join(f"{name} ({arm.about})" for name, arm in ARMS.items()),
     )
+    published: dict[str, str] = Field(
+        {}, description="networks of the run to what others report of them, for a column beside ours"
+    )
     data: DataConfig = DataConfig()
     detector: DetectorConfig = DetectorConfig()
     augment: AugmentConfig = AugmentConfig()
@@ -382,6 +336,14 @@ class Recipe(Section):
     int8: Int8Config = Int8Config()
     run: RunConfig = RunConfig()
 
+    @field_validator("published")
+    @classmethod
+    def _of_networks(cls, published: dict[str, str]) -> dict[str, str]:
+        stranger = next((name for name in published if name not in order()), None)
+        if stranger is not None:
+            raise ValueError(unknown("network in published", stranger, order()))
+        return published
+
     @model_validator(mode="before")
     @classmethod
     def _without_gone(cls, tree: Any) -> Any:
@@ -393,13 +355,15 @@ class Recipe(Section):
             section, _, name = key.partition(".")
             own = tree.get(section)
             if isinstance(own, dict) and name in own and own.pop(name) != value:
-                raise ValueError(f"{key} is not a setting any more, it is always {value}; leave it out")
+                raise ValueError(f"{key} is no longer a setting: it is always {value}; leave it out")
         return tree
 
     @model_validator(mode="after")
     def _pairs(self) -> "Recipe":
         if self.data.fold is None and set(self.data.train.split("+")) & set(self.data.val.split("+")):
-            raise ValueError("data.train and data.val share a split; scores on training images say nothing")
+            raise ValueError(
+                "data.train and data.val share a split: name two, since scores on training images say little"
+            )
         if self.quantizer.per_channel and (self.student.quantize_map or "quantized" in self.baselines):
             raise ValueError("student.quantize_map needs one s for the whole map; set quantizer.per_channel=false")
         if self.mimic.distance == "cell" and self.quantizer.kind != "uniform":
@@ -411,7 +375,7 @@ class Recipe(Section):
         ):
             raise ValueError("mimic.weight=auto needs a teacher: set mimic.mode, or give the weight as a number")
         if self.pruning.method != "none" and self.student.weights:
-            raise ValueError("a student has student.weights or is cut out of the teacher by pruning.method, not both")
+            raise ValueError("student.weights and pruning.method exclude each other: set one of them")
         return self
 
     @property
@@ -434,9 +398,3 @@ class Recipe(Section):
         return self.model_copy(
             update={**update, **{name: getattr(self, name).model_copy(update=own) for name, own in sections.items()}}
         )
-
-
-def fingerprint(*parts: object) -> str:
-    """Twelve hexadecimal digits that name a combination of settings; equal settings, equal name."""
-    plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]

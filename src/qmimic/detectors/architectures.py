@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qmimic.config import DetectorConfig
-from qmimic.detectors.anchors import fit_anchors
+from qmimic.detectors.anchors import anchors_in_cells, fit_anchors
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.levels import choose_levels
 from qmimic.detectors.one_stage import OneStage
@@ -39,6 +39,9 @@ class Architecture:
 
 
 def _with_anchors(config: DetectorConfig, box_sizes: Sizes, size: tuple[int, int]) -> DetectorConfig:
+    if config.anchor_cells:
+        anchors = anchors_in_cells(config.anchor_cells, config.anchor_ratios, config.output_stride)
+        return config.model_copy(update={"anchors": anchors, "anchor_cells": None, "anchor_ratios": (1.0,)})
     if config.anchors is not None:
         return config
     return config.model_copy(update={"anchors": fit_anchors(box_sizes, config.anchor_count)})
@@ -83,7 +86,9 @@ def parse_spec(values: object) -> DetectorSpec:
     return architecture_of(values.get("architecture")).spec.model_validate(values)
 
 
-def spec_for(config: DetectorConfig, backbone: str, classes: tuple[str, ...], size: tuple[int, int]) -> DetectorSpec:
+def spec_for(
+    config: DetectorConfig, backbone: str, classes: tuple[str, ...], size: tuple[int, int], grey: bool = False
+) -> DetectorSpec:
     """The description of a detector by a recipe's settings, without those that its architecture does not know.
 
     Args:
@@ -91,6 +96,7 @@ def spec_for(config: DetectorConfig, backbone: str, classes: tuple[str, ...], si
         backbone: family and width divisor.
         classes: class names.
         size: height and width that images are fitted into, pixels.
+        grey: whether the network sees their brightness alone.
 
     Raises:
         InputError: the architecture is unknown.
@@ -98,4 +104,4 @@ def spec_for(config: DetectorConfig, backbone: str, classes: tuple[str, ...], si
     """
     kind = architecture_of(config.architecture).spec
     settings = config.model_dump(include=set(kind.model_fields))
-    return kind.model_validate({**settings, "backbone": backbone, "classes": classes, "size": size})
+    return kind.model_validate({**settings, "backbone": backbone, "classes": classes, "size": size, "grey": grey})

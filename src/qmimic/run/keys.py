@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from qmimic.config import DataConfig, DetectorConfig, FineTuningConfig, MimicConfig, Recipe, fingerprint
+from qmimic.config import DataConfig, DetectorConfig, FineTuningConfig, MimicConfig, Recipe, Section, fingerprint
 from qmimic.config.sections import GONE
 from qmimic.data.letterbox import PIXELS
 from qmimic.detectors.pretrained import PRETRAINED
@@ -28,6 +28,7 @@ VERSION = 2  # raised when the same recipe would give other weights
 MIMIC_VERSION = 1  # the same for students that are taught
 TAYLOR_VERSION = 1  # and for teachers pruned by Taylor expansion
 INT8_VERSION = 1  # when the same detector would get other grids
+LATER = {"frozen_stages", "frozen_norm", "grey", "anchor_cells", "anchor_ratios", "levels"}  # settings since VERSION
 BANK_VERSION = 3  # when a bank's records change
 COSTS_VERSION = 1  # when the same candidate of a search would cost something else
 REPORT_VERSION = 1  # when a report would show something else of the same networks
@@ -59,7 +60,8 @@ def data_key(dataset: str, data: DataConfig, detector: DetectorConfig) -> str:
         data: size, and whether bad boxes were left out.
         detector: settings of every detector, with anchors.
     """
-    return fingerprint(dataset, data.model_dump(include={"size", "drop_bad_boxes"}), PIXELS, _detector(detector))
+    own = {name: value for name, value in _plain(data).items() if name in ("size", "drop_bad_boxes", "grey")}
+    return fingerprint(dataset, own, PIXELS, _plain(detector))
 
 
 def cache_key(dataset: str, data: DataConfig) -> str:
@@ -151,7 +153,7 @@ def costs_key(detector: DetectorConfig, classes: int) -> str:
     """What networks with these settings cost as files, on this machine, in the engines that are installed."""
     machine = platform.node(), platform.processor(), os.cpu_count()
     return fingerprint(
-        COSTS_VERSION, _detector(detector), classes, machine, [version_of(name) for name in ENGINE_PACKAGES]
+        COSTS_VERSION, _plain(detector), classes, machine, [version_of(name) for name in ENGINE_PACKAGES]
     )
 
 
@@ -185,7 +187,7 @@ def job_keys(recipe: Recipe) -> dict[str, str]:
 
     The kinds are teacher, quantized and student; where the student needs no teachers, it is all there is.
     """
-    run = (VERSION, recipe.seed, recipe.data, _detector(recipe.detector), recipe.augment, recipe.run.precision)
+    run = (VERSION, recipe.seed, _plain(recipe.data), _plain(recipe.detector), recipe.augment, recipe.run.precision)
     if not recipe.needs_teachers:
         return {"student": fingerprint("student", *run, _job_schedule(recipe.student))}
     teacher = fingerprint("teacher", *run, _job_schedule(recipe.teacher, "min_map"))
@@ -194,11 +196,6 @@ def job_keys(recipe: Recipe) -> dict[str, str]:
     mimic = _mimic(recipe.mimic) if recipe.mimic.mode != "none" else []
     student = fingerprint("student", quantized, _job_schedule(recipe.student), mimic, *pruning)
     return {"teacher": teacher, "quantized": quantized, "student": student}
-
-
-def _detector(config: DetectorConfig) -> Mapping[str, object]:
-    """Settings of a detector; one that came later and is not set leaves the keys as they were."""
-    return config.model_dump(mode="json", exclude={"levels"} if config.levels is None else set())
 
 
 def _schedule(config: FineTuningConfig, *left_out: str) -> Mapping[str, object]:
@@ -215,15 +212,20 @@ def _job_schedule(config: FineTuningConfig, *left_out: str) -> Mapping[str, obje
         return _plain(config, *left_out)
 
 
-def _plain(config: FineTuningConfig, *left_out: str) -> dict[str, Any]:
-    """The settings, and what holds where there is no setting: results from before it was gone keep their names.
+def _plain(config: Section, *left_out: str) -> dict[str, Any]:
+    """The settings of a section, such that results keep their keys when settings come and go.
 
-    What came later and is off is left out, to the same end.
+    What is gone counts as the value that holds now, and what came later only where it is set.
+
+    Args:
+        config: any section.
+        left_out: names that count for nothing.
     """
     section = next(name for name, field in Recipe.model_fields.items() if field.annotation is type(config))
     fixed = {key.rpartition(".")[2]: value for key, value in GONE.items() if key.startswith(f"{section}.")}
     plain = {**fixed, **config.model_dump(mode="json", exclude=set(left_out))}
-    return {name: value for name, value in plain.items() if name not in ("frozen_stages", "frozen_norm") or value}
+    inert = {name for name in LATER & set(plain) if getattr(config, name) == type(config).model_fields[name].default}
+    return {name: value for name, value in plain.items() if name not in inert}
 
 
 def _pruning(recipe: Recipe) -> list[object]:

@@ -53,7 +53,7 @@ class Prepared:
 
     def spec(self, backbone: str) -> DetectorSpec:
         """The description of a detector of this run."""
-        return spec_for(self.detector, backbone, self.dataset.classes, self.recipe.data.size)
+        return spec_for(self.detector, backbone, self.dataset.classes, self.recipe.data.size, self.recipe.data.grey)
 
     def bf16(self, backbone: str) -> bool:
         """Whether a network of this width is computed in bf16."""
@@ -93,7 +93,7 @@ def prepare(recipe: Recipe) -> Prepared:
     sizes = box_sizes(splits[TRAIN], data.size)
     if not len(sizes):
         raise InputError(
-            f"No image of the split {data.train!r} of {data.root} has a box to learn from; label some objects."
+            f"No image of the split {data.train!r} of {data.root} has a box to learn from; label some objects first."
         )
     detector = architecture_of(recipe.detector.architecture).fitted(recipe.detector, sizes, data.size)
     key = data_key(dataset_fingerprint(dataset), data, detector)

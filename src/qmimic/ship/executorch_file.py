@@ -82,14 +82,9 @@ class _Look(nn.Module):
     def __init__(self, detector: Detector) -> None:
         super().__init__()
         self.detector = detector
-        self.divided = bool((detector.std != 1).any())
 
     def features(self, images: Tensor) -> Features:
-        pixels = images.permute(0, 3, 1, 2).contiguous().float()
-        pixels = pixels - self.detector.mean
-        if self.divided:
-            pixels = pixels / self.detector.std
-        return self.detector.quantize(self.detector.backbone(pixels.contiguous()))
+        return self.detector.quantize(self.detector.backbone(self.detector.centred(images).contiguous()))
 
 
 class _ScoreBoxes(_Look):

@@ -8,7 +8,7 @@ from torch import nn
 from qmimic.config import ScheduleConfig
 
 MOMENTUM = 0.9  # of SGD
-MILESTONES, GAMMA = (0.67, 0.89), 0.1  # of decay=step: shares of the steps, and what the rate is multiplied by there
+GAMMA = 0.1  # of decay=step: what the rate is multiplied by at each milestone
 
 
 def build_optimizer(module: nn.Module, schedule: ScheduleConfig) -> torch.optim.Optimizer:
@@ -31,6 +31,6 @@ def learning_rate(schedule: ScheduleConfig, step: int) -> float:
     if schedule.decay == "constant":
         return peak
     if schedule.decay == "step":
-        return float(peak * GAMMA ** sum(step >= share * schedule.steps for share in MILESTONES))
+        return float(peak * GAMMA ** sum(step >= share * schedule.steps for share in schedule.milestones))
     left = max(1, schedule.steps - schedule.warmup_steps)
     return peak * 0.5 * (1 + math.cos(math.pi * (step - schedule.warmup_steps) / left))
