@@ -8,7 +8,16 @@ from pydantic import Field, field_validator, model_validator
 
 from qmimic.arms import ARMS, order
 from qmimic.config.base import Advanced, InputSize, InTable, Levels, Section, Share, Side
-from qmimic.tables import DICTIONARIES, MODES, ROI_POOLINGS, TRACKERS, unknown
+from qmimic.tables import (
+    DICTIONARIES,
+    DISTANCES,
+    DISTILLERS,
+    MODES,
+    REGION_POOLINGS,
+    ROI_POOLINGS,
+    TRACKERS,
+    unknown,
+)
 
 
 class DataConfig(Section):
@@ -213,7 +222,10 @@ class MimicConfig(Section):
     share: float = Field(
         0.1, description="norm of the mimic gradient at the student's map in that of detection's, held by weight=auto"
     )
-    distance: str = Field(
+    distiller: Annotated[str, InTable(DISTILLERS)] = Field(
+        "mimic", description="what the student learns from its teacher; mimic is the paper's"
+    )
+    distance: Annotated[str, InTable(DISTANCES)] = Field(
         "squared",
         description="how far regions are from the teacher's: squared is the paper's; cell is 0 in the teacher's cell",
     )
@@ -225,12 +237,17 @@ class MimicConfig(Section):
     order: Literal["pool_quantize", "quantize_pool"] = Field(
         "pool_quantize", description="pool, then r, then Q, as the equation has it, or the maps through r and Q first"
     )
-    pooling: Literal["align", "pool"] = Field("align", description="how regions are pooled for the mimic loss")
+    pooling: Annotated[str, InTable(REGION_POOLINGS)] = Field(
+        "align", description="how regions are pooled for the mimic loss; pool: maxima; crop: entries as they lie"
+    )
     regions: Literal["teacher", "student", "ground_truth", "random", "map"] = Field(
         "teacher", description="whose regions are matched; map: every entry of the whole map"
     )
     with_truth: Advanced[bool] = Field(True, description="ground-truth boxes join the regions, ahead of them")
-    region_count: Advanced[int] = Field(32, ge=1, le=1024, description="regions an image")
+    sampling: Advanced[Literal["first", "balanced"]] = Field(
+        "first", description="which regions: the best, or drawn at random, as many without an object as with one"
+    )
+    region_count: Advanced[int] = Field(32, ge=1, le=4096, description="regions an image, at most")
     map_steps: Advanced[float] = Field(
         0.0, ge=0, lt=1, description="share of the steps that match the whole map alone, first"
     )
@@ -242,6 +259,8 @@ class MimicConfig(Section):
             raise ValueError("mimic.share must be above 0 and at most 10; 0.1 is a tenth of detection's gradient")
         if self.distance == "cell" and self.mode in ("mimic", "student_only"):
             raise ValueError("mimic.distance=cell needs the teacher's map quantized: set mimic.mode=quantization")
+        if self.sampling == "balanced" and self.regions != "student":
+            raise ValueError("mimic.sampling=balanced draws anew in every step: set mimic.regions=student")
         if self.last_step < self.map_steps:
             raise ValueError("mimic.last_step needs to be at least mimic.map_steps")
         return self

@@ -77,14 +77,14 @@ class Option:
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits; None where there is none."""
+    """Limits; None: no limit."""
 
     milliseconds: float | None = None
     kilobytes: float | None = None
     megabytes: float | None = None
 
     def excess(self, milliseconds: float, kilobytes: float, megabytes: float = 0.0) -> float:
-        """How many times the limit the worst of them is; at most 1 fits."""
+        """The worst of them as a multiple of its limit; it fits up to 1."""
         pairs = (milliseconds, self.milliseconds), (kilobytes, self.kilobytes), (megabytes, self.megabytes)
         return max((value / limit for value, limit in pairs if limit), default=0.0)
 
@@ -118,7 +118,7 @@ def cost_table(
     path: Path,
     watch: Callable[[int], None],
 ) -> list[Option]:
-    """What candidates cost as files on this machine; what stands in the table already is not measured again.
+    """What candidates cost as files on this machine; what is in the table already is not measured again.
 
     A network that is too slow at a small size is not measured at larger ones.
 
@@ -139,7 +139,7 @@ def cost_table(
         if table["key"] == key:
             known = [Option(**{**row, "candidate": _candidate(row["candidate"])}) for row in table["options"]]
     except (OSError, ValueError, TypeError, KeyError):
-        pass  # not there, or damaged: measured anew
+        pass  # missing or damaged: measured again
     for number, candidate in enumerate(tried):
         own = [one for one in known if one.candidate == candidate and one.target in targets]
         complete = {one.target for one in own} == set(targets)

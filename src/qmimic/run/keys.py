@@ -28,10 +28,11 @@ VERSION = 2  # raised when the same recipe would give other weights
 MIMIC_VERSION = 1  # the same for students that are taught
 TAYLOR_VERSION = 1  # and for teachers pruned by Taylor expansion
 INT8_VERSION = 1  # when the same detector would get other grids
-LATER = {"frozen_stages", "frozen_norm", "grey", "anchor_cells", "anchor_ratios", "levels"}  # settings since VERSION
-BANK_VERSION = 3  # when a bank's records change
+# Settings since VERSION.
+LATER = {"frozen_stages", "frozen_norm", "grey", "anchor_cells", "anchor_ratios", "distiller", "sampling", "levels"}
+BANK_VERSION = 4  # when a bank's records change
 COSTS_VERSION = 1  # when the same candidate of a search would cost something else
-REPORT_VERSION = 1  # when a report would show something else of the same networks
+REPORT_VERSION = 2  # when a report would show something else of the same networks
 ENGINE_PACKAGES = ("qmimic", "onnxruntime", "openvino", "executorch")
 
 
@@ -235,5 +236,4 @@ def _pruning(recipe: Recipe) -> list[object]:
 
 def _mimic(config: MimicConfig) -> list[object]:
     """What the mimic loss depends on: a share only where it is held."""
-    held = config.weight == "auto"
-    return [MIMIC_VERSION, config.model_dump(mode="json", exclude=set() if held else {"share"})]
+    return [MIMIC_VERSION, _plain(config, *(() if config.weight == "auto" else ("share",)))]

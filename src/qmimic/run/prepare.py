@@ -20,7 +20,6 @@ from qmimic.data.splits import TRAIN, VAL
 from qmimic.detectors.architectures import architecture_of, spec_for
 from qmimic.detectors.backbones import parse_name
 from qmimic.detectors.spec import DetectorSpec
-from qmimic.distill.mimic import check_distance
 from qmimic.errors import InputError
 from qmimic.run.keys import cache_key, data_key
 from qmimic.run.memory import keep_freed_memory
@@ -72,7 +71,6 @@ def prepare(recipe: Recipe) -> Prepared:
         parse_name(backbone)
     architecture_of(recipe.detector.architecture)
     require(recipe.run.trackers)
-    check_distance(recipe.mimic.distance)
     keep_freed_memory()
     torch.set_num_threads(recipe.run.threads or os.cpu_count() or 1)
     # Between processes: what a phase of the mimic loss does not use must not be waited for.
