@@ -7,8 +7,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from qmimic.arms import ARMS, order
-from qmimic.config.base import Advanced, InputSize, InTable, Section, Share, Side
-from qmimic.tables import DICTIONARIES, MODES, ROI_POOLINGS, TRACKERS, unknown
+from qmimic.config.base import Advanced, InputSize, InTable, Levels, Section, Share, Side
+from qmimic.tables import (
+    DICTIONARIES,
+    DISTANCES,
+    DISTILLERS,
+    MODES,
+    REGION_POOLINGS,
+    ROI_POOLINGS,
+    TRACKERS,
+    unknown,
+)
 
 
 class DataConfig(Section):
@@ -43,8 +52,13 @@ class DataConfig(Section):
 class DetectorConfig(Section):
     """The detector around the backbone, the same for teacher and student."""
 
-    architecture: str = Field("faster_rcnn", description="faster_rcnn, rfcn: a name in the table of architectures")
+    architecture: str = Field(
+        "faster_rcnn", description="faster_rcnn, rfcn, one_stage: a name in the table of architectures"
+    )
     output_stride: Literal[16, 8] = Field(16, description="pixels from one entry of the feature map to the next")
+    levels: Levels | None = Field(
+        None, description="one_stage: strides of its maps, some of 8, 16 and 32; null: chosen by the training boxes"
+    )
     anchors: tuple[tuple[Side, Side], ...] | None = Field(
         None,
         min_length=1,
@@ -62,7 +76,10 @@ class DetectorConfig(Section):
     )
     roi_size: int = Field(5, ge=1, le=14, description="bins of a pooled region on each side (k of R-FCN)")
     head_width: Advanced[int | None] = Field(
-        None, ge=1, le=65536, description="units of the head's hidden layers; null: 1024 / width divisor"
+        None,
+        ge=1,
+        le=65536,
+        description="units of the head's hidden layers; null: 1024 / width divisor, of one_stage 256 / width divisor",
     )
     rpn_samples: Advanced[int] = Field(128, ge=2, description="anchors sampled for the RPN losses, an image")
     roi_samples: Advanced[int] = Field(64, ge=4, description="regions sampled for the head's losses, an image")
@@ -205,7 +222,10 @@ class MimicConfig(Section):
     share: float = Field(
         0.1, description="norm of the mimic gradient at the student's map in that of detection's, held by weight=auto"
     )
-    distance: str = Field(
+    distiller: Annotated[str, InTable(DISTILLERS)] = Field(
+        "mimic", description="what the student learns from its teacher; mimic is the paper's"
+    )
+    distance: Annotated[str, InTable(DISTANCES)] = Field(
         "squared",
         description="how far regions are from the teacher's: squared is the paper's; cell is 0 in the teacher's cell",
     )
@@ -217,11 +237,16 @@ class MimicConfig(Section):
     order: Literal["pool_quantize", "quantize_pool"] = Field(
         "pool_quantize", description="pool, then r, then Q, as the equation has it, or the maps through r and Q first"
     )
-    pooling: Literal["align", "pool"] = Field("align", description="how regions are pooled for the mimic loss")
+    pooling: Annotated[str, InTable(REGION_POOLINGS)] = Field(
+        "align", description="how regions are pooled for the mimic loss; pool: maxima; crop: entries as they lie"
+    )
     regions: Literal["teacher", "student", "ground_truth", "random", "map"] = Field(
         "teacher", description="whose regions are matched; map: every entry of the whole map"
     )
     with_truth: Advanced[bool] = Field(True, description="ground-truth boxes join the regions, ahead of them")
+    sampling: Advanced[Literal["first", "balanced"]] = Field(
+        "first", description="which regions: the best, or drawn at random, as many without an object as with one"
+    )
     region_count: Advanced[int] = Field(32, ge=1, le=4096, description="regions an image, at most")
     map_steps: Advanced[float] = Field(
         0.0, ge=0, lt=1, description="share of the steps that match the whole map alone, first"
@@ -234,6 +259,8 @@ class MimicConfig(Section):
             raise ValueError("mimic.share must be above 0 and at most 10; 0.1 is a tenth of detection's gradient")
         if self.distance == "cell" and self.mode in ("mimic", "student_only"):
             raise ValueError("mimic.distance=cell needs the teacher's map quantized: set mimic.mode=quantization")
+        if self.sampling == "balanced" and self.regions != "student":
+            raise ValueError("mimic.sampling=balanced draws anew in every step: set mimic.regions=student")
         if self.last_step < self.map_steps:
             raise ValueError("mimic.last_step needs to be at least mimic.map_steps")
         return self
