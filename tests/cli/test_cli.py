@@ -159,3 +159,9 @@ def test_a_closed_pipe_ends_quietly(tmp_path: Path) -> None:
     command = f"{sys.executable} -m qmimic data check {data} --json | head -c 10"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.stderr == ""
+
+
+def test_a_run_keeps_the_account_of_its_data(trained: Path) -> None:
+    kept = json.loads((trained / "run" / "data.json").read_text())
+    assert kept["accounted"]["pictures"] == {"found": 8, "used": 8, "left_out": {}}
+    assert kept["remarks"][0].startswith("pictures: 8 found, 8 used")

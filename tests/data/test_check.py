@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from folders import coco_json, picture, voc_list, voc_object, voc_xml
 from qmimic.cli import main
@@ -179,6 +180,29 @@ def test_a_validation_split_inside_the_training_split_is_found(root: Path, capsy
     voc_list(root, "val", "b")
     voc_list(root, "train", "a", "b", "c")
     assert found(root, capsys) == (1, [("duplicate_across_splits", "b")])
+
+
+def test_the_first_defects_are_drawn(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sheet = tmp_path / "drawn" / "defects.png"
+    assert main(["data", "check", str(root), "--pictures", str(sheet)]) == 0
+    assert "No defect can be drawn." in capsys.readouterr().out
+    assert not sheet.exists()
+    voc_xml(root, "b", voc_object("cat", 50, 50, 50, 60), voc_object("dog", 1, 1, 400, 9))
+    assert main(["data", "check", str(root), "--pictures", str(sheet)]) == 1
+    assert str(sheet) in capsys.readouterr().out
+    with Image.open(sheet) as picture_of_them:
+        assert picture_of_them.size == (320, 320)  # one picture, though it has two defects
+    assert main(["data", "check", str(root), "--pictures", str(tmp_path / "defects.txt")]) == 2
+    assert "is not the name of a picture" in capsys.readouterr().err
+
+
+def test_many_defects_of_a_kind_are_counted(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    voc_xml(root, "b", *(voc_object("cat", 5 + k, 5, 5 + k, 60) for k in range(25)))
+    assert main(["data", "check", str(root)]) == 1
+    said = capsys.readouterr().out
+    assert said.count("has no area") == 20
+    assert "box_without_area: 5 more; --json lists all" in said
+    assert len(report(root, capsys)[1]["defects"]) == 25
 
 
 def test_folders_that_cannot_be_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

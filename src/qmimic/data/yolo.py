@@ -14,6 +14,7 @@ import yaml
 from qmimic.data.accounts import Tally, data_files
 from qmimic.data.images import image_size, turned_by_exif
 from qmimic.data.labels import (
+    MAX_DEPTH,
     Folder,
     actual_size,
     file_of,
@@ -266,7 +267,8 @@ def _source(root: Path, base: str, value: str) -> Path | None:
     plain = value.replace("\\", "/")
     parts = [part for part in PurePosixPath(plain).parts if part not in ("/", ".", "..")]
     # `images` alone, of `test/images`, would be every split's folder.
-    ends = [parts[k:] for k in range(len(parts)) if k == 0 or parts[k:] not in (["images"], ["labels"])]
+    starts = range(max(0, len(parts) - MAX_DEPTH), len(parts))
+    ends = [parts[k:] for k in starts if k == 0 or parts[k:] not in (["images"], ["labels"])]
     tails = [root / base / plain, root / plain, *(root.joinpath(*end) for end in ends)]
     real = root.resolve()
     for path in tails:
