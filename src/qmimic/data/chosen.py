@@ -20,7 +20,13 @@ from qmimic.data.sample import Dataset, has_area
 from qmimic.data.splits import TRAIN, VAL, choose
 from qmimic.errors import InputError
 
-SAID = ("counted_from_zero", "turned_by_exif", "duplicate_box", "another_layout")  # notes that training repeats
+SAID = (
+    "counted_from_zero",
+    "turned_by_exif",
+    "duplicate_box",
+    "another_layout",
+    "unused_label_file",
+)  # notes that training repeats
 
 
 def open_dataset(config: DataConfig) -> Dataset:
