@@ -21,7 +21,8 @@ from qmimic.compress.integer_grids import calibrate, prepare_qat
 from qmimic.config import Recipe, fingerprint
 from qmimic.detectors.architectures import ARCHITECTURES, spec_for
 from qmimic.detectors.build import build, mac_count
-from qmimic.files import write_text
+from qmimic.errors import InputError
+from qmimic.files import read_json, write_text
 from qmimic.runtime.metadata import as_properties
 from qmimic.ship.onnx_file import Exported
 from qmimic.ship.write import TARGETS, describe
@@ -140,10 +141,10 @@ def cost_table(
     key = fingerprint(VERSION, settings, len(classes), machine, [_version(name) for name in ENGINE_PACKAGES])
     known: list[Option] = []
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = read_json(path)
         if table["key"] == key:
             known = [Option(**{**row, "candidate": _candidate(row["candidate"])}) for row in table["options"]]
-    except (OSError, ValueError, TypeError, KeyError):
+    except (InputError, ValueError, TypeError, KeyError, IndexError):
         pass  # not there, or damaged: measured anew
     for number, candidate in enumerate(tried):
         own = [one for one in known if one.candidate == candidate and one.target in targets]

@@ -18,6 +18,7 @@ from qmimic.config import DataConfig, DetectorConfig, MimicConfig, Recipe, Sched
 from qmimic.data.letterbox import PIXELS
 from qmimic.detectors.pretrained import PRETRAINED
 from qmimic.errors import InputError
+from qmimic.files import open_file
 
 VERSION = 2  # raised when the same recipe would give other weights
 MIMIC_VERSION = 1  # the same for students that are taught
@@ -35,7 +36,7 @@ def weights_key(path: str | None) -> str | None:
     if path is None or path == PRETRAINED:
         return path
     try:
-        with Path(path).open("rb") as file:
+        with open_file(Path(path)) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except OSError as error:
         raise InputError(

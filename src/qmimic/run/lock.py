@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qmimic.errors import InputError
+from qmimic.files import refuse_links
+from qmimic.run.folder import OURS, TRACKERS
 
 
 @contextlib.contextmanager
@@ -21,7 +23,7 @@ def exclusive_lock(folder: Path, patience: float = 0.3) -> Iterator[None]:
         patience: how long to wait for another process to leave, seconds; a moment, for `taken` looks for one.
 
     Raises:
-        InputError: another process holds it, or the folder cannot be made.
+        InputError: another process holds it, the folder cannot be made, or something of ours in it is a link.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -33,6 +35,7 @@ def exclusive_lock(folder: Path, patience: float = 0.3) -> Iterator[None]:
         # Some network disks have no such locks: there the user has to take care.
         with contextlib.suppress(OSError):
             _lock(handle, folder, time.monotonic() + patience)
+        refuse_links(folder, OURS, TRACKERS)
         yield
     finally:
         os.close(handle)

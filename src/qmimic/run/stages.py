@@ -4,9 +4,8 @@ A stage's folder is named by all that decides its result, so that equal recipes 
 overwrite each other.
 """
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,8 @@ from qmimic.detectors.quantize import Quantizer, absolute_stride
 from qmimic.distill.matching import matching
 from qmimic.distill.mimic import Mimic
 from qmimic.errors import InputError
-from qmimic.files import write_text
-from qmimic.run.folder import STAGE_RESULT, StageResult, read_stage, stage_folder
+from qmimic.files import MissingError
+from qmimic.run.folder import StageResult, stage_folder, stage_result, write_stage
 from qmimic.run.keys import Parents, pruned_key, quantized_key, student_key, teacher_key
 from qmimic.run.prepare import Prepared
 from qmimic.run.teaching import teacher_of
@@ -39,6 +38,8 @@ from qmimic.scores.summary import score
 from qmimic.tables import MODES
 from qmimic.training.loop import Job, Objective, Watcher, step_generators, train_network
 from qmimic.training.step import DetectionObjective, MimicObjective
+
+DETECTOR = "detector.safetensors"
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Stage:
     @property
     def file(self) -> Path:
         """The trained detector."""
-        return self.folder / "detector.safetensors"
+        return self.folder / DETECTOR
 
 
 @dataclass(frozen=True)
@@ -294,7 +295,7 @@ def _run(
 
 def _once(prepared: Prepared, folder: Path, watcher: Watcher, work: Callable[[], None]) -> Stage:
     """A stage that is found done in its folder, or done by `work`; all processes call that, the main one writes."""
-    done = _finished(folder)
+    done = _finished(folder, watcher.say)
     # All processes have looked before one of them writes: they must take the same way.
     prepared.accelerator.wait_for_everyone()
     if done:
@@ -302,7 +303,7 @@ def _once(prepared: Prepared, folder: Path, watcher: Watcher, work: Callable[[],
         return Stage(done, folder)
     work()
     prepared.accelerator.wait_for_everyone()
-    result = _finished(folder)
+    result = _finished(folder, watcher.say)
     if result is None:
         raise InputError(f"{folder} lacks what the main process wrote; put run.dir on a disk that all processes share.")
     return Stage(result, folder)
@@ -313,7 +314,7 @@ def _write(
 ) -> StageResult:
     """Score a detector and write it with its result, the mark of a finished stage."""
     scores = score(prepared.dataset, VAL, detect_all(trained, prepared.val))
-    file = folder / "detector.safetensors"
+    file = folder / DETECTOR
     notes = {"stage": name, "key": key, "map50": scores.voc_map50, "seed": prepared.recipe.seed}
     save_detector(trained, file, notes)
     result = StageResult(
@@ -328,16 +329,21 @@ def _write(
         bytes=file.stat().st_size,
         **extra,
     )
-    write_text(folder / STAGE_RESULT, json.dumps(asdict(result), indent=1))  # last: its presence means done
+    write_stage(folder, result)  # last: its presence means done
     return result
 
 
-def _finished(folder: Path) -> StageResult | None:
+def _finished(folder: Path, say: Callable[[str], None]) -> StageResult | None:
+    """The result of a stage that is done and whole. One that was damaged since is done again, from its checkpoints."""
     try:
-        load_detector(folder / "detector.safetensors")
-    except InputError:
-        return None  # not done, or damaged since: done again from its last checkpoint
-    return read_stage(folder)
+        result = stage_result(folder)
+        load_detector(folder / DETECTOR)
+    except MissingError:
+        return None
+    except InputError as error:
+        say(f"{folder.name} was done before and cannot be used, so it is done again: {error}")
+        return None
+    return result
 
 
 def _map50(prepared: Prepared, detector: Detector) -> float:
