@@ -307,20 +307,18 @@ def own_folder(folder: Path, root: Path) -> Path:
         root: may be a link itself.
 
     Raises:
-        InputError: a parent below the root is a link or no folder, or cannot be made.
+        InputError: a parent below the root is a link.
+        OSError: one cannot be made.
     """
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        here = root
-        for name in folder.relative_to(root).parts:
-            here = here / name
-            with contextlib.suppress(FileExistsError):
-                here.mkdir()
-            mode = here.lstat().st_mode
-            if not stat.S_ISDIR(mode):
-                raise _in_the_way(here, mode)
-    except OSError as error:
-        raise _unwritable(folder, error) from error
+    root.mkdir(parents=True, exist_ok=True)
+    here = root
+    for name in folder.relative_to(root).parts:
+        here = here / name
+        with contextlib.suppress(FileExistsError):
+            here.mkdir()
+        mode = here.lstat().st_mode
+        if stat.S_ISLNK(mode):
+            raise _in_the_way(here, mode)
     return folder
 
 

@@ -21,7 +21,7 @@ from qmimic.errors import InputError
 from qmimic.files import MissingError, parse_json, read_bytes, replacing
 
 FORMAT, LAYOUT, SUMMED = 3, 2, 3  # now; the first with today's order of the head's weights; the first with a checksum
-HEADER, SUM = "qmimic", "qmimic_sha256"
+HEADER, SUM = "qmimic", "sum"
 MAX_BYTES = 4 << 30
 
 
@@ -45,16 +45,21 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]
         InputError: the folder cannot be written or the disk is full.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps({"format": FORMAT, **header}, sort_keys=True)
+    whole = {"format": FORMAT, **header}
+    text = json.dumps({**whole, SUM: _sum(plain, whole)}, sort_keys=True)
     with replacing(path) as temporary:
         try:
-            save_file(plain, str(temporary), {HEADER: text, SUM: _sum(plain, text)})
+            save_file(plain, str(temporary), {HEADER: text})
         except SafetensorError as error:  # what the library makes of a full disk
             raise OSError(str(error)) from error
 
 
-def read_tensors(path: Path) -> TensorFile:
+def read_tensors(path: Path, verify: bool = True) -> TensorFile:
     """Read a safetensors file; one of ours has a checksum, which has to fit.
+
+    Args:
+        path: of the file.
+        verify: check that now; False: the caller does so by `require_sum`, once it has looked for what it can name.
 
     Raises:
         InputError: the file is missing, cut short, not safetensors, damaged, or of a newer qmimic.
@@ -66,9 +71,7 @@ def read_tensors(path: Path) -> TensorFile:
     try:
         length = int.from_bytes(content[:8], "little")
         described = parse_json(content[8 : 8 + length].decode("utf-8"), str(path))
-        said = described.get("__metadata__", {})
-        text = said.get(HEADER, "{}")
-        header = parse_json(text, str(path))
+        header = parse_json(described.get("__metadata__", {}).get(HEADER, "{}"), str(path))
         tensors = load(content)
     except (InputError, SafetensorError, ValueError, AttributeError, TypeError, RuntimeError, KeyError) as error:
         raise InputError(f"{path} is cut short or is not a safetensors file; copy it again or train again.") from error
@@ -77,14 +80,29 @@ def read_tensors(path: Path) -> TensorFile:
     number = header.get("format")
     if header and (not isinstance(number, int) or number > FORMAT):
         raise InputError(f"{path} was written by a newer qmimic (format {number}); upgrade qmimic to read it.")
-    if (SUM in said or (number or 0) >= SUMMED) and said.get(SUM) != _sum(tensors, text):
+    found = TensorFile(tensors, header)
+    if verify:
+        require_sum(found, path)
+    return found
+
+
+def require_sum(file: TensorFile, path: Path) -> None:
+    """Check the checksum of a file of ours. Older files have none.
+
+    Raises:
+        InputError: it does not fit, or is lost.
+    """
+    header = dict(file.header)
+    said = header.pop(SUM, None)
+    if said is None and header.get("format", 0) < SUMMED:
+        return
+    if said != _sum(file.tensors, header):
         raise InputError(f"{path} is damaged: its checksum does not fit; copy it again or train again.")
-    return TensorFile(tensors, header)
 
 
-def _sum(tensors: dict[str, Tensor], text: str) -> str:
+def _sum(tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
     """A checksum of all that a file of ours holds. It shows damage; whoever can change the file can change it too."""
-    found = hashlib.sha256(text.encode())
+    found = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         found.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
@@ -144,7 +162,7 @@ def load_detector(path: Path | str) -> tuple[Detector, dict[str, Any]]:
         InputError: the file is missing, damaged, of a newer version, or its weights do not fit its own description.
     """
     path = Path(path)
-    file = read_tensors(path)
+    file = read_tensors(path, verify=False)
     if "spec" not in file.header:
         raise InputError(f"{path} is not a detector of qmimic: its header lacks the description; name a file of a run.")
     if file.header["format"] < LAYOUT:
@@ -178,5 +196,6 @@ def load_detector(path: Path | str) -> tuple[Detector, dict[str, Any]]:
     detector.load_state_dict(file.tensors)
     if detector.quantizer is not None and not bool((detector.quantizer.stride > 0).all()):
         raise InputError(f"{path} holds a quantizer.stride that is not above 0; train again.")
+    require_sum(file, path)
     notes = file.header.get("notes")
     return detector.eval(), notes if isinstance(notes, dict) else {}

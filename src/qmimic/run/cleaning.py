@@ -75,7 +75,7 @@ def clean(removals: Sequence[Removal]) -> int:
     for removal in removals:
         if not kind_of(removal.run):
             continue  # it has gone since
-        with exclusive_lock(removal.run):
+        with exclusive_lock(removal.run, writes=False):
             for path in removal.paths:
                 try:
                     if path.is_dir() and not path.is_symlink():
