@@ -1,6 +1,6 @@
 """Fitting an image of any size into the network's fixed size, and boxes there and back."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from qmimic.data.images import Source, read_resized, resized
+from qmimic.detections import Detections
 
 PIXELS = 3  # raised when the same file gives other pixels
 FILL = (124, 116, 104)  # the mean that the detector subtracts: padding becomes zero
@@ -37,6 +38,10 @@ class Letterbox:
         limit = np.array([self.width, self.height, self.width, self.height], np.float32)
         original: NDArray[np.float32] = np.clip(boxes / self.scale, 0, limit).astype(np.float32)
         return original
+
+    def restored(self, found: Detections) -> Detections:
+        """Detections in the network's input as detections in the original image."""
+        return replace(found, boxes=self.undo(found.boxes))
 
 
 def fit(width: int, height: int, size: tuple[int, int]) -> Letterbox:

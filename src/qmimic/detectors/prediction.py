@@ -39,8 +39,7 @@ def predict(detector: Detector, image: Image.Image | Path | str, min_score: floa
     else:
         pixels, placed = letterbox_file(Path(image), size)
     found = unpad(detector.detect(torch.from_numpy(pixels).permute(2, 0, 1)[None].to(detector.device)), 0)
-    keep = found.scores >= min_score
-    return Detections(placed.undo(found.boxes)[keep], found.scores[keep], found.labels[keep])
+    return placed.restored(found.keep(found.scores >= min_score))
 
 
 @dataclass(frozen=True)

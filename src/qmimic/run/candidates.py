@@ -2,12 +2,9 @@
 
 import json
 import math
-import os
-import platform
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,11 +15,12 @@ from numpy.typing import NDArray
 
 from qmimic.bench.measure import Cost, measure
 from qmimic.compress.integer_grids import calibrate, prepare_qat
-from qmimic.config import Recipe, fingerprint
+from qmimic.config import Recipe
 from qmimic.detectors.architectures import ARCHITECTURES, spec_for
 from qmimic.detectors.build import build, mac_count
 from qmimic.errors import InputError
 from qmimic.files import read_json, write_text
+from qmimic.run.keys import costs_key
 from qmimic.runtime.metadata import as_properties
 from qmimic.ship.onnx_file import Exported
 from qmimic.ship.write import TARGETS, describe
@@ -31,8 +29,6 @@ BACKBONES = ("resnet18/8", "resnet18/16", "resnet18/32", "vgg16/32")
 SIDES = (128, 192, 256)  # of a square of the same area
 MULTIPLE = 32  # pixels; of the input's sides
 ROUNDS = 30
-VERSION = 1  # raised when the same candidate would cost something else
-ENGINE_PACKAGES = ("qmimic", "onnxruntime", "openvino", "executorch")
 
 
 @dataclass(frozen=True)
@@ -136,9 +132,7 @@ def cost_table(
         watch: told how many candidates are done.
     """
     # What decides a cost: anything else makes another table.
-    settings = recipe.detector.model_dump(mode="json")
-    machine = platform.node(), platform.processor(), os.cpu_count()
-    key = fingerprint(VERSION, settings, len(classes), machine, [_version(name) for name in ENGINE_PACKAGES])
+    key = costs_key(recipe.detector, len(classes))
     known: list[Option] = []
     try:
         table = read_json(path)
@@ -198,13 +192,6 @@ def _costs(
         Option(candidate, target, precision, costs[path].p50, costs[path].kilobytes, costs[path].peak, macs)
         for path, (target, precision) in files.items()
     ]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _candidate(plain: dict[str, Any]) -> Candidate:

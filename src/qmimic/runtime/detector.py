@@ -68,8 +68,8 @@ class Detector:
             fitted = [self._fitted(picture) for picture in pictures[first : first + count]]
             boxes, scores, labels = self.raw(np.stack([image for image, _ in fitted]))
             for row, (_, placed) in enumerate(fitted):
-                keep = scores[row] >= max(min_score, 0.0)
-                yield Detections(placed.undo(boxes[row])[keep], scores[row][keep], labels[row][keep])
+                found = Detections(boxes[row], scores[row], labels[row])
+                yield placed.restored(found.keep(found.scores >= max(min_score, 0.0)))
 
     def raw(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
         """What the graph gives.

@@ -160,7 +160,7 @@ def look_at(model: Served, picture: BinaryIO) -> Looked:
     begin = time.perf_counter()
     found = model.look(pixels)
     milliseconds = 1000 * (time.perf_counter() - begin)
-    return Looked((placed.width, placed.height), milliseconds, replace(found, boxes=placed.undo(found.boxes)))
+    return Looked((placed.width, placed.height), milliseconds, placed.restored(found))
 
 
 def _unlike(name: str, taken: dict[str, Served] | dict[str, Path]) -> str:
@@ -225,8 +225,7 @@ def _deployed(path: Path, run: str) -> Served:
         else:
             with guard:
                 boxes, scores, labels = (values[0] for values in detector.raw(pixels[None]))
-        keep = scores >= 0
-        return Detections(boxes[keep], scores[keep], labels[keep])
+        return Detections(boxes, scores, labels).keep(scores >= 0)
 
     weights = path.with_suffix(".bin")
     size = path.stat().st_size + (weights.stat().st_size if path.suffix == ".xml" else 0)
