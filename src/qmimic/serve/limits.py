@@ -181,7 +181,7 @@ class Gate:
             rate = LEAST / PACE / 1024
             raise RefusedError(
                 408,
-                f"The request took too long to arrive, over {READING:g} s or under {rate:g} kB a second; send less.",
+                f"The request took too long to arrive, over {READING:g} s or below {rate:g} kB/s; send less.",
             ) from None
         finally:
             self._arriving.remove(arrival)
