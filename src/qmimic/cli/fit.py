@@ -28,9 +28,7 @@ def add(commands: Commands) -> None:
     fit.add_argument("--max-ms", type=float, help="a picture, one thread")
     fit.add_argument("--max-kb", type=float, help="size of the file")
     fit.add_argument("--max-mb", type=float, help="largest resident memory of a process that runs it")
-    fit.add_argument(
-        "--to", default="onnx", metavar="FORMATS", help="that may ship: onnx, openvino, executorch, with commas"
-    )
+    fit.add_argument("--to", default="onnx", metavar="FORMATS", help="that may ship: formats, separated by commas")
     fit.add_argument("--out", type=Path, help="folder (runs/fit-, with the budget)")
     add_json(fit)
     fit.set_defaults(run=_fit, resumes=True)
@@ -45,10 +43,10 @@ def _fit(options: argparse.Namespace) -> int:
 
     limits = {"ms": options.max_ms, "kB": options.max_kb, "MB": options.max_mb}
     if not any(limits.values()) or any(limit is not None and not limit > 0 for limit in limits.values()):
-        raise InputError("Give a limit above 0: --max-ms, --max-kb or --max-mb, one of them or several.")
+        raise InputError("Give at least one limit above 0: --max-ms, --max-kb, --max-mb.")
     taken = next((one for one in options.overrides if one.startswith(SEARCHED)), None)
     if taken:
-        raise InputError(f"--set {taken}: that is what is searched; leave it out, or use `qmimic train`.")
+        raise InputError(f"--set {taken}: `qmimic fit` searches for this itself; leave it out, or use `qmimic train`.")
     # A pruned teacher was the best student of every study that has one (docs/results.md).
     given = [f"data.root={json.dumps(options.data)}", "baselines=[scratch,taylor]"]
     recipe = load_recipe(None, [*given, *options.overrides])
