@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from qmimic.config.listing import settings
 from qmimic.config.sections import Recipe
 from qmimic.errors import InputError
-from qmimic.files import read_bytes, write_text
+from qmimic.files import MissingError, read_bytes, write_text
 from qmimic.tables import look_up, near, unknown
 from qmimic.yaml_text import parse_yaml
 
@@ -57,7 +57,10 @@ def load_tree(path: Path, what: str) -> dict[str, Any]:
     Raises:
         InputError: the file is missing, too large, or not such YAML.
     """
-    raw = read_bytes(path, MAX_RECIPE_BYTES)
+    try:
+        raw = read_bytes(path, MAX_RECIPE_BYTES)
+    except MissingError as error:
+        raise InputError(f"Cannot read the {what} {path}: there is no such file; name a YAML file.") from error
     tree = parse_yaml(raw.decode("utf-8", "replace"), str(path))
     if tree is None:
         return {}
