@@ -151,7 +151,8 @@ def once(dataset: Dataset) -> Dataset:
 
 def limits(config: DetectorConfig) -> dict[str, int]:
     """The settings that cap what a detector finds in a picture, by their keys in a recipe."""
-    return {f"detector.{key}": getattr(config, key) for key in ("pre_nms", "post_nms", "max_detections")}
+    keys = ("max_detections",) if config.architecture == "one_stage" else ("pre_nms", "post_nms", "max_detections")
+    return {f"detector.{key}": getattr(config, key) for key in keys}
 
 
 def crowded(counts: NDArray[np.int64], limits: Mapping[str, int]) -> str | None:

@@ -291,7 +291,7 @@ def _listed(root: Path, source: Path, defects: list[LabelDefect]) -> Iterator[Pa
             text = f"It lists {line}, which is not there."
             defects.append(LabelDefect("label_without_image", str(source.relative_to(root)), text))
         elif is_picture(path):
-            yield root / path.resolve().relative_to(root.resolve()) if path.resolve().exists() else path
+            yield root / path.resolve().relative_to(root.resolve()) if path.exists() else path
 
 
 def _names(root: Path, config: dict[str, Any]) -> tuple[str, ...]:

@@ -84,8 +84,6 @@ def train(recipe: Recipe, watcher: Watcher) -> RunResult:
         write_text(where, json.dumps(environment(prepared.accelerator), indent=1))  # first: it marks the folder as ours
         save_recipe(recipe, resolved)
         _write_data(prepared)
-        for remark in prepared.remarks:
-            watcher.say(remark)
         (recipe.folder / FAILURE).unlink(missing_ok=True)
         try:
             return _train(prepared, watcher)
@@ -97,6 +95,8 @@ def train(recipe: Recipe, watcher: Watcher) -> RunResult:
 
 def _train(prepared: Prepared, watcher: Watcher) -> RunResult:
     recipe = prepared.recipe
+    for remark in prepared.remarks:
+        watcher.say(remark)
     students = arms(prepared)  # first: a fault in them must not wait for a trained teacher
     stages: list[Stage] = []
     teachers = None
