@@ -18,9 +18,10 @@ from qmimic.detectors.prediction import predict
 from qmimic.errors import InputError
 from qmimic.runtime import Detector
 from qmimic.runtime.__main__ import main
-from qmimic.runtime.metadata import KEY, SUM, as_properties
-from qmimic.ship.onnx_file import Exported, describe_onnx, write_onnx
-from qmimic.ship.write import describe
+from qmimic.runtime.formats import FORMATS
+from qmimic.runtime.metadata import KEY, SUM
+from qmimic.ship.onnx_file import Exported
+from qmimic.ship.write import describe, write_described
 from tiny_detectors import lively, tiny_spec
 
 
@@ -35,8 +36,7 @@ def models(trained_one: TrainedDetector, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("models")
     for name, batch in (("four", 4), ("any", None)):
         path = folder / f"{name}.onnx"
-        write_onnx(Exported(trained_one, batch), path)
-        describe_onnx(path, as_properties(describe(trained_one, {})))
+        write_described(Exported(trained_one, batch), FORMATS["onnx"], describe(trained_one, {}), path)
     return folder
 
 

@@ -25,8 +25,9 @@ from qmimic.run import int8 as integer
 from qmimic.run.int8 import Int8RefusedError
 from qmimic.run.prepare import Prepared, prepare
 from qmimic.runtime import Detector as ShippedDetector
+from qmimic.runtime.formats import FORMATS
 from qmimic.ship.onnx_file import Exported, build_graph
-from qmimic.ship.write import TARGETS, describe, ship
+from qmimic.ship.write import describe, ship
 from qmimic.training.progress import Silent
 from tiny_detectors import lively, some_images, tiny_spec
 
@@ -145,7 +146,7 @@ def test_openvino_s_two_files_belong_together(tmp_path: Path) -> None:
     detector = lively(tiny_spec()).eval()
     for name in "ab":
         exported, metadata = Exported(detector, None), describe(detector, {})
-        ship(exported, metadata, TARGETS["openvino"], tmp_path / name, lambda shipped, _: {"batch": shipped.batch})
+        ship(exported, metadata, FORMATS["openvino"], tmp_path / name, lambda shipped, _: {"batch": shipped.batch})
         detector = lively(tiny_spec(), seed=1).eval()
     assert ShippedDetector(tmp_path / "a.xml").metadata.parity == {"batch": None}
     assert len(ShippedDetector(tmp_path / "a.xml").raw(np.zeros((3, 96, 96, 3), np.uint8))[0]) == 3

@@ -13,7 +13,8 @@ import numpy as np
 
 from qmimic.bench.timing import alternate
 from qmimic.errors import InputError
-from qmimic.runtime.engine import ENGINES, Arrays, Engine, load
+from qmimic.runtime.engine import Engine
+from qmimic.runtime.formats import Arrays, bytes_of, suffixes
 from qmimic.runtime.metadata import from_properties
 
 
@@ -80,15 +81,14 @@ def measure(
         engines, loads = {}, {}
         for path in paths:
             start = time.perf_counter()
-            engines[path] = load(path, count)
+            engines[path] = Engine(path, count, spin=True)
             loads[path] = 1000 * (time.perf_counter() - start)
         runs = {str(path): as_run(engine) for path, engine in engines.items()}
         seconds = alternate(runs, rounds, partial(_after, watch, turn * rounds))
         for path, engine in engines.items():
             own = 1000 * seconds[str(path)]
             p50, p95 = (float(np.percentile(own, share)) for share in (50, 95))
-            parts = [path, *([path.with_suffix(".bin")] if path.suffix == ".xml" else [])]
-            kilobytes = sum(part.stat().st_size for part in parts) / 1000
+            kilobytes = bytes_of(path) / 1000
             pixels, numbers = megapixels(engine), _counts(engine, path)
             found.append(Cost(path, count, p50, p95, pixels, loads[path], peaks[path], kilobytes, *numbers))
     return found
@@ -115,9 +115,9 @@ def files_of(paths: Sequence[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in paths:
-        own = sorted(one for one in path.iterdir() if one.suffix in ENGINES) if path.is_dir() else [path]
+        own = sorted(one for one in path.iterdir() if one.suffix in suffixes()) if path.is_dir() else [path]
         if not own:
-            raise InputError(f"{path} holds no file to run; looked for {' '.join(ENGINES)}.")
+            raise InputError(f"{path} holds no file to run; looked for {' '.join(suffixes())}.")
         found += own
     return list(dict.fromkeys(found))
 
@@ -156,10 +156,10 @@ def peak_of(path: Path) -> float:
     Raises:
         InputError: it cannot be run.
     """
-    load(path, 1)  # what is wrong with it is said here
+    Engine(path)  # what is wrong with it is said here
     script = (
-        "import sys; from pathlib import Path; from qmimic.bench.measure import as_run, largest_resident, load\n"
-        "run = as_run(load(Path(sys.argv[1]), 1)); [run() for _ in range(5)]\n"
+        "import sys; from pathlib import Path; from qmimic.bench.measure import Engine, as_run, largest_resident\n"
+        "run = as_run(Engine(Path(sys.argv[1]))); [run() for _ in range(5)]\n"
         "print(largest_resident())"
     )
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False)

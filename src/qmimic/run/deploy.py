@@ -19,10 +19,11 @@ from qmimic.run.int8 import Int8RefusedError, IntegerDetector, to_integers
 from qmimic.run.lock import exclusive_lock
 from qmimic.run.prepare import Prepared, prepare
 from qmimic.runtime.detector import Detector as ShippedDetector
+from qmimic.runtime.formats import FORMATS, bytes_of
 from qmimic.ship.accuracy import Accuracy, map50_of_file
 from qmimic.ship.onnx_file import Exported
 from qmimic.ship.parity import pictures, require
-from qmimic.ship.write import TARGETS, Proof, describe, ship
+from qmimic.ship.write import Proof, describe, ship
 from qmimic.training.loop import Watcher
 
 FASTER = 1.05  # times, to be called faster
@@ -34,7 +35,7 @@ class Deployed:
 
     Attributes:
         path: that a runtime opens.
-        target: its format, of `TARGETS`.
+        target: its format, of `FORMATS`.
         precision: fp32 or int8.
         bytes: of all its files.
         milliseconds: median of a picture, one thread, in an alternating run with the others.
@@ -90,7 +91,7 @@ def deploy(
 
     exported = Exported(detector, batch, suppression)
     written = _write(exported, notes, folder / path.stem, targets, parity)
-    able = [target for target in targets if TARGETS[target].integers]
+    able = [target for target in targets if FORMATS[target].integers]
     if int8 and able:
         prepared = _prepared(recipe, detector)
         try:
@@ -161,7 +162,7 @@ def _write(
 ) -> dict[Path, str]:
     """Files and their formats."""
     metadata = describe(exported.detector, notes)
-    return {ship(exported, metadata, TARGETS[target], path, proof): target for target in targets}
+    return {ship(exported, metadata, FORMATS[target], path, proof): target for target in targets}
 
 
 def _timed(written: Mapping[Path, str]) -> list[Deployed]:
@@ -177,7 +178,7 @@ def _timed(written: Mapping[Path, str]) -> list[Deployed]:
             path,
             target,
             loaded[path].metadata.precision,
-            sum(path.with_suffix(suffix).stat().st_size for suffix in TARGETS[target].suffixes),
+            bytes_of(path),
             1000 * float(np.median(seconds[str(path)])) / (loaded[path].batch or 1),
             loaded[path].metadata.parity,
         )

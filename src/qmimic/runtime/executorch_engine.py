@@ -1,0 +1,57 @@
+"""ExecuTorch programs, `.pte` with its `.json`, by the interpreter for trying programs out; it needs torch."""
+
+import hashlib
+import json
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from qmimic.errors import InputError
+from qmimic.runtime.formats import Arrays, Input, Session, cannot_run
+from qmimic.runtime.metadata import INPUT, JUDGE, LOOK, REGIONS, WEIGHTS_SUM, from_properties
+from qmimic.runtime.suppression import propose
+
+
+def open_file(path: Path, threads: int, spin: bool) -> Session:
+    """See `qmimic.runtime.formats`. The two methods of a program and the suppression between them are one run.
+
+    All programs of a process share their threads, whose number is that of the last one opened; they sleep between runs
+    in any case.
+    """
+    try:
+        import torch
+        from executorch.extension.pybindings import portable_lib
+        from executorch.runtime import Runtime
+    except ImportError as error:
+        raise InputError("ExecuTorch is not installed: pip install 'qmimic[executorch]'.") from error
+    said = path.with_suffix(".json")
+    try:
+        properties = json.loads(said.read_text(encoding="utf-8"))
+        if checksum(path) != properties.get(WEIGHTS_SUM):
+            raise InputError(f"{path} is not the file that {said.name} was written with; copy both files again.")
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise InputError(f"{said}, the description of {path.name}, cannot be read; copy both files.") from error
+    metadata = from_properties(properties, path)
+    try:
+        portable_lib._unsafe_reset_threadpool(threads)  # XNNPACK's, which torch's own number does not govern
+        program = Runtime.get().load_program(path)
+        look, judge = program.load_method(LOOK), program.load_method(JUDGE)
+    except Exception as error:  # its exceptions have no common type but this
+        raise cannot_run(path, "ExecuTorch", "executorch", error) from error
+    guard = threading.Lock()  # a method holds the results of its last run
+
+    def run(feeds: Arrays) -> Arrays:
+        with guard:
+            features, candidates = look.execute([torch.from_numpy(np.ascontiguousarray(feeds[INPUT]))])
+            regions, valid = propose(candidates.numpy()[0], metadata)
+            scores, boxes = judge.execute([features, torch.from_numpy(regions)[None]])
+            counted = np.where(valid[:, None], scores.numpy()[0], np.float32(-1))
+            return dict(zip(REGIONS, (boxes.numpy().copy(), counted[None]), strict=True))
+
+    return Session(run, {INPUT: Input((1, *metadata.size, 3), np.dtype(np.uint8))}, properties, survives_fork=False)
+
+
+def checksum(path: Path) -> str:
+    """See `qmimic.runtime.formats`."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
