@@ -53,9 +53,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("name", "batch"), [("four", 1), ("any", 1), ("any", 3)])
+@pytest.mark.parametrize(("name", "batch"), [("four", None), ("any", None), ("any", 3)])
 def test_it_finds_what_the_trained_model_finds(
-    trained_one: TrainedDetector, models: Path, photos: Path, name: str, batch: int
+    trained_one: TrainedDetector, models: Path, photos: Path, name: str, batch: int | None
 ) -> None:
     paths = sorted(photos.iterdir())
     detector = Detector(models / f"{name}.onnx")

@@ -10,7 +10,9 @@ import numpy as np
 
 from qmimic.bench.timing import alternate
 from qmimic.config import Recipe, load_recipe
+from qmimic.config.reading import named_keys, refuse_keys
 from qmimic.data.formats import load_dataset
+from qmimic.detectors.build import with_settings
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.files import load_detector
 from qmimic.errors import InputError
@@ -26,6 +28,20 @@ from qmimic.ship.parity import pictures, require
 from qmimic.ship.write import Proof, describe, ship
 from qmimic.training.loop import Watcher
 
+# Settings of a trained detector that no weight depends on.
+APPLIED = tuple(
+    f"detector.{name}" for name in ("score_threshold", "nms_threshold", "max_detections", "pre_nms", "post_nms")
+)
+READ_IN_FLOAT = (*APPLIED, "data.root")
+READ = (
+    *READ_IN_FLOAT,
+    *("seed", "augment", "int8", "data.train", "data.val", "data.fold", "data.drop_bad_boxes", "data.cache_mib"),
+    *("run.threads", "run.trackers"),
+)
+WHY = {
+    False: "for the detector is trained already (int8 and augment are used with --int8)",
+    True: "for the detector is trained already",
+}
 FASTER = 1.05  # times, to be called faster
 
 
@@ -67,7 +83,8 @@ def deploy(
         path: the detector's file.
         out: folder; None: `deploy` beside the detector.
         data: dataset that the proof looks at; None: that of the `recipe.yaml` beside the detector.
-        overrides: changes to that recipe, such as `int8.steps=1000`.
+        overrides: changes to that recipe, such as `int8.steps=1000`. Those of thresholds and counts (`APPLIED`) change
+            the detector, trained and deployed, before they are compared.
         batch: images that the graph takes at once; None: any number.
         suppression: whether detections are suppressed in the graph, where the format can.
         targets: names of formats.
@@ -78,8 +95,12 @@ def deploy(
         InputError: the detector or the data cannot be read, a float file differs from the trained model, or the disk
             is full. What failed was not written.
     """
+    refuse_keys(overrides, READ if int8 else READ_IN_FLOAT, "export", WHY[int8])
     detector, notes = load_detector(path)
     recipe = _recipe(path, data, overrides, detector)
+    applied = [key.rpartition(".")[2] for key in named_keys(overrides) if key in APPLIED]
+    if applied:
+        detector = with_settings(detector, {name: getattr(recipe.detector, name) for name in applied})
     folder = out or path.parent / DEPLOY
     dataset = load_dataset(recipe.data.root)
     if not any(len(samples) for samples in dataset.splits.values()):

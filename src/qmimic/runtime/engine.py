@@ -44,30 +44,17 @@ class Engine:
         self.inputs, self.properties = self._session.inputs, self._session.properties
 
     def run(self, feeds: Arrays) -> Arrays:
-        """Outputs of inputs, by name.
-
-        Raises:
-            InputError: the process is a fork of that which loaded the file, and the engine does not survive it.
-        """
+        """Outputs of inputs, by name. In a fork of the process that loaded the file, it is loaded again first."""
         if self._process != os.getpid():
-            self._after_fork()
+            _LEFT_BEHIND.append(self._session)
+            self._open(self.path)
         return self._session.run(feeds)
-
-    def _after_fork(self) -> None:
-        """The threads of an engine stay behind in the parent process; without them it would wait forever."""
-        if not self._session.survives_fork:
-            raise InputError(
-                f"{format_of(self.path).engine} cannot run in a fork of a process that used it; load {self.path.name} "
-                "in the new process, or start processes by multiprocessing.get_context('spawn')."
-            )
-        _LEFT_BEHIND.append(self._session)
-        self._open(self.path)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _again, (self.path, *self._options, dict(self.properties))
 
 
-_LEFT_BEHIND: list[Session] = []  # to end a session is to wait for its threads, which a fork does not have
+_LEFT_BEHIND: list[Session] = []  # of a fork's parent: to end one is to wait for threads that only the parent has
 
 
 def _again(path: Path, threads: int, spin: bool, properties: Mapping[str, str]) -> Engine:

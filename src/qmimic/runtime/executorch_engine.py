@@ -49,7 +49,7 @@ def open_file(path: Path, threads: int, spin: bool) -> Session:
             counted = np.where(valid[:, None], scores.numpy()[0], np.float32(-1))
             return dict(zip(REGIONS, (boxes.numpy().copy(), counted[None]), strict=True))
 
-    return Session(run, {INPUT: Input((1, *metadata.size, 3), np.dtype(np.uint8))}, properties, survives_fork=False)
+    return Session(run, {INPUT: Input((1, *metadata.size, 3), np.dtype(np.uint8))}, properties)
 
 
 def checksum(path: Path) -> str:

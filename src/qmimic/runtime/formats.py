@@ -42,13 +42,11 @@ class Session:
         run: from inputs to outputs, by name; several threads may call it at once, and its results are the caller's.
         inputs: by name.
         properties: what the file says of itself.
-        survives_fork: whether the engine can open the file anew in a child of a process that used it.
     """
 
     run: Callable[[Arrays], Arrays]
     inputs: Mapping[str, Input]
     properties: Mapping[str, str]
-    survives_fork: bool = True
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def open_file(path: Path, threads: int, spin: bool) -> Session:
         )
         for value in model.inputs
     }
-    return Session(run, inputs, properties, survives_fork=False)
+    return Session(run, inputs, properties)
 
 
 def checksum(path: Path) -> str:

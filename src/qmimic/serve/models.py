@@ -105,7 +105,7 @@ def collect(given: Sequence[Path]) -> Shelf:
             files = detector_files(path)
             if not files:
                 raise InputError(
-                    f"{path} holds no detector ({' '.join([TRAINED, *suffixes()])}); name a run that has ended, or a file."
+                    f"{path} holds no detector ({' '.join(_endings())}); name a run that has ended, or a file."
                 )
             for file in files:
                 try:
@@ -170,11 +170,16 @@ def _unlike(name: str, taken: dict[str, Served] | dict[str, Path]) -> str:
     return free
 
 
+def _endings() -> list[str]:
+    """Of the names of detectors' files."""
+    return [TRAINED, *suffixes()]
+
+
 def _load(path: Path, run: str) -> Served:
-    if path.suffix not in (TRAINED, *suffixes()):
+    if path.suffix not in _endings():
         raise InputError(
-            f"{path} is neither a run folder nor a detector; name a folder that `qmimic train` wrote, or a file that ends "
-            f"in one of {' '.join([TRAINED, *suffixes()])}."
+            f"{path} is neither a run folder nor a detector; name a folder that `qmimic train` wrote, or a file whose "
+            f"name ends in {' or '.join(_endings())}."
         )
     loaded = _trained(path, run) if path.suffix == TRAINED else _deployed(path, run)
     loaded.look(np.zeros((*loaded.size, 3), np.uint8))  # the first time is slow, and is not to be a person's
