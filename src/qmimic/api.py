@@ -19,7 +19,10 @@ from qmimic.detectors.files import load_detector
 from qmimic.errors import InputError
 from qmimic.run.train import RunResult
 from qmimic.run.train import train as run_recipe
+from qmimic.runtime.detector import Detector as ShippedDetector
+from qmimic.runtime.formats import is_deployed
 from qmimic.scores.summary import Scores, score
+from qmimic.ship.accuracy import detections_of_file
 from qmimic.training.loop import Watcher
 from qmimic.training.progress import Silent
 
@@ -91,7 +94,7 @@ def detect(
     """Detections in every image of a split, by image id.
 
     Args:
-        detector: a detector, or its file.
+        detector: a detector, or its file, also a deployed one.
         dataset: of the detector's classes.
         split: name of the split, or several joined by +.
         sizes: heights and widths at which the images are looked at, one after another; none: the detector's own.
@@ -100,16 +103,26 @@ def detect(
     Raises:
         InputError: the split is missing, the dataset's classes are not the detector's, or a size cannot be.
     """
+    samples_of(dataset, split)  # before the networks are made
+    if not isinstance(detector, Detector) and is_deployed(Path(detector)):
+        if sizes or flip:
+            raise InputError(f"{detector} is deployed and looks at one size, as it is; name a .safetensors file.")
+        shipped = ShippedDetector(detector)
+        _check_classes(shipped.classes, dataset)
+        return detections_of_file(shipped, Loader(dataset, split, shipped.metadata.size, BATCH))
     if not isinstance(detector, Detector):
         detector, _ = load_detector(detector)
-    samples_of(dataset, split)  # before the networks are made
-    if dataset.classes != detector.spec.classes:
-        raise InputError(
-            f"The detector knows {', '.join(detector.spec.classes)}, but {dataset.name} has the classes "
-            f"{', '.join(dataset.classes)}; evaluate it on data of its own classes."
-        )
+    _check_classes(detector.spec.classes, dataset)
     views = []
     for own in [at_size(detector, size) for size in sizes] or [detector.eval()]:
         loader = Loader(dataset, split, own.spec.size, BATCH)
         views += [detect_all(own, loader, mirrored) for mirrored in ((False, True) if flip else (False,))]
     return views[0] if len(views) == 1 else merge(views, detector.spec)
+
+
+def _check_classes(classes: tuple[str, ...], dataset: Dataset) -> None:
+    if dataset.classes != classes:
+        raise InputError(
+            f"The detector knows {', '.join(classes)}, but {dataset.name} has the classes "
+            f"{', '.join(dataset.classes)}; evaluate it on data of its own classes."
+        )

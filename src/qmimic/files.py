@@ -9,6 +9,27 @@ from pathlib import Path
 
 from qmimic.errors import InputError
 
+BEGINNINGS = (  # of files that are taken for others: from which byte, which bytes, what they tell
+    (0, b"PK\x03\x04", "a zip archive, such as PyTorch's .pt files (Ultralytics' are these too)"),
+    (0, b"\x80\x02", "a pickle, such as PyTorch's older .pth files"),
+    (0, b"\x89PNG", "a PNG picture"),
+    (0, b"\xff\xd8\xff", "a JPEG picture"),
+    (0, b"GIF8", "a GIF picture"),
+    (0, b"BM", "a BMP picture"),
+    (8, b"WEBP", "a WebP picture"),
+    (4, b"ftyp", "a video, or a HEIC or AVIF picture"),
+    (0, b"\x1f\x8b", "a gzip archive"),
+    (0, b"%PDF", "a PDF document"),
+    (4, b"TFL3", "a TensorFlow Lite model"),
+    (4, b"ET", "an ExecuTorch program"),
+    (0, b"\x89HDF", "an HDF5 file, such as Keras models"),
+    (8, b'{"', "a safetensors file"),
+    (0, b"<", "an XML file"),
+    (0, b"{", "a JSON file"),
+    (0, b"[", "a JSON file"),
+    (0, b"\x08", "an ONNX model"),
+)
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -47,6 +68,20 @@ def write_text(path: Path, text: str) -> None:
     """
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def what_is(path: Path) -> str:
+    """What a file is by its first bytes, in a person's words, for the message that refuses it."""
+    if path.is_dir():
+        return "a folder"
+    try:
+        with path.open("rb") as file:
+            head = file.read(16)
+    except OSError:
+        return "a file that cannot be read" if path.exists() else "not there"
+    if not head:
+        return "an empty file"
+    return next((what for place, start, what in BEGINNINGS if head[place:].startswith(start)), "a file of another kind")
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from qmimic.detectors.build import build
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.quantize import Quantizer
 from qmimic.errors import InputError
-from qmimic.files import replacing
+from qmimic.files import replacing, what_is
 
 FORMAT = 2  # 1 held the first layer of the head channel by channel
 HEADER = "qmimic"
@@ -64,7 +64,9 @@ def read_tensors(path: Path) -> TensorFile:
             names = file.keys()
             tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is cut short or is not a safetensors file; copy it again or train again.") from error
+        raise InputError(
+            f"{path} is cut short or is not a safetensors file (it is {what_is(path)}); name one that `qmimic train` wrote."
+        ) from error
     if not isinstance(header, dict):
         raise InputError(f"{path} has no readable header; copy it again or train again.")
     if header and (not isinstance(header.get("format"), int) or header["format"] > FORMAT):

@@ -4,7 +4,6 @@ import os
 import warnings
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from qmimic.errors import InputError
 from qmimic.runtime.engine import Engine
 from qmimic.runtime.formats import format_of
 from qmimic.runtime.metadata import GRAPH_SUM, INPUT, OUTPUTS, REGIONS, Metadata, from_properties
-from qmimic.runtime.pictures import Picture, fitted, is_one
+from qmimic.runtime.pictures import Picture, fitted, is_one, score_limit
 from qmimic.runtime.suppression import detect
 
 
@@ -65,6 +64,11 @@ class Detector:
             raise InputError(f"The graph in {path} does not fit its description; export the detector again.")
         self.batch = inputs[INPUT].shape[0]
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; the index is the label."""
+        return self.metadata.classes
+
     def __call__(self, picture: Picture, min_score: float = 0.0) -> Detections:
         """Detections in one picture; see `many`."""
         return next(self.many([picture], min_score))
@@ -97,14 +101,13 @@ class Detector:
         self, pictures: Iterable[Picture], min_score: float = 0.0, batch: int | None = None
     ) -> Iterator[Detections | InputError]:
         """As `many`, but what is wrong with a picture is given in its place, and the others follow."""
-        if not isinstance(min_score, Real) or not 0 <= min_score <= 1:
-            raise InputError(f"{min_score!r} is not a score; give a number from 0 to 1.")
+        least = score_limit(min_score)
         if batch is not None and (batch < 1 or self.batch not in (None, batch)):
             takes = f"{self.batch} at once" if self.batch else "1 or more at once"
             raise InputError(f"batch={batch} cannot be: {self._engine.path.name} takes {takes} (`export --batch`).")
         rest = iter(pictures)
         while part := list(islice(rest, self.batch or batch or 1)):
-            yield from self._of(part, min_score)
+            yield from self._of(part, least)
 
     def _of(self, pictures: list[Picture], min_score: float) -> list[Detections | InputError]:
         results: dict[int, Detections | InputError] = {}

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qmimic.errors import InputError
+from qmimic.files import what_is
 from qmimic.tables import Table
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -110,6 +111,11 @@ def suffixes() -> list[str]:
     return [one.suffixes[0] for one in FORMATS.values()]
 
 
+def is_deployed(path: Path) -> bool:
+    """Whether a file's name is that of a deployed detector, or of a file that belongs to one."""
+    return any(path.suffix in one.suffixes for one in FORMATS.values())
+
+
 def format_of(path: Path) -> Format:
     """The format of a file, by its suffix. Raises InputError: no format has it."""
     for one in FORMATS.values():
@@ -117,7 +123,7 @@ def format_of(path: Path) -> Format:
             return one
         if path.suffix in one.suffixes:
             raise InputError(f"{path} belongs to {path.with_suffix(one.suffixes[0]).name}; name that file.")
-    raise InputError(f"{path} is not a deployed detector; the name of one ends in {' or '.join(suffixes())}.")
+    raise InputError(f"{path} is {what_is(path)}, not a deployed detector; name one of {' '.join(suffixes())}.")
 
 
 def bytes_of(path: Path) -> int:

@@ -1,6 +1,7 @@
 """What a person hands over as a picture: fitted into an input, or refused with the reason and the way out."""
 
 import os
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,14 @@ def fitted(picture: Any, size: tuple[int, int]) -> tuple[NDArray[np.uint8], Lett
     if isinstance(picture, str | os.PathLike):
         return letterbox_file(_file(os.fspath(picture)), size)
     raise InputError(f"{_not_a_picture(picture)}; {TAKEN}.")
+
+
+def score_limit(score: object) -> float:
+    """A least score, checked. Raises InputError: it is not a number from 0 to 1."""
+    if isinstance(score, Real) and 0 <= float(score) <= 1:
+        return float(score)
+    percent = f" ({score} % is {float(score) / 100:g})" if isinstance(score, Real) and 1 < float(score) <= 100 else ""
+    raise InputError(f"{score!r} is not a least score; give a number from 0 to 1{percent}.")
 
 
 def is_one(pictures: object) -> bool:
