@@ -101,7 +101,7 @@ def test_what_fit_does_not_read_is_refused(key: str, why: str, refused: Refused)
 @pytest.mark.parametrize("key", [*(key for key in KEYS if key.startswith("int8.")), "run.report", "data.fold"])
 def test_what_a_study_does_not_read_is_refused(key: str) -> None:
     with pytest.raises(ValueError, match=re.escape(f"{key}: ")):
-        Study(recipe="demo", arms={"a": {key: None}}, seeds=[0, 1], folds=2)
+        Study(name="x", recipe="demo", arms={"a": {key: None}}, seeds=[0, 1], folds=2)
 
 
 @pytest.mark.parametrize("key", KEYS)

@@ -15,9 +15,7 @@ if TYPE_CHECKING:
 def add(commands: Commands) -> None:
     """Add to the command line's grammar."""
     evaluate = commands.add_parser("eval", help="score a detector, trained or deployed, on a split")
-    detector = evaluate.add_argument(
-        "detector", type=Path, help="of a run or deployed: .safetensors, .onnx, .xml, .pte"
-    )
+    detector = evaluate.add_argument("detector", type=Path, help="trained or deployed: .safetensors, .onnx, .xml, .pte")
     complete(detector, detectors)
     evaluate.add_argument("--data", required=True, help="folder of a dataset, or synthetic:digits")
     evaluate.add_argument("--split", default="val")
@@ -38,7 +36,7 @@ def add(commands: Commands) -> None:
         "--detections",
         type=Path,
         required=True,
-        help="JSON list, as COCO results, or what `qmimic.runtime --json` printed; of WIDER FACE its folder of text files",
+        help="as COCO results, or as qmimic.runtime or predict printed by --json; of WIDER FACE its folder",
     )
     add_json(score)
     score.set_defaults(run=_score)

@@ -64,9 +64,10 @@ def read_tensors(path: Path) -> TensorFile:
             names = file.keys()
             tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise InputError(
-            f"{path} is cut short or is not a safetensors file (it is {what_is(path)}); name one that `qmimic train` wrote."
-        ) from error
+        kind = what_is(path)
+        if kind in ("a safetensors file", "an empty file", "a file of another kind"):
+            raise InputError(f"{path} is cut short or is not a safetensors file; copy it or train again.") from error
+        raise InputError(f"{path} is {kind}, not a safetensors file; name one that `qmimic train` wrote.") from error
     if not isinstance(header, dict):
         raise InputError(f"{path} has no readable header; copy it again or train again.")
     if header and (not isinstance(header.get("format"), int) or header["format"] > FORMAT):

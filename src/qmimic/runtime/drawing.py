@@ -72,9 +72,8 @@ def pictures_of(given: Sequence[Path], fault: Fault) -> list[Path]:
         others = [one.name + ("/" if one.is_dir() else "") for one in unknown]
         if others:
             more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
-            fault(
-                f"{len(others)} in {path} were skipped, which are not known as pictures: {', '.join(others[:NAMED])}{more}."
-            )
+            names = ", ".join(others[:NAMED]) + more
+            fault(f"{len(others)} in {path} were skipped, which are not known as pictures: {names}.")
         found += pictures
     return found
 

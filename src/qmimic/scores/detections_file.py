@@ -14,7 +14,7 @@ from qmimic.data.sample import Dataset
 from qmimic.data.splits import samples_of
 from qmimic.detections import Detections
 from qmimic.errors import InputError
-from qmimic.files import write_text
+from qmimic.files import what_is, write_text
 
 Ids = dict[Any, Any]  # ids of a COCO file: of images to their names, of categories to labels
 
@@ -33,7 +33,7 @@ class _Entry(BaseModel):
 
 
 def read_detections(path: Path, dataset: Dataset, split: str) -> dict[str, Detections]:
-    """Read detections of a split, by image id.
+    """Detections of a split, by image id, from a file: COCO's results, or what the runtime and `qmimic predict` print.
 
     `file_name` may have a folder or lack its suffix. Integer ids are those of the folder's COCO file of the split;
     without one, `category_id` counts the dataset's classes from 1 and `image_id` is the image's name.
@@ -43,11 +43,13 @@ def read_detections(path: Path, dataset: Dataset, split: str) -> dict[str, Detec
             finite; the entry is named by its place, counted from 0.
     """
     try:
-        entries = TypeAdapter(list[_Entry]).validate_python(json.loads(read_text(path)))
+        entries = TypeAdapter(list[_Entry]).validate_python(_listed(_values(read_text(path))))
     except ValidationError as error:
         raise InputError(f"{path} is not a list of detections: {_fault(error)}.") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not a whole JSON file ({error}); write it again.") from error
+        kind = what_is(path)
+        shown = f"is {kind}, not detections" if "JSON" not in kind else f"is not a whole JSON file ({error})"
+        raise InputError(f"{path} {shown}; write it again.") from error
     names = {sample.image_id for sample in samples_of(dataset, split)}
     image_ids, category_ids = coco_ids(dataset, split)
     rows: dict[str, list[tuple[list[float], float, int]]] = {}
@@ -75,6 +77,39 @@ def read_detections(path: Path, dataset: Dataset, split: str) -> dict[str, Detec
             raise InputError(f"{place} has a side or score beyond {LARGEST:.0f}; bbox is in pixels.")
         rows.setdefault(image, []).append((corners, entry.score, label))
     return {image: _detections(found) for image, found in rows.items()}
+
+
+def _values(text: str) -> Any:
+    """A JSON value, or one a line as a list."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        lines = [line for line in text.splitlines() if line.strip()]
+        if len(lines) < 2:
+            raise
+        try:
+            return [json.loads(line) for line in lines]
+        except json.JSONDecodeError:
+            pass
+        raise
+
+
+def _listed(value: Any) -> Any:
+    """What the runtime and `qmimic predict` print for each picture, as a list of entries; anything else as it is."""
+    if isinstance(value, dict):
+        value = value.get("pictures", [value])
+    if not isinstance(value, list) or not all(isinstance(one, dict) and "detections" in one for one in value):
+        return value
+    entries = []
+    for picture in value:
+        for number, one in enumerate(picture["detections"]):
+            try:
+                x1, y1, x2, y2 = (float(side) for side in one["box"])
+                own = {"bbox": (x1, y1, x2 - x1, y2 - y1), "score": one["score"], "category": one["class"]}
+                entries.append({**own, "file_name": picture["picture"]})
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"detection {number} of {picture.get('picture')!r} is incomplete") from error
+    return entries
 
 
 def write_detections(
