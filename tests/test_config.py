@@ -9,7 +9,8 @@ import pytest
 import yaml
 
 from qmimic.cli import main
-from qmimic.config import Recipe, fingerprint, load_recipe, recipe_from, save_recipe
+from qmimic.config import Recipe, fingerprint, load_recipe, recipe_from, save_recipe, settings
+from qmimic.config.sections import GONE
 from qmimic.errors import InputError
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -109,6 +110,19 @@ def test_settings_that_exclude_each_other_are_both_named(overrides: list[str], n
     for override in overrides:
         if override != "data.val=train":
             load_recipe(None, [override.replace("0.4", "1")])  # each alone is good
+
+
+def test_what_is_gone_is_left_out_where_it_says_what_holds_anyway(tmp_path: Path) -> None:
+    assert not {one.key for one in settings()} & set(GONE)
+    for key, value in GONE.items():
+        assert load_recipe(None, [f"{key}={json.dumps(value)}"]) == Recipe()
+        assert f"{key} is not a setting any more, it is always {value}; leave it out" in refusal(f"{key}=7")
+    old: dict[str, dict[str, Any]] = {}
+    for key, value in GONE.items():
+        section, _, name = key.partition(".")
+        old.setdefault(section, {})[name] = value
+    assert Recipe.model_validate_json(json.dumps(old)) == Recipe()  # as a study's table keeps them
+    assert load_recipe(written(tmp_path, yaml.safe_dump(old)), []) == Recipe()
 
 
 # Overrides
@@ -340,6 +354,8 @@ def fits(value: Any, schema: dict[str, Any], root: dict[str, Any]) -> bool:
     if kind and not isinstance(value, kinds[kind]):
         return False
     if kind == "object":
+        if "properties" not in schema:  # of any names
+            return all(fits(one, schema["additionalProperties"], root) for one in value.values())
         known = schema["properties"]
         return set(value) <= set(known) and all(fits(value[key], known[key], root) for key in value)
     if kind == "array":

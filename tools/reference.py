@@ -26,7 +26,8 @@ def recipe() -> str:
         if one.default is None:
             heads[one.key], sections[one.key] = f"`{one.key}`", [f"{one.about}\n"]
             continue
-        choices = f"; one of {', '.join(f'`{name}`' for name in one.choices)}" if one.choices else ""
+        listed = one.choices if one.choices != ("true", "false") else ()
+        choices = f"; one of {', '.join(f'`{name}`' for name in listed)}" if listed else ""
         said = f"{'*advanced*: ' if one.advanced else ''}{_cell(one.about)}{choices}"
         sections[section].append(f"| `{one.key}` | `{one.default or ' '}` | {said} |")
     lines = []

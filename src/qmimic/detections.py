@@ -20,6 +20,6 @@ class Detections:
     scores: NDArray[np.float32]
     labels: NDArray[np.int64]
 
-    def keep(self, mask: NDArray[np.bool_]) -> "Detections":
-        """Those where a mask is true, in the same order; bool [D]."""
+    def keep(self, mask: NDArray[np.bool_] | NDArray[np.int64]) -> "Detections":
+        """Those where a mask, bool [D], is true, in the same order; or those at these places, int64 [K]."""
         return Detections(self.boxes[mask], self.scores[mask], self.labels[mask])

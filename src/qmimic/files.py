@@ -1,11 +1,21 @@
-"""Files and folders that are either whole or absent: write beside, then rename."""
+"""The one door to the disk. Strangers' bytes come in here, and what is written is whole or absent.
+
+In: a file is opened once, is a regular file, lies inside its root after links are followed, and is read up to a limit.
+Out: written beside, then renamed; never through a link below the folder that a person named.
+"""
 
 import contextlib
+import ctypes
+import errno
+import json
+import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from qmimic.errors import InputError
 
@@ -29,20 +39,214 @@ BEGINNINGS = (  # of files that are taken for others: from which byte, which byt
     (0, b"[", "a JSON file"),
     (0, b"\x08", "an ONNX model"),
 )
+MIB = 1 << 20
+SMALL = 16 * MIB  # of a file of ours: a result, a description, a log
+LARGE = 1 << 30  # of labels
+MAX_DEPTH = 64  # of values in values; nothing that is meant is deeper
+MAX_SHOWN = 100  # characters of what is wrong, in a message
+SHAPES = bytes.maketrans(b"123456789E", b"000000000e")  # of numbers, so that long ones are found by a plain search
+KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISLNK, "a link"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # Linux
+
+
+class MissingError(InputError):
+    """There is no file of that name. What is there and cannot be read is another InputError."""
+
+
+def is_there(path: Path) -> bool:
+    """Whether a folder holds this name, whatever it is or leads to; one that no disk can hold is not there.
+
+    Before an optional file is read this is asked, not `Path.is_file`: that says no to named pipes and broken links, so
+    that a spoilt file would count as none.
+    """
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # a NUL in the name
+        return False
+    except OSError as error:
+        return error.errno != errno.ENAMETOOLONG
+    return True
+
+
+def inside(root: Path, path: Path) -> Path:
+    """The path, if it stays in a folder, links followed.
+
+    Raises:
+        InputError: it leads out of the folder, or is no path at all.
+    """
+    _real(path, root)
+    return path
+
+
+def open_file(path: Path, root: Path | None = None, limit: int | None = None) -> BinaryIO:
+    """Open a stranger's file to read it. It never waits, and what is opened is what was checked.
+
+    Args:
+        path: of the file.
+        root: the folder that it may not leave, links followed; None: it was named by the user and may lie anywhere.
+        limit: bytes that it may have; None: any number, for what is then read piece by piece.
+
+    Raises:
+        MissingError: there is no such file.
+        InputError: it is not a regular file, lies elsewhere, is too large or cannot be opened.
+    """
+    handle = -1
+    try:
+        real = path if root is None else _real(path, root)
+        # A named pipe would keep a plain open waiting; a link that was put there after the check is not followed.
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | (os.O_NOFOLLOW if root is not None else 0)
+        handle = os.open(real, flags)
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path} is {_kind(status.st_mode)}, not a file; replace or remove it.")
+        if limit is not None and status.st_size > limit:
+            raise _too_large(path, limit)
+        file, handle = os.fdopen(handle, "rb"), -1
+        return file
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, error) from error
+    finally:
+        if handle >= 0:
+            os.close(handle)
+
+
+def read_bytes(path: Path, limit: int = SMALL, root: Path | None = None) -> bytes:
+    """What a file holds.
+
+    Args:
+        path: of the file.
+        limit: bytes; counted as they are read, for a file may grow meanwhile.
+        root: as in `open_file`.
+
+    Raises:
+        MissingError, InputError: as `open_file`.
+    """
+    with open_file(path, root, limit) as file:
+        try:
+            parts = [file.read(os.fstat(file.fileno()).st_size + 1)]
+            while parts[-1] and (left := limit - sum(map(len, parts))) >= 0:
+                parts.append(file.read(min(left + 1, MIB)))
+        except OSError as error:
+            raise _unreadable(path, error) from error
+    if sum(map(len, parts)) > limit:
+        raise _too_large(path, limit)
+    return b"".join(parts)
+
+
+def read_text(path: Path, limit: int = SMALL, root: Path | None = None) -> str:
+    """What a text file holds; a byte order mark is left out. Args: as `read_bytes`.
+
+    Raises:
+        MissingError, InputError: as `open_file`; or the file is not UTF-8.
+    """
+    try:
+        text = read_bytes(path, limit, root).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text; save it as UTF-8.") from error
+    # As Python's own text files do; two scans cost less than a decoder that looks for line ends.
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+def read_json(path: Path, limit: int = SMALL, root: Path | None = None) -> Any:
+    """The value of a JSON file. Args: as `read_bytes`.
+
+    Raises:
+        MissingError, InputError: as `read_text` and `parse_json`.
+    """
+    return parse_json(read_text(path, limit, root), str(path))
+
+
+def parse_json(text: str, source: str, strict: bool = True) -> Any:
+    """The plain values of a JSON text: with no key twice, and with integers of 64 bits.
+
+    Args:
+        text: JSON.
+        source: how an error calls it.
+        strict: refuse NaN, Infinity, numbers that become so, text that no file can hold, and values more than
+            `MAX_DEPTH` deep. False for labels, whose reader checks each entry and says which is wrong; there an integer
+            of more than 64 bits becomes a float.
+
+    Raises:
+        InputError: it is not such JSON.
+    """
+
+    def number(digits: str) -> float:
+        value = float(digits)
+        if strict and not math.isfinite(value):
+            raise ValueError(f"{digits[:MAX_SHOWN]} is not a number that can be computed with")
+        return value
+
+    def integer(digits: str) -> int | float:
+        if len(digits) <= 20 and -(1 << 63) <= int(digits) < 1 << 63:
+            return int(digits)
+        if strict:
+            raise ValueError(f"the integer {digits[:MAX_SHOWN]} has more than 64 bits")
+        return number(digits)
+
+    shapes = text.encode("utf-8", "surrogatepass").translate(SHAPES, b"+")
+    # Most texts need no look at each number, which costs as much as all the rest.
+    each: dict[str, Any] = {}
+    if b"0" * 18 in shapes or b"e000" in shapes:
+        each = {"parse_int": integer, "parse_float": number}
+    del shapes
+    try:
+        value = json.loads(text, object_pairs_hook=_object, parse_constant=number, **each)
+        if strict:
+            check_depth(value)
+        if strict and "\\ud" in text.lower():
+            json.dumps(value, ensure_ascii=False).encode()  # half of a pair of surrogates is not text
+    except (ValueError, RecursionError) as error:
+        reason = "it nests too deeply" if isinstance(error, RecursionError) else str(error)
+        raise InputError(f"{source} is not a whole JSON file ({reason}); correct it or copy it again.") from error
+    return value
+
+
+def check_depth(value: Any) -> None:
+    """Check that plain values are not nested so deeply that whoever walks them runs out of stack.
+
+    Raises:
+        ValueError: they are.
+    """
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            own
+            for one in level
+            if isinstance(one, dict | list)
+            for own in (one.values() if isinstance(one, dict) else one)
+            if isinstance(own, dict | list)
+        ]
+        if not level:
+            return
+    raise ValueError(f"it nests more than {MAX_DEPTH} values in each other")
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, root: Path | None = None) -> Iterator[Path]:
     """Yield a temporary path in the folder of `path`; on success it takes the place of `path`.
 
     Whatever stood at `path` stays untouched if the body fails or the process dies. Parent folders are made.
+
+    Args:
+        path: of the file.
+        root: the folder that a person named, as in `own_folder`; None: the file's own.
 
     Raises:
         InputError: the folder cannot be written or the disk is full.
     """
     temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if root is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        else:
+            own_folder(path.parent, root)
         temporary = _beside(path)  # named before it is made: Ctrl-C between the two leaves nothing behind
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         yield temporary
@@ -53,51 +257,149 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"Cannot write {path}: {reason}; free some space or choose another folder.") from error
+        raise _unwritable(path, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` as UTF-8 to `path`, wholly or not at all.
+def write_text(path: Path, text: str, root: Path | None = None) -> None:
+    """Write `text` as UTF-8 to `path`, wholly or not at all. Args: as `replacing`.
 
     Raises:
         InputError: the folder cannot be written or the disk is full.
     """
-    with replacing(path) as temporary:
+    with replacing(path, root) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def append_text(path: Path, text: str) -> None:
+    """Add `text` as UTF-8 to the end of a file of ours, which is made if it is missing.
+
+    Raises:
+        InputError: it is a link or no regular file, the folder cannot be written or the disk is full.
+    """
+    with appending(path) as file:
+        file.write(text.encode("utf-8"))
 
 
 def what_is(path: Path) -> str:
     """What a file is by its first bytes, in a person's words, for the message that refuses it."""
-    if path.is_dir():
-        return "a folder"
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             head = file.read(16)
-    except OSError:
-        return "a file that cannot be read" if path.exists() else "not there"
+    except MissingError:
+        return "not there"
+    except (InputError, OSError):
+        return "a folder" if path.is_dir() else "a file that cannot be read"
     if not head:
         return "an empty file"
     return next((what for place, start, what in BEGINNINGS if head[place:].startswith(start)), "a file of another kind")
 
 
 @contextlib.contextmanager
-def building(target: Path, replace: bool = False) -> Iterator[Path]:
+def appending(path: Path) -> Iterator[BinaryIO]:
+    """A file of ours, open to add to its end; made if it is missing. Raises: as `append_text`."""
+    try:
+        with os.fdopen(own_handle(path, os.O_WRONLY | os.O_APPEND), "ab") as file:
+            yield file
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def own_handle(path: Path, flags: int) -> int:
+    """A file of ours, opened in place, to append to it or to map it into memory; made if it is missing.
+
+    Returns:
+        A handle, which the caller closes.
+
+    Raises:
+        InputError: it is a link or not a regular file.
+        OSError: it cannot be opened.
+    """
+    handle = -1
+    try:
+        handle = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+        _check_ours(path, os.fstat(handle).st_mode)
+        own, handle = handle, -1
+        return own
+    except OSError:
+        if is_there(path):
+            _check_ours(path, path.lstat().st_mode)
+        raise
+    finally:
+        if handle >= 0:
+            os.close(handle)
+
+
+def own_folder(folder: Path, root: Path) -> Path:
+    """Make a folder of ours below one that a person named, and check that no link leads out on the way.
+
+    Args:
+        folder: in `root`, at any depth.
+        root: may be a link itself.
+
+    Raises:
+        InputError: a parent below the root is a link or no folder, or cannot be made.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        here = root
+        for name in folder.relative_to(root).parts:
+            here = here / name
+            with contextlib.suppress(FileExistsError):
+                here.mkdir()
+            mode = here.lstat().st_mode
+            if not stat.S_ISDIR(mode):
+                raise _in_the_way(here, mode)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    return folder
+
+
+def refuse_links(folder: Path, others: Collection[str] = ()) -> None:
+    """Check that a folder of ours holds folders and regular files alone, before anything is written into it.
+
+    What came from a stranger may hold a link to a folder of the user's, in which files would then be replaced and
+    deleted. The folder itself may be a link, or missing.
+
+    Args:
+        folder: of a run, a study, an index.
+        others: names in it of folders that other programs fill, and which are not looked into.
+
+    Raises:
+        InputError: something in it is a link, a pipe or a device; the first one is named.
+    """
+    waiting = [folder]
+    try:
+        while waiting:
+            with os.scandir(waiting.pop()) as entries:
+                for entry in sorted(entries, key=lambda one: one.name):
+                    if entry.is_dir(follow_symlinks=False):
+                        if entry.name not in others:
+                            waiting.append(Path(entry.path))
+                    elif not entry.is_file(follow_symlinks=False):
+                        raise _in_the_way(Path(entry.path), entry.stat(follow_symlinks=False).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return  # nothing yet, or whoever writes says it better
+    except OSError as error:
+        raise _unreadable(Path(error.filename or folder), error) from error
+
+
+@contextlib.contextmanager
+def building(target: Path, replace: Callable[[str], bool] | None = None) -> Iterator[Path]:
     """Yield a temporary folder beside `target`; on success it becomes `target`, else it goes.
 
     Args:
         target: the folder.
-        replace: a folder that is there gives way.
+        replace: a folder that is there gives way, if this is true of each name in it: nobody else's file is lost.
+            None: it does not.
 
     Raises:
-        InputError: `target` exists, is not an empty folder and is not to be replaced, or the disk is full.
+        InputError: `target` is there and does not give way, or the disk is full.
     """
     target = target.parent.resolve() / target.name if replace else target.resolve()
-    if not replace and target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise InputError(f"{target} exists and is not empty; name a new folder.")
+    _check_gives_way(target, replace)
     temporary: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -107,19 +409,107 @@ def building(target: Path, replace: bool = False) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         temporary.chmod(0o777 & ~umask)
-        if replace and target.exists():
-            old = _beside(target)
-            target.replace(old)
-            temporary.replace(target)
-            shutil.rmtree(old, ignore_errors=True)
+        if replace and is_there(target):
+            _check_gives_way(target, replace)
+            _exchange(temporary, target)
         else:
             temporary.replace(target)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise InputError(f"Cannot write {target}: {reason}; free some space or choose another folder.") from error
+        raise _unwritable(target, error) from error
     finally:
         if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)  # what was built, or the old one
+
+
+def _check_gives_way(target: Path, replace: Callable[[str], bool] | None) -> None:
+    if not is_there(target):
+        return
+    there = sorted(target.iterdir()) if target.is_dir() and not target.is_symlink() else [target]
+    if replace is None and there:
+        raise InputError(f"{target} exists and is not empty; name a new folder.")
+    for own in there:
+        if own is target or (own.is_dir() and not own.is_symlink()) or not (replace and replace(own.name)):
+            raise InputError(f"{own} is not a file that qmimic made, and it would be lost; move it away.")
+
+
+def _exchange(first: Path, second: Path) -> None:
+    """Two folders change places, so that there is one at each of the two names at any moment.
+
+    Where the system cannot do it in one go, the old one is moved aside first and back if the new one cannot follow.
+    """
+    with contextlib.suppress(AttributeError):
+        library = ctypes.CDLL(None, use_errno=True)
+        if library.renameat2(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0:
+            return
+        if ctypes.get_errno() not in (errno.EINVAL, errno.ENOSYS):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    aside = _beside(second)
+    second.replace(aside)
+    try:
+        first.replace(second)
+    except BaseException:
+        aside.replace(second)
+        raise
+    aside.replace(first)
+
+
+def _real(path: Path, root: Path) -> Path:
+    """Where a path leads, links followed."""
+    try:
+        real = path.resolve()
+        if not real.is_relative_to(root.resolve()):
+            raise InputError(
+                f"{path} leads out of {root}, and nothing outside that folder is read; copy the file there."
+            )
+    except (OSError, ValueError, RuntimeError) as error:  # the last is Python's word for a link to itself, till 3.12
+        raise _unreadable(path, error) from error
+    return real
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in made if names.count(name) > 1)
+        raise ValueError(f"the key {twice[:MAX_SHOWN]!r} is given twice")
+    return made
+
+
+def _check_ours(path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        raise _in_the_way(path, mode)
+
+
+def _kind(mode: int) -> str:
+    return next((name for test, name in KINDS if test(mode)), "something else")
+
+
+def _in_the_way(path: Path, mode: int) -> InputError:
+    return InputError(
+        f"{path} is {_kind(mode)}, and nothing is written through it; remove it or choose another folder."
+    )
+
+
+def _too_large(path: Path, limit: int) -> InputError:
+    size = f"{limit >> 30} GiB" if limit >= 1 << 30 else f"{limit / MIB:.3g} MiB"
+    return InputError(f"{path} is over {size}; shorten or split it.")
+
+
+def _unreadable(path: Path, error: BaseException) -> InputError:
+    if isinstance(error, ValueError):  # a NUL in the name
+        return InputError(f"{str(path)!r} is not a path; rename the file.")
+    if isinstance(error, RuntimeError) or (isinstance(error, OSError) and error.errno == errno.ELOOP):
+        return InputError(f"{path} is a link that leads back to itself; replace or remove it.")
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        if is_there(path):
+            return InputError(f"{path} is a link that leads nowhere; replace or remove it.")
+        return MissingError(f"Cannot read {path}: there is no such file; check its name.")
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return InputError(f"Cannot read {path}: {reason}; check its name and permissions.")
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(f"Cannot write {path}: {error.strerror or error}; free some space or choose another folder.")
 
 
 def _beside(path: Path) -> Path:

@@ -1,5 +1,6 @@
 """YAML from strangers: plain values, nothing that grows without bound, nothing that is lost unseen."""
 
+import datetime
 from collections.abc import Hashable
 from typing import Any
 
@@ -8,6 +9,10 @@ from yaml.constructor import ConstructorError
 from yaml.scanner import ScannerError
 
 from qmimic.errors import InputError
+from qmimic.files import check_depth
+
+PLAIN = (str, int, float, bool, type(None), datetime.date)
+MAX_NUMBER = 64  # characters
 
 
 class _Loader(yaml.SafeLoader):
@@ -23,6 +28,22 @@ class _Loader(yaml.SafeLoader):
                 raise ConstructorError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
             seen.add(str(key.value))
         return super().construct_mapping(node, deep)
+
+    def construct_scalar(self, node: Any) -> Any:
+        """A scalar's text. Programs that write JSON spell a sign beyond 16 bits as two halves."""
+        text = super().construct_scalar(node)
+        return text.encode("utf-16", "surrogatepass").decode("utf-16") if isinstance(text, str) else text
+
+    def number(self, node: yaml.Node) -> Any:
+        """An integer or a float. YAML also has hexadecimal ones and ones of base 60, which grow with their text."""
+        if len(str(node.value)) > MAX_NUMBER:
+            raise ConstructorError(None, None, f"a number has more than {MAX_NUMBER} characters", node.start_mark)
+        kind = node.tag.rpartition(":")[2]
+        return getattr(self, f"construct_yaml_{kind}")(node)
+
+
+for _tag in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_tag}", _Loader.number)
 
 
 class _Texts(_Loader):
@@ -41,13 +62,35 @@ def parse_yaml(text: str, source: str, texts: bool = False) -> Any:
         texts: leave every number, date and truth value as the text that it is.
 
     Raises:
-        InputError: it is not YAML, has an alias, or gives a key twice.
+        InputError: it is not YAML, has an alias, gives a key twice, or holds more than plain values of bounded size.
     """
     try:
-        return yaml.load(text, _Texts if texts else _Loader)  # SafeLoaders
+        value = yaml.load(text, _Texts if texts else _Loader)  # SafeLoaders
+        check_depth(value)
+        _check_plain(value)
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise InputError(f"{source} is not valid YAML ({line}{error.problem}); correct it.") from error
-    # PyYAML lets Python's own errors through for what looks like a date or a number but is none.
-    except (yaml.YAMLError, RecursionError, ValueError, KeyError, AttributeError) as error:
+    # PyYAML lets Python's own errors through for a tag whose value does not fit it, such as `!!int x` or `!!set [a]`.
+    except Exception as error:
         raise InputError(f"{source} is not valid YAML; correct it.") from error
+    return value
+
+
+def _check_plain(value: Any) -> None:
+    """Check that there is nothing in a value, itself of bounded depth, that a recipe or a label file never means.
+
+    Raises:
+        ValueError: a tag made a set or bytes of it, or an integer has more than 64 bits.
+    """
+    if isinstance(value, dict):
+        for key, own in value.items():
+            _check_plain(key)
+            _check_plain(own)
+    elif isinstance(value, list):
+        for own in value:
+            _check_plain(own)
+    elif not isinstance(value, PLAIN):
+        raise ValueError(f"{type(value).__name__} is not a plain value")
+    elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
+        raise ValueError("an integer has more than 64 bits")

@@ -130,7 +130,7 @@ def test_pictures_that_cannot_be_drawn(trained: Path, tmp_path: Path, refused: R
     out = tmp_path / "out"
     assert "There is no image" in refused("predict", student, tmp_path / "none.jpg", "--out", out)
     assert "recipe.yaml is no" in refused("predict", student, trained / "recipe.yaml", "--out", out)
-    assert "is no whole image" in refused("predict", student, tmp_path, "--out", out)
+    assert "is not a" in refused("predict", student, tmp_path, "--out", out)
     other = tmp_path / "val0.jpg"
     Image.open(picture).save(other)
     assert "named val0" in refused("predict", student, picture, other, "--out", out)

@@ -70,7 +70,7 @@ TrainRefused = Callable[[Path], str]
         ("a\0b.png", "There is no image"),
         ("line\nbreak.png", "There is no image"),
         ("", "There is no image"),
-        ("x" * 300 + ".png", "There is no image|File name too long|is no whole image"),
+        ("x" * 300 + ".png", "There is no image|File name too long|is not a whole image"),
     ],
     ids=["parent", "absolute", "NUL", "line break", "empty", "too long"],
 )

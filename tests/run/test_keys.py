@@ -1,5 +1,6 @@
 """Keys: every setting of a recipe reaches the stages that it can change, and no others."""
 
+import ast
 import os
 from collections.abc import Mapping
 from operator import attrgetter
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import qmimic
 from folders import picture, voc_list, voc_object, voc_xml
 from qmimic.config import Recipe, recipe_from, settings
 from qmimic.data.chosen import dataset_fingerprint
@@ -15,13 +17,18 @@ from qmimic.data.formats import load_dataset
 from qmimic.errors import InputError
 from qmimic.run.keys import (
     Parents,
+    check_key,
+    costs_key,
     data_key,
+    detections_key,
     int8_key,
     job_keys,
+    matching_key,
     pruned_key,
     quantized_key,
     student_key,
     teacher_key,
+    timing_key,
     weights_key,
 )
 
@@ -43,12 +50,12 @@ SECTIONS = {
     "int8": INT8,
 }
 KEYS = {
-    "name": NONE,
+    **dict.fromkeys(("name", "published"), NONE),
     "seed": ALL,
     "baselines": NONE,
     # The folder and its splits come in by the dataset's own fingerprint.
     **dict.fromkeys(("data.root", "data.train", "data.val", "data.fold", "data.cache_mib"), NONE),
-    **dict.fromkeys(("data.size", "data.drop_bad_boxes"), ALL),
+    **dict.fromkeys(("data.size", "data.drop_bad_boxes", "data.grey"), ALL),
     "teacher.min_map": NONE,
     **dict.fromkeys(("student.backbone", "student.batch_size"), OF_PRUNED),
     "int8.max_loss": NONE,
@@ -57,10 +64,12 @@ KEYS = {
 }
 OTHER: dict[str, Any] = {  # where the kind of a key does not give another value
     "baselines": ["mimic"],
+    "published": {"mimic": "44.6"},
     "data.root": "elsewhere",
     "data.fold": [1, 3],
     "data.size": [96, 160],
     "detector.anchors": [[8, 8]],
+    "detector.anchor_cells": [4, 8],
     "detector.head_width": 9,
     "detector.output_stride": 8,
     "augment.scale": [0.5, 2.0],
@@ -136,6 +145,8 @@ def stages(recipe: Recipe) -> Mapping[str, str]:
 def test_every_key_reaches_the_stages_that_it_can_change_and_no_others(key: str, tmp_path: Path) -> None:
     # A student starts from weights or is cut out of the teacher.
     base = {**BASE, "pruning": {}} if key == "student.weights" else BASE
+    if key == "detector.anchor_ratios":
+        base = {**BASE, "detector": {"anchor_cells": [4, 8]}}
     if key.startswith("teacher.frozen"):  # what is kept has come from somewhere
         base = {**BASE, "teacher": {**BASE.get("teacher", {}), "weights": "pretrained"}}
     before = recipe_from(base, "the test")
@@ -189,3 +200,28 @@ def test_a_picture_replaced_in_place_by_one_of_as_many_bytes_changes_the_data_s_
     content[-3] ^= 1
     image.write_bytes(bytes(content))
     assert dataset_fingerprint(load_dataset(str(tmp_path))) != before
+
+
+def test_keys_are_made_in_one_module() -> None:
+    package = Path(qmimic.__file__).parent
+    users = {
+        str(path.relative_to(package))
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and any(alias.name == "fingerprint" for alias in node.names)
+    }
+    # A step's generators are seeded by it, which names nothing.
+    assert users == {"config/__init__.py", "run/keys.py", "training/loop.py"}
+
+
+def test_what_a_report_keeps_is_named_by_all_that_decides_it() -> None:
+    timings = [timing_key(*one) for one in (("cpu", ["a"], []), ("gpu", ["a"], []), ("cpu", ["b"], []))]
+    timings += [timing_key("cpu", ["a"], [("file", "sum")]), timing_key("cpu", ["a"], [("file", "other")])]
+    assert len(set(timings)) == len(timings)
+    assert timing_key("cpu", ["a"], [("file", "sum")]) == timings[3]
+    for key in (detections_key, matching_key):
+        assert len({key("a", "data"), key("b", "data"), key("a", "other")}) == 3
+    assert len({check_key("data", (64, 64)), check_key("data", (64, 96)), check_key("other", (64, 64))}) == 3
+    detector = Recipe().detector
+    costs = {costs_key(detector, 2), costs_key(detector, 3), costs_key(detector.model_copy(update={"ohem": True}), 2)}
+    assert len(costs) == 3

@@ -91,4 +91,4 @@ def test_wider_face(tmp_path: Path, width: str, capsys: pytest.CaptureFixture[st
 def test_a_size_that_is_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for size in ("64", "64x", "x", "64*96"):
         assert main(["eval", "d.safetensors", "--data", "synthetic:digits", "--sizes", size]) == 2
-        assert "is no size" in capsys.readouterr().err
+        assert "is not a size" in capsys.readouterr().err

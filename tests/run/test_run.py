@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 import qmimic
 from qmimic.config import Recipe, load_recipe
 from qmimic.run.folder import StageResult, ranked
-from qmimic.run.train import remarks
+from qmimic.run.train import markdown, remarks
 from qmimic.training.progress import Silent
 
 MakeRecipe = Callable[..., Recipe]
@@ -132,6 +132,7 @@ def test_a_changed_student_keeps_the_teacher(make_recipe: MakeRecipe) -> None:
     listener = Listener()
     qmimic.train(make_recipe(mimic={"map_steps": 0.34, "last_step": 0.84, "weight": 0.5}), listener)
     assert [stage for stage, _ in listener.started] == ["student"]
+    assert [text.split(" ")[0] for text in listener.said if "is done again" in text] == ["student"]
 
 
 def test_a_weak_teacher_stops_the_run_before_any_student(make_recipe: MakeRecipe) -> None:
@@ -179,6 +180,24 @@ def test_a_student_below_its_scratch_twin_is_said_so() -> None:
     assert "below" in said[0]
     assert "scratch.safetensors is the file to ship" in said[1]
     assert remarks((result("teacher", 0.9), result("scratch", 0.6), result("student", 0.62))) == ()
+
+
+def test_a_teacher_weaker_than_the_scratch_student_is_said_so() -> None:
+    weak = result("teacher", 0.5), result("quantized_teacher", 0.55), result("scratch", 0.6), result("student", 0.62)
+    (said,) = remarks(weak)
+    assert said.startswith("The teacher (55.0 mAP@0.5) is weaker than the student trained from scratch (60.0)")
+    assert "teacher.weights" in said
+    assert remarks((result("quantized_teacher", 0.61), *weak[2:])) == ()
+    assert remarks((result("scratch", 0.6), result("student", 0.62))) == ()
+
+
+def test_what_others_report_stands_in_a_column_of_its_own() -> None:
+    results = result("teacher", 0.9), result("scratch", 0.6), result("student", 0.62)
+    head, rule, *lines = markdown(results, {"scratch": "40.5", "student": "47.0"}).splitlines()
+    assert head.endswith("| published |")
+    assert rule.count("|") == head.count("|")
+    assert [line.split("|")[-2].strip() for line in lines] == ["-", "40.5", "47.0"]
+    assert "published" not in markdown(results, {})
 
 
 def test_the_best_student_ships_and_of_equals_the_recipes_own() -> None:

@@ -115,7 +115,7 @@ def test_an_edited_description_is_refused(models: Path, tmp_path: Path) -> None:
         Detector(changed(KEY, text.replace("cat", "cow")))
     with pytest.raises(InputError, match="was edited"):
         Detector(changed(SUM, "0"))
-    with pytest.raises(InputError, match="is no detector of qmimic"):
+    with pytest.raises(InputError, match="is not a detector of qmimic"):
         Detector(changed(KEY, None))
 
 
@@ -159,11 +159,11 @@ def test_the_command_s_bad_input(
     cases = {
         ("none.onnx", photo): "There is no file none.onnx",
         (model, str(tmp_path / "none.png")): "There is no image",
-        (model, str(tmp_path / "broken.jpg")): "is no whole image",
+        (model, str(tmp_path / "broken.jpg")): "is not a whole image",
         (model, str(tmp_path / "empty")): "holds no picture",
         (model,): "Name pictures or --video",
         (model, photo, "--video", "0"): "Name pictures or --video",
-        (model, photo, "--min-score", "2"): "is no score",
+        (model, photo, "--min-score", "2"): "is not a score",
         (model, photo, "--threads", "0"): "need 1 or more",
         (model, photo, photo, "--out", str(tmp_path)): "Several pictures are named 0",
         (model, photo, "--out", str(photos)): "could replace",

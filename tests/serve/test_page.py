@@ -283,7 +283,7 @@ def test_a_file_that_is_no_picture_is_explained(page: Chrome, tmp_path: Path) ->
     (tmp_path / "<img src=x onerror=alert(1)>.jpg").write_text("hello")
     drop(page, tmp_path / "<img src=x onerror=alert(1)>.jpg")
     said = settled(page, "<img src=x onerror=alert(1)>.jpg")
-    assert all("no picture in a known format" in one for one in said)
+    assert all("not a picture in a known format" in one for one in said)
     page.find_element(By.ID, "fetch").click()
     until(lambda: "No picture could be looked at" in page.find_element(By.ID, "message").text)
 

@@ -101,12 +101,12 @@ def test_every_kind_of_picture_is_seen_as_predict_sees_it(
 def test_bad_pictures_get_a_sentence_and_the_fitting_status(client: TestClient, photos: Path) -> None:
     jpeg = (photos / "wide.jpg").read_bytes()
     assert "is empty" in refused(detect(client, b""), 400)
-    assert "is no whole image" in refused(detect(client, jpeg[: len(jpeg) // 2]), 400)
+    assert "is not a whole image" in refused(detect(client, jpeg[: len(jpeg) // 2]), 400)
     png = io.BytesIO()
     noise((50, 40)).save(png, "PNG")
-    assert "is no whole image" in refused(detect(client, png.getvalue()[:3000]), 400)
+    assert "is not a whole image" in refused(detect(client, png.getvalue()[:3000]), 400)
     for content in (b"hello", b"<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'/>", b"%!PS-Adobe", b"x"):
-        assert "no picture in a known format" in refused(detect(client, content), 415)
+        assert "not a picture in a known format" in refused(detect(client, content), 415)
     assert "over 1 million pixels" in refused(detect(client, png_claiming(1001, 1000)), 413)
     assert "over 1 million pixels" in refused(detect(client, png_claiming(60_000, 60_000)), 413)
     assert "over 1 MiB" in refused(detect(client, bytes((1 << 20) + 1)), 413)

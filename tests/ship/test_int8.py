@@ -20,7 +20,7 @@ from qmimic.detectors.detector import Detector
 from qmimic.detectors.files import load_detector
 from qmimic.detectors.quantize import Quantizer
 from qmimic.errors import InputError
-from qmimic.run import deploy
+from qmimic.run import deploy, validation
 from qmimic.run import int8 as integer
 from qmimic.run.int8 import Int8RefusedError
 from qmimic.run.prepare import Prepared, prepare
@@ -171,9 +171,9 @@ def test_what_loses_is_trained_and_then_kept_float_in_part(
     prepared: Prepared, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     detector, _ = load_detector(trained / "run" / "student.safetensors")
-    # In float, calibrated, in training, trained, then with one and with two parts in float.
-    scores = iter([0.9, 0.7, 0.8, 0.85, 0.88, 0.895])
-    monkeypatch.setattr(integer, "_map50", lambda *_: next(scores))
+    # In float, calibrated, trained, then with one and with two parts in float.
+    scores = iter([0.9, 0.7, 0.85, 0.88, 0.895])
+    monkeypatch.setattr(validation, "voc_map50", lambda *_: next(scores))
     found = integer.to_integers(prepared, detector, tmp_path, Silent())
     assert (found.map50, found.map50_float, found.trained, len(found.in_float)) == (0.895, 0.9, 3, 2)
     untouched = prepare_qat(detector)
@@ -188,7 +188,7 @@ def test_what_loses_in_any_case_is_refused(
 ) -> None:
     detector, _ = load_detector(trained / "run" / "student.safetensors")
     scores = iter([0.9] + [0.5] * 100)
-    monkeypatch.setattr(integer, "_map50", lambda *_: next(scores))
+    monkeypatch.setattr(validation, "voc_map50", lambda *_: next(scores))
     with pytest.raises(
         Int8RefusedError, match=r"On integers the detector has 50\.0 mAP@0\.5 on val, 40\.0 less than in"
     ):

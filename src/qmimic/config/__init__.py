@@ -3,6 +3,10 @@
 Knows nothing of the code that uses it. A recipe is YAML on disk; `key.sub=value` on the command line changes it.
 """
 
+from qmimic.config.base import InputSize as InputSize
+from qmimic.config.base import Section as Section
+from qmimic.config.base import Side as Side
+from qmimic.config.base import fingerprint as fingerprint
 from qmimic.config.listing import Setting as Setting
 from qmimic.config.listing import settings as settings
 from qmimic.config.reading import embedded_recipes as embedded_recipes
@@ -16,7 +20,7 @@ from qmimic.config.reading import save_recipe as save_recipe
 from qmimic.config.sections import AugmentConfig as AugmentConfig
 from qmimic.config.sections import DataConfig as DataConfig
 from qmimic.config.sections import DetectorConfig as DetectorConfig
-from qmimic.config.sections import InputSize as InputSize
+from qmimic.config.sections import FineTuningConfig as FineTuningConfig
 from qmimic.config.sections import Int8Config as Int8Config
 from qmimic.config.sections import MimicConfig as MimicConfig
 from qmimic.config.sections import PruningConfig as PruningConfig
@@ -24,8 +28,5 @@ from qmimic.config.sections import QuantizerConfig as QuantizerConfig
 from qmimic.config.sections import Recipe as Recipe
 from qmimic.config.sections import RunConfig as RunConfig
 from qmimic.config.sections import ScheduleConfig as ScheduleConfig
-from qmimic.config.sections import Section as Section
-from qmimic.config.sections import Side as Side
 from qmimic.config.sections import StudentConfig as StudentConfig
 from qmimic.config.sections import TeacherConfig as TeacherConfig
-from qmimic.config.sections import fingerprint as fingerprint

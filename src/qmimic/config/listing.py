@@ -7,7 +7,10 @@ from typing import Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
-from qmimic.config.sections import ADVANCED, InTable, Recipe, Section
+from qmimic.config.base import ADVANCED, InTable, Section
+from qmimic.config.sections import Recipe
+
+BOOLEAN = ("true", "false")
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class Setting:
         """What the help says of it."""
         if self.default is None:
             return self.about
-        listed = f"; one of {', '.join(self.choices)}" if self.choices else ""
+        listed = f"; one of {', '.join(self.choices)}" if self.choices not in ((), BOOLEAN) else ""
         return f"{'advanced: ' if self.advanced else ''}{self.about} [{self.default}{listed}]"
 
 
@@ -54,7 +57,7 @@ def _choices(field: FieldInfo) -> tuple[str, ...]:
     if tables:
         return tuple(tables[0])
     if field.annotation is bool:
-        return "true", "false"
+        return BOOLEAN
     return tuple(map(str, get_args(field.annotation))) if get_origin(field.annotation) is Literal else ()
 
 

@@ -1,76 +1,14 @@
 """The sections of a recipe: every setting with its type, its limits, its default and a sentence."""
 
-import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    GetCoreSchemaHandler,
-    GetJsonSchemaHandler,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic import Field, field_validator, model_validator
 
-from qmimic.arms import ARMS
-from qmimic.tables import DICTIONARIES, MODES, ROI_POOLINGS, TRACKERS, Table, unknown
-
-T = TypeVar("T")
-ADVANCED = "advanced"
-Advanced = Annotated[T, ADVANCED]  # a setting that hardly anybody needs
-
-
-class Section(BaseModel):
-    """A part of a recipe: no unknown keys, no NaN, immutable."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _plain_value(cls, value: Any, info: ValidationInfo) -> Any:
-        # To Python, and so to pydantic, True is the number 1; in YAML it is the word yes, on or true.
-        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError("needs a value, not yes or no")
-        if isinstance(value, str) and "\0" in value:
-            raise ValueError("holds a NUL character, which no name has")
-        return value
-
-
-@dataclass(frozen=True)
-class InTable:
-    """Of a name: it is one of a table's, when the recipe is read."""
-
-    table: Table[Any]
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_after_validator_function(self._known, handler(source))
-
-    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {**handler(schema), "enum": list(self.table)}
-
-    def _known(self, name: str) -> str:
-        if name not in self.table:
-            raise PydanticCustomError("unknown_name", "{said}", {"said": unknown(self.table.key, name, self.table)})
-        return name
-
-
-def _input_size(size: tuple[int, int]) -> tuple[int, int]:
-    if any(side % 16 or not 32 <= side <= 4096 for side in size):
-        raise ValueError("needs two multiples of 16 from 32 to 4096")
-    return size
-
-
-InputSize = Annotated[tuple[int, int], AfterValidator(_input_size)]
-Side = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+from qmimic.arms import ARMS, order
+from qmimic.config.base import Advanced, InputSize, InTable, Section, Share, Side
+from qmimic.tables import DICTIONARIES, MODES, ROI_POOLINGS, TRACKERS, unknown
 
 
 class DataConfig(Section):
@@ -84,7 +22,10 @@ class DataConfig(Section):
     )
     size: InputSize = Field((128, 128), description="height and width that images are fitted into, pixels")
     drop_bad_boxes: bool = Field(False, description="go on without the boxes and images that `data check` refuses")
-    cache_mib: int = Field(2048, ge=0, description="decoded images kept on disk at most, MiB; 0: none")
+    grey: bool = Field(
+        False, description="networks with one input channel, the brightness; they take pictures in colour all the same"
+    )
+    cache_mib: Advanced[int] = Field(2048, ge=0, description="decoded images kept on disk at most, MiB; 0: none")
 
     @field_validator("fold")
     @classmethod
@@ -109,22 +50,38 @@ class DetectorConfig(Section):
         min_length=1,
         description="anchor widths and heights in pixels at data.size; null: fitted to the training boxes",
     )
+    anchor_cells: tuple[Side, ...] | None = Field(
+        None, min_length=1, description="anchors of these sides squared, in cells of the map, in place of `anchors`"
+    )
+    anchor_ratios: tuple[Side, ...] = Field(
+        (1.0,), min_length=1, description="width to height of each anchor of anchor_cells, which keeps its area"
+    )
     anchor_count: int = Field(9, ge=1, le=64, description="anchors fitted for each place of the map")
     roi_pooling: Annotated[str, InTable(ROI_POOLINGS)] = Field(
         "align", description="RoIAlign or RoIPool (of R-FCN: its mean)"
     )
     roi_size: int = Field(5, ge=1, le=14, description="bins of a pooled region on each side (k of R-FCN)")
-    head_width: int | None = Field(
+    head_width: Advanced[int | None] = Field(
         None, ge=1, le=65536, description="units of the head's hidden layers; null: 1024 / width divisor"
     )
-    rpn_samples: int = Field(128, ge=2, description="anchors sampled for the RPN losses, an image")
-    roi_samples: int = Field(64, ge=4, description="regions sampled for the head's losses, an image")
+    rpn_samples: Advanced[int] = Field(128, ge=2, description="anchors sampled for the RPN losses, an image")
+    roi_samples: Advanced[int] = Field(64, ge=4, description="regions sampled for the head's losses, an image")
     ohem: bool = Field(False, description="the head learns from its roi_samples hardest regions instead of random ones")
-    pre_nms: int = Field(256, ge=1, le=4096, description="best anchors that enter the RPN's suppression, an image")
-    post_nms: int = Field(64, ge=1, le=2048, description="proposals that leave it, an image")
+    pre_nms: Advanced[int] = Field(
+        256, ge=1, le=4096, description="best anchors that enter the RPN's suppression, an image"
+    )
+    post_nms: Advanced[int] = Field(64, ge=1, le=2048, description="proposals that leave it, an image")
     score_threshold: float = Field(0.02, ge=0, lt=1, description="lowest score of a detection")
     nms_threshold: float = Field(0.5, gt=0, lt=1, description="largest IoU of two detections of a class")
     max_detections: int = Field(100, ge=1, le=1000, description="detections kept, an image")
+
+    @model_validator(mode="after")
+    def _one_kind_of_anchors(self) -> "DetectorConfig":
+        if self.anchors and self.anchor_cells:
+            raise ValueError("detector.anchors are pixels and anchor_cells are cells of the map; give one of them")
+        if self.anchor_ratios != (1.0,) and not self.anchor_cells:
+            raise ValueError("detector.anchor_ratios are those of detector.anchor_cells; give these too")
+        return self
 
 
 class AugmentConfig(Section):
@@ -143,23 +100,38 @@ class AugmentConfig(Section):
         return self
 
 
-class ScheduleConfig(Section):
+class FineTuningConfig(Section):
+    """How long and how fast a network is trained that was trained before."""
+
+    steps: int = Field(200, ge=0, description="optimizer steps; 0: none")
+    batch_size: int = Field(16, ge=1, le=1024, description="images a step, over all processes")
+    learning_rate: float = Field(3e-4, gt=0, description="peak learning rate")
+    warmup_steps: Advanced[int] = Field(20, ge=0, description="steps of linear warm-up")
+    evaluate_every: Advanced[int] = Field(300, ge=1, description="steps from one mAP on val to the next")
+    checkpoint_every: Advanced[int] = Field(100, ge=1, description="steps from one checkpoint to the next")
+
+    @property
+    def schedule(self) -> "ScheduleConfig":
+        """The same as a whole schedule; all else as the defaults have it."""
+        return ScheduleConfig.model_construct(**self.model_dump(include=set(ScheduleConfig.model_fields)))
+
+
+class ScheduleConfig(FineTuningConfig):
     """How long and how fast one network is trained."""
 
     steps: int = Field(1200, ge=1, description="optimizer steps")
-    batch_size: int = Field(16, ge=1, le=1024, description="images a step, over all processes")
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="both fused")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd: with a momentum of 0.9")
     learning_rate: float = Field(2e-3, gt=0, description="peak learning rate")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
-    weight_decay: float = Field(1e-2, ge=0, description="on weights of convolutions and linear layers only")
-    warmup_steps: int = Field(50, ge=0, description="steps of linear warm-up")
-    decay: Literal["cosine", "step", "constant"] = Field("cosine", description="shape of the learning rate")
-    milestones: tuple[Share, ...] = Field((0.67, 0.89), description="shares of the steps after which `step` decays")
-    gamma: float = Field(0.1, gt=0, le=1, description="factor of one such decay")
-    clip_norm: float = Field(5.0, ge=0, description="largest gradient norm; 0: no clipping")
+    weight_decay: Advanced[float] = Field(1e-2, ge=0, description="on weights of convolutions and linear layers only")
+    warmup_steps: Advanced[int] = Field(50, ge=0, description="steps of linear warm-up")
+    decay: Advanced[Literal["cosine", "step", "constant"]] = Field(
+        "cosine", description="shape of the learning rate; step: a tenth after each of the milestones"
+    )
+    milestones: Advanced[tuple[Share, ...]] = Field(
+        (0.67, 0.89), description="shares of the steps after which the decay `step` takes its steps"
+    )
+    clip_norm: Advanced[float] = Field(5.0, ge=0, description="largest gradient norm; 0: no clipping")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0: none")
-    evaluate_every: int = Field(300, ge=1, description="steps from one mAP on val to the next")
-    checkpoint_every: int = Field(100, ge=1, description="steps from one checkpoint to the next")
 
 
 WEIGHTS = (
@@ -173,8 +145,10 @@ class TeacherConfig(ScheduleConfig):
 
     backbone: str = Field("resnet18/4", description="family and width divisor, or timm:NAME")
     weights: str | None = Field(None, description=WEIGHTS)
-    frozen_stages: int = Field(0, ge=0, le=64, description="first stages of the backbone that keep their weights")
-    frozen_norm: bool = Field(False, description="the backbone's batch norms keep their published statistics")
+    frozen_stages: Advanced[int] = Field(
+        0, ge=0, le=64, description="first stages of the backbone that keep their weights"
+    )
+    frozen_norm: Advanced[bool] = Field(False, description="the backbone's batch norms keep their published statistics")
     min_map: float = Field(0.3, ge=0, le=1, description="mAP@0.5 on val below which a teacher is refused as too weak")
 
     @model_validator(mode="after")
@@ -184,12 +158,12 @@ class TeacherConfig(ScheduleConfig):
         return self
 
 
-class QuantizedTeacherConfig(ScheduleConfig):
+class QuantizedTeacherConfig(FineTuningConfig):
     """The fine-tuning of the teacher on its own quantized map."""
 
     steps: int = Field(200, ge=0, description="optimizer steps; 0: quantize without fine-tuning")
-    learning_rate: float = Field(3e-4, gt=0, description="peak learning rate")
-    warmup_steps: int = Field(20, ge=0, description="steps of linear warm-up")
+    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="sgd: with a momentum of 0.9")
+    weight_decay: Advanced[float] = Field(1e-2, ge=0, description="on weights of convolutions and linear layers only")
 
 
 class StudentConfig(ScheduleConfig):
@@ -208,9 +182,15 @@ class QuantizerConfig(Section):
         "uniform", description="{0, s, 2s, 3s, ..} or {0, s, 2s, 4s, ..}"
     )
     stride: float = Field(1.0, gt=0, description="s, the step of the dictionary")
-    relative: bool = Field(True, description="s counts in units of the map's rms on training images (portable)")
-    upper: int | None = Field(None, ge=1, le=65535, description="index of the highest level; null: no upper limit")
-    per_channel: bool = Field(False, description="rms, and so s, for every channel instead of for the whole map")
+    relative: Advanced[bool] = Field(
+        True, description="s counts in units of the map's rms on training images (portable)"
+    )
+    upper: Advanced[int | None] = Field(
+        None, ge=1, le=65535, description="index of the highest level; null: no upper limit"
+    )
+    per_channel: Advanced[bool] = Field(
+        False, description="rms, and so s, for every channel instead of for the whole map"
+    )
 
 
 class MimicConfig(Section):
@@ -233,7 +213,7 @@ class MimicConfig(Section):
         "entry",
         description="paper: 1/(2N) sum of squares; region: each by its dimension (Li et al.); entry: mean over rms^2",
     )
-    adaptor_relu: bool = Field(True, description="ReLU after the adaptor r, before Q")
+    adaptor_relu: Advanced[bool] = Field(True, description="ReLU after the adaptor r, before Q")
     order: Literal["pool_quantize", "quantize_pool"] = Field(
         "pool_quantize", description="pool, then r, then Q, as the equation has it, or the maps through r and Q first"
     )
@@ -241,9 +221,11 @@ class MimicConfig(Section):
     regions: Literal["teacher", "student", "ground_truth", "random", "map"] = Field(
         "teacher", description="whose regions are matched; map: every entry of the whole map"
     )
-    with_truth: bool = Field(True, description="ground-truth boxes join the regions, ahead of them")
-    region_count: int = Field(32, ge=1, le=1024, description="regions an image")
-    map_steps: float = Field(0.0, ge=0, lt=1, description="share of the steps that match the whole map alone, first")
+    with_truth: Advanced[bool] = Field(True, description="ground-truth boxes join the regions, ahead of them")
+    region_count: Advanced[int] = Field(32, ge=1, le=1024, description="regions an image")
+    map_steps: Advanced[float] = Field(
+        0.0, ge=0, lt=1, description="share of the steps that match the whole map alone, first"
+    )
     last_step: float = Field(0.5, gt=0, le=1, description="share of the steps after which detection goes on alone")
 
     @model_validator(mode="after")
@@ -263,14 +245,20 @@ class PruningConfig(Section):
     method: Literal["none", "taylor", "lasso"] = Field(
         "none", description="taylor, lasso: the teacher pruned to the cost of student.backbone; none: a fresh network"
     )
-    rounds: int = Field(30, ge=1, le=1000, description="taylor: removals of channels, after training for some steps")
-    steps: int = Field(10, ge=1, description="taylor: steps of one round, over which the criterion is averaged")
-    learning_rate: float = Field(3e-4, gt=0, description="taylor: learning rate of these steps")
-    cost_weight: float = Field(
+    rounds: Advanced[int] = Field(
+        30, ge=1, le=1000, description="taylor: removals of channels, after training for some steps"
+    )
+    steps: Advanced[int] = Field(
+        10, ge=1, description="taylor: steps of one round, over which the criterion is averaged"
+    )
+    learning_rate: Advanced[float] = Field(3e-4, gt=0, description="taylor: learning rate of these steps")
+    cost_weight: Advanced[float] = Field(
         3.0, ge=0, description="taylor: how much a channel's share of the multiply-accumulates counts against it"
     )
-    images: int = Field(256, ge=1, description="lasso: training images to fit on")
-    places: int = Field(10, ge=1, le=1024, description="lasso: places of a layer's output in each of these images")
+    images: Advanced[int] = Field(256, ge=1, description="lasso: training images to fit on")
+    places: Advanced[int] = Field(
+        10, ge=1, le=1024, description="lasso: places of a layer's output in each of these images"
+    )
 
 
 class RunConfig(Section):
@@ -279,24 +267,40 @@ class RunConfig(Section):
     dir: str | None = Field(None, description="run folder; null: runs/NAME")
     threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0: one for each core")
     device: Literal["auto", "cpu"] = Field("auto", description="auto: a GPU where there is one")
-    bank_mib: int = Field(
+    bank_mib: Advanced[int] = Field(
         8192, ge=0, description="largest teacher bank, MiB on disk; a larger one is not made, the teacher runs instead"
     )
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="auto: bf16 for wide networks where it pays")
+    precision: Advanced[Literal["auto", "fp32", "bf16"]] = Field(
+        "auto", description="auto: bf16 for wide networks where it pays"
+    )
     report: bool = Field(True, description="the run ends with report.html; `qmimic report` writes it at any time")
     trackers: tuple[Annotated[str, InTable(TRACKERS)], ...] = Field(
         ("tensorboard",), description="told of every number besides the log: " + ", ".join(TRACKERS)
     )
 
 
-class Int8Config(ScheduleConfig):
+class Int8Config(FineTuningConfig):
     """A detector on integers: how its grids are found, how it is trained on them, and when it is refused."""
 
-    images: int = Field(128, ge=1, le=4096, description="training images that the scales of maps are found on")
+    images: Advanced[int] = Field(
+        128, ge=1, le=4096, description="training images that the scales of maps are found on"
+    )
     max_loss: Share = Field(0.01, description="mAP@0.5 on val that int8 may cost; above it is repaired, or refused")
     steps: int = Field(300, ge=0, description="optimizer steps on the grids, if int8 costs more; 0: none")
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
-    warmup_steps: int = Field(20, ge=0, description="steps of linear warm-up")
+
+
+# Settings that are gone, with what holds in their place: recipes of old runs and studies say them.
+GONE: dict[str, object] = {
+    **{f"{name}.momentum": 0.9 for name in ("teacher", "quantized_teacher", "student", "int8")},
+    **{f"{name}.milestones": [0.67, 0.89] for name in ("quantized_teacher", "int8")},
+    **{f"{name}.gamma": 0.1 for name in ("teacher", "quantized_teacher", "student", "int8")},
+    **{f"{name}.decay": "cosine" for name in ("quantized_teacher", "int8")},
+    **{f"{name}.clip_norm": 5.0 for name in ("quantized_teacher", "int8")},
+    **{f"{name}.ema": 0.0 for name in ("quantized_teacher", "int8")},
+    "int8.optimizer": "adamw",
+    "int8.weight_decay": 0.01,
+}
 
 
 class Recipe(Section):
@@ -309,6 +313,9 @@ class Recipe(Section):
         description="students of equal schedule and cost trained beside it: "
         + ", ".join(f"{name} ({arm.about})" for name, arm in ARMS.items()),
     )
+    published: dict[str, str] = Field(
+        {}, description="networks of the run to what others report of them, for a column beside ours"
+    )
     data: DataConfig = DataConfig()
     detector: DetectorConfig = DetectorConfig()
     augment: AugmentConfig = AugmentConfig()
@@ -320,6 +327,28 @@ class Recipe(Section):
     pruning: PruningConfig = PruningConfig()
     int8: Int8Config = Int8Config()
     run: RunConfig = RunConfig()
+
+    @field_validator("published")
+    @classmethod
+    def _of_networks(cls, published: dict[str, str]) -> dict[str, str]:
+        stranger = next((name for name in published if name not in order()), None)
+        if stranger is not None:
+            raise ValueError(unknown("network in published", stranger, order()))
+        return published
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_gone(cls, tree: Any) -> Any:
+        """Leave out what is gone where it says what holds anyway."""
+        if not isinstance(tree, dict):
+            return tree
+        tree = {name: dict(own) if isinstance(own, dict) else own for name, own in tree.items()}
+        for key, value in GONE.items():
+            section, _, name = key.partition(".")
+            own = tree.get(section)
+            if isinstance(own, dict) and name in own and own.pop(name) != value:
+                raise ValueError(f"{key} is not a setting any more, it is always {value}; leave it out")
+        return tree
 
     @model_validator(mode="after")
     def _pairs(self) -> "Recipe":
@@ -359,9 +388,3 @@ class Recipe(Section):
         return self.model_copy(
             update={**update, **{name: getattr(self, name).model_copy(update=own) for name, own in sections.items()}}
         )
-
-
-def fingerprint(*parts: object) -> str:
-    """Twelve hexadecimal digits that name a combination of settings; equal settings, equal name."""
-    plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]

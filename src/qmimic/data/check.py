@@ -1,7 +1,6 @@
 """What is wrong with a dataset, all of it at once, before any training."""
 
 import hashlib
-import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -10,12 +9,15 @@ from typing import Any
 import numpy as np
 
 from qmimic.data.accounts import Accounts
+from qmimic.data.images import levels, picture_facts
+from qmimic.data.labels import is_file
 from qmimic.data.letterbox import fit
 from qmimic.data.sample import NOTES, Dataset, LabelDefect, Sample, has_area, leaves
 from qmimic.errors import InputError
 
 BINS = (8, 16, 32, 64, 128, 256)
 OUTPUT_STRIDE = 16
+FLAT = 16  # levels of 255; a picture that spans fewer shows hardly anything
 
 
 @dataclass(frozen=True)
@@ -94,15 +96,18 @@ def check(dataset: Dataset, size: tuple[int, int]) -> Report:
             continue  # the other splits show all of it
         with ThreadPoolExecutor() as pool:
             facts = list(pool.map(lambda sample: _image_facts(dataset, sample), samples))
-        for sample, (actual, digest, fault) in zip(samples, facts, strict=True):
+        for sample, (actual, digest, span, fault) in zip(samples, facts, strict=True):
             counts.update(sample.labels.tolist())
             for name, values in sample.attributes.items():
                 attributes.setdefault(name, Counter()).update(values.tolist())
             if actual is None:
-                kind = "unreadable_image" if sample.image and sample.image.is_file() else "label_without_image"
+                kind = "unreadable_image" if sample.image and is_file(sample.image) else "label_without_image"
                 defects.append(LabelDefect(kind, sample.image_id, fault))
                 continue
             defects += _box_defects(sample, actual)
+            if span < FLAT:
+                text = f"Its pixels span {span} of 255 levels, as of 10 or 12 bits in a file of 16; look at it."
+                defects.append(LabelDefect("nearly_constant_image", sample.image_id, text))
             boxes = sample.boxes * fit(*actual, size).scale
             sides.append(boxes[:, 2:] - boxes[:, :2])
             first = hashes.setdefault(digest, (split, sample.image_id))
@@ -125,13 +130,15 @@ def check(dataset: Dataset, size: tuple[int, int]) -> Report:
     )
 
 
-def _image_facts(dataset: Dataset, sample: Sample) -> tuple[tuple[int, int] | None, str, str]:
-    """Size and hash of an image's pixels, or what is wrong with it."""
+def _image_facts(dataset: Dataset, sample: Sample) -> tuple[tuple[int, int] | None, str, int, str]:
+    """Size of an image, hash of its pixels and the levels that they span, or what is wrong with it."""
     try:
+        if sample.image is not None:
+            return *picture_facts(sample.image, dataset.root), ""
         image = dataset.load(sample)
     except InputError as error:
-        return None, "", str(error)
-    return image.size, hashlib.sha256(json.dumps(image.size).encode() + image.tobytes()).hexdigest(), ""
+        return None, "", 0, str(error)
+    return image.size, hashlib.sha256(image.tobytes()).hexdigest(), levels(image), ""
 
 
 def _box_defects(sample: Sample, actual: tuple[int, int]) -> list[LabelDefect]:

@@ -4,6 +4,7 @@ Beside COCO's own `iscrowd` an annotation may have `"difficult": 1`, VOC's flag,
 """
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -28,6 +29,7 @@ from qmimic.data.labels import (
 )
 from qmimic.data.sample import Dataset, LabelDefect, Sample
 from qmimic.errors import InputError
+from qmimic.files import open_file, parse_json
 
 Id = Annotated[int, Field(strict=True)]  # a text is another id than the number that it shows
 
@@ -118,13 +120,10 @@ def _split_name(root: Path, path: Path) -> str | None:
 def _looks_like_coco(path: Path) -> bool:
     if path.name.startswith(".") or path.parent.name.startswith("."):
         return False
-    try:
-        with path.open("rb") as file:
-            head = file.read(1 << 16)
-            file.seek(max(0, path.stat().st_size - (1 << 16)))
-            tail = file.read()
-    except OSError:
-        return False
+    with open_file(path) as file:
+        head = file.read(1 << 16)
+        file.seek(max(0, os.fstat(file.fileno()).st_size - (1 << 16)))
+        tail = file.read(1 << 16)
     return b'"images"' in head + tail and b'"categories"' in head + tail
 
 
@@ -143,7 +142,7 @@ def read(root: Path) -> Dataset:
         InputError: a JSON file is cut short or not of COCO's layout.
     """
     sources = files(root)
-    contents = {split: load(path) for split, path in sources.items()}
+    contents = {split: load(path, root) for split, path in sources.items()}
     classes = _classes(list(contents.values()))
     pictures = [path for path in data_files(root) if is_picture(path)]
     places = {split: _places(root, sources[split], split, content) for split, content in contents.items()}
@@ -170,7 +169,7 @@ def ids(root: Path, split: str) -> tuple[dict[int | str, str], dict[int, str]] |
     sources = files(root)
     if split not in sources:
         return None
-    contents = {own: load(path) for own, path in sources.items()}
+    contents = {own: load(path, root) for own, path in sources.items()}
     places = {own: _places(root, sources[own], own, content) for own, content in contents.items()}
     names = _names(root, places)[split]
     content = contents[split]
@@ -321,16 +320,13 @@ def _samples(
     return list(samples.values())
 
 
-def load(path: Path) -> CocoFile:
+def load(path: Path, root: Path) -> CocoFile:
     """One file of instances, entry by entry: what is wrong with one entry is said in `faults`.
 
     Raises:
         InputError: it is cut short or not of COCO's layout.
     """
-    try:
-        content: Any = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not a whole JSON file ({error}); copy it again.") from error
+    content = parse_json(read_text(path, root), str(path), strict=False)
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         raise InputError(f"{path} is not of COCO's layout: it needs an object with the list `images`.")
     faults: list[str] = []

@@ -9,9 +9,9 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from qmimic.data.labels import inside
 from qmimic.data.sample import Sample
 from qmimic.errors import InputError
+from qmimic.files import inside
 
 
 @dataclass(frozen=True)

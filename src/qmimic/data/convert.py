@@ -60,5 +60,5 @@ def _put(dataset: Dataset, sample: Sample, folder: Path) -> None:
     if sample.image is None:
         dataset.load(sample).save(path)
     else:
-        read_image(sample.image)  # a broken image is refused here, not by whoever trains on the copy
+        read_image(sample.image, dataset.root)  # a broken image is refused here, not by whoever trains on the copy
         shutil.copyfile(sample.image, path)

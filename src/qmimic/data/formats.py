@@ -132,7 +132,7 @@ def _sizes(dataset: Dataset) -> dict[Path, tuple[int, int] | InputError]:
 
     def look(path: Path) -> tuple[int, int] | InputError:
         try:
-            return whole_size(path)
+            return whole_size(path, dataset.root)
         except InputError as error:
             return error
 

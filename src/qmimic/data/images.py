@@ -1,20 +1,30 @@
-"""Pictures from strangers' files: as a person sees them, RGB, and never more than memory can hold."""
+"""Pictures from strangers' files: as a person sees them, RGB, and never more than memory can hold.
+
+This is the only place that decodes: training, `data check`, `predict` and the page read the same formats the same way.
+"""
 
 import contextlib
-import struct
+import hashlib
+import re
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 from qmimic.errors import InputError
+from qmimic.files import MissingError, open_file
 
-MAX_PIXELS = 100_000_000
+MAX_BYTES = 1 << 30  # of a file
+BITS, LEAST, GREATEST = 258, 340, 341  # tags of TIFF: BitsPerSample, SMinSampleValue, SMaxSampleValue
+MAX_PIXELS = 100_000_000  # of a picture, and of all that are decoded at the same time in this process
+MAX_SCANS = 100  # of a JPEG; each costs a pass over all pixels, however few bytes it has. Usual ones have up to 12
 Source: TypeAlias = Path | BinaryIO  # a file, or one that was sent to us
-SENT = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # formats of the latter; few test Pillow's others
+# By content, whatever the name says. Others of Pillow's plugins start programs, or are seldom used and little tested.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 # What makes a picture upright, by EXIF's orientation, as in `ImageOps.exif_transpose`.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -26,33 +36,53 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 LYING = {TURNS[5], TURNS[6], TURNS[7], TURNS[8]}
-# What Pillow raises, as fuzzing shows, when bytes are not what the header promises.
-BROKEN = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    struct.error,
-    NotImplementedError,
-)
+MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # in a JPEG, but for those within the pixels of a scan
+SCAN, END = 0xDA, 0xD9
 
 
-def read_image(path: Path) -> Image.Image:
+class UnknownFormatError(InputError):
+    """The file is not a picture, or one in a format that is not read."""
+
+
+class TooLargeError(InputError):
+    """The picture has too many pixels."""
+
+
+class UndeclaredDepthError(ValueError):
+    """A picture does not say which of its values are black and white."""
+
+
+def read_image(path: Path, root: Path | None = None) -> Image.Image:
     """An image file as an RGB picture: EXIF rotation applied, 16 bits scaled to 8, the first frame of an animation,
     transparency on black.
 
+    Args:
+        path: of the file.
+        root: folder that the file may not leave, see `files.open_file`.
+
     Raises:
-        InputError: the file is missing, empty, truncated, over 100 megapixels or not an image.
+        InputError: the file is missing, truncated, over 100 megapixels or not a picture of `FORMATS`.
     """
-    with _opened(path) as file:
-        file.load()
+    with _opened(path, root) as file, _decoded(file):
         return upright(file)
 
 
-def read_resized(path: Source, target: Callable[[int, int], tuple[int, int]]) -> tuple[Image.Image, tuple[int, int]]:
+def picture_facts(path: Path, root: Path | None = None) -> tuple[tuple[int, int], str, int]:
+    """(width, height) of the picture that `read_image` gives, a hash of its pixels, and the levels that they span.
+
+    Args, raises: as `read_image`.
+
+    Unlike pictures, these may be made in many threads: memory follows the pixels in progress.
+    """
+    with _opened(path, root) as file, _decoded(file):
+        picture = upright(file)
+        digest = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
+        return picture.size, digest, levels(picture)
+
+
+def read_resized(
+    path: Source, target: Callable[[int, int], tuple[int, int]], root: Path | None = None
+) -> tuple[Image.Image, tuple[int, int]]:
     """An image file as a smaller (or larger) RGB picture, and the (width, height) that it had.
 
     A JPEG holds frequencies, of which a decoder can leave out the highest: half, a quarter or an eighth of the size
@@ -62,20 +92,22 @@ def read_resized(path: Source, target: Callable[[int, int], tuple[int, int]]) ->
     Args:
         path: of the file, or the file itself.
         target: from the whole (width, height), as a person sees the picture, to the wanted one.
+        root: as in `read_image`.
 
     Raises:
         InputError: as `read_image`.
     """
-    with _opened(path) as file:
+    with _opened(path, root) as file:
         turn = TURNS.get(_orientation(file))
         lies = turn in LYING
         whole = (file.height, file.width) if lies else (file.width, file.height)
         wanted = target(*whole)
         width, height = wanted[::-1] if lies else wanted
         drafted = file.draft(None, (width * 5 // 4, height * 5 // 4))
-        file.load()
-        # Where sides are no multiples of 8 the last pixels of a draft are in part beyond the picture; the box is not.
-        picture = resized(_rgb(file), (width, height), drafted[1] if drafted else None)
+        with _decoded(file):
+            # Where sides are no multiples of 8 the last pixels of a draft are in part beyond the picture; the box is
+            # not.
+            picture = resized(_rgb(file), (width, height), drafted[1] if drafted else None)
         return picture if turn is None else picture.transpose(turn), whole
 
 
@@ -93,57 +125,121 @@ def upright(picture: Image.Image) -> Image.Image:
     return _rgb(picture if turn is None else picture.transpose(turn))
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """(width, height) as a person sees the picture, from the file's header alone.
+def image_size(path: Source, root: Path | None = None) -> tuple[int, int]:
+    """(width, height) as a person sees the picture, from the file's header alone. Args: as `read_resized`.
 
     Raises:
-        InputError: the file is missing, over 100 megapixels or not an image.
+        InputError: the file is missing, over 100 megapixels or not a picture of `FORMATS`.
     """
-    with _opened(path) as file:
+    with _opened(path, root) as file:
         lies = TURNS.get(_orientation(file)) in LYING
         return (file.height, file.width) if lies else (file.width, file.height)
 
 
-def turned_by_exif(path: Path) -> bool:
+def turned_by_exif(path: Path, root: Path | None = None) -> bool:
     """Whether a picture is stored lying, so that a viewer turns it by its EXIF.
 
     Raises:
         InputError: as `image_size`.
     """
-    with _opened(path) as file:
+    with _opened(path, root) as file:
         return TURNS.get(_orientation(file)) in LYING
 
 
-def whole_size(path: Path) -> tuple[int, int]:
-    """The same of an image whose pixels are all there: it is decoded, as small and fast as its format allows.
+def whole_size(path: Path, root: Path | None = None) -> tuple[int, int]:
+    """The same of an image that training can read: it is decoded, as small and fast as its format allows.
 
     Raises:
         InputError: as `read_image`.
     """
-    size = image_size(path)
-    with _opened(path) as file:
-        file.draft("RGB", (1, 1))
-        file.load()
+    size = image_size(path, root)
+    with _opened(path, root) as file:
+        file.draft(None, (1, 1))
+        with _decoded(file):
+            _rgb(file)
     return size
 
 
 @contextlib.contextmanager
-def _opened(path: Source) -> Iterator[Image.Image]:
+def _opened(path: Source, root: Path | None) -> Iterator[ImageFile.ImageFile]:
     """An image file with its header read; whatever goes wrong with it becomes an InputError."""
     name = path if isinstance(path, Path) else "The picture"
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), contextlib.ExitStack() as opened:
         warnings.simplefilter("ignore")  # Pillow warns of large images; the limit below refuses them
         try:
-            with Image.open(path, formats=None if isinstance(path, Path) else SENT) as file:
+            own = opened.enter_context(open_file(path, root, MAX_BYTES)) if isinstance(path, Path) else path
+            with Image.open(own, formats=FORMATS) as file:
                 if file.width * file.height > MAX_PIXELS:
                     raise Image.DecompressionBombError
                 yield file
-        except FileNotFoundError as error:
+        except MissingError as error:
             raise InputError(f"There is no image {name}; check the name.") from error
+        except InputError:
+            raise
+        except UndeclaredDepthError as error:
+            raise InputError(f"{name} cannot be read: {error}.") from error
+        except UnidentifiedImageError as error:
+            raise UnknownFormatError(
+                f"{name} is not a picture in a known format ({', '.join(FORMATS)}); convert, replace or remove it."
+            ) from error
         except Image.DecompressionBombError as error:
-            raise InputError(f"{name} has over {MAX_PIXELS // 10**6} million pixels; shrink it first.") from error
-        except BROKEN as error:
-            raise InputError(f"{name} is no whole image ({error}); replace or remove it.") from error
+            raise TooLargeError(f"{name} has over {MAX_PIXELS // 10**6} million pixels; shrink it first.") from error
+        except Exception as error:  # fuzzing found a dozen kinds in Pillow when bytes are not what the header promises
+            raise InputError(f"{name} is not a whole image ({error}); replace or remove it.") from error
+
+
+class _Room:
+    """Pixels that may be in progress at once in all threads; who finds no room waits for it."""
+
+    def __init__(self, pixels: int) -> None:
+        self._left = pixels
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def taken(self, pixels: int) -> Iterator[None]:
+        with self._changed:
+            self._changed.wait_for(lambda: pixels <= self._left)
+            self._left -= pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._left += pixels
+                self._changed.notify_all()
+
+
+_ROOM = _Room(MAX_PIXELS)
+
+
+@contextlib.contextmanager
+def _decoded(file: ImageFile.ImageFile) -> Iterator[None]:
+    """While the body runs, a picture's pixels are in memory, and count among those in progress."""
+    if file.format in ("JPEG", "MPO"):
+        _check_scans(file)
+    with _ROOM.taken(file.width * file.height):
+        file.load()
+        yield
+
+
+def _check_scans(file: ImageFile.ImageFile) -> None:
+    """Refuse a JPEG that is a few bytes of scans without end.
+
+    Raises:
+        InputError: it has more than `MAX_SCANS` of them.
+    """
+    stream = file.fp
+    assert stream is not None, "the picture is open"
+    back = stream.tell()
+    stream.seek(0)
+    content = stream.read(MAX_BYTES)
+    stream.seek(back)
+    place, scans = 2, 0
+    while (found := MARKER.search(content, place)) is not None and content[found.start() + 1] != END:
+        place = found.end()
+        scans += content[found.start() + 1] == SCAN
+        if scans > MAX_SCANS:
+            raise ValueError(f"it has over {MAX_SCANS} scans, which no program writes")
+        place += int.from_bytes(content[place : place + 2], "big")  # what stands in a segment is no marker
 
 
 def _orientation(file: Image.Image) -> int:
@@ -152,19 +248,46 @@ def _orientation(file: Image.Image) -> int:
         return 1
     try:
         return int(file.getexif().get(0x0112, 1))
-    except BROKEN:  # the pixels are whole, only what is said of them is spoilt
+    except Exception:  # the pixels are whole, only what is said of them is spoilt
         return 1
+
+
+def levels(picture: Image.Image) -> int:
+    """The widest span of values, 0 to 255, of a channel of an RGB picture; 0: it is of one colour."""
+    spans = np.array(picture.getextrema())
+    return int((spans[:, 1] - spans[:, 0]).max())
 
 
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        # Pillow would clip 16 bits to 255; the high byte is the picture.
-        values = np.array(image, dtype=np.float64)
-        if image.mode.startswith("I;16") or values.max(initial=0) > 255:
-            values /= 257  # in place: a large picture is 400 MB of these
+        # Pillow would clip to 255. No pixel decides how the others are scaled: what is black and white is declared.
+        low, high = _black_and_white(image)
+        values = np.array(image, dtype=np.float64)  # a large picture is 400 MB of these, hence all in place
+        values -= low
+        values /= (high - low) / 255
+        np.nan_to_num(values, copy=False)
         np.clip(values, 0, 255, out=values).round(out=values)
         return Image.fromarray(values.astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
     return image.convert("RGB")
+
+
+def _black_and_white(image: Image.Image) -> tuple[float, float]:
+    """The values that are black and white in a picture of more than 8 bits, by its type or as its file declares.
+
+    Raises:
+        UndeclaredDepthError: neither says it.
+    """
+    tags = getattr(image, "tag_v2", {})
+    if image.mode.startswith("I;16"):
+        bits = int(tags[BITS][0]) if BITS in tags else 16  # Pillow opens 12 bits as 16
+        return 0.0, float(2**bits - 1)
+    low, high = (float(np.ravel(tags.get(tag, 0.0))[0]) for tag in (LEAST, GREATEST))
+    if not high > low:
+        kind = "floats" if image.mode == "F" else "32-bit integers"
+        raise UndeclaredDepthError(
+            f"it holds {kind} and does not say which value is white; save it with 8 or 16 bits, scaled to all of them"
+        )
+    return low, high

@@ -6,8 +6,10 @@ Training reads it instead of the label files; everything else reads the labels t
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, unquote_to_bytes
 
 import numpy as np
@@ -17,13 +19,14 @@ from pydantic import BaseModel, ValidationError
 from qmimic.config import explain
 from qmimic.data.columns import Columns, Store, in_columns
 from qmimic.data.formats import load_dataset, usable
-from qmimic.data.labels import read_text
+from qmimic.data.labels import is_file, read_text
 from qmimic.data.sample import Dataset
 from qmimic.errors import InputError
-from qmimic.files import building
+from qmimic.files import building, open_file
 
 FOLDER = "qmimic-index"
 TOP = "."
+DESCRIPTION = "index.json"
 VERSION = 2  # 1 had no times of the images
 COLUMNS = {  # dtype and length: of N samples, their N + 1 starts, T boxes or bytes of text
     "id_bytes": (np.uint8, ""),
@@ -86,7 +89,7 @@ def write(dataset: Dataset, drop_bad: bool, stamps: dict[str, tuple[int, int]] |
         raise InputError(f"{root} has no split, there is nothing to index.")
     store = next(iter(splits.values())).store
     stamps = stamps or _stamps(root)  # before the folder that is being built stands in it
-    with building(place, replace=True) as folder:
+    with building(place, replace=_ours) as folder:
         for name in COLUMNS:
             np.save(folder / f"{name}.npy", getattr(store, name))
         for number, samples in enumerate(splits.values()):
@@ -98,7 +101,7 @@ def write(dataset: Dataset, drop_bad: bool, stamps: dict[str, tuple[int, int]] |
             drop_bad=drop_bad,
             stamps=stamps,
         )
-        (folder / "index.json").write_text(description.model_dump_json(), encoding="utf-8")
+        (folder / DESCRIPTION).write_text(description.model_dump_json(), encoding="utf-8")
     size = sum(path.stat().st_size for path in place.iterdir())
     counts = ", ".join(f"{split} {len(samples):,}" for split, samples in splits.items())
     return f"{place}: {counts} images with {len(store.boxes):,} boxes in {size / 1e6:.1f} MB."
@@ -112,7 +115,7 @@ def make(root: Path, drop_bad: bool) -> str:
 
 def exists(root: Path) -> bool:
     """Whether a dataset's folder has an index."""
-    return (root / FOLDER / "index.json").is_file()
+    return is_file(root / FOLDER / DESCRIPTION)
 
 
 def read(root: Path, drop_bad: bool) -> Dataset:
@@ -128,7 +131,7 @@ def read(root: Path, drop_bad: bool) -> Dataset:
     folder = root / FOLDER
     again = f"run `qmimic data index {root}` again, or delete {folder}"
     try:
-        description = _Description.model_validate_json(read_text(folder / "index.json"))
+        description = _Description.model_validate_json(read_text(folder / DESCRIPTION, root))
     except ValidationError as error:
         raise InputError(f"{folder} is no whole index ({explain(error)}); {again}.") from error
     if description.version != VERSION:
@@ -139,16 +142,40 @@ def read(root: Path, drop_bad: bool) -> Dataset:
     if changed is not None:
         raise InputError(f"{changed} has changed since {folder} was made; {again}.")
     try:
-        # Mapped, and never unpickled.
-        store = Store(**{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in COLUMNS})
-        rows = [np.load(folder / f"split-{k}.npy", mmap_mode="r") for k in range(len(description.splits))]
-    except (OSError, ValueError, EOFError) as error:
+        store = Store(**{name: _column(folder / f"{name}.npy", root) for name in COLUMNS})
+        rows = [_column(folder / f"split-{k}.npy", root) for k in range(len(description.splits))]
+    except (InputError, OSError, ValueError, OverflowError) as error:
         raise InputError(f"{folder} is no whole index ({error}); {again}.") from error
     fault = _fault(store, rows, len(description.classes))
     if fault is not None:
         raise InputError(f"{folder} is no whole index ({fault}); {again}.")
     splits = {split: Columns(store, root, own) for split, own in zip(description.splits, rows, strict=True)}
     return Dataset(root.name, root, tuple(description.classes), splits, checked=True)
+
+
+def _ours(name: str) -> bool:
+    """Whether a name is that of a file of an index."""
+    return name == DESCRIPTION or bool(re.fullmatch(r"split-\d+\.npy", name)) or name.removesuffix(".npy") in COLUMNS
+
+
+def _column(path: Path, root: Path) -> NDArray[Any]:
+    """An array of an index, mapped; its header alone is read.
+
+    Raises:
+        InputError: it is no regular file inside the root.
+        OSError, ValueError: it is not a whole `.npy` file of numbers.
+    """
+    with open_file(path, root) as file:
+        version = np.lib.format.read_magic(file)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
+        if read is None:
+            raise ValueError(f"{path.name} is of the unknown version {version}")
+        shape, by_column, dtype = read(file)
+        if dtype.hasobject or by_column or min(shape, default=0) < 0:
+            raise ValueError(f"{path.name} is not an array of numbers")
+        if 0 in shape:
+            return np.zeros(shape, dtype)
+        return np.memmap(file, dtype, "r", file.tell(), shape)
 
 
 def _fault(store: Store, rows: Sequence[NDArray[np.int64]], classes: int) -> str | None:

@@ -9,11 +9,13 @@ from urllib.parse import unquote
 import numpy as np
 from numpy.typing import NDArray
 
+from qmimic import files
 from qmimic.data.images import image_size
 from qmimic.data.sample import Sample
 from qmimic.errors import InputError
+from qmimic.files import inside, is_there
 
-MAX_LABEL_BYTES = 1 << 30
+MAX_LABEL_BYTES = files.LARGE
 MAX_DEPTH = 32  # folders in a name that a label gives
 MAX_COORDINATE = 1e9  # pixels; float32 overflows far beyond, and no image is that large
 SUFFIXES = (
@@ -32,35 +34,17 @@ class Folder(Protocol):
     def write_text(self, data: str, /, encoding: str) -> int: ...
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, root: Path | None = None) -> str:
     """A label file as text.
+
+    Args:
+        path: of the file.
+        root: the dataset's folder, which the file may not leave, links followed.
 
     Raises:
         InputError: the file is missing, unreadable, too large or not UTF-8.
     """
-    try:
-        if path.stat().st_size > MAX_LABEL_BYTES:
-            raise InputError(f"{path} is over 1 GiB; split it.")
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"Cannot read {path}: {error.strerror}; check its name and permissions.") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text; save it as UTF-8.") from error
-
-
-def inside(root: Path, path: Path) -> Path:
-    """The path, if it stays in the dataset's folder, links followed.
-
-    Raises:
-        InputError: it leads out of the folder.
-    """
-    try:
-        stays = path.resolve().is_relative_to(root.resolve())
-    except ValueError as error:  # a NUL in the name
-        raise InputError(f"{str(path)!r} is not a path; rename the file.") from error
-    if not stays:
-        raise InputError(f"{path} leads out of {root}; a dataset keeps its files inside its folder.")
-    return path
+    return files.read_text(path, MAX_LABEL_BYTES, root)
 
 
 def is_picture(path: Path) -> bool:
@@ -86,11 +70,8 @@ def locate(root: Path, folders: Sequence[Path], name: str) -> Path | None:
 
 
 def is_file(path: Path) -> bool:
-    """Whether a path names a file; one that no disk can hold does not."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):  # a name too long for any file, or with a NUL
-        return False
+    """Whether a name stands for a file. One that cannot be read does so too: reading it says why."""
+    return is_there(path) and not path.is_dir()
 
 
 def finite(*values: float) -> bool:

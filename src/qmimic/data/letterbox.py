@@ -1,12 +1,14 @@
 """Fitting an image of any size into the network's fixed size, and boxes there and back."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from qmimic.data.images import Source, read_resized, resized
+from qmimic.detections import Detections
 
 PIXELS = 3  # raised when the same file gives other pixels
 FILL = (124, 116, 104)  # the mean that the detector subtracts: padding becomes zero
@@ -37,6 +39,10 @@ class Letterbox:
         original: NDArray[np.float32] = np.clip(boxes / self.scale, 0, limit).astype(np.float32)
         return original
 
+    def restored(self, found: Detections) -> Detections:
+        """Detections in the network's input as detections in the original image."""
+        return replace(found, boxes=self.undo(found.boxes))
+
 
 def fit(width: int, height: int, size: tuple[int, int]) -> Letterbox:
     """The letterbox of an image of width x height in an input of `size` (height, width)."""
@@ -51,13 +57,15 @@ def letterbox(image: Image.Image, size: tuple[int, int]) -> tuple[NDArray[np.uin
     return _padded(resized(image, placed.inner), size), placed
 
 
-def letterbox_file(path: Source, size: tuple[int, int]) -> tuple[NDArray[np.uint8], Letterbox]:
-    """The same of an image file; a JPEG is decoded no larger than it needs to be.
+def letterbox_file(
+    path: Source, size: tuple[int, int], root: Path | None = None
+) -> tuple[NDArray[np.uint8], Letterbox]:
+    """The same of an image file, in a folder `root`; a JPEG is decoded no larger than it needs to be.
 
     Raises:
         InputError: as `read_image`.
     """
-    image, (width, height) = read_resized(path, lambda width, height: fit(width, height, size).inner)
+    image, (width, height) = read_resized(path, lambda width, height: fit(width, height, size).inner, root)
     return _padded(image, size), fit(width, height, size)
 
 

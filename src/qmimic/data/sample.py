@@ -66,7 +66,7 @@ def leaves(boxes: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.bool
 
 
 # Kinds of defects that are worth knowing and stop nothing; all others stop training as they fail `data check`.
-NOTES = ("image_without_label", "empty_class", "turned_by_exif", "missing_test")
+NOTES = ("image_without_label", "empty_class", "turned_by_exif", "missing_test", "nearly_constant_image")
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Dataset:
         if self.render is not None:
             return self.render(sample)
         assert sample.image is not None, "a dataset without files draws its images"
-        return read_image(sample.image)
+        return read_image(sample.image, self.root)
 
     def fitted(self, sample: Sample, size: tuple[int, int]) -> tuple[NDArray[np.uint8], Letterbox]:
         """The sample's pixels as the network takes them, uint8 [H, W, 3], and how the picture lies in them.
@@ -146,4 +146,4 @@ class Dataset:
         if self.render is not None:
             return letterbox(self.render(sample), size)
         assert sample.image is not None, "a dataset without files draws its images"
-        return letterbox_file(sample.image, size)
+        return letterbox_file(sample.image, size, self.root)

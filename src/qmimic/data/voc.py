@@ -17,7 +17,6 @@ from qmimic.data.labels import (
     finite,
     image_files,
     image_name,
-    inside,
     make_sample,
     number,
     one_line,
@@ -27,6 +26,7 @@ from qmimic.data.labels import (
 )
 from qmimic.data.sample import Dataset, LabelDefect, Sample
 from qmimic.errors import InputError
+from qmimic.files import inside
 
 
 @dataclass
@@ -140,7 +140,7 @@ def _splits(root: Path, known: set[str]) -> dict[str, list[str]]:
     lists = {path.stem: path for path in sorted((root / "ImageSets" / "Main").glob("*.txt"))}
     splits = {}
     for split, path in lists.items():
-        lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+        lines = [line.strip() for line in read_text(path, root).splitlines() if line.strip()]
         # cat_train.txt beside train.txt flags a class's images by -1, 0 or 1; it is no split of its own.
         flagged = lines and all(line.split()[1:] and line.split()[-1] in ("-1", "0", "1") for line in lines)
         if flagged and any(split.endswith(f"_{other}") for other in lists):
@@ -151,7 +151,7 @@ def _splits(root: Path, known: set[str]) -> dict[str, list[str]]:
 
 def _parse(root: Path, path: Path, images: dict[str, Path], defects: list[LabelDefect]) -> _Annotation:
     try:
-        tree = fromstring(read_text(path))
+        tree = fromstring(read_text(path, root))
     except DefusedXmlException as error:
         raise InputError(f"{path} defines entities, by which files do harm; write its text out.") from error
     except (ParseError, ValueError) as error:

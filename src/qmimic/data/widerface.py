@@ -8,14 +8,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qmimic.data.labels import MAX_LABEL_BYTES, finite, inside, make_sample, read_text
+from qmimic.data.labels import finite, is_file, make_sample, read_text
+from qmimic.data.matlab import read_matlab
 from qmimic.data.sample import Dataset, LabelDefect, Sample
 from qmimic.errors import InputError
+from qmimic.files import MissingError, inside
 
 FOLDER = "wider_face_split"
 SPLITS = ("train", "val")  # the test split has no labels
 # In the order of a text line, after x, y, width and height.
 ATTRIBUTES = ("blur", "expression", "illumination", "invalid", "occlusion", "pose")
+# Variables of the MATLAB files.
+MATLAB_NAMES = ("event_list", "file_list", "face_bbx_list", "gt_list", *(f"{name}_label_list" for name in ATTRIBUTES))
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,10 @@ def read(root: Path) -> Dataset:
     splits, defects = {}, list[LabelDefect]()
     for split in SPLITS:
         text, mat = (root / FOLDER / f"wider_face_{split}{ending}" for ending in ("_bbx_gt.txt", ".mat"))
-        if text.is_file():
-            images = list(_text_images(text, defects))
-        elif mat.is_file():
-            images = list(mat_images(mat))
+        if is_file(text):
+            images = list(_text_images(text, root, defects))
+        elif is_file(mat):
+            images = list(mat_images(mat, root))
         else:
             continue
         folder = root / f"WIDER_{split}" / "images"
@@ -76,9 +80,9 @@ def _sample(folder: Path, image: FaceImage) -> Sample:
     )
 
 
-def _text_images(path: Path, defects: list[LabelDefect]) -> Iterator[FaceImage]:
+def _text_images(path: Path, root: Path, defects: list[LabelDefect]) -> Iterator[FaceImage]:
     """The images of a `wider_face_*_bbx_gt.txt`: a name, a number, that many lines of ten numbers."""
-    lines = read_text(path).splitlines()
+    lines = read_text(path, root).splitlines()
     place = 0
     while place < len(lines):
         name, number = lines[place].strip(), lines[place + 1].strip() if place + 1 < len(lines) else ""
@@ -112,45 +116,51 @@ def _numbers(line: str) -> list[float] | None:
     return values if len(values) == 4 + len(ATTRIBUTES) and finite(*values) else None
 
 
-def mat_images(path: Path) -> Iterator[FaceImage]:
+def mat_images(path: Path, root: Path | None = None) -> Iterator[FaceImage]:
     """The images of a MATLAB file: annotations, or one of the benchmark's subsets (`wider_easy_val.mat`).
 
     Raises:
         InputError: the file is missing, cut short, or of another layout.
     """
-    if not path.is_file():
-        raise InputError(f"There is no {path}; WIDER FACE's evaluation tools hold it.")
-    if path.stat().st_size > MAX_LABEL_BYTES:
-        raise InputError(f"{path} is over 1 GiB, which no annotation is.")
-    from scipy.io import loadmat  # here: other formats need not wait for it
-
     try:
-        content = loadmat(str(path))
-    except Exception as error:  # of a damaged file SciPy makes a dozen kinds of error
-        raise InputError(f"{path} is cut short or no MATLAB file before version 7.3; fetch it again.") from error
+        content = read_matlab(path, MATLAB_NAMES, root)
+    except MissingError as error:
+        raise InputError(f"There is no {path}; WIDER FACE's evaluation tools hold it.") from error
     try:
         yield from _mat_images(content)
-    except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, IndexError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(
             f"{path} is not of WIDER FACE's layout ({error}); take it from its evaluation tools."
         ) from error
 
 
 def _mat_images(content: dict[str, Any]) -> Iterator[FaceImage]:
-    """MATLAB's cells of cells become arrays of one element each, hence the [0]."""
+    """Every list is one of cells, an event each, and each of these a list of the event's images."""
     for row, event in enumerate(content["event_list"]):
-        names = content["file_list"][row][0]
-        boxes = content["face_bbx_list"][row][0]
-        flags = {name: content[f"{name}_label_list"][row][0] for name in ATTRIBUTES}
-        subset = content["gt_list"][row][0] if "gt_list" in content else None
-        for place, name in enumerate(names):
-            sides = np.asarray(boxes[place][0], np.float64).reshape(-1, 4)
-            attributes = {key: np.asarray(own[place][0], np.int64).reshape(-1) for key, own in flags.items()}
-            if not np.isfinite(sides).all() or any(len(own) != len(sides) for own in attributes.values()):
-                raise ValueError(f"{name[0][0]} has a face that is no box")
+        flags = {name: content[f"{name}_label_list"][row] for name in ATTRIBUTES}
+        subset = content["gt_list"][row] if "gt_list" in content else None
+        for place, name in enumerate(content["file_list"][row]):
+            if not isinstance(event, str) or not isinstance(name, str):
+                raise ValueError("an event or an image has no name")
+            sides = np.asarray(content["face_bbx_list"][row][place], np.float64).reshape(-1, 4)
+            attributes = {key: _whole(own[place]) for key, own in flags.items()}
+            if not finite(*sides.ravel().tolist()) or any(len(own) != len(sides) for own in attributes.values()):
+                raise ValueError(f"{name} has a face that is no box")
             counted = None
             if subset is not None:
-                counted = np.asarray(subset[place][0], np.int64).reshape(-1) - 1
+                counted = _whole(subset[place]) - 1
                 if len(counted) and not 0 <= counted.min() <= counted.max() < len(sides):
-                    raise ValueError(f"{name[0][0]} counts a face that it has not")
-            yield FaceImage(str(event[0][0]), str(name[0][0]), sides, attributes, counted)
+                    raise ValueError(f"{name} counts a face that it does not have")
+            yield FaceImage(event, name, sides, attributes, counted)
+
+
+def _whole(values: Any) -> NDArray[np.int64]:
+    """Numbers as int64 [n].
+
+    Raises:
+        ValueError: one is not a whole number.
+    """
+    found = np.asarray(values, np.float64).reshape(-1)
+    if not finite(*found.tolist()) or not (found == np.round(found)).all():
+        raise ValueError("an attribute or a place is not a whole number")
+    return found.astype(np.int64)

@@ -17,7 +17,6 @@ from qmimic.data.labels import (
     Folder,
     actual_size,
     finite,
-    inside,
     is_file,
     is_picture,
     locate,
@@ -28,6 +27,7 @@ from qmimic.data.labels import (
 )
 from qmimic.data.sample import Dataset, LabelDefect, Sample
 from qmimic.errors import InputError
+from qmimic.files import inside
 from qmimic.yaml_text import parse_yaml
 
 SPLITS = ("train", "val", "test")  # the keys of data.yaml
@@ -39,7 +39,7 @@ MAX_SHARE = 2.0  # beyond, a number is not a share of the picture with a roundin
 
 def sniff(root: Path) -> bool:
     """Whether a folder looks like YOLO, as Ultralytics, Roboflow, CVAT, Label Studio and LabelImg leave it."""
-    if (root / "labels").is_dir() or (root / "obj.data").is_file() or _config_file(root) is not None:
+    if (root / "labels").is_dir() or is_file(root / "obj.data") or _config_file(root) is not None:
         return True
     return any(_labelled_folders(root))
 
@@ -137,12 +137,12 @@ def _shares(low: float, high: float, length: int) -> tuple[float, float]:
 
 
 def _config_file(root: Path) -> Path | None:
-    if (root / "data.yaml").is_file():
+    if is_file(root / "data.yaml"):
         return root / "data.yaml"
     found = []
     for path in sorted([*root.glob("*.yaml"), *root.glob("*.yml")]):
         if not path.name.startswith("."):
-            text = read_text(path)
+            text = read_text(path, root)
             if "names:" in text and ("train:" in text or (root / "labels").is_dir()):
                 found.append(path)
     if len(found) > 1:
@@ -155,7 +155,7 @@ def _config(root: Path) -> dict[str, Any]:
     path = _config_file(root)
     if path is None:
         return _darknet(root)
-    config = parse_yaml(read_text(path), str(path), texts=True)
+    config = parse_yaml(read_text(path, root), str(path), texts=True)
     if not isinstance(config, dict):
         raise InputError(f"{path} needs `names:` and the folders of its splits.")
     if isinstance(config.get("path"), list | dict):
@@ -165,19 +165,19 @@ def _config(root: Path) -> dict[str, Any]:
 
 def _darknet(root: Path) -> dict[str, Any]:
     path = root / "obj.data"
-    if not path.is_file():
+    if not is_file(path):
         return {}
-    pairs = [line.split("=", 1) for line in read_text(path).splitlines() if "=" in line]
+    pairs = [line.split("=", 1) for line in read_text(path, root).splitlines() if "=" in line]
     said = {key.strip(): value.strip() for key, value in pairs}
     config: dict[str, Any] = {"val" if key == "valid" else key: said[key] for key in said if key in (*SPLITS, "valid")}
     listed = locate(root, [root], said.get("names", "obj.names"))
     if listed is not None:
-        config["names"] = _lines(listed)
+        config["names"] = _lines(root, listed)
     return {**config, "": str(path)}
 
 
-def _lines(path: Path) -> list[str]:
-    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+def _lines(root: Path, path: Path) -> list[str]:
+    return [line.strip() for line in read_text(path, root).splitlines() if line.strip()]
 
 
 def _labelled_folders(root: Path) -> Iterator[Path]:
@@ -185,7 +185,7 @@ def _labelled_folders(root: Path) -> Iterator[Path]:
     for folder in [root, *sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))]:
         if folder != root and (folder / "images").is_dir() and (folder / "labels").is_dir():
             yield folder / "images"
-        elif any(is_picture(path) and path.with_suffix(".txt").is_file() for path in folder.iterdir()):
+        elif any(is_picture(path) and is_file(path.with_suffix(".txt")) for path in folder.iterdir()):
             yield folder
 
 
@@ -251,7 +251,7 @@ def _source(root: Path, base: str, value: str) -> Path | None:
 
 def _listed(root: Path, source: Path, defects: list[LabelDefect]) -> Iterator[Path]:
     """The pictures of a list, each once."""
-    for line in dict.fromkeys(_lines(source)):
+    for line in dict.fromkeys(_lines(root, source)):
         path = locate(root, [root, source.parent], line)
         if path is None:
             text = f"It lists {line}, which is not there."
@@ -268,11 +268,11 @@ def _names(root: Path, config: dict[str, Any]) -> tuple[str, ...]:
     if names is not None and not (isinstance(names, list) and all(isinstance(n, str) and n.strip() for n in names)):
         raise InputError(f"`names:` in {source} is not a list of class names from index 0 on; correct it.")
     for place in (root / "classes.txt", root / "labels" / "classes.txt", root / "obj.names"):
-        if names is None and place.is_file():
-            names, source = _lines(place), str(place)
+        if names is None and is_file(place):
+            names, source = _lines(root, place), str(place)
     if names is None:
         found = sorted(path for path in root.glob("*/classes.txt") if not path.parent.name.startswith("."))
-        names, source = (_lines(found[0]), str(found[0])) if len(found) == 1 else ([], source)
+        names, source = (_lines(root, found[0]), str(found[0])) if len(found) == 1 else ([], source)
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise InputError(f"{source} names the class {twice[0]!r} twice; give each class its own name.")
@@ -334,7 +334,7 @@ def _unused(
     for label in sorted(labels):
         tally.labels += 1
         try:
-            boxes = len(_lines(label))
+            boxes = len(_lines(root, label))
         except InputError:
             boxes = 0
         tally.boxes += boxes
@@ -365,14 +365,14 @@ def _sample(
     if label is not None:
         tally.labels += 1
         try:
-            lines = read_text(inside(root, label)).splitlines()
+            lines = read_text(label, root).splitlines()
         except InputError as error:
             fault = str(error)
     count = sum(bool(line.strip()) for line in lines)
     tally.boxes += count
     try:
-        width, height = image_size(path)
-        turns = turned_by_exif(path)
+        width, height = image_size(path, root)
+        turns = turned_by_exif(path, root)
     except InputError as error:
         defects.append(LabelDefect("unreadable_image", shown, str(error)))
         if label is not None:

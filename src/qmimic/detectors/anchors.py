@@ -28,6 +28,20 @@ def anchor_grid(sizes: tuple[tuple[float, float], ...], size: tuple[int, int], s
     return (centres[None] + torch.cat([-half, half], -1)[:, None, None]).reshape(-1, 4)
 
 
+def anchors_in_cells(
+    sides: tuple[float, ...], ratios: tuple[float, ...], stride: int
+) -> tuple[tuple[float, float], ...]:
+    """Widths and heights in pixels of anchors whose areas are squares of cells of the map.
+
+    Args:
+        sides: of the squares, in cells.
+        ratios: width to height; every area comes in each of them.
+        stride: output stride of the map, pixels a cell.
+    """
+    pixels = [(side * stride, ratio**0.5) for side in sides for ratio in ratios]
+    return tuple((round(side * root, 2), round(side / root, 2)) for side, root in pixels)
+
+
 def fit_anchors(box_sizes: NDArray[np.float32], count: int, seed: int = 0) -> tuple[tuple[float, float], ...]:
     """Anchor sizes by k-means with 1 - IoU of centred boxes as the distance (Redmon & Farhadi, CVPR 2017).
 

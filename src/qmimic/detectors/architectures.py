@@ -60,7 +60,9 @@ def parse_spec(values: object) -> DetectorSpec:
     return architecture_of(values.get("architecture")).spec.model_validate(values)
 
 
-def spec_for(config: DetectorConfig, backbone: str, classes: tuple[str, ...], size: tuple[int, int]) -> DetectorSpec:
+def spec_for(
+    config: DetectorConfig, backbone: str, classes: tuple[str, ...], size: tuple[int, int], grey: bool = False
+) -> DetectorSpec:
     """The description of a detector by a recipe's settings, without those that its architecture does not know.
 
     Args:
@@ -68,6 +70,7 @@ def spec_for(config: DetectorConfig, backbone: str, classes: tuple[str, ...], si
         backbone: family and width divisor.
         classes: class names.
         size: height and width that images are fitted into, pixels.
+        grey: whether the network sees their brightness alone.
 
     Raises:
         InputError: the architecture is unknown.
@@ -75,4 +78,4 @@ def spec_for(config: DetectorConfig, backbone: str, classes: tuple[str, ...], si
     """
     kind = architecture_of(config.architecture).spec
     settings = config.model_dump(include=set(kind.model_fields))
-    return kind.model_validate({**settings, "backbone": backbone, "classes": classes, "size": size})
+    return kind.model_validate({**settings, "backbone": backbone, "classes": classes, "size": size, "grey": grey})

@@ -147,6 +147,7 @@ def absorb_deviation(detector: Detector) -> None:
         with torch.no_grad():
             layer.weight.div_(detector.std)
     detector.std.fill_(1)
+    detector.divides = False
 
 
 def parameter_count(detector: Detector) -> int:

@@ -18,9 +18,11 @@ from qmimic.contracts import (
     QuantizationPoint,
     TrainingOutput,
 )
+from qmimic.data.augment import LUMA
 from qmimic.data.targets import Targets
 from qmimic.detectors.quantize import Quantizer
 from qmimic.detectors.spec import DetectorSpec
+from qmimic.errors import InputError
 from qmimic.processes import Source
 
 
@@ -33,7 +35,8 @@ class Detector(nn.Module):
         spec: what it was built from; with its weights it is the whole detector.
         backbone: see `qmimic.contracts.Backbone`.
         quantizer: if set, everything behind the backbone sees quantized maps.
-        mean, std: float32 [1, 3, 1, 1] that pixels are normalised by.
+        divides: pixels are divided by `std` before the backbone sees them, not by the backbone's weights.
+        mean, std: float32 [1, C, 1, 1] that pixels are normalised by; C is 3, or 1 of a grey network.
     """
 
     backbone: Backbone
@@ -46,12 +49,16 @@ class Detector(nn.Module):
         if spec.normalisation is None and own != (Backbone.mean, Backbone.std):
             # Its file has to keep them: another version of the library that they come from may have others.
             spec = spec.model_copy(update={"normalisation": own})
-        mean, std = spec.normalisation or own
+        mean, std = (torch.tensor(one).view(1, 3, 1, 1) for one in spec.normalisation or own)
+        if spec.grey:
+            take_grey(backbone)
+            mean, std = _brightness(mean), _brightness(std)
         self.spec = spec
         self.backbone = backbone
         self.quantizer: Quantizer | None = None
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.divides = True
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
 
     @property
     def device(self) -> torch.device:
@@ -195,8 +202,24 @@ class Detector(nn.Module):
         """
         self.detect_on(features)
 
+    def centred(self, pixels: Tensor) -> Tensor:
+        """Pixels as a file takes them on their way into the backbone, for exporters.
+
+        They are divided by `std` unless the backbone's weights do that, see `absorb_deviation`.
+
+        Args:
+            pixels: RGB, uint8 [B, H, W, 3].
+        """
+        if self.spec.grey:
+            centred = (pixels.float() @ torch.tensor(LUMA)[:, None]).permute(0, 3, 1, 2) - self.mean
+        else:
+            centred = pixels.permute(0, 3, 1, 2).float() - self.mean
+        return centred / self.std if self.divides else centred
+
     def _normalize(self, images: Tensor) -> Tensor:
         """Images minus `mean`, by `std`, in channels-last memory."""
+        if self.spec.grey:
+            return (_brightness(images) - self.mean) / self.std
         batch, channels, height, width = images.shape
         # A careless pass over the images costs as much as a narrow layer. So the layout changes while they are uint8,
         # a row of pixels is one long vector, and there is one large buffer.
@@ -204,3 +227,23 @@ class Detector(nn.Module):
         rows = rows.float() if rows.dtype == torch.uint8 else rows.clone()
         rows.sub_(self.mean.flatten().repeat(width)).div_(self.std.flatten().repeat(width))
         return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def take_grey(backbone: Backbone) -> None:
+    """Leave the layers that read pixels one input channel, in place.
+
+    Raises:
+        InputError: something else than convolutions reads the pixels.
+    """
+    if not backbone.pixel_layers:
+        raise InputError("data.grey needs a backbone whose first layers are convolutions; take another backbone.")
+    for name in backbone.pixel_layers:
+        layer = backbone.get_submodule(name)
+        assert isinstance(layer, nn.Conv2d), f"{name} of the backbone is not a convolution, so it reads no pixels"
+        layer.weight = nn.Parameter(layer.weight.detach()[:, :1].clone())
+        layer.in_channels = 1
+
+
+def _brightness(colours: Tensor) -> Tensor:
+    """[B, 3, H, W] of any numbers to float [B, 1, H, W], their brightness (ITU-R BT.601)."""
+    return torch.einsum("bchw,c->bhw", colours.float(), colours.new_tensor(LUMA, dtype=torch.float32))[:, None]

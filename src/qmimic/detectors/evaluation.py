@@ -1,5 +1,7 @@
 """A detector's detections on a split, and the size of its map's values."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -26,10 +28,10 @@ def detect_all(detector: Detector, loader: Loader, mirrored: bool = False) -> di
         output = detector.detect(images.to(detector.device))
         for row, (sample, placed) in enumerate(zip(batch.samples, batch.placed, strict=True)):
             one = unpad(output, row)
-            boxes = one.boxes
             if mirrored:
-                boxes = np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], 1)
-            found[sample.image_id] = Detections(placed.undo(boxes), one.scores, one.labels)
+                left, top, right, bottom = one.boxes.T
+                one = replace(one, boxes=np.stack([width - right, top, width - left, bottom], 1))
+            found[sample.image_id] = placed.restored(one)
     return found
 
 
@@ -50,7 +52,7 @@ def merge(views: list[dict[str, Detections]], config: DetectorSpec) -> dict[str,
         )
         tensors = (torch.from_numpy(values) for values in (boxes, scores, labels))
         keep = batched_nms(*tensors, config.nms_threshold)[: config.max_detections].numpy()
-        found[image_id] = Detections(boxes[keep], scores[keep], labels[keep])
+        found[image_id] = Detections(boxes, scores, labels).keep(keep)
     return found
 
 

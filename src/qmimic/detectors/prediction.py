@@ -32,7 +32,7 @@ def predict(detector: Detector | Path | str, picture: Picture, min_score: float 
         detector, _ = load_detector(detector)
     pixels, placed = fitted(picture, detector.spec.size)
     found = unpad(detector.detect(torch.from_numpy(pixels).permute(2, 0, 1)[None].to(detector.device)), 0)
-    return Detections(placed.undo(found.boxes), found.scores, found.labels).keep(found.scores >= least)
+    return placed.restored(found.keep(found.scores >= least))
 
 
 class TrainedFinder:

@@ -42,7 +42,7 @@ def load_backbone(detector: Detector, weights: str | Path) -> None:
         )
     path = Path(weights)
     names = detector.backbone.state_dict()
-    fitting = {name: tensor for name, tensor in read_weights(path).items() if name in names}
+    fitting = _in_grey(detector, {name: tensor for name, tensor in read_weights(path).items() if name in names})
     load_state(detector.backbone, {**_counters(names), **fitting}, path)
 
 
@@ -134,13 +134,22 @@ def _load_timm(detector: Detector, name: str, weights: str | Path) -> None:
     body = detector.backbone.get_submodule("body")
     own = body.state_dict()
     by_place = {_place(key): key for key in own}
-    fitting = {by_place[_place(key)]: tensor for key, tensor in tensors.items() if _place(key) in by_place}
+    used = {f"body.{by_place[_place(key)]}": one for key, one in tensors.items() if _place(key) in by_place}
+    fitting = {key.removeprefix("body."): tensor for key, tensor in _in_grey(detector, used).items()}
     load_state(body, {**_counters(own), **fitting}, Path(weights))
 
 
 def _place(name: str) -> str:
     """A weight's name, the same in timm's network and in its feature extractor, which joins levels by _ and wraps."""
     return name.removeprefix("model.").replace(".", "_")
+
+
+def _in_grey(detector: Detector, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights by the backbone's names; in a grey network, what reads pixels sees one brightness in all channels."""
+    if not detector.spec.grey:
+        return tensors
+    pixels = {f"{name}.weight" for name in detector.backbone.pixel_layers}
+    return {name: tensor.sum(1, keepdim=True) if name in pixels else tensor for name, tensor in tensors.items()}
 
 
 def _counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

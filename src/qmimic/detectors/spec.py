@@ -26,6 +26,7 @@ class DetectorSpec(Section):
     normalisation: tuple[Triple, Deviations] | None = Field(
         None, description="mean and deviation of RGB values 0..255 that the backbone was made for; null: ImageNet's"
     )
+    grey: bool = Field(False, description="the network's one input channel is the picture's brightness")
     score_threshold: float = Field(0.02, ge=0, lt=1, description="lowest score of a detection")
     nms_threshold: float = Field(0.5, gt=0, lt=1, description="largest IoU of two detections of a class")
     max_detections: int = Field(100, ge=1, le=1000, description="detections kept, an image")

@@ -39,6 +39,7 @@ class TimmBackbone(Backbone):
     Attributes:
         body: timm's network; its weights have timm's names.
         neck: a convolution and a batch norm for each level from the finest map's stride on, in growing order.
+        structure: of the body as it was built.
 
     Raises:
         InputError: timm has no network of that name, or none that gives maps of these strides at any size of image.
@@ -48,6 +49,7 @@ class TimmBackbone(Backbone):
         super().__init__()
         self.name, self.published_name, self.strides = name, name, strides
         self.body, found = _body(name, strides)
+        self.structure = _structure(name, tuple(level["index"] for level in found))
         self.mean, self.std = _statistics(name)
         own = [level["num_chs"] for level in found]
         width = min(WIDTH, max(own))
@@ -76,7 +78,7 @@ class TimmBackbone(Backbone):
     @property
     def pixel_layers(self) -> tuple[str, ...]:  # type: ignore[override]
         """See `Backbone`."""
-        return tuple(f"body.{name}" for name in self._structure.pixel_layers)
+        return tuple(f"body.{name}" for name in self.structure.pixel_layers)
 
     def stages(self) -> tuple[tuple[str, ...], ...]:
         """See `Backbone.stages`: one for each level of `feature_info`, found by the gradients of the levels."""
@@ -85,11 +87,11 @@ class TimmBackbone(Backbone):
     def fused_pairs(self) -> tuple[FusedPair, ...]:
         """See `Part.fused_pairs`."""
         neck = [FusedPair(f"neck.{place}.0", f"neck.{place}.1") for place in range(len(self.neck))]
-        return (*(FusedPair(conv, norm).within("body") for conv, norm in self._structure.pairs), *neck)
+        return (*(FusedPair(conv, norm).within("body") for conv, norm in self.structure.pairs), *neck)
 
     def single_norms(self) -> tuple[str, ...]:
         """See `Part.single_norms`."""
-        return tuple(f"body.{name}" for name in self._structure.single_norms)
+        return tuple(f"body.{name}" for name in self.structure.single_norms)
 
     def channel_groups(self) -> tuple[ChannelGroup, ...]:
         """See `Part.channel_groups`."""
@@ -98,10 +100,6 @@ class TimmBackbone(Backbone):
     def quantization_points(self) -> tuple[QuantizationPoint, ...]:
         """See `Part.quantization_points`."""
         raise InputError(f"timm:{self.name} has no int8 form; take a backbone of qmimic's own, such as resnet18/16.")
-
-    @property
-    def _structure(self) -> Structure:
-        return structure_of(self.body)
 
 
 def check_name(name: str) -> None:
@@ -156,9 +154,19 @@ def _body(name: str, strides: tuple[int, ...]) -> tuple[nn.Module, list[dict[str
     # Of levels with the same stride, the last knows most.
     last = {level["reduction"]: level for level in levels if level["reduction"] >= strides[0]}
     found = sorted(last.values(), key=lambda level: level["reduction"])
-    body: nn.Module = timm.create_model(name, features_only=True, out_indices=tuple(level["index"] for level in found))
+    return _create(name, tuple(level["index"] for level in found)), found
+
+
+def _create(name: str, levels: tuple[int, ...]) -> nn.Module:
+    body: nn.Module = timm.create_model(name, features_only=True, out_indices=levels)
     _take_over(body)
-    return body, found
+    return body
+
+
+@cache
+def _structure(name: str, levels: tuple[int, ...]) -> Structure:
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        return structure_of(_create(name, levels))
 
 
 @cache

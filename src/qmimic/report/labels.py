@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from qmimic.config import Recipe, fingerprint
+from qmimic.config import Recipe
 from qmimic.data.check import Report, check
 from qmimic.data.chosen import box_sizes, dataset_fingerprint
 from qmimic.data.columns import in_columns
@@ -16,10 +16,10 @@ from qmimic.data.formats import load_dataset
 from qmimic.data.sample import Dataset
 from qmimic.data.splits import TRAIN, VAL
 from qmimic.report.kept import FOLDER, kept_value
+from qmimic.run.keys import check_key
 
 MOST_CHECKED = 5000  # images; each is decoded
 FILE = "data.json"
-VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def read_labels(recipe: Recipe, dataset: Dataset, folder: Path, say: Callable[[s
             f"{images:,} images are too many to decode for a report; ask `qmimic data check {recipe.data.root}`."
         )
     else:
-        key = fingerprint(VERSION, dataset_fingerprint(dataset), recipe.data.size)
+        key = check_key(dataset_fingerprint(dataset), recipe.data.size)
 
         def look() -> Report:
             say("The report checks the data.")

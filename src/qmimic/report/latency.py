@@ -5,22 +5,20 @@ import platform
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 from qmimic.bench.measure import measure
-from qmimic.config import fingerprint
 from qmimic.errors import InputError
 from qmimic.report.kept import FOLDER, kept_value
 from qmimic.report.networks import DeployedFile, detector_of
 from qmimic.run.folder import FinishedRun
+from qmimic.run.keys import network_key, timing_key
 from qmimic.runtime.formats import FORMATS
 from qmimic.ship.onnx_file import Exported
 from qmimic.ship.write import describe, write_described
 
 ROUNDS = 60
 BUSY = 1.5  # processes at work for each core; the training itself, just ended, counts as one
-VERSION = 1
 FILE = "latency.json"
 
 
@@ -51,13 +49,8 @@ def timing(run: FinishedRun, deployed: Sequence[DeployedFile], say: Callable[[st
     Raises:
         InputError: a network cannot be read, or a file cannot be run.
     """
-    key = fingerprint(
-        VERSION,
-        cpu_name(),
-        [version(name) for name in ("qmimic", "onnxruntime")],
-        [result.key for result in run.results],
-        [(file.title, file.sum) for file in deployed],
-    )
+    networks, files = [result.key for result in run.results], [(file.title, file.sum) for file in deployed]
+    key = timing_key(cpu_name(), networks, files)
     return kept_value(run.folder / FOLDER / FILE, key, Timing, lambda: _measure(run, deployed, say))
 
 
@@ -70,8 +63,7 @@ def _measure(run: FinishedRun, deployed: Sequence[DeployedFile], say: Callable[[
         written: dict[str, Path] = {}
         for result in run.results:
             detector = detector_of(run, result)
-            quantizer = detector.quantizer.config.model_dump(mode="json") if detector.quantizer else None
-            same = fingerprint(detector.spec.model_dump(mode="json"), quantizer)
+            same = network_key(detector.spec, detector.quantizer.config if detector.quantizer else None)
             if same not in written:
                 path = Path(folder) / f"{same}.onnx"
                 try:

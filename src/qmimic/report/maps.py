@@ -8,7 +8,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from qmimic.config import fingerprint
 from qmimic.data.chosen import dataset_fingerprint
 from qmimic.data.loader import Loader
 from qmimic.data.sample import Dataset
@@ -21,6 +20,7 @@ from qmimic.errors import InputError
 from qmimic.report.kept import FOLDER, kept_value
 from qmimic.report.networks import BATCH, detector_of
 from qmimic.run.folder import FinishedRun, StageResult
+from qmimic.run.keys import matching_key
 from qmimic.tables import MODES
 
 CHANNELS = 3  # shown besides the mean of all
@@ -28,7 +28,6 @@ MOST_IMAGES = 500  # that matching is counted on
 MOST_LEVELS = 8  # shown one by one; the rest together
 ADAPTOR = "module.mimic.adaptor."
 FILE = "matching.json"
-VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ def feature_maps(run: FinishedRun, dataset: Dataset, say: Callable[[str], None])
             loader = Loader(part, VAL, student.spec.size, BATCH)
             return Matching(_by_level(student, master, mimic, loader), len(loader.samples))
 
-        key = fingerprint(VERSION, by_name["student"].key, dataset_fingerprint(part))
+        key = matching_key(by_name["student"].key, dataset_fingerprint(part))
         matching = kept_value(run.folder / FOLDER / FILE, key, Matching, compared)
     strongest = maps["quantized teacher"].mean((1, 2)).argsort(descending=True)[:CHANNELS].tolist()
     rows = [_row("mean of all channels", {name: own.mean(0) for name, own in maps.items()})]

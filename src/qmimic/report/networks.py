@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 from qmimic.bench.measure import files_of
-from qmimic.config import fingerprint
 from qmimic.data.chosen import dataset_fingerprint
 from qmimic.data.loader import Loader
 from qmimic.data.sample import Dataset, Sample
@@ -20,6 +19,7 @@ from qmimic.detectors.files import load_detector
 from qmimic.errors import InputError
 from qmimic.report.kept import FOLDER, kept_detections
 from qmimic.run.folder import DEPLOY, FinishedRun, StageResult
+from qmimic.run.keys import detections_key
 from qmimic.runtime.detector import Detector as ShippedDetector
 from qmimic.runtime.formats import bytes_of, format_of
 from qmimic.runtime.metadata import Metadata
@@ -31,7 +31,6 @@ from qmimic.scores.voc import VocScore, voc_ap
 from qmimic.ship.accuracy import detections_of_file
 
 BATCH = 32
-VERSION = 1  # raised when the same detector would be kept with other detections
 TWIN = "scratch"
 SAME = 1e-3  # mAP; rounding on another machine stays below
 
@@ -187,7 +186,7 @@ def _found(
     data, loader = dataset_fingerprint(dataset), Loader(dataset, VAL, run.recipe.data.size, BATCH)
 
     def keep(name: str, key: str, compute: Callable[[], dict[str, Detections]]) -> Mapping[str, Detections]:
-        path = run.folder / FOLDER / f"{name}-{fingerprint(VERSION, key, data)}.safetensors"
+        path = run.folder / FOLDER / f"{name}-{detections_key(key, data)}.safetensors"
 
         def aloud() -> dict[str, Detections]:
             say(f"The report looks at val with {name}.")

@@ -45,6 +45,7 @@ class Row:
     main: bool
     backbone: str
     map50: float | None
+    published: str | None
     gain: Interval | None
     map07: float | None
     coco: float | None
@@ -147,6 +148,7 @@ def table(facts: Facts) -> list[Row]:
                 main=result is facts.run.results[-1],
                 backbone=result.backbone,
                 map50=result.map50,
+                published=facts.run.recipe.published.get(result.name),
                 gain=own.gain if own else None,
                 map07=result.map07,
                 coco=result.coco_map,
@@ -167,6 +169,7 @@ def table(facts: Facts) -> list[Row]:
                     main=False,
                     backbone=file.metadata.backbone,
                     map50=judged.scores.map_area if judged else None,
+                    published=None,
                     gain=judged.gain if judged else None,
                     map07=judged.scores.map07 if judged else None,
                     coco=_coco(facts, judged),

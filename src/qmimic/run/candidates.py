@@ -2,12 +2,9 @@
 
 import json
 import math
-import os
-import platform
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,10 +15,11 @@ from numpy.typing import NDArray
 
 from qmimic.bench.measure import Cost, measure
 from qmimic.compress.integer_grids import calibrate, prepare_qat
-from qmimic.config import Recipe, fingerprint
+from qmimic.config import Recipe
 from qmimic.detectors.architectures import ARCHITECTURES, spec_for
 from qmimic.detectors.build import build, mac_count
 from qmimic.files import write_text
+from qmimic.run.keys import costs_key
 from qmimic.runtime.formats import FORMATS
 from qmimic.ship.onnx_file import Exported
 from qmimic.ship.write import describe, write_described
@@ -30,8 +28,6 @@ BACKBONES = ("resnet18/8", "resnet18/16", "resnet18/32", "vgg16/32")
 SIDES = (128, 192, 256)  # of a square of the same area
 MULTIPLE = 32  # pixels; of the input's sides
 ROUNDS = 30
-VERSION = 1  # raised when the same candidate would cost something else
-ENGINE_PACKAGES = ("qmimic", "onnxruntime", "openvino", "executorch")
 
 
 @dataclass(frozen=True)
@@ -135,9 +131,7 @@ def cost_table(
         watch: told how many candidates are done.
     """
     # What decides a cost: anything else makes another table.
-    settings = recipe.detector.model_dump(mode="json")
-    machine = platform.node(), platform.processor(), os.cpu_count()
-    key = fingerprint(VERSION, settings, len(classes), machine, [_version(name) for name in ENGINE_PACKAGES])
+    key = costs_key(recipe.detector, len(classes))
     known: list[Option] = []
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
@@ -196,13 +190,6 @@ def _costs(
         Option(candidate, target, precision, costs[path].p50, costs[path].kilobytes, costs[path].peak, macs)
         for path, (target, precision) in files.items()
     ]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _candidate(plain: dict[str, Any]) -> Candidate:

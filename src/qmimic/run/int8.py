@@ -8,14 +8,12 @@ from pathlib import Path
 import torch
 
 from qmimic.compress.integer_grids import calibrate, grid_names, keep_float, prepare_qat
-from qmimic.data.splits import VAL
 from qmimic.detectors.detector import Detector
-from qmimic.detectors.evaluation import detect_all
 from qmimic.errors import InputError
 from qmimic.run.keys import int8_key
 from qmimic.run.prepare import Prepared
 from qmimic.run.tracking import trackers_of
-from qmimic.scores.summary import score
+from qmimic.run.validation import Validation
 from qmimic.training.loop import Job, Watcher, step_generators, train_network
 from qmimic.training.step import DetectionObjective
 
@@ -63,12 +61,12 @@ def to_integers(prepared: Prepared, detector: Detector, folder: Path, watcher: W
         InputError: it cannot be put on integers, or its training failed.
     """
     config = prepared.recipe.int8
-    before = _map50(prepared, detector)
+    before = Validation(prepared)(detector)
     allowed = before - config.max_loss
     found = prepare_qat(detector)
     loader = prepared.train.with_batch_size(min(config.images, prepared.train.batch_size))
     calibrate(found, (batch.images for batch in islice(loader.once(), math.ceil(config.images / loader.batch_size))))
-    after, trained = _map50(prepared, found), 0
+    after, trained = Validation(prepared)(found), 0
     watcher.say(f"On integers it has {100 * after:.1f} mAP@0.5, in float {100 * before:.1f}.")
     if after < allowed and config.steps:
         key = int8_key(prepared.recipe, prepared.key, _sum(detector))
@@ -76,9 +74,10 @@ def to_integers(prepared: Prepared, detector: Detector, folder: Path, watcher: W
         objective = DetectionObjective(found, prepared.recipe.augment)
         own = prepared.train.with_batch_size(config.batch_size)
         with trackers_of(prepared, "int8", key, place, watcher) as trackers:
-            job = Job("int8", place, key, prepared.recipe.seed, config, False, trackers)
-            found = train_network(job, objective, own, lambda one: _map50(prepared, one), prepared.accelerator, watcher)
-            after, trained = _map50(prepared, found), config.steps
+            job = Job("int8", place, key, prepared.recipe.seed, config.schedule, False, trackers)
+            validation = Validation(prepared)
+            found = train_network(job, objective, own, validation, prepared.accelerator, watcher)
+            after, trained = validation.map50(found), config.steps
             trackers.end({"map50": after, "map50_float": before})
         watcher.say(f"After {trained} steps on the grids it has {100 * after:.1f}.")
     in_float: tuple[str, ...] = ()
@@ -86,7 +85,7 @@ def to_integers(prepared: Prepared, detector: Detector, folder: Path, watcher: W
         ranked = sensitivities(prepared, found)
         for name in ranked[: int(SHARE_IN_FLOAT * len(ranked))]:
             found, in_float = keep_float(found, name), (*in_float, name)
-            after = _map50(prepared, found)
+            after = Validation(prepared)(found)
             if after >= allowed:
                 watcher.say(f"With {', '.join(in_float)} in float it has {100 * after:.1f}.")
                 break
@@ -119,10 +118,6 @@ def sensitivities(prepared: Prepared, detector: Detector) -> list[str]:
     alone = {name: keep_float(detector, *(other for other in names if other != name)) for name in names}
     costs = {name: abs(loss(one) - before) for name, one in alone.items()}
     return sorted(names, key=lambda name: -costs[name])
-
-
-def _map50(prepared: Prepared, detector: Detector) -> float:
-    return score(prepared.dataset, VAL, detect_all(detector, prepared.val)).voc_map50
 
 
 def _sum(detector: Detector) -> list[float]:

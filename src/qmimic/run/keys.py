@@ -6,24 +6,33 @@ content or its time of change, never by its path.
 """
 
 import hashlib
-from collections.abc import Mapping
+import os
+import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 
-from qmimic.config import DataConfig, DetectorConfig, MimicConfig, Recipe, ScheduleConfig, fingerprint
+from qmimic.config import DataConfig, DetectorConfig, FineTuningConfig, MimicConfig, Recipe, Section, fingerprint
+from qmimic.config.sections import GONE
 from qmimic.data.letterbox import PIXELS
 from qmimic.detectors.pretrained import PRETRAINED
 from qmimic.errors import InputError
+from qmimic.extras import version_of
 
 VERSION = 2  # raised when the same recipe would give other weights
 MIMIC_VERSION = 1  # the same for students that are taught
 TAYLOR_VERSION = 1  # and for teachers pruned by Taylor expansion
 INT8_VERSION = 1  # when the same detector would get other grids
+LATER = {"frozen_stages", "frozen_norm", "grey", "anchor_cells", "anchor_ratios"}  # settings since VERSION
 BANK_VERSION = 3  # when a bank's records change
+COSTS_VERSION = 1  # when the same candidate of a search would cost something else
+REPORT_VERSION = 1  # when a report would show something else of the same networks
+ENGINE_PACKAGES = ("qmimic", "onnxruntime", "openvino", "executorch")
 
 
 def weights_key(path: str | None) -> str | None:
@@ -51,7 +60,8 @@ def data_key(dataset: str, data: DataConfig, detector: DetectorConfig) -> str:
         data: size, and whether bad boxes were left out.
         detector: settings of every detector, with anchors.
     """
-    return fingerprint(dataset, data.model_dump(include={"size", "drop_bad_boxes"}), PIXELS, detector)
+    own = {name: value for name, value in _plain(data).items() if name in ("size", "drop_bad_boxes", "grey")}
+    return fingerprint(dataset, own, PIXELS, _plain(detector))
 
 
 def cache_key(dataset: str, data: DataConfig) -> str:
@@ -139,12 +149,43 @@ def bank_key(recipe: Recipe, data: str, teacher: str, content: object, processes
     return fingerprint(BANK_VERSION, teacher, data, content, arithmetic)
 
 
+def costs_key(detector: DetectorConfig, classes: int) -> str:
+    """What networks with these settings cost as files, on this machine, in the engines that are installed."""
+    machine = platform.node(), platform.processor(), os.cpu_count()
+    return fingerprint(COSTS_VERSION, detector, classes, machine, [version_of(name) for name in ENGINE_PACKAGES])
+
+
+def network_key(spec: BaseModel, quantizer: BaseModel | None) -> str:
+    """A network whatever its weights are; all of one description cost the same."""
+    return fingerprint(spec, quantizer)
+
+
+def timing_key(cpu: str, networks: Sequence[str], files: Sequence[tuple[str, str]]) -> str:
+    """A report's times, of networks by their stages' keys and of deployed files by title and checksum."""
+    return fingerprint(REPORT_VERSION, cpu, [version(name) for name in ("qmimic", "onnxruntime")], networks, files)
+
+
+def detections_key(network: str, dataset: str) -> str:
+    """A report's detections of a network (key of its stage, or checksum of its file) on a dataset."""
+    return fingerprint(REPORT_VERSION, network, dataset)
+
+
+def matching_key(student: str, dataset: str) -> str:
+    """A report's matching of a student's map, by its stage's key, on pictures of a dataset."""
+    return fingerprint(REPORT_VERSION, student, dataset)
+
+
+def check_key(dataset: str, size: tuple[int, int]) -> str:
+    """What a report says is wrong with a dataset at a training size."""
+    return fingerprint(REPORT_VERSION, dataset, size)
+
+
 def job_keys(recipe: Recipe) -> dict[str, str]:
     """Ids of a study's jobs by kind, from one run's recipe alone: the data are not read.
 
     The kinds are teacher, quantized and student; where the student needs no teachers, it is all there is.
     """
-    run = (VERSION, recipe.seed, recipe.data, recipe.detector, recipe.augment, recipe.run.precision)
+    run = (VERSION, recipe.seed, _plain(recipe.data), _plain(recipe.detector), recipe.augment, recipe.run.precision)
     if not recipe.needs_teachers:
         return {"student": fingerprint("student", *run, _job_schedule(recipe.student))}
     teacher = fingerprint("teacher", *run, _job_schedule(recipe.teacher, "min_map"))
@@ -155,13 +196,13 @@ def job_keys(recipe: Recipe) -> dict[str, str]:
     return {"teacher": teacher, "quantized": quantized, "student": student}
 
 
-def _schedule(config: ScheduleConfig, *left_out: str) -> Mapping[str, object]:
+def _schedule(config: FineTuningConfig, *left_out: str) -> Mapping[str, object]:
     """A network's settings, with the content of its weights in their path's place."""
     plain = _plain(config, *left_out)
     return {**plain, "weights": weights_key(plain["weights"])} if "weights" in plain else plain
 
 
-def _job_schedule(config: ScheduleConfig, *left_out: str) -> Mapping[str, object]:
+def _job_schedule(config: FineTuningConfig, *left_out: str) -> Mapping[str, object]:
     """The same for a job: weights that cannot be read fail this job when it runs, not the whole study."""
     try:
         return _schedule(config, *left_out)
@@ -169,10 +210,20 @@ def _job_schedule(config: ScheduleConfig, *left_out: str) -> Mapping[str, object
         return _plain(config, *left_out)
 
 
-def _plain(config: ScheduleConfig, *left_out: str) -> dict[str, Any]:
-    """The settings; what came later and is off is left out, so that results from before keep their names."""
-    plain = config.model_dump(mode="json", exclude=set(left_out))
-    return {name: value for name, value in plain.items() if name not in ("frozen_stages", "frozen_norm") or value}
+def _plain(config: Section, *left_out: str) -> dict[str, Any]:
+    """The settings of a section, such that results keep their keys when settings come and go.
+
+    What is gone counts as the value that holds now, and what came later only where it is set.
+
+    Args:
+        config: any section.
+        left_out: names that count for nothing.
+    """
+    section = next(name for name, field in Recipe.model_fields.items() if field.annotation is type(config))
+    fixed = {key.rpartition(".")[2]: value for key, value in GONE.items() if key.startswith(f"{section}.")}
+    plain = {**fixed, **config.model_dump(mode="json", exclude=set(left_out))}
+    inert = {name for name in LATER & set(plain) if getattr(config, name) == type(config).model_fields[name].default}
+    return {name: value for name, value in plain.items() if name not in inert}
 
 
 def _pruning(recipe: Recipe) -> list[object]:

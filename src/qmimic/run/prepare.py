@@ -17,7 +17,7 @@ from qmimic.data.loader import Loader
 from qmimic.data.pixel_cache import PixelCache
 from qmimic.data.sample import Dataset
 from qmimic.data.splits import TRAIN, VAL
-from qmimic.detectors.anchors import fit_anchors
+from qmimic.detectors.anchors import anchors_in_cells, fit_anchors
 from qmimic.detectors.architectures import architecture_of, spec_for
 from qmimic.detectors.backbones import parse_name
 from qmimic.detectors.spec import DetectorSpec
@@ -54,7 +54,7 @@ class Prepared:
 
     def spec(self, backbone: str) -> DetectorSpec:
         """The description of a detector of this run."""
-        return spec_for(self.detector, backbone, self.dataset.classes, self.recipe.data.size)
+        return spec_for(self.detector, backbone, self.dataset.classes, self.recipe.data.size, self.recipe.data.grey)
 
     def bf16(self, backbone: str) -> bool:
         """Whether a network of this width is computed in bf16."""
@@ -97,7 +97,10 @@ def prepare(recipe: Recipe) -> Prepared:
             f"No image of the split {data.train!r} of {data.root} has a box to learn from; label some objects."
         )
     detector = recipe.detector
-    if detector.anchors is None:
+    if detector.anchor_cells:
+        anchors = anchors_in_cells(detector.anchor_cells, detector.anchor_ratios, detector.output_stride)
+        detector = detector.model_copy(update={"anchors": anchors, "anchor_cells": None, "anchor_ratios": (1.0,)})
+    elif detector.anchors is None:
         detector = detector.model_copy(update={"anchors": fit_anchors(sizes, detector.anchor_count)})
     key = data_key(dataset_fingerprint(dataset), data, detector)
     return Prepared(recipe, dataset, train, val, detector, key, accelerator)

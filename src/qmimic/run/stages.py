@@ -18,11 +18,10 @@ from qmimic.compress.cost import equal_share
 from qmimic.compress.lasso import prune_by_lasso
 from qmimic.compress.taylor import prune_by_taylor
 from qmimic.config import ScheduleConfig, TeacherConfig
-from qmimic.data.splits import VAL
 from qmimic.detectors.build import build, mac_count, parameter_count
 from qmimic.detectors.channels import channel_groups
 from qmimic.detectors.detector import Detector
-from qmimic.detectors.evaluation import channel_rms, detect_all
+from qmimic.detectors.evaluation import channel_rms
 from qmimic.detectors.files import load_detector, save_detector
 from qmimic.detectors.pretrained import load_backbone
 from qmimic.detectors.quantize import Quantizer, absolute_stride
@@ -30,12 +29,13 @@ from qmimic.distill.matching import matching
 from qmimic.distill.mimic import Mimic
 from qmimic.errors import InputError
 from qmimic.files import write_text
-from qmimic.run.folder import STAGE_RESULT, StageResult, read_stage, stage_folder
+from qmimic.run.folder import RECIPE, STAGE_RESULT, StageResult, read_stage, stage_folder
 from qmimic.run.keys import Parents, pruned_key, quantized_key, student_key, teacher_key
 from qmimic.run.prepare import Prepared
 from qmimic.run.teaching import teacher_of
 from qmimic.run.tracking import scores_of, trackers_of
-from qmimic.scores.summary import score
+from qmimic.run.validation import Validation
+from qmimic.scores.summary import Scores
 from qmimic.tables import MODES
 from qmimic.training.loop import Job, Objective, Watcher, step_generators, train_network
 from qmimic.training.step import DetectionObjective, MimicObjective
@@ -109,14 +109,14 @@ def quantize_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> St
 
     def objective() -> DetectionObjective:
         detector = quantized()
-        before.append(_map50(prepared, detector.eval()))
+        before.append(Validation(prepared)(detector.eval()))
         _freeze(detector, recipe.teacher)
         return DetectionObjective(detector, recipe.augment)
 
     def extra(_: Objective) -> dict[str, Any]:
         return {"map50_before": before[0]}
 
-    stage = _run(prepared, QUANTIZED_TEACHER, key, config, backbone, objective, watcher, extra)
+    stage = _run(prepared, QUANTIZED_TEACHER, key, config.schedule, backbone, objective, watcher, extra)
     result = stage.result
     watcher.say(
         f"Quantized, the teacher has {100 * (result.map50_before or 0):.1f} mAP@0.5 before fine-tuning "
@@ -184,7 +184,8 @@ def prune_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> Stage
     def work() -> None:
         if prepared.accelerator.is_main_process:
             with processes.apart():
-                _write(prepared, name, key, pruned(), folder, {})
+                detector = pruned()
+                _write(prepared, name, key, detector, Validation(prepared).scores(detector), folder, {})
 
     stage = _once(prepared, folder, watcher, work)
     watcher.say(
@@ -278,16 +279,15 @@ def _run(
         objective = make()
         with trackers_of(prepared, name, key, folder, watcher) as trackers:
             job = Job(name, folder, key, prepared.recipe.seed, schedule, prepared.bf16(backbone), trackers)
-            trained = objective.detector.eval()
+            trained, validation = objective.detector.eval(), Validation(prepared)
             if schedule.steps:
                 loader = prepared.train.with_batch_size(schedule.batch_size)
-                trained = train_network(
-                    job, objective, loader, lambda d: _map50(prepared, d), prepared.accelerator, watcher
-                )
+                trained = train_network(job, objective, loader, validation, prepared.accelerator, watcher)
             objective.eval()
             if prepared.accelerator.is_main_process:
                 with processes.apart():
-                    trackers.end(scores_of(_write(prepared, name, key, trained, folder, extra(objective))))
+                    scores = validation.scores(trained)
+                    trackers.end(scores_of(_write(prepared, name, key, trained, scores, folder, extra(objective))))
 
     return _once(prepared, folder, watcher, work)
 
@@ -300,6 +300,7 @@ def _once(prepared: Prepared, folder: Path, watcher: Watcher, work: Callable[[],
     if done:
         watcher.say(f"{done.name}: done before, taken from {folder}.")
         return Stage(done, folder)
+    _say_again(folder, watcher)
     work()
     prepared.accelerator.wait_for_everyone()
     result = _finished(folder)
@@ -308,11 +309,22 @@ def _once(prepared: Prepared, folder: Path, watcher: Watcher, work: Callable[[],
     return Stage(result, folder)
 
 
+def _say_again(folder: Path, watcher: Watcher) -> None:
+    """Say so where a stage was done before from other settings or data, or by another version: it is done again."""
+    name, _, key = folder.name.rpartition("-")
+    others = [one for one in folder.parent.glob(f"{name}-*") if one.name.rpartition("-")[0] == name and one != folder]
+    # In a study's folder, stages of many recipes lie side by side.
+    if (folder.parents[1] / RECIPE).is_file() and any(read_stage(one) for one in others):
+        watcher.say(
+            f"{name} is done again: what was done before came from other settings, other data or another version of "
+            f"qmimic (its key is now {key})."
+        )
+
+
 def _write(
-    prepared: Prepared, name: str, key: str, trained: Detector, folder: Path, extra: dict[str, Any]
+    prepared: Prepared, name: str, key: str, trained: Detector, scores: Scores, folder: Path, extra: dict[str, Any]
 ) -> StageResult:
-    """Score a detector and write it with its result, the mark of a finished stage."""
-    scores = score(prepared.dataset, VAL, detect_all(trained, prepared.val))
+    """Write a detector with its result, the mark of a finished stage."""
     file = folder / "detector.safetensors"
     notes = {"stage": name, "key": key, "map50": scores.voc_map50, "seed": prepared.recipe.seed}
     save_detector(trained, file, notes)
@@ -338,10 +350,6 @@ def _finished(folder: Path) -> StageResult | None:
     except InputError:
         return None  # not done, or damaged since: done again from its last checkpoint
     return read_stage(folder)
-
-
-def _map50(prepared: Prepared, detector: Detector) -> float:
-    return score(prepared.dataset, VAL, detect_all(detector, prepared.val)).voc_map50
 
 
 def _quantizer_of(stage: Stage) -> Quantizer:

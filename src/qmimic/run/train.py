@@ -3,10 +3,11 @@
 import contextlib
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from qmimic.arms import ARMS, STUDENT
+from qmimic.arms import ARMS, STUDENT, TEACHERS
 from qmimic.config import Recipe, save_recipe
 from qmimic.data.splits import VAL
 from qmimic.detectors.backbones import parse_name
@@ -123,7 +124,8 @@ def _write_results(prepared: Prepared, stages: list[Stage], said: tuple[str, ...
         folder / RESULTS,
         json.dumps({"stages": [asdict(r) for r in results], "remarks": said}, indent=1),
     )
-    write_text(folder / "results.md", markdown(results) + "\n" + "".join(f"\n{remark}\n" for remark in said))
+    table = markdown(results, prepared.recipe.published)
+    write_text(folder / "results.md", table + "\n" + "".join(f"\n{remark}\n" for remark in said))
 
 
 def arms(prepared: Prepared) -> dict[str, Recipe]:
@@ -147,9 +149,16 @@ def arms(prepared: Prepared) -> dict[str, Recipe]:
 
 
 def remarks(results: tuple[StageResult, ...]) -> tuple[str, ...]:
-    """What must be said in words: a student that is no better than the same network trained alone, or not the best."""
+    """What must be said in words: a teacher or a student below the student trained alone, or a student not the best."""
     scores = {result.name: result.map50 for result in results}
     said = []
+    known = [scores[name] for name in TEACHERS if name in scores]
+    if known and max(known) < scores.get("scratch", 0.0):
+        said.append(
+            f"The teacher ({100 * max(known):.1f} mAP@0.5) is weaker than the student trained from scratch "
+            f"({100 * scores['scratch']:.1f}), so there is nothing to learn from it: train it for longer, take a wider "
+            "one, or start it from published weights (teacher.weights)."
+        )
     for name in ("student", "mimic"):
         if name in scores and "scratch" in scores and scores[name] < scores["scratch"]:
             said.append(
@@ -228,9 +237,12 @@ def rows(results: tuple[StageResult, ...]) -> list[tuple[str, ...]]:
     ]
 
 
-def markdown(results: tuple[StageResult, ...]) -> str:
-    """The table of a run as Markdown."""
+def markdown(results: tuple[StageResult, ...], published: Mapping[str, str]) -> str:
+    """The table of a run as Markdown, with a column of what others report where there is any."""
     lines = [COLUMNS, ("---",) * 2 + ("---:",) * (len(COLUMNS) - 2), *rows(results)]
+    if published:
+        own = ["published", "---:", *(published.get(result.name, "-") for result in results)]
+        lines = [(*line, cell) for line, cell in zip(lines, own, strict=True)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 

@@ -120,7 +120,7 @@ class Detector:
         if inputs:
             rows = zip(*self.raw(np.stack([pixels for pixels, _ in inputs.values()])), strict=True)
             for (place, (_, placed)), (boxes, scores, labels) in zip(inputs.items(), rows, strict=True):
-                results[place] = Detections(placed.undo(boxes), scores, labels).keep(scores >= min_score)
+                results[place] = placed.restored(Detections(boxes, scores, labels).keep(scores >= min_score))
         return [results[place] for place in range(len(pictures))]
 
     def raw(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from qmimic.data.images import BROKEN, upright
+from qmimic.data.images import upright
 from qmimic.data.letterbox import Letterbox, letterbox, letterbox_file
 from qmimic.errors import InputError
 
@@ -28,7 +28,7 @@ def fitted(picture: Any, size: tuple[int, int]) -> tuple[NDArray[np.uint8], Lett
     if isinstance(picture, Image.Image):
         try:
             return letterbox(upright(picture), size)
-        except BROKEN as error:  # of a file that Pillow reads only now, or of a mode that it cannot convert
+        except Exception as error:  # Pillow's, of a file that it reads only now, or a mode that it cannot convert
             raise InputError(f"The Pillow image cannot be read as RGB ({error}); convert or load it first.") from error
     if isinstance(picture, str | os.PathLike):
         return letterbox_file(_file(os.fspath(picture)), size)

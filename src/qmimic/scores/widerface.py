@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from qmimic.data.labels import inside, read_text
+from qmimic.data.labels import read_text
 from qmimic.data.widerface import mat_images
 from qmimic.detections import Detections
 from qmimic.errors import InputError
-from qmimic.files import write_text
+from qmimic.files import inside, write_text
 
 LEVELS = ("easy", "medium", "hard")
 THRESHOLDS = 1000

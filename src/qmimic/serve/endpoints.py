@@ -36,7 +36,7 @@ def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
         404: "there is no such page",
         408: "the request took too long to arrive",
         413: "too many bytes or pixels",
-        415: "no picture in a known format",
+        415: "not a picture in a known format",
         422: "a parameter or the JSON cannot be used",
         500: "a fault of the server",
         503: "too many pictures are waiting; see the header Retry-After",

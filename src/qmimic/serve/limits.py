@@ -6,11 +6,11 @@ import io
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from PIL import Image, UnidentifiedImageError
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from qmimic.data.images import BROKEN, SENT
+from qmimic.data.images import TooLargeError, UnknownFormatError, image_size
+from qmimic.errors import InputError
 
 MIB = 1 << 20
 LARGE = 16_000_000  # pixels; pictures above are decoded one at a time
@@ -61,14 +61,13 @@ def picture_size(content: bytes, limits: Limits) -> int:
     if not content:
         raise RefusedError(400, "The request is empty; send the bytes of a picture as its body.")
     try:
-        with Image.open(io.BytesIO(content), formats=SENT) as picture:
-            pixels = picture.width * picture.height
-    except UnidentifiedImageError as error:
-        known = ", ".join(SENT)
-        raise RefusedError(415, f"This is no picture in a known format ({known}); send one of these.") from error
-    except Image.DecompressionBombError as error:
+        width, height = image_size(io.BytesIO(content))
+        pixels = width * height
+    except UnknownFormatError as error:
+        raise RefusedError(415, str(error)) from error
+    except TooLargeError as error:
         raise _too_many_pixels(limits) from error
-    except BROKEN as error:
+    except InputError as error:
         raise RefusedError(400, "The picture's header is damaged; save the picture again.") from error
     if pixels > limits.pixels:
         raise _too_many_pixels(limits)

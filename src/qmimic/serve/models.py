@@ -159,7 +159,7 @@ def look_at(model: Served, picture: BinaryIO) -> Looked:
     begin = time.perf_counter()
     found = model.look(pixels)
     milliseconds = 1000 * (time.perf_counter() - begin)
-    return Looked((placed.width, placed.height), milliseconds, replace(found, boxes=placed.undo(found.boxes)))
+    return Looked((placed.width, placed.height), milliseconds, placed.restored(found))
 
 
 def _unlike(name: str, taken: dict[str, Served] | dict[str, Path]) -> str:
@@ -223,8 +223,7 @@ def _deployed(path: Path, run: str) -> Served:
 
     def look(pixels: NDArray[np.uint8]) -> Detections:
         boxes, scores, labels = (values[0] for values in detector.raw(pixels[None]))
-        keep = scores >= 0
-        return Detections(boxes[keep], scores[keep], labels[keep])
+        return Detections(boxes, scores, labels).keep(scores >= 0)
 
     score = None if own.changed else own.parity.get("map50", own.training.get("map50"))
     return Served(

@@ -43,6 +43,6 @@ def detections_of_file(shipped: ShippedDetector, loader: Loader) -> dict[str, De
     for batch in loader.with_batch_size(shipped.batch or loader.batch_size).once():
         boxes, scores, labels = shipped.raw(batch.images.permute(0, 2, 3, 1).contiguous().numpy())
         for row, (sample, placed) in enumerate(zip(batch.samples, batch.placed, strict=True)):
-            keep = scores[row] >= 0
-            found[sample.image_id] = Detections(placed.undo(boxes[row])[keep], scores[row][keep], labels[row][keep])
+            one = Detections(boxes[row], scores[row], labels[row])
+            found[sample.image_id] = placed.restored(one.keep(one.scores >= 0))
     return found

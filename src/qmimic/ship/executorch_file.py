@@ -73,14 +73,10 @@ class _Extract(nn.Module):
     def __init__(self, detector: Detector, parts: ExportParts) -> None:
         super().__init__()
         self.detector, self.parts = detector, parts
-        self.divided = bool((detector.std != 1).any())
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        pixels = images.permute(0, 3, 1, 2).contiguous().float()
-        pixels = pixels - self.detector.mean
-        if self.divided:
-            pixels = pixels / self.detector.std
-        features = self.detector.quantize(self.detector.backbone(pixels.contiguous()))
+        pixels = self.detector.centred(images).contiguous()
+        features = self.detector.quantize(self.detector.backbone(pixels))
         return features.map, self.parts.candidates(features)
 
 

@@ -22,8 +22,6 @@ class ShippedNetwork(nn.Module):
         InputError: no exporter can write the detector's map or its pooling.
     """
 
-    mean: Tensor
-
     def __init__(self, detector: Detector, suppression: bool = True) -> None:
         super().__init__()
         if detector.quantizer is not None and detector.quantizer.config.kind == "power_of_two":
@@ -34,9 +32,7 @@ class ShippedNetwork(nn.Module):
         detector.export_parts()  # refuses what no format can write
         self.suppression = suppression
         self.detector = fold_batch_norm(detector).requires_grad_(False).cpu()
-        self.register_buffer("mean", self.detector.mean.clone())
         absorb_deviation(self.detector)  # saves a pass over the image
-        self.divided = bool((self.detector.std != 1).any())
         freeze(self.detector)
 
     @torch.no_grad()
@@ -51,10 +47,7 @@ class ShippedNetwork(nn.Module):
             fewer than D; classes int64 [N, D]. Without suppression, boxes [N, P, K or 1, 4] and scores [N, P, K] of
             regions, below 0 where there is none.
         """
-        pixels = images.permute(0, 3, 1, 2).float() - self.mean
-        if self.divided:
-            pixels = pixels / self.detector.std
-        features = self.detector.quantize(self.detector.backbone(pixels))
+        features = self.detector.quantize(self.detector.backbone(self.detector.centred(images)))
         if not self.suppression:
             return self.detector.score_boxes(features)
         found = self.detector.detect_on(features)

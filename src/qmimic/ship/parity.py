@@ -125,8 +125,8 @@ def _both(
         output = trained.detect(torch.from_numpy(part).permute(0, 3, 1, 2))
         found = shipped.raw(part)
         for row in range(len(part)):
-            keep = found[1][row] >= 0
-            yield unpad(output, row), Detections(*(values[row][keep] for values in found))
+            one = Detections(*(values[row] for values in found))
+            yield unpad(output, row), one.keep(one.scores >= 0)
 
 
 def _beaten(one: Detections, k: int, other: Detections, threshold: float) -> bool:

@@ -7,6 +7,9 @@ from torch import nn
 
 from qmimic.config import ScheduleConfig
 
+MOMENTUM = 0.9  # of SGD
+GAMMA = 0.1  # of decay=step: what the rate is multiplied by at each milestone
+
 
 def build_optimizer(module: nn.Module, schedule: ScheduleConfig) -> torch.optim.Optimizer:
     """AdamW or SGD, fused. Weight decay spares biases and batch norms, as is the custom for small networks."""
@@ -16,7 +19,7 @@ def build_optimizer(module: nn.Module, schedule: ScheduleConfig) -> torch.optim.
         {"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0},
     ]
     if schedule.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=schedule.learning_rate, momentum=schedule.momentum, fused=True)
+        return torch.optim.SGD(groups, lr=schedule.learning_rate, momentum=MOMENTUM, fused=True)
     return torch.optim.AdamW(groups, lr=schedule.learning_rate, fused=True)
 
 
@@ -28,7 +31,6 @@ def learning_rate(schedule: ScheduleConfig, step: int) -> float:
     if schedule.decay == "constant":
         return peak
     if schedule.decay == "step":
-        passed = sum(step >= share * schedule.steps for share in schedule.milestones)
-        return float(peak * schedule.gamma**passed)
+        return float(peak * GAMMA ** sum(step >= share * schedule.steps for share in schedule.milestones))
     left = max(1, schedule.steps - schedule.warmup_steps)
     return peak * 0.5 * (1 + math.cos(math.pi * (step - schedule.warmup_steps) / left))

@@ -1,0 +1,75 @@
+"""What sections of a recipe are made of: strict models, names that a table knows, ranges; and their fingerprint."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from qmimic.tables import Table, unknown
+
+T = TypeVar("T")
+ADVANCED = "advanced"
+Advanced = Annotated[T, ADVANCED]  # a setting that hardly anybody needs
+
+
+class Section(BaseModel):
+    """A part of a recipe: no unknown keys, no NaN, immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _plain_value(cls, value: Any, info: ValidationInfo) -> Any:
+        # To Python, and so to pydantic, True is the number 1; in YAML it is the word yes, on or true.
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("needs a value, not yes or no")
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("holds a NUL character, which no name has")
+        return value
+
+
+@dataclass(frozen=True)
+class InTable:
+    """Of a name: it is one of a table's, when the recipe is read."""
+
+    table: Table[Any]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._known, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {**handler(schema), "enum": list(self.table)}
+
+    def _known(self, name: str) -> str:
+        if name not in self.table:
+            raise PydanticCustomError("unknown_name", "{said}", {"said": unknown(self.table.key, name, self.table)})
+        return name
+
+
+def _input_size(size: tuple[int, int]) -> tuple[int, int]:
+    if any(side % 16 or not 32 <= side <= 4096 for side in size):
+        raise ValueError("needs two multiples of 16 from 32 to 4096")
+    return size
+
+
+InputSize = Annotated[tuple[int, int], AfterValidator(_input_size)]
+Side = Annotated[float, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def fingerprint(*parts: object) -> str:
+    """Twelve hexadecimal digits that name a combination of settings; equal settings, equal name."""
+    plain = [part.model_dump(mode="json") if isinstance(part, BaseModel) else part for part in parts]
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
