@@ -159,7 +159,7 @@ def test_the_command_s_bad_input(
     cases = {
         ("none.onnx", photo): "There is no file none.onnx",
         (model, str(tmp_path / "none.png")): "There is no image",
-        (model, str(tmp_path / "broken.jpg")): "is not a whole image",
+        (model, str(tmp_path / "broken.jpg")): "is not a picture in a known format",
         (model, str(tmp_path / "empty")): "holds no picture",
         (model,): "Name pictures or --video",
         (model, photo, "--video", "0"): "Name pictures or --video",

@@ -57,7 +57,8 @@ def read_tensors(path: Path) -> TensorFile:
         InputError: the file is missing, cut short, not safetensors, or of a newer qmimic.
     """
     if not path.is_file():
-        raise InputError(f"There is no checkpoint {path}; name a .safetensors file of a run.")
+        there = f"{path} is {what_is(path)}, not a checkpoint" if path.exists() else f"There is no checkpoint {path}"
+        raise InputError(f"{there}; name a .safetensors file of a run.")
     try:
         with safe_open(str(path), framework="pt") as file:
             header = json.loads((file.metadata() or {}).get(HEADER, "{}"))

@@ -22,7 +22,7 @@ MOST_IN_A_ROW = 10_000  # frames that fail one after the other, after which noth
 def frames(source: str, fault: Callable[[str], None]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """Numbers, from 0, and frames uint8 [H, W, 3], RGB, until the video ends or the stream stops for good.
 
-    Frames that cannot be read keep their number and are passed over. A stream or camera that stops is reached again.
+    A frame that cannot be read is passed over. A stream or camera that stops is reached again.
 
     Args:
         source: a file, an address (rtsp, http and the like), `/dev/videoN`, or the number of a camera.
@@ -45,26 +45,24 @@ def frames(source: str, fault: Callable[[str], None]) -> Iterator[tuple[int, NDA
         live = live and count == 0
         if not good and not (count and not live):
             raise InputError(f"The {what} gives no picture; check that it is connected, or whole.")
-        number, failed, in_a_row = 0, [], 0
+        number = read = in_a_row = 0
         while good or (not live and number < count and in_a_row < MOST_IN_A_ROW):
             if good:
                 yield number, np.ascontiguousarray(frame[..., ::-1])
-                in_a_row = 0
+                read, in_a_row = read + 1, 0
             else:
-                failed.append(number)
                 in_a_row += 1
             number += 1
             good, frame = capture.read()
             if live and not good:
                 capture.release()
                 capture, good, frame = _again(cv2, source)
-        if number == len(failed):
+        if not read:
             raise InputError(f"The {what} gives none of its {count} frames; copy it again.")
-        missing = [*failed, *range(number, count)] if not live else []
-        if missing:
-            fault(f"The {what} says that it has {count} frames; {len(missing)} could not be read: {_ranges(missing)}.")
         if live:
-            fault(f"The {what} stopped after {number} frames and could not be reached again in {len(WAITS)} tries.")
+            fault(f"The {what} stopped after {read} frames and could not be reached again in {len(WAITS)} tries.")
+        elif read < count:
+            fault(f"The {what} says that it has {count} frames, but {count - read} could not be read; copy it again.")
     finally:
         capture.release()
 
@@ -115,15 +113,3 @@ def _again(cv2: Any, source: str) -> tuple[Any, bool, Any]:
             break
         capture.release()
     return capture, good, frame
-
-
-def _ranges(numbers: list[int]) -> str:
-    """Rising numbers as `3, 7 to 9`, the first five of them."""
-    found: list[list[int]] = []
-    for number in numbers:
-        if found and found[-1][1] == number - 1:
-            found[-1][1] = number
-        else:
-            found.append([number, number])
-    shown = [str(first) if first == last else f"{first} to {last}" for first, last in found[:5]]
-    return ", ".join(shown) + (f", and {len(found) - 5} more places" if len(found) > 5 else "")
