@@ -4,7 +4,6 @@ import argparse
 import io
 import json
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from PIL import Image
 
 from qmimic.detections import Detections
 from qmimic.draw import draw
-from qmimic.errors import InputError
+from qmimic.errors import InputError, notices_said
 from qmimic.files import replacing
 from qmimic.runtime.detector import Detector
 from qmimic.runtime.drawing import Fault, as_plain, looked_at, pictures_of
@@ -55,19 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be printable
-        with warnings.catch_warnings(record=True) as said:
-            warnings.simplefilter("always", UserWarning)
-            detector = _loaded(options)
-        for one in said:
-            _complain(str(one.message))
-        for name, found in _looked_at(detector, options, fault):
-            if options.json:
-                plain = {"picture": name, "detections": as_plain(found, detector.classes)}
-                print(json.dumps(plain), flush=True)
-            else:
-                listed = zip(found.labels.tolist(), found.scores.tolist(), strict=True)
-                objects = ", ".join(f"{detector.classes[k]} {s:.2f}" for k, s in listed) or "nothing"
-                print(f"{name}: {objects}", flush=True)
+        with notices_said():
+            _run(options, fault)
     except InputError as error:
         _complain(str(error))
         return EXIT_BAD_INPUT
@@ -80,6 +68,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return EXIT_BAD_INPUT
     return EXIT_FAULTS if faults else 0
+
+
+def _run(options: argparse.Namespace, fault: Fault) -> None:
+    detector = _loaded(options)
+    for name, found in _looked_at(detector, options, fault):
+        if options.json:
+            plain = {"picture": name, "detections": as_plain(found, detector.classes)}
+            print(json.dumps(plain), flush=True)
+        else:
+            listed = zip(found.labels.tolist(), found.scores.tolist(), strict=True)
+            objects = ", ".join(f"{detector.classes[k]} {s:.2f}" for k, s in listed) or "nothing"
+            print(f"{name}: {objects}", flush=True)
 
 
 def _complain(sentence: str) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from qmimic.data.letterbox import Letterbox
 from qmimic.detections import Detections
-from qmimic.errors import InputError
+from qmimic.errors import InputError, Notice
 from qmimic.runtime.engine import Engine
 from qmimic.runtime.formats import format_of
 from qmimic.runtime.metadata import GRAPH_SUM, INPUT, OUTPUTS, REGIONS, Metadata, from_properties
@@ -19,7 +19,7 @@ from qmimic.runtime.pictures import Picture, fitted, is_one, score_limit
 from qmimic.runtime.suppression import detect
 
 
-class ChangedFileWarning(UserWarning):
+class ChangedFileWarning(Notice):
     """A file's graph or weights are not those that its proof was of."""
 
 

@@ -58,7 +58,7 @@ def frames(source: str, fault: Callable[[str], None]) -> Iterator[tuple[int, NDA
                 capture.release()
                 capture, good, frame = _again(cv2, source)
         if not read:
-            raise InputError(f"The {what} gives none of its {count} frames; copy it again.")
+            raise InputError(f"The {what} gives no picture, though it says that it has {count} frames; copy it again.")
         if live:
             fault(f"The {what} stopped after {read} frames and could not be reached again in {len(WAITS)} tries.")
         elif read < count:
