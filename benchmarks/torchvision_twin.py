@@ -76,7 +76,9 @@ def twin(detector: Detector) -> TorchvisionFasterRCNN:
         detector: of a square input size, without a quantizer.
     """
     spec = detector.spec
-    backbone = OneMap(plain(detector.backbone))
+    # A network of timm consists of timm's own layers.
+    own = detector.backbone
+    backbone = OneMap(plain(own) if own.published_name is None else copy.deepcopy(own))
     roi_head = TwoMLPHead(detector.head.fc1.in_features, detector.head.fc1.out_features)
     model = TorchvisionFasterRCNN(
         backbone,

@@ -64,7 +64,7 @@ def test_an_unknown_key_without_a_near_one_leads_to_the_list() -> None:
         ("teacher.steps=1.5", "teacher.steps: "),
         ("teacher.steps=0", "teacher.steps: "),
         ("teacher.steps=[3]", "teacher.steps: "),
-        ("seed=yes", "seed: needs a value, not yes or no"),
+        ("seed=yes", "seed: needs a value other than yes or no"),
         ("student.quantize_map=3", "student.quantize_map: "),
         ("data.size=64", "data.size: "),
         ("data.size=[64]", "data.size"),
@@ -116,7 +116,7 @@ def test_what_is_gone_is_left_out_where_it_says_what_holds_anyway(tmp_path: Path
     assert not {one.key for one in settings()} & set(GONE)
     for key, value in GONE.items():
         assert load_recipe(None, [f"{key}={json.dumps(value)}"]) == Recipe()
-        assert f"{key} is not a setting any more, it is always {value}; leave it out" in refusal(f"{key}=7")
+        assert f"{key} is no longer a setting: it is always {value}; leave it out" in refusal(f"{key}=7")
     old: dict[str, dict[str, Any]] = {}
     for key, value in GONE.items():
         section, _, name = key.partition(".")

@@ -98,7 +98,7 @@ def detect(
         dataset: of the detector's classes.
         split: name of the split, or several joined by +.
         sizes: heights and widths at which the images are looked at, one after another; none: the detector's own.
-        flip: look at them mirrored as well.
+        flip: run on their mirror images as well.
 
     Raises:
         InputError: the split is missing, the dataset's classes are not the detector's, or a size cannot be.

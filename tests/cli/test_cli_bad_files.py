@@ -30,7 +30,7 @@ def state(folder: Path) -> dict[str, bytes]:
         ("teacher.steps.more=3", "steps is a value, not a section"),
         (
             "quantized_teacher.milestones=[8, 11]",
-            "quantized_teacher.milestones is not a setting any more, it is always [0.67, 0.89]; leave it",
+            "quantized_teacher.milestones is no longer a setting: it is always [0.67, 0.89]; leave it",
         ),
         ("run.threads=1000000", "run.threads"),
         ("detector.head_width=1000000000000", "detector.head_width"),

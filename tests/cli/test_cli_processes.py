@@ -57,7 +57,7 @@ def test_after_a_kill_and_after_ctrl_c_the_same_command_goes_on(
 
     process = begun(command, run)
     # While it trains no other process may write beside it, and it takes no harm from one that tries.
-    assert f"Another process trains in {run}" in refused(*arguments)
+    assert f"Another process is training in {run}" in refused(*arguments)
     assert process.poll() is None
     process.kill()
     process.communicate(timeout=60)

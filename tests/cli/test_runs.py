@@ -182,7 +182,7 @@ def test_a_run_at_work_stays(runs: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert tree(runs) == before
     # It came to work after the plan was made.
     removals, _ = plan_cleaning(runs, ["one"], ["whole"])
-    with at_work(runs / "one"), pytest.raises(Exception, match="Another process trains"):
+    with at_work(runs / "one"), pytest.raises(Exception, match="Another process is training"):
         clean(removals)
     assert tree(runs) == before
 
@@ -191,12 +191,12 @@ def test_what_is_no_run_is_refused(runs: Path, tmp_path: Path, refused: Refused)
     before = tree(runs)
     for name in ("mine", "none", "notes.txt", "..", str(tmp_path), "/"):
         said = refused("runs", "clean", name, "--in", runs, "--all", "--yes")
-        assert "is no run folder of qmimic; there are one." in said
+        assert "is not a run folder of qmimic; there are one." in said
     assert "name them" in refused("runs", "clean", "--in", runs, "--all", "--yes")
     (runs / "linked").symlink_to(runs / "one")
-    assert "is no run folder" in refused("runs", "clean", "linked", "--in", runs, "--all", "--yes")
+    assert "is not a run folder" in refused("runs", "clean", "linked", "--in", runs, "--all", "--yes")
     (runs / "one" / "environment.json").write_text("[]")  # not ours any more
-    assert "is no run folder" in refused("runs", "clean", "one", "--in", runs, "--all", "--yes")
+    assert "is not a run folder" in refused("runs", "clean", "one", "--in", runs, "--all", "--yes")
     (runs / "one" / "environment.json").write_bytes(before["one/environment.json"])
     (runs / "linked").unlink()
     assert tree(runs) == before

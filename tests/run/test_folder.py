@@ -36,7 +36,7 @@ def test_a_run_is_read_as_it_was_written(run: Path) -> None:
 )
 def test_a_table_that_qmimic_did_not_write_is_refused(run: Path, key: str, value: object) -> None:
     (run / "results.json").write_text(json.dumps({"stages": [{**asdict(STUDENT), key: value}]}))
-    with pytest.raises(InputError, match="is no table of a run"):
+    with pytest.raises(InputError, match="is not a table of results"):
         read_run(run)
 
 
@@ -55,10 +55,10 @@ def test_a_table_without_a_student_is_refused(run: Path) -> None:
 
 def test_a_run_that_has_not_ended_says_how_to_go_on(run: Path) -> None:
     (run / "results.json").unlink()
-    with pytest.raises(InputError, match=r"qmimic train .* goes on"):
+    with pytest.raises(InputError, match=r"qmimic train .* continues it"):
         read_run(run)
     (run / "recipe.yaml").unlink()
-    with pytest.raises(InputError, match="holds no run"):
+    with pytest.raises(InputError, match="is not a run folder"):
         read_run(run)
 
 

@@ -132,7 +132,7 @@ def test_a_changed_student_keeps_the_teacher(make_recipe: MakeRecipe) -> None:
     listener = Listener()
     qmimic.train(make_recipe(mimic={"map_steps": 0.34, "last_step": 0.84, "weight": 0.5}), listener)
     assert [stage for stage, _ in listener.started] == ["student"]
-    assert [text.split(" ")[0] for text in listener.said if "is done again" in text] == ["student"]
+    assert [text.split(" ")[0] for text in listener.said if "is trained again" in text] == ["student"]
 
 
 def test_a_weak_teacher_stops_the_run_before_any_student(make_recipe: MakeRecipe) -> None:

@@ -176,7 +176,7 @@ def test_the_command_runs_and_reports(tmp_path: Path, capsys: pytest.CaptureFixt
     ("arguments", "part"),
     [
         (("report",), "Name the folders"),
-        (("report", "nowhere"), "nowhere holds no study"),
+        (("report", "nowhere"), "nowhere is not a study"),
         (("none.yaml",), "Cannot read the study none.yaml"),
         (("none.yaml", "extra"), "one argument too many"),
         (("none.yaml", "--workers", "0"), "give at least 1"),
@@ -202,5 +202,5 @@ def test_a_table_of_another_study_format_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "study.sqlite") as table:
         table.execute("CREATE TABLE study (description TEXT)")
         table.execute('INSERT INTO study VALUES (\'{"name": "x"}\')')
-    with pytest.raises(InputError, match="describes a study that cannot be"):
+    with pytest.raises(InputError, match="describes an invalid study"):
         report([tmp_path], tmp_path / "r.md")

@@ -7,7 +7,7 @@ from qmimic.cli.grammar import Commands, add_json
 
 def add(commands: Commands) -> None:
     """Add to the command line's grammar."""
-    cost = commands.add_parser("cost", help="what a backbone costs, and baselines of other convolutions at equal cost")
+    cost = commands.add_parser("cost", help="what a backbone costs, and other convolutions at equal cost")
     cost.add_argument("backbone", help="family and width divisor, such as resnet18/16")
     cost.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), default=(128, 128), help="image size, pixels")
     add_json(cost)

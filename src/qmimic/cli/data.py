@@ -33,7 +33,7 @@ def add(commands: Commands) -> None:
     index.add_argument("path", type=Path, help="folder of a dataset; the index is written into it")
     index.add_argument("--drop-bad", action="store_true", help="leave out what `data check` refuses")
     index.set_defaults(run=_index)
-    fetch = data.add_parser("get", help="fetch the paper's data; the same command goes on where it stopped")
+    fetch = data.add_parser("get", help="fetch the paper's data; the same command continues where it stopped")
     fetch.add_argument("name", choices=Names(_sets), metavar="NAME", help="one of %(choices)s")
     fetch.add_argument("--to", type=Path, required=True, help="folder")
     fetch.add_argument("--mirror", default="", help="address of a folder that has the same files")
@@ -57,7 +57,7 @@ def _check(options: argparse.Namespace) -> int:
     from qmimic.data.formats import load_dataset
 
     if min(options.size) < 1:
-        raise InputError(f"--size {options.size[0]} {options.size[1]} is no size; give height and width in pixels.")
+        raise InputError(f"--size {options.size[0]} {options.size[1]} is not a size; give height and width in pixels.")
     report = check(load_dataset(options.path), tuple(options.size))
     print(json.dumps(report.as_json()) if options.json else report.as_text())
     return report.exit_code

@@ -22,9 +22,9 @@ def add(commands: Commands) -> None:
     evaluate.add_argument("--detections", type=Path, help="also write the detections to this JSON file")
     evaluate.add_argument("--widerface", type=Path, help="also write them to this folder as WIDER FACE's text files")
     evaluate.add_argument(
-        "--sizes", type=_size, nargs="+", default=[], metavar="HxW", help="look at the images at these sizes, pixels"
+        "--sizes", type=_size, nargs="+", default=[], metavar="HxW", help="run on the images at these sizes, pixels"
     )
-    evaluate.add_argument("--flip", action="store_true", help="look at them mirrored as well")
+    evaluate.add_argument("--flip", action="store_true", help="run on their mirror images as well")
     add_json(evaluate)
     evaluate.set_defaults(run=_evaluate)
     score = commands.add_parser("score", help="score anyone's detections on a labelled split")

@@ -12,19 +12,19 @@ from qmimic.errors import InputError
 
 def add(commands: Commands) -> None:
     """Add to the command line's grammar."""
-    export = commands.add_parser("export", help="a file to ship, after proof that it detects as the trained model does")
+    export = commands.add_parser("export", help="files to ship, proved to detect what the trained model detects")
     detector = export.add_argument("detector", type=Path, help="a .safetensors file of a run")
     complete(detector, detectors)
-    export.add_argument("--to", default="onnx", metavar="FORMATS", help="onnx, openvino, executorch, with commas")
-    export.add_argument("--int8", action="store_true", help="also on integers, unless it costs above int8.max_loss")
+    export.add_argument("--to", default="onnx", metavar="FORMATS", help="formats, separated by commas")
+    export.add_argument("--int8", action="store_true", help="also int8 files, unless they cost more than int8.max_loss")
     export.add_argument("--nms", choices=["inside", "outside"], default="inside", help="the graph, or the runtime")
     export.add_argument("--out", type=Path, help="folder (deploy, beside the detector)")
-    export.add_argument("--data", help="dataset whose pictures it is proved on (that of the run's recipe.yaml)")
+    export.add_argument("--data", help="dataset whose pictures the proof uses (default: that of the run's recipe.yaml)")
     overrides = export.add_argument(
         "--set", dest="overrides", nargs="+", default=[], metavar=OVERRIDES, help="changes to the run's recipe"
     )
     complete(overrides, keys)
-    export.add_argument("--batch", type=int, default=1, help="images at once; 0: any number, a little slower")
+    export.add_argument("--batch", type=int, default=1, help="images per call; 0: any number, a little slower")
     add_json(export)
     export.set_defaults(run=_export)
 
@@ -47,7 +47,7 @@ def _export(options: argparse.Namespace) -> int:
     from qmimic.ship.write import proved
 
     if options.batch < 0:
-        raise InputError(f"--batch {options.batch} is no number of images; give 1 or more, or 0 for any number.")
+        raise InputError(f"--batch {options.batch} is not a number of images: give 1 or more, or 0 for any number.")
     names = targets(options.to)
     out = Output(options)
     with out.watching() as watcher:
@@ -64,5 +64,5 @@ def _export(options: argparse.Namespace) -> int:
     )
     out.end({"files": [asdict(one) for one in files], "advice": advice(files)})
     if options.int8 and not any(one.precision == "int8" for one in files):
-        raise InputError("No int8 file was written, see above; executorch has none in any case.")
+        raise InputError("No int8 file was written: see above; ExecuTorch has no int8 here.")
     return 0

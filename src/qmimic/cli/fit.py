@@ -9,7 +9,7 @@ from qmimic.cli.completion import complete, keys
 from qmimic.cli.grammar import OVERRIDES, Commands, add_json, targets
 from qmimic.errors import InputError
 
-SEARCHED = "searches this"
+SEARCHED = "searches for this itself"
 SET_BY_FIT = {
     **dict.fromkeys(("data.size", "student.backbone", "detector.architecture", "detector.anchors"), SEARCHED),
     "data.root": "takes the data as its first argument",
@@ -34,9 +34,7 @@ def add(commands: Commands) -> None:
     fit.add_argument("--max-ms", type=float, help="a picture, one thread")
     fit.add_argument("--max-kb", type=float, help="size of the file")
     fit.add_argument("--max-mb", type=float, help="largest resident memory of a process that runs it")
-    fit.add_argument(
-        "--to", default="onnx", metavar="FORMATS", help="that may ship: onnx, openvino, executorch, with commas"
-    )
+    fit.add_argument("--to", default="onnx", metavar="FORMATS", help="that may ship: formats, separated by commas")
     fit.add_argument("--out", type=Path, help="folder (runs/fit-, with the budget)")
     add_json(fit)
     fit.set_defaults(run=_fit, resumes=True)
@@ -52,7 +50,7 @@ def _fit(options: argparse.Namespace) -> int:
 
     limits = {"ms": options.max_ms, "kB": options.max_kb, "MB": options.max_mb}
     if not any(limits.values()) or any(limit is not None and not limit > 0 for limit in limits.values()):
-        raise InputError("Give a limit above 0: --max-ms, --max-kb or --max-mb, one of them or several.")
+        raise InputError("Give at least one limit above 0: --max-ms, --max-kb, --max-mb.")
     taken = next((key for key in named_keys(options.overrides) if key in SET_BY_FIT), None)
     if taken:
         raise InputError(f"--set {taken}: `qmimic fit` {SET_BY_FIT[taken]}; leave it out, or use `qmimic train`.")

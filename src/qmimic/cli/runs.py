@@ -30,13 +30,13 @@ def add(commands: Commands) -> None:
     )
     what = runs.add_argument("what", nargs="*", metavar="FOLDER | clean NAME", help="runs/; or the runs to clean")
     complete(what, lambda prefix: [*(["clean"] if "clean".startswith(prefix) else []), *runs_in(prefix)])
-    runs.add_argument("--in", dest="folder", type=Path, default=Path("runs"), help="clean: where the runs lie (runs)")
+    runs.add_argument("--in", dest="folder", type=Path, default=Path("runs"), help="clean: where the runs are (runs)")
     runs.add_argument("--bank", action="store_true", help="clean: what teachers saw")
     runs.add_argument("--pixels", action="store_true", help="clean: decoded images")
     runs.add_argument(
         "--stages",
         action="store_true",
-        help="clean: checkpoints and copies of finished runs; training them again starts anew, reports still work",
+        help="clean: checkpoints and copies of finished runs; training starts again from step 0, reports still work",
     )
     runs.add_argument("--all", action="store_true", help="clean: the named runs as a whole")
     runs.add_argument("--yes", action="store_true", help="clean: do not ask")
@@ -54,7 +54,7 @@ def _runs(options: argparse.Namespace) -> int:
     if flags:
         raise InputError(f"--{flags[0]} is for `qmimic runs clean`.")
     if len(options.what) > 1:
-        raise InputError(f"{options.what[1]} is one argument too many; name one folder.")
+        raise InputError(f"{options.what[1]} is one argument too many; name one folder only.")
     return _list(out, Path(options.what[0]) if options.what else options.folder)
 
 
@@ -103,7 +103,7 @@ def _clean(out: "Output", folder: Path, names: list[str], flags: list[str]) -> i
 
 def _agreed(question: str) -> bool:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise InputError("There is no terminal to ask at, so nothing was removed; add --yes to remove the above.")
+        raise InputError("There is no terminal to ask on, so nothing was removed; add --yes to remove it.")
     print(question, end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 

@@ -16,7 +16,9 @@ def add(commands: Commands) -> None:
         "what", type=Path, nargs="+", metavar="RUN|FILE", help="run folders, or .safetensors, .onnx, .xml, .pte files"
     )
     serve.add_argument("--port", type=int, default=8000, help="0: any free one")
-    serve.add_argument("--host", default="127.0.0.1", help="address to bind to; others than this machine's open it")
+    serve.add_argument(
+        "--host", default="127.0.0.1", help="address to bind to; 0.0.0.0 opens the page to other machines"
+    )
     serve.add_argument("--max-mib", type=float, default=32, help="of one picture's file")
     serve.add_argument("--max-mpx", type=float, default=50, help="of one picture, million pixels")
     serve.add_argument("--threads", type=int, default=min(4, os.cpu_count() or 1), help="pictures computed at once")

@@ -72,7 +72,7 @@ def _run_study(options: argparse.Namespace, out: "Output") -> int:
     from qmimic.study.view import View
 
     if options.workers is not None and options.workers < 1:
-        raise InputError(f"--workers {options.workers} does nothing; give at least 1.")
+        raise InputError(f"--workers {options.workers} runs no job; give at least 1.")
     source = Path(options.what)
     study = load_study(source)
     folder = options.out or Path(f"runs/study-{study.name}")

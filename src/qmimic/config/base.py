@@ -34,9 +34,9 @@ class Section(BaseModel):
     def _plain_value(cls, value: Any, info: ValidationInfo) -> Any:
         # To Python, and so to pydantic, True is the number 1; in YAML it is the word yes, on or true.
         if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
-            raise ValueError("needs a value, not yes or no")
+            raise ValueError("needs a value other than yes or no")
         if isinstance(value, str) and "\0" in value:
-            raise ValueError("holds a NUL character, which no name has")
+            raise ValueError("contains a NUL character; remove it")
         return value
 
 
@@ -60,7 +60,7 @@ class InTable:
 
 def _input_size(size: tuple[int, int]) -> tuple[int, int]:
     if any(side % 16 or not 32 <= side <= 4096 for side in size):
-        raise ValueError("needs two multiples of 16 from 32 to 4096")
+        raise ValueError("needs two multiples of 16 from 32 to 4096, height and width")
     return size
 
 

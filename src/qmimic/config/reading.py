@@ -11,7 +11,7 @@ from qmimic.config.listing import settings
 from qmimic.config.sections import Recipe
 from qmimic.errors import InputError
 from qmimic.files import write_text
-from qmimic.tables import near, unknown
+from qmimic.tables import look_up, near, unknown
 from qmimic.yaml_text import parse_yaml
 
 MAX_RECIPE_BYTES = 1 << 20
@@ -26,14 +26,11 @@ def recipe_file(path: Path) -> Path:
     """The file of a recipe that is named by its path, or by the name of an embedded one. A file that is there wins.
 
     Raises:
-        InputError: it is no file's name, and no embedded recipe has it.
+        InputError: it is not the name of a file, nor of an embedded recipe.
     """
-    embedded = embedded_recipes()
     if path.is_file() or path.suffix or len(path.parts) > 1:
         return path
-    if path.name not in embedded:
-        raise InputError(f"There is no recipe {path}; name a YAML file, or one of {', '.join(embedded)}.")
-    return embedded[path.name]
+    return look_up(embedded_recipes(), path.name, "recipe")
 
 
 def load_recipe(path: Path | str | None, overrides: list[str]) -> Recipe:
@@ -105,7 +102,7 @@ def load_tree(path: Path, what: str) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"Cannot read the {what} {path}: {error.strerror}; name a YAML file.") from error
     if len(raw) > MAX_RECIPE_BYTES:
-        raise InputError(f"{path} is over 1 MiB, which no {what} is; name a {what}'s YAML file.")
+        raise InputError(f"{path} is over 1 MiB, too large for a {what}; name a {what}'s YAML file.")
     tree = parse_yaml(raw.decode("utf-8", "replace"), str(path))
     if tree is None:
         return {}

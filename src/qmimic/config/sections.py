@@ -154,7 +154,7 @@ class TeacherConfig(ScheduleConfig):
     @model_validator(mode="after")
     def _frozen(self) -> "TeacherConfig":
         if not self.weights and (self.frozen_stages or self.frozen_norm):
-            raise ValueError("teacher.frozen_stages and frozen_norm keep published weights; name them: teacher.weights")
+            raise ValueError("teacher.frozen_stages and frozen_norm keep published weights: set teacher.weights too")
         return self
 
 
@@ -347,13 +347,15 @@ class Recipe(Section):
             section, _, name = key.partition(".")
             own = tree.get(section)
             if isinstance(own, dict) and name in own and own.pop(name) != value:
-                raise ValueError(f"{key} is not a setting any more, it is always {value}; leave it out")
+                raise ValueError(f"{key} is no longer a setting: it is always {value}; leave it out")
         return tree
 
     @model_validator(mode="after")
     def _pairs(self) -> "Recipe":
         if self.data.fold is None and set(self.data.train.split("+")) & set(self.data.val.split("+")):
-            raise ValueError("data.train and data.val share a split; scores on training images say nothing")
+            raise ValueError(
+                "data.train and data.val share a split: name two, since scores on training images say little"
+            )
         if self.quantizer.per_channel and (self.student.quantize_map or "quantized" in self.baselines):
             raise ValueError("student.quantize_map needs one s for the whole map; set quantizer.per_channel=false")
         if self.mimic.distance == "cell" and self.quantizer.kind != "uniform":
@@ -365,7 +367,7 @@ class Recipe(Section):
         ):
             raise ValueError("mimic.weight=auto needs a teacher: set mimic.mode, or give the weight as a number")
         if self.pruning.method != "none" and self.student.weights:
-            raise ValueError("a student has student.weights or is cut out of the teacher by pruning.method, not both")
+            raise ValueError("student.weights and pruning.method exclude each other: set one of them")
         return self
 
     @property

@@ -6,6 +6,7 @@ maps: a 1x1 convolution and a batch norm on each level, coarser levels added to 
 pyramid (Lin et al., CVPR 2017) without its 3x3 convolutions; a detector with one map gets the finest.
 """
 
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import cache
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from qmimic.contracts import Backbone, ChannelGroup, Features, FusedPair, QuantizationPoint
 from qmimic.detectors.batch_norm import BatchNorm2d, BatchNormAct2d
 from qmimic.detectors.convolution import Conv2d
-from qmimic.detectors.timm_structure import Structure, structure_of
+from qmimic.detectors.timm_structure import Structure, levels_below_0, structure_of
 from qmimic.errors import InputError
 
 WIDTH = 256  # channels of a map, as in feature pyramids; fewer where the network itself has fewer
@@ -49,7 +50,7 @@ class TimmBackbone(Backbone):
         super().__init__()
         self.name, self.published_name, self.strides = name, name, strides
         self.body, found = _body(name, strides)
-        self.structure = _structure(name, tuple(level["index"] for level in found))
+        self.structure, self._below_0 = _structure(name, tuple(level["index"] for level in found))
         self.mean, self.std = _statistics(name)
         own = [level["num_chs"] for level in found]
         width = min(WIDTH, max(own))
@@ -87,19 +88,41 @@ class TimmBackbone(Backbone):
     def fused_pairs(self) -> tuple[FusedPair, ...]:
         """See `Part.fused_pairs`."""
         neck = [FusedPair(f"neck.{place}.0", f"neck.{place}.1") for place in range(len(self.neck))]
-        return (*(FusedPair(conv, norm).within("body") for conv, norm in self.structure.pairs), *neck)
+        return (*(pair.within("body") for pair in self.structure.pairs), *neck)
 
     def single_norms(self) -> tuple[str, ...]:
         """See `Part.single_norms`."""
         return tuple(f"body.{name}" for name in self.structure.single_norms)
 
     def channel_groups(self) -> tuple[ChannelGroup, ...]:
-        """See `Part.channel_groups`."""
-        raise InputError(f"timm:{self.name} cannot be pruned; take a backbone of qmimic's own, such as resnet18/4.")
+        """See `Part.channel_groups`: what the graph of timm's network tells, and the neck, which sums its levels."""
+        if self.structure.groups is None:
+            raise InputError(
+                f"The channels of timm:{self.name} are tied in ways that cannot be pruned; take a plain network, "
+                "such as timm:resnet18, or a backbone of qmimic's own."
+            )
+        found = []
+        for group in self.structure.groups:
+            readers = tuple(f"neck.{level}.0" for level in group.levels)
+            own = replace(group, levels=()).within("body")
+            found.append(own.joined(ChannelGroup((), readers)))
+        producers = [f"neck.{place}.{layer}" for layer in (0, 1) for place in range(len(self.neck))]
+        return (*found, ChannelGroup(tuple(producers), (), tuple(range(len(self.strides)))))
 
     def quantization_points(self) -> tuple[QuantizationPoint, ...]:
-        """See `Part.quantization_points`."""
-        raise InputError(f"timm:{self.name} has no int8 form; take a backbone of qmimic's own, such as resnet18/16.")
+        """See `Part.quantization_points`: before each layer with weights, and behind the maps."""
+        signed = self.structure.signed
+        if signed is None:
+            raise InputError(
+                f"timm:{self.name} has no int8 form: what its layers read cannot be told from its code; take another "
+                "network, or ship it as float."
+            )
+        body = [QuantizationPoint(f"body.{name}", before=True, signed=own) for name, own in signed.items()]
+        neck = [
+            QuantizationPoint(f"neck.{place}.0", before=True, signed=own) for place, own in enumerate(self._below_0)
+        ]
+        maps = [QuantizationPoint(f"maps.{level}", level=level) for level in range(len(self.maps))]
+        return (*body, *neck, *maps)
 
 
 def check_name(name: str) -> None:
@@ -164,9 +187,11 @@ def _create(name: str, levels: tuple[int, ...]) -> nn.Module:
 
 
 @cache
-def _structure(name: str, levels: tuple[int, ...]) -> Structure:
+def _structure(name: str, levels: tuple[int, ...]) -> tuple[Structure, tuple[bool, ...]]:
+    """What the network consists of, and whether its levels have values below 0."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        return structure_of(_create(name, levels))
+        network = _create(name, levels)
+    return structure_of(network), levels_below_0(network)
 
 
 @cache

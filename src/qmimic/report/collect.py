@@ -102,4 +102,4 @@ def _environment(path: Path) -> Mapping[str, str | int]:
     try:
         return TypeAdapter(dict[str, str | int]).validate_python(read_json(path))
     except ValidationError as error:
-        raise InputError(f"{path} does not say what the run ran on.") from error
+        raise InputError(f"{path} does not describe the machine that the run used.") from error

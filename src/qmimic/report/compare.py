@@ -65,7 +65,7 @@ def compare(folders: Sequence[Path], out: Path | None = None) -> Path:
     """
     unique = {folder.resolve(): folder for folder in folders}
     if len(unique) < 2:
-        raise InputError(f"{folders[0]} is the only run that was named; name several folders to compare them.")
+        raise InputError(f"{folders[0]} is the only run given; name several folders to compare them.")
     path = out or OUT
     save(path, page([read_run(folder) for folder in unique.values()]))
     return path

@@ -103,7 +103,7 @@ def feature_maps(run: FinishedRun, dataset: Dataset, say: Callable[[str], None])
     """
     by_name = {result.name: result for result in run.results}
     if not {"teacher", "quantized_teacher", "student"} <= set(by_name):
-        raise InputError("The run has no teacher, quantized teacher and student side by side.")
+        raise InputError("The run does not have a teacher, a quantized teacher and a student to compare.")
     teacher, quantized, student = (detector_of(run, by_name[n]) for n in ("teacher", "quantized_teacher", "student"))
     quantizer = quantized.quantizer
     if quantizer is None:
@@ -158,12 +158,12 @@ def _mimic(run: FinishedRun, result: StageResult, student: Detector, teacher: De
     """
     config = run.recipe.mimic
     if config.mode == "none":
-        raise InputError("The student learnt without a teacher, so it has no adaptor into the teacher's channels.")
+        raise InputError("The student was trained without a teacher, so no adaptor leads to the teacher's channels.")
     folder = run.stage(result) / "checkpoints"
     files = sorted(folder.glob("step-*.safetensors"))
     if not files:
         raise InputError(
-            "The student's map cannot be shown in the teacher's channels: its adaptor lies in the checkpoints of its "
+            "The student's map cannot be shown in the teacher's channels: the adaptor is in the checkpoints of its "
             f"stage, and {folder} has none."
         )
     file = read_tensors(files[-1])

@@ -98,7 +98,7 @@ def detector_of(run: FinishedRun, result: StageResult) -> Detector:
     path = run.folder / f"{result.name}.safetensors"
     detector, notes = load_detector(path)
     if notes.get("key") != result.key:
-        raise InputError(f"{path} is not the network of {run.folder / 'results.json'}; run the recipe again.")
+        raise InputError(f"{path} is not the network that {run.folder / 'results.json'} lists; run the recipe again.")
     return detector
 
 
@@ -150,7 +150,7 @@ def judge(
         InputError: a network's file or an image cannot be read.
     """
     if detector_of(run, run.results[0]).spec.classes != dataset.classes:
-        raise InputError(f"The classes of {dataset.name} are no longer those of the run.")
+        raise InputError(f"The classes of {dataset.name} are no longer the classes of the run.")
     found = _found(run, dataset, deployed, say)
     count = len(dataset.classes)
     labels = list(dataset.splits[VAL])
@@ -189,7 +189,7 @@ def _found(
         path = run.folder / FOLDER / f"{name}-{detections_key(key, data)}.safetensors"
 
         def aloud() -> dict[str, Detections]:
-            say(f"The report looks at val with {name}.")
+            say(f"The report runs {name} on val.")
             return compute()
 
         return kept_detections(path, samples, len(dataset.classes), aloud)

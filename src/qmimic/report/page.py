@@ -90,7 +90,7 @@ def report_of(folder: Path, wanted: bool, say: Callable[[str], None]) -> Path | 
     try:
         return write_report(folder, say=say)
     except InputError as error:
-        say(f"There is no report: {error}")
+        say(f"The report could not be written: {error}")
         return None
 
 

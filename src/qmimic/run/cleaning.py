@@ -96,7 +96,7 @@ def _named(folder: Path, name: str) -> Path:
             return path
     there = [one.name for one in list_runs(folder)] if folder.is_dir() else []
     known = f"; there are {', '.join(there)}" if there else ""
-    raise InputError(f"{folder / name} is no run folder of qmimic{known}.")
+    raise InputError(f"{folder / name} is not a run folder of qmimic{known}.")
 
 
 def _has_ended(run: Path) -> bool:

@@ -104,7 +104,7 @@ def deploy(
     folder = out or path.parent / DEPLOY
     dataset = load_dataset(recipe.data.root)
     if not any(len(samples) for samples in dataset.splits.values()):
-        raise InputError(f"{dataset.name} has no image to compare on; name other --data.")
+        raise InputError(f"{dataset.name} has no images to compare on; name another dataset with --data.")
     images = pictures(dataset, detector.spec.size)
 
     def parity(shipped: ShippedDetector, name: str) -> Mapping[str, Any]:
@@ -150,7 +150,9 @@ def _recipe(path: Path, data: str | None, overrides: Sequence[str], detector: De
     """The recipe of a detector's run, or one for the data that were named."""
     own = path.parent / RECIPE
     if data is None and not own.is_file():
-        raise InputError(f"There is no recipe.yaml beside {path} that names its data; name them by --data FOLDER.")
+        raise InputError(
+            f"No recipe.yaml beside {path} says what it was trained on; name the dataset with --data FOLDER."
+        )
     recipe = load_recipe(own if own.is_file() else None, list(overrides))
     named = {"data.root": recipe.data.root if data is None else data, "data.size": detector.spec.size}
     return recipe.changed({**named, "run.dir": str(path.parent), "run.device": "cpu"})
@@ -161,7 +163,7 @@ def _prepared(recipe: Recipe, detector: Detector) -> Prepared:
     if prepared.dataset.classes != detector.spec.classes:
         raise InputError(
             f"{prepared.dataset.name} has the classes {', '.join(prepared.dataset.classes)}, the detector "
-            f"{', '.join(detector.spec.classes)}; name by --data what it was trained on."
+            f"{', '.join(detector.spec.classes)}; name the dataset that it was trained on with --data."
         )
     return prepared
 

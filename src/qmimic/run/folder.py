@@ -113,18 +113,18 @@ def read_run(folder: Path) -> FinishedRun:
         InputError: the folder holds no run, one that has not ended, or files that qmimic did not write.
     """
     if not (folder / RECIPE).is_file():
-        raise InputError(f"{folder} holds no run (no {RECIPE}); name a folder that `qmimic train` wrote.")
+        raise InputError(f"{folder} is not a run folder (it has no {RECIPE}); name a folder that `qmimic train` wrote.")
     recipe = load_recipe(folder / RECIPE, [])
     if not (folder / RESULTS).is_file():
-        raise InputError(f"The run in {folder} has not ended; `qmimic train {folder / RECIPE}` goes on with it.")
+        raise InputError(f"The run in {folder} has not finished; `qmimic train {folder / RECIPE}` continues it.")
     tree = read_json(folder / RESULTS)
     try:
         if not isinstance(tree, dict):
-            raise InputError(f"{folder / RESULTS} is no table of a run; run the recipe again.")
+            raise InputError(f"{folder / RESULTS} is not a table of results; run the recipe again.")
         results = _RESULTS.validate_python(tree.get("stages"))
         remarks = _REMARKS.validate_python(tree.get("remarks", ()))
     except ValidationError as error:
-        raise InputError(f"{folder / RESULTS} is no table of a run: {explain(error)}") from error
+        raise InputError(f"{folder / RESULTS} is not a table of results: {explain(error)}") from error
     if not ranked(results):
         raise InputError(f"{folder / RESULTS} holds no student; run the recipe again.")
     return FinishedRun(folder, recipe, results, remarks)
@@ -148,7 +148,7 @@ def read_json(path: Path) -> Any:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
         if len(raw) > MAX_BYTES:
-            raise InputError(f"{path} is over {MAX_BYTES >> 20} MiB, which no such file is; remove it.")
+            raise InputError(f"{path} is over {MAX_BYTES >> 20} MiB, far larger than qmimic writes it; remove it.")
         return json.loads(raw)
     except OSError as error:
         raise InputError(f"Cannot read {path}: {error.strerror or error}; run the recipe again.") from error

@@ -67,7 +67,7 @@ def to_integers(prepared: Prepared, detector: Detector, folder: Path, watcher: W
     loader = prepared.train.with_batch_size(min(config.images, prepared.train.batch_size))
     calibrate(found, (batch.images for batch in islice(loader.once(), math.ceil(config.images / loader.batch_size))))
     after, trained = Validation(prepared)(found), 0
-    watcher.say(f"On integers it has {100 * after:.1f} mAP@0.5, in float {100 * before:.1f}.")
+    watcher.say(f"With int8 it has {100 * after:.1f} mAP@0.5, in float {100 * before:.1f}.")
     if after < allowed and config.steps:
         key = int8_key(prepared.recipe, prepared.key, _sum(detector))
         place = folder / f"int8-{key}"
@@ -79,7 +79,7 @@ def to_integers(prepared: Prepared, detector: Detector, folder: Path, watcher: W
             found = train_network(job, objective, own, validation, prepared.accelerator, watcher)
             after, trained = validation.map50(found), config.steps
             trackers.end({"map50": after, "map50_float": before})
-        watcher.say(f"After {trained} steps on the grids it has {100 * after:.1f}.")
+        watcher.say(f"After {trained} steps of training on the grids it has {100 * after:.1f}.")
     in_float: tuple[str, ...] = ()
     if after < allowed:
         ranked = sensitivities(prepared, found)
@@ -87,12 +87,12 @@ def to_integers(prepared: Prepared, detector: Detector, folder: Path, watcher: W
             found, in_float = keep_float(found, name), (*in_float, name)
             after = Validation(prepared)(found)
             if after >= allowed:
-                watcher.say(f"With {', '.join(in_float)} in float it has {100 * after:.1f}.")
+                watcher.say(f"With {', '.join(in_float)} kept in float it has {100 * after:.1f}.")
                 break
     if after < allowed:
         raise Int8RefusedError(
-            f"On integers the detector has {100 * after:.1f} mAP@0.5 on val, {100 * (before - after):.1f} less than in "
-            f"float, also with {len(in_float)} of its parts in float; int8.max_loss allows "
+            f"With int8 the detector has {100 * after:.1f} mAP@0.5 on val, {100 * (before - after):.1f} less than in "
+            f"float, even with {len(in_float)} of its parts kept in float; int8.max_loss allows "
             f"{100 * config.max_loss:.1f}. Try --set int8.steps=1000, or ship it in float."
         )
     return IntegerDetector(found, after, before, trained, in_float)

@@ -82,7 +82,7 @@ def list_runs(folder: Path) -> list[Found]:
         InputError: there is no such folder.
     """
     if not folder.is_dir():
-        raise InputError(f"There is no folder {folder}; `qmimic train` makes runs/, or name another folder.")
+        raise InputError(f"There is no folder {folder}; `qmimic train` creates runs/; or name another folder.")
     if kind_of(folder):
         return [look(folder, str(folder))]
     found = [look(child, child.name) for child in _folders(folder) if kind_of(child)]

@@ -62,6 +62,6 @@ def _lock(handle: int, folder: Path, until: float) -> None:
         except BlockingIOError as error:
             if time.monotonic() >= until:
                 raise InputError(
-                    f"Another process trains in {folder}; wait for it, or set run.dir to another folder."
+                    f"Another process is training in {folder}; wait for it, or set run.dir to another folder."
                 ) from error
             time.sleep(0.2)

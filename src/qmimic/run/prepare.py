@@ -94,7 +94,7 @@ def prepare(recipe: Recipe) -> Prepared:
     sizes = box_sizes(splits[TRAIN], data.size)
     if not len(sizes):
         raise InputError(
-            f"No image of the split {data.train!r} of {data.root} has a box to learn from; label some objects."
+            f"No image of the split {data.train!r} of {data.root} has a box to learn from; label some objects first."
         )
     detector = recipe.detector
     if detector.anchor_cells:

@@ -92,16 +92,16 @@ def _fit(recipe: Recipe, budget: Budget, targets: Sequence[str], folder: Path, w
         nearest = min(table, key=budget.of)
         memory = f", {nearest.megabytes:.0f} MB of memory" if budget.megabytes else ""
         raise InputError(
-            f"No network fits: the nearest, {nearest.candidate} as {nearest.target} {nearest.precision}, takes "
+            f"No network fits: the closest, {nearest.candidate} as {nearest.target} {nearest.precision}, takes "
             f"{nearest.milliseconds:.2f} ms and {nearest.kilobytes:.0f} kB{memory}: {budget.of(nearest):.1f} times the "
-            "limit; raise it, or take a faster machine."
+            "limit; raise the limit, or use a faster machine."
         )
     # Where nothing is known of accuracy, more arithmetic is the better guess.
     by_macs = sorted({one.candidate: one.macs for one in fitting}.items(), key=lambda pair: -pair[1])
     scores = halve([candidate for candidate, _ in by_macs], recipe, watcher)
     found = _tried(scores, fitting)
     winner = next(iter(scores))
-    watcher.say(f"{winner} is trained in full.")
+    watcher.say(f"Now {winner} is trained in full.")
     whole = _prunable(_within(winner.of(recipe), folder / "winner"), watcher)
     file, map50, excess = _shipped(train(whole, watcher), budget, targets, watcher)
     fitted = Fit(folder, found, file, map50, excess)
@@ -137,14 +137,14 @@ def _shipped(
             written = deploy(path, None, None, (), 1, True, targets, True, watcher)
         except InputError as error:
             failed = error
-            watcher.say(f"{student.name} does not ship: {error}")
+            watcher.say(f"{student.name} cannot ship: {error}")
             continue
         files = [(one, float(one.proof.get("map50", student.map50)), _excess(budget, one)) for one in written]
         fitting = [one for one in files if one[2] <= 1]
         if fitting:
             return min(fitting, key=lambda one: one[0].milliseconds)
         nearest.append(min(files, key=lambda one: one[2]))
-        watcher.say(f"No file of {student.name} is within the limit.")
+        watcher.say(f"No file of {student.name} is within the limits.")
     if failed and not nearest:
         raise failed
     least = min(excess for _, _, excess in nearest)

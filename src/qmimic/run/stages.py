@@ -85,7 +85,7 @@ def train_teacher(prepared: Prepared, watcher: Watcher) -> Stage:
     if map50 < config.min_map:
         raise InputError(
             f"The teacher reaches only {100 * map50:.1f} mAP@0.5 on {recipe.data.scored}, below teacher.min_map="
-            f"{config.min_map}, and a weak teacher spoils its students; look at `qmimic data check`, raise "
+            f"{config.min_map}, and a weak teacher makes its students worse; run `qmimic data check`, raise "
             "teacher.steps or data.size, or lower teacher.min_map."
         )
     return stage
@@ -142,8 +142,8 @@ def macs_to_prune_to(prepared: Prepared) -> int:
     channel_groups(whole)
     if macs >= mac_count(whole):
         raise InputError(
-            f"The teacher {teacher} costs no more than {student}, so nothing can be pruned; "
-            "take a wider teacher or a narrower student."
+            f"The teacher {teacher} costs no more than {student}, so there is nothing to prune; "
+            "choose a wider teacher or a narrower student."
         )
     return macs
 
@@ -298,7 +298,7 @@ def _once(prepared: Prepared, folder: Path, watcher: Watcher, work: Callable[[],
     # All processes have looked before one of them writes: they must take the same way.
     prepared.accelerator.wait_for_everyone()
     if done:
-        watcher.say(f"{done.name}: done before, taken from {folder}.")
+        watcher.say(f"{done.name} was trained before; it is taken from {folder}.")
         return Stage(done, folder)
     _say_again(folder, watcher)
     work()
@@ -316,7 +316,7 @@ def _say_again(folder: Path, watcher: Watcher) -> None:
     # In a study's folder, stages of many recipes lie side by side.
     if (folder.parents[1] / RECIPE).is_file() and any(read_stage(one) for one in others):
         watcher.say(
-            f"{name} is done again: what was done before came from other settings, other data or another version of "
+            f"{name} is trained again: the one from before had other settings, other data or another version of "
             f"qmimic (its key is now {key})."
         )
 

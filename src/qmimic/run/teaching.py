@@ -38,9 +38,7 @@ def teacher_of(prepared: Prepared, detector: Detector, key: str, quantizer: Quan
     if not limit:
         return Teacher(detector, bf16)
     if views is None:
-        watcher.say(
-            "The teacher runs in every step: augment's scale, shift or colour make views that no bank can hold."
-        )
+        watcher.say("The teacher runs in every step: with augment's scale, shift or colour every view is a new one.")
         return Teacher(detector, bf16)
     records = views * len(prepared.train.samples)
     contents = _contents(prepared, detector, quantizer)

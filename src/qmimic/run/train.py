@@ -78,8 +78,8 @@ def train(recipe: Recipe, watcher: Watcher) -> RunResult:
     with exclusive_lock(recipe.folder):
         if resolved.exists() and not where.exists():
             raise InputError(
-                f"The run folder {recipe.folder} holds a recipe.yaml that no run wrote, and this run would write its "
-                "own over it; set run.dir to another folder."
+                f"The run folder {recipe.folder} holds a recipe.yaml that no run wrote, and this run would overwrite "
+                "it; set run.dir to another folder."
             )
         write_text(where, json.dumps(environment(prepared.accelerator), indent=1))  # first: it marks the folder as ours
         save_recipe(recipe, resolved)

@@ -326,7 +326,7 @@ def report(folders: Sequence[Path], out: Path) -> str:
         out: the Markdown file.
 
     Raises:
-        InputError: a folder holds no study, or the report cannot be written.
+        InputError: a folder is not a study, or the report cannot be written.
     """
     parts = ["# Results", "", f"Made by `qmimic study report {' '.join(map(str, folders))} --out {out}`.", ""]
     for folder in folders:

@@ -33,21 +33,23 @@ class Study(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> "Study":
         if self.control and self.control not in self.arms:
-            raise ValueError(f"control: {self.control!r} is none of the arms ({', '.join(self.arms)})")
+            raise ValueError(f"control: {self.control!r} is not one of the arms ({', '.join(self.arms)})")
         stranger = next((arm for arm in self.published if arm not in self.arms), None)
         if stranger is not None:
-            raise ValueError(f"published: {stranger!r} is none of the arms ({', '.join(self.arms)})")
+            raise ValueError(f"published: {stranger!r} is not one of the arms ({', '.join(self.arms)})")
         for key in (key for keys in (self.set, self.grid, *self.arms.values()) for key in keys):
             if key.split(".")[0] in ("seed", "baselines", "name") or key in ("run", "run.dir", "run.threads"):
-                raise ValueError(f"{key}: the study itself sets this for every run; leave it out")
+                raise ValueError(f"{key}: the study sets this itself for every run; leave it out")
             if key.split(".")[0] == "int8" or key == "run.report":
                 raise ValueError(f"{key}: a study writes neither int8 files nor reports of runs; leave it out")
             if self.folds > 1 and key == "data.fold":
                 raise ValueError("data.fold: the study's `folds` sets this for every run; leave one of them out")
         if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError("seeds: one is named twice, and pairs would count double")
+            raise ValueError("seeds: one is listed twice, so its pairs would count twice")
         if self.fold_of_seed and len(self.seeds) % self.folds:
-            raise ValueError("fold_of_seed: needs as many seeds as folds, or a multiple, so that every image counts")
+            raise ValueError(
+                "fold_of_seed: the number of seeds must be a multiple of `folds`, or some images count more"
+            )
         return self
 
     @property

@@ -143,15 +143,15 @@ def read_study(folder: Path) -> Study:
         InputError: it is not a study's folder.
     """
     if not (folder / FILE).is_file():
-        raise InputError(f"{folder} holds no study; name the folder that `qmimic study` wrote.")
+        raise InputError(f"{folder} is not a study; name the folder that `qmimic study` wrote.")
     with opened(folder) as table:
         row = table.execute("SELECT description FROM study").fetchone()
     if row is None:
-        raise InputError(f"{folder / FILE} describes no study; run it again.")
+        raise InputError(f"{folder / FILE} does not describe a study; run the study again.")
     try:
         return Study.model_validate_json(row["description"])
     except ValidationError as error:
-        raise InputError(f"{folder / FILE} describes a study that cannot be: {explain(error)}") from error
+        raise InputError(f"{folder / FILE} describes an invalid study: {explain(error)}") from error
 
 
 def read_jobs(folder: Path) -> list[JobRow]:
@@ -187,7 +187,7 @@ def recipe_of(folder: Path, job: str) -> tuple[str, Recipe]:
     with opened(folder) as table:
         row = table.execute("SELECT kind, recipe FROM jobs WHERE id = ?", (job,)).fetchone()
     if row is None:
-        raise InputError(f"{folder / FILE} has no job {job}.")
+        raise InputError(f"{folder / FILE} has no job {job}; run the study again.")
     return row["kind"], Recipe.model_validate_json(row["recipe"])
 
 

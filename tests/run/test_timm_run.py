@@ -1,0 +1,68 @@
+"""A run with networks of timm as teacher and student: what is frozen stays frozen, and a killed run comes out alike."""
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+import qmimic
+from cli_cases import coco
+from qmimic.config import recipe_from
+from qmimic.detectors.files import load_detector
+from qmimic.errors import InputError
+
+NETWORK = "resnet10t"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "a.safetensors"
+    save_file(timm.create_model(NETWORK).state_dict(), str(path))
+    return path
+
+
+def tree(folder: Path, weights: Path, **teacher: object) -> dict[str, dict[str, object]]:
+    steps = {"steps": 3, "batch_size": 2, "checkpoint_every": 1}
+    return {
+        "data": {"root": str(folder / "cats"), "size": [64, 64], "grey": True},
+        "detector": {"pre_nms": 32, "post_nms": 8, "anchor_cells": [1, 2], "anchor_ratios": [0.5, 2]},
+        "teacher": {"backbone": f"timm:{NETWORK}", "weights": str(weights), "min_map": 0, **steps, **teacher},
+        "quantized_teacher": {**steps},
+        "student": {"backbone": "timm:mobilenetv3_small_050", **steps},
+        "mimic": {"weight": "auto", "share": 0.5},
+        "run": {"dir": str(folder / "run"), "threads": 1, "report": False, "trackers": []},
+    }
+
+
+def test_teacher_and_student_of_timm(tmp_path: Path, weights: Path) -> None:
+    coco(tmp_path / "cats")
+    recipe = recipe_from(tree(tmp_path, weights, frozen_stages=2, frozen_norm=True), "the test")
+    results = qmimic.train(recipe).results
+    assert [one.backbone for one in results[:2]] == [f"timm:{NETWORK}"] * 2
+    published = timm.create_model(NETWORK)
+    published.load_state_dict(qmimic.detectors.files.read_tensors(weights).tensors)
+    for stage in ("teacher", "quantized_teacher"):
+        detector, _ = load_detector(tmp_path / "run" / f"{stage}.safetensors")
+        assert detector.spec.grey
+        # Widths and heights of 1 and 2 cells of 16 pixels in two ratios.
+        assert [round(width * height) for width, height in detector.spec.anchors] == [256, 256, 1024, 1024]
+        own, theirs = detector.backbone.body.state_dict(), published.state_dict()
+        first = theirs["conv1.0.weight"].sum(1, keepdim=True)
+        torch.testing.assert_close(own["conv1.0.weight"], first)  # the first stage is frozen
+        assert torch.equal(own["layer4.0.bn1.running_mean"], theirs["layer4.0.bn1.running_mean"])
+        assert torch.equal(own["layer4.0.bn1.weight"], theirs["layer4.0.bn1.weight"])
+        assert not torch.equal(own["layer4.0.conv1.weight"], theirs["layer4.0.conv1.weight"])
+
+
+def test_a_teacher_with_more_frozen_stages_than_there_are_is_refused(tmp_path: Path, weights: Path) -> None:
+    coco(tmp_path / "cats")
+    with pytest.raises(InputError, match=r"has 5; lower teacher\.frozen_stages"):
+        qmimic.train(recipe_from(tree(tmp_path, weights, frozen_stages=9), "the test"))
+
+
+def test_nothing_is_frozen_that_was_never_trained(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"teacher\.weights"):
+        recipe_from({"teacher": {"frozen_stages": 1}}, "the test")
