@@ -1,5 +1,6 @@
 """A setting that a command accepts has an effect; any other is refused by the command, for every command and key."""
 
+import itertools
 import re
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from qmimic.config import Section
 from qmimic.config.listing import settings
 from qmimic.config.reading import named_keys, refuse_keys
 from qmimic.errors import InputError
+from qmimic.run import int8 as run_int8
 from qmimic.run.deploy import READ, READ_IN_FLOAT
 from qmimic.runtime import Detector
 from qmimic.study.spec import Study
@@ -48,12 +50,16 @@ def kind_of(key: str) -> str:
     return f"{kind.__name__}.{name}"
 
 
-def test_what_export_accepts_is_read_by_it(trained: Path, tmp_path: Path, read: set[str]) -> None:
+def test_what_export_accepts_is_read_by_it(
+    trained: Path, tmp_path: Path, read: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = tmp_path / "run"
     shutil.copytree(trained / "run", run)
     student = str(run / "student.safetensors")
     thresholds = [f"{key}={KEYS[key]}" for key in READ_IN_FLOAT if key.startswith("detector.")]
-    small = ["int8.max_loss=0.0", "int8.steps=1", "int8.batch_size=2", "int8.images=2"]
+    small = ["int8.max_loss=0.5", "int8.steps=1", "int8.batch_size=2", "int8.images=2"]
+    scores = itertools.chain([1.0], itertools.repeat(0.0))  # it loses all, so that everything is tried
+    monkeypatch.setattr(run_int8, "_map50", lambda *_: next(scores))
     read.clear()
     main(["export", student, "--out", str(tmp_path / "out"), "--int8", "--set", *thresholds, *small])
     for key in KEYS:

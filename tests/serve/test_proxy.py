@@ -1,5 +1,6 @@
 """The page behind a proxy, at the root of a site and below a path: whatever the proxy says of itself."""
 
+import os
 import re
 import shutil
 import socket
@@ -97,8 +98,9 @@ def behind_nginx(request: pytest.FixtureRequest, run: Path, tmp_path: Path) -> I
     own = lines.replace("location /detect/", f"location {request.param}").replace("8000", str(inner))
     config = tmp_path / "nginx.conf"
     temporary = "".join(f"{kind}_temp_path {tmp_path}/{kind};" for kind in ("proxy", "fastcgi", "uwsgi", "scgi"))
+    user = "user root; " if os.geteuid() == 0 else ""  # pytest's folders are its user's alone
     config.write_text(
-        f"pid {tmp_path}/pid; daemon off; error_log stderr; worker_processes 1;\nevents {{}}\n"
+        f"{user}pid {tmp_path}/pid; daemon off; error_log stderr; worker_processes 1;\nevents {{}}\n"
         f"http {{ access_log off; client_body_temp_path {tmp_path}/body; {temporary}\n"
         f"server {{ listen 127.0.0.1:{outer}; {own} }} }}\n"
     )

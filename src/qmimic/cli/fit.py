@@ -15,6 +15,7 @@ SET_BY_FIT = {
     "data.root": "takes the data as its first argument",
     "run.dir": "takes the folder by --out",
     "name": "names its runs itself",
+    "published": "prints no figures of others",
 }
 
 

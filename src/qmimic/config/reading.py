@@ -8,7 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from qmimic.config.listing import settings
-from qmimic.config.sections import Recipe
+from qmimic.config.sections import Recipe, Section
 from qmimic.errors import InputError
 from qmimic.files import write_text
 from qmimic.tables import look_up, near, unknown
@@ -75,7 +75,9 @@ def refuse_keys(overrides: Sequence[str], reads: Sequence[str], command: str, re
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     for key, value in tree.items():
-        if isinstance(value, dict) and f"{prefix}{key}" in Recipe.model_fields:
+        field = Recipe.model_fields.get(f"{prefix}{key}")
+        kind = field.annotation if field else None
+        if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, Section):
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}"

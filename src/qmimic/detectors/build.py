@@ -44,15 +44,16 @@ def at_size(detector: Detector, size: tuple[int, int]) -> Detector:
     Raises:
         InputError: the network cannot have this size.
     """
-    return with_settings(detector, {"size": size})
+    return with_settings(detector, {"size": size}, f"the size {size[0]}x{size[1]}")
 
 
-def with_settings(detector: Detector, settings: Mapping[str, object]) -> Detector:
+def with_settings(detector: Detector, settings: Mapping[str, object], called: str = "these settings") -> Detector:
     """The same weights with other settings that no weight depends on, in evaluation mode.
 
     Args:
         detector: any.
         settings: values by their names in the detector's spec.
+        called: what an error calls them.
 
     Raises:
         InputError: the detector has no such setting, or cannot have the value.
@@ -64,7 +65,7 @@ def with_settings(detector: Detector, settings: Mapping[str, object]) -> Detecto
     try:
         spec = kind.model_validate({**detector.spec.model_dump(), **settings})
     except ValidationError as error:
-        raise InputError(f"The detector cannot be changed: {explain(error)}") from error
+        raise InputError(f"A detector cannot have {called}: {explain(error)}") from error
     other = build(spec)
     other.quantizer = copy.deepcopy(detector.quantizer)
     other.load_state_dict(detector.state_dict())

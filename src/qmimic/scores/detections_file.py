@@ -48,7 +48,8 @@ def read_detections(path: Path, dataset: Dataset, split: str) -> dict[str, Detec
         raise InputError(f"{path} is not a list of detections: {_fault(error)}.") from error
     except (ValueError, RecursionError) as error:
         kind = what_is(path)
-        shown = f"is {kind}, not detections" if "JSON" not in kind else f"is not a whole JSON file ({error})"
+        foreign = kind not in ("a JSON file", "an empty file", "a file of another kind")
+        shown = f"is {kind}, not detections" if foreign else f"is not a whole JSON file ({error})"
         raise InputError(f"{path} {shown}; write it again.") from error
     names = {sample.image_id for sample in samples_of(dataset, split)}
     image_ids, category_ids = coco_ids(dataset, split)
