@@ -92,10 +92,9 @@ def watch(made: Made, clock: Clock) -> Callable[[], None]:
     for module in (two_stage, rpn_module):
         places += [(module, name, "targets") for name in ("assign", "sample", "assigned_boxes")]
     places.append((two_stage, "pad_with_truth", "targets"))
-    if isinstance(made.objective, objectives.MimicObjective):
-        places += [(made.objective.mimic, name, "mimic") for name in ("aim", "loss_to")]
-        places.append((objectives, "choose_regions", "mimic"))
-        places.append((made.objective.teacher, "look", "teacher's bank"))
+    if isinstance(made.objective, objectives.DistillationObjective):
+        places.append((made.objective.distiller, "loss", "mimic"))
+        places.append((made.objective, "target", "teacher's bank"))
     for owner, name, part in places:
         setattr(owner, name, clock.around(part, getattr(owner, name)))
     poolings = two_layer_head.ROI_POOLINGS

@@ -19,7 +19,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from qmimic.config import MimicConfig, QuantizerConfig, Recipe, ScheduleConfig
@@ -29,13 +28,14 @@ from qmimic.detectors.architectures import parse_spec
 from qmimic.detectors.build import build
 from qmimic.detectors.quantize import Quantizer
 from qmimic.detectors.spec import DetectorSpec
-from qmimic.distill.bank import Bank, Layout
-from qmimic.distill.mimic import REGION_SIZE, Mimic
-from qmimic.distill.teacher import Teacher
+from qmimic.distill.bank import Bank, layout_of
+from qmimic.distill.distiller import Sides
+from qmimic.distill.teacher import DetectorTeacher
 from qmimic.run.memory import keep_freed_memory
+from qmimic.tables import DISTILLERS
 from qmimic.training.optimizer import build_optimizer
 from qmimic.training.precision import bf16_by_default
-from qmimic.training.step import DetectionObjective, MimicObjective, StepGenerators
+from qmimic.training.step import DetectionObjective, DistillationObjective, StepGenerators
 from torchvision_twin import twin
 
 NETWORKS = ("resnet18/16", "resnet18/1", "resnet18/4", "resnet18/32", "vgg16/32")
@@ -49,7 +49,7 @@ class Made:
     """A training step of ours as a function, and what it trains."""
 
     step: Callable[[], None]
-    objective: DetectionObjective | MimicObjective
+    objective: DetectionObjective | DistillationObjective
     optimizer: torch.optim.Optimizer
 
 
@@ -71,21 +71,27 @@ def mimicking(spec: DetectorSpec, images: torch.Tensor, targets: Targets, folder
     """The same step with quantization mimic, as the recipe's defaults have it, its teacher in a bank."""
     images = images.contiguous(memory_format=torch.channels_last)
     teacher = build(spec.model_copy(update={"backbone": TEACHER})).to(images.device)
-    quantizer = Quantizer(QuantizerConfig(), torch.ones(1))
     student, config = build(spec), MimicConfig(last_step=1)
-    stride = spec.output_stride
-    channels = (student.channels[0], teacher.channels[0])
-    mimic = Mimic(config, *channels, quantizer, torch.ones(()), stride, seed=0)
-    layout = Layout(
-        (channels[1], config.region_count * REGION_SIZE, REGION_SIZE), np.dtype(np.uint8), config.region_count
+    sides = Sides(
+        student_channels=student.channels,
+        teacher_channels=teacher.channels,
+        student_strides=student.strides,
+        teacher_strides=teacher.strides,
+        rms=(torch.ones(()),),
+        quantizer=Quantizer(QuantizerConfig(), torch.ones(1)),
+        size=spec.size,
+        seed=0,
     )
-    bank = Bank(folder / "bank.bin", len(images), layout, quantizer)
-    taught = Teacher(teacher, bf16_by_default(TEACHER, images.device), bank, keeps_regions=True)
-    return stepping(MimicObjective(student, mimic, taught, config, STILL), spec, images, targets)
+    distiller = DISTILLERS[config.distiller](config, sides)
+    taught = DetectorTeacher(teacher, bf16_by_default(TEACHER, images.device))
+    seen = taught.look(images, distiller.teacher_regions)
+    layout = layout_of([distiller.target(seen, targets)], distiller.grids())
+    bank = Bank(folder / "bank.bin", len(images), layout)
+    return stepping(DistillationObjective(student, distiller, taught, bank, config, STILL), spec, images, targets)
 
 
 def stepping(
-    objective: DetectionObjective | MimicObjective, spec: DetectorSpec, images: torch.Tensor, targets: Targets
+    objective: DetectionObjective | DistillationObjective, spec: DetectorSpec, images: torch.Tensor, targets: Targets
 ) -> Made:
     """A training step of an objective."""
     device = images.device

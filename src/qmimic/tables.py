@@ -113,13 +113,33 @@ MODES = Table(
         "student_only": Mode("student's map quantized", student=True),
     },
 )
-ROI_POOLINGS: Table[Any] = Table(
-    "detector.roi_pooling",
-    {"align": "qmimic.detectors.roi_pooling:ALIGN", "pool": "qmimic.detectors.roi_pooling:POOL"},
+_POOLINGS: dict[str, Any] = {
+    "align": "qmimic.detectors.roi_pooling:ALIGN",
+    "pool": "qmimic.detectors.roi_pooling:POOL",
+}
+ROI_POOLINGS: Table[Any] = Table("detector.roi_pooling", _POOLINGS)
+# How a distiller pools regions: as heads do, or not at all.
+REGION_POOLINGS: Table[Any] = Table("mimic.pooling", {**_POOLINGS, "crop": None})
+# What a student learns from its teacher: subclasses of `Distiller` (distill/distiller.py).
+DISTILLERS: Table[Any] = Table(
+    "mimic.distiller",
+    {
+        "mimic": "qmimic.distill.mimic:Mimic",
+        "channel_wise": "qmimic.distill.channel_wise:ChannelWise",
+        "pearson": "qmimic.distill.pearson:Pearson",
+    },
+)
+# How far a student's regions are from the teacher's: functions as `squared_distance` (distill/mimic.py).
+DISTANCES: Table[Any] = Table(
+    "mimic.distance",
+    {"squared": "qmimic.distill.mimic:squared_distance", "cell": "qmimic.distill.mimic:cell_distance"},
 )
 DICTIONARIES: Table[Any] = Table(
     "quantizer.kind",
-    {"uniform": "qmimic.detectors.quantize:UNIFORM", "power_of_two": "qmimic.detectors.quantize:POWER_OF_TWO"},
+    {
+        "uniform": "qmimic.detectors.quantize:UNIFORM",
+        "power_of_two": "qmimic.detectors.quantize:POWER_OF_TWO",
+    },
 )
 TRACKERS: Table[Any] = Table(
     "run.trackers",

@@ -21,7 +21,7 @@ def test_share_and_cosine_are_those_of_the_gradients_at_the_map(ratio: float, an
     features = torch.zeros(2, 3, 4, 4, requires_grad=True)
     dose = Dose(weight, 0.1)
     detection, mimic = losses_of(features, ratio, angle)
-    weighed = dose.weighed(features, detection, mimic)
+    weighed = dose.weighed([features], detection, mimic)
     (gradient,) = torch.autograd.grad(weighed, features)
     assert float(gradient.norm()) == pytest.approx(weight * ratio, rel=1e-5)
     assert dose.take() == pytest.approx({"mimic_share": weight * ratio, "mimic_cosine": math.cos(angle)}, rel=1e-5)
@@ -37,7 +37,7 @@ def test_auto_holds_the_share_while_the_ratio_falls_as_in_training(share: float)
         features = torch.zeros(1, 2, 3, 3, requires_grad=True)
         noise = math.exp(0.3 * float(torch.randn((), generator=generator)))
         detection, mimic = losses_of(features, noise * (42 * math.exp(-step / 5) + 0.5 * math.exp(-step / 250)), 1.0)
-        dose.weighed(features, detection, mimic)
+        dose.weighed([features], detection, mimic)
     held = dose.overall()["mimic_share"]
     assert share / 1.2 < held < share * 1.2
 
@@ -47,7 +47,7 @@ def test_a_resumed_dose_goes_on_as_if_it_had_never_stopped() -> None:
         weights = []
         for step in steps:
             features = torch.zeros(1, 1, 2, 2, requires_grad=True)
-            dose.weighed(features, *losses_of(features, 1 / (1 + step), 0.5))
+            dose.weighed([features], *losses_of(features, 1 / (1 + step), 0.5))
             weights.append(float(dose.weight()))
         return weights
 
@@ -62,5 +62,15 @@ def test_a_resumed_dose_goes_on_as_if_it_had_never_stopped() -> None:
 def test_a_mimic_loss_of_zero_changes_nothing() -> None:
     dose = Dose(None, 0.2)
     features = torch.ones(1, 1, 2, 2, requires_grad=True)
-    assert float(dose.weighed(features, features.sum(), (features * 0).sum()).detach()) == 0
+    assert float(dose.weighed([features], features.sum(), (features * 0).sum()).detach()) == 0
     assert dose.overall() == {}
+
+
+def test_of_several_levels_the_gradients_are_taken_together() -> None:
+    # Detection (3, 4) at the first level and (12) at the second; mimic (0, 5) and (0): norms 13 and 5, product 20.
+    first, second = torch.zeros(1, 2, 1, 1, requires_grad=True), torch.zeros(1, 1, 1, 1, requires_grad=True)
+    detection = 3 * first[0, 0].sum() + 4 * first[0, 1].sum() + 12 * second.sum()
+    mimic = 5 * first[0, 1].sum()  # a level that a loss does not see has no gradient from it
+    dose = Dose(2.0, 0.1)
+    assert float(dose.weighed([first, second], detection, mimic).detach()) == 0
+    assert dose.take() == pytest.approx({"mimic_share": 10 / 13, "mimic_cosine": 20 / (13 * 5)})

@@ -11,30 +11,24 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torchvision import ops
 
-from qmimic.config import MimicConfig, QuantizerConfig, fingerprint
-from qmimic.contracts import Proposals
+from qmimic.config import MimicConfig, QuantizerConfig, fingerprint, recipe_from
+from qmimic.contracts import Features, Proposals
 from qmimic.data.targets import IGNORED, PADDING, Targets
 from qmimic.detectors.quantize import Quantizer
-from qmimic.distill.mimic import (
-    DISTANCES,
-    MatchCounts,
-    Mimic,
-    cell_distance,
-    check_distance,
-    choose_regions,
-    count_matches,
-    mimic_loss,
-    random_regions,
-)
+from qmimic.distill.distiller import Sides, StudentView, TeacherView
+from qmimic.distill.matching import MatchCounts, RegionPair
+from qmimic.distill.mimic import Mimic, cell_distance, mimic_loss
+from qmimic.distill.regions import balanced, choose_regions, random_regions
 from qmimic.errors import InputError
+from qmimic.tables import DISTANCES, MODES
 
 STRIDE, CHANNELS, BINS = 16, 3, 5
 SIZE = (96, 128)
+# The modes' names say which sides are quantized: (teacher's, student's).
 QUANTIZES = {
-    "mimic": (False, False),
-    "quantization": (True, True),
-    "teacher_only": (True, False),
-    "student_only": (False, True),
+    mode: (mode in ("quantization", "teacher_only"), mode in ("quantization", "student_only"))
+    for mode in MODES
+    if mode != "none"
 }
 
 
@@ -57,13 +51,26 @@ def regions_of(seed: int, count: int = 4, batch: int = 2) -> Proposals:
     return Proposals(boxes, valid)
 
 
+def made(
+    config: MimicConfig, student: int, teacher: int, stride: float = 1.0, rms: float = 1.0, seed: int = 0
+) -> Mimic:
+    """A mimic between maps of so many channels, with this s."""
+    quantizer = Quantizer(QuantizerConfig(), torch.tensor([stride]))
+    outputs = (STRIDE,)
+    return Mimic(config, Sides((student,), (teacher,), outputs, outputs, (torch.tensor(rms),), quantizer, SIZE, seed))
+
+
 def identity_mimic(rms: float = 1.0, stride: float = 1.0, **switches: object) -> Mimic:
     """A mimic whose adaptor hands the map on as it is."""
-    quantizer = Quantizer(QuantizerConfig(), torch.tensor([stride]))
-    mimic = Mimic(MimicConfig(**switches), CHANNELS, CHANNELS, quantizer, torch.tensor(rms), STRIDE, seed=0)
+    mimic = made(MimicConfig(**switches), CHANNELS, CHANNELS, stride, rms)
     with torch.no_grad():
-        mimic.adaptor.weight.copy_(torch.eye(CHANNELS)[..., None, None])
+        mimic.adaptors[0].weight.copy_(torch.eye(CHANNELS)[..., None, None])
     return mimic
+
+
+def loss_of(mimic: Mimic, student: Tensor, teacher: Tensor, regions: Proposals | None) -> Tensor:
+    """L_m of two maps."""
+    return mimic.loss_to(student, mimic.teacher_side(teacher, regions), regions)
 
 
 def pooled(features: Tensor, regions: Proposals, pooling: str) -> Tensor:
@@ -124,15 +131,14 @@ def test_every_mode_quantizes_its_own_sides_in_the_order_of_the_recipe(mode: str
         region = pooled(features, regions, pooling)
         sides.append(whole_numbers(region) if quantize and order == "pool_quantize" else region)
     expected = paper_loss(*sides, regions.valid)
-    assert mimic.loss(student, teacher, regions).item() == pytest.approx(expected, rel=1e-4)
+    assert loss_of(mimic, student, teacher, regions).item() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("order", ["quantize_pool", "pool_quantize"])
 def test_the_adaptor_sees_regions_as_the_equation_has_it_or_the_map(order: str) -> None:
-    quantizer = Quantizer(QuantizerConfig(), torch.tensor([1.0]))
-    mimic = Mimic(MimicConfig(order=order, normalize="paper"), 2, CHANNELS, quantizer, torch.tensor(1.0), STRIDE, 4)
+    mimic = made(MimicConfig(order=order, normalize="paper"), 2, CHANNELS, seed=4)
     student, teacher, regions = maps(1, channels=2), maps(2), regions_of(3)
-    weight = mimic.adaptor.weight[:, :, 0, 0].detach()
+    weight = mimic.adaptors[0].weight[:, :, 0, 0].detach()
 
     def r(features: Tensor, letters: str) -> Tensor:
         return torch.einsum(f"oi,{letters.replace('c', 'i')}->{letters.replace('c', 'o')}", weight, features).clamp(0)
@@ -144,7 +150,7 @@ def test_the_adaptor_sees_regions_as_the_equation_has_it_or_the_map(order: str) 
         own = pooled(whole_numbers(r(student, "bchw")), regions, "align")
         taught = pooled(whole_numbers(teacher), regions, "align")
     expected = paper_loss(taught, own, regions.valid)
-    assert mimic.loss(student, teacher, regions).item() == pytest.approx(expected, rel=1e-4)
+    assert loss_of(mimic, student, teacher, regions).item() == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("mode", QUANTIZES)
@@ -156,13 +162,13 @@ def test_the_whole_map_is_one_region_of_each_image(mode: str, seed: int, relu: b
     seen = student.relu() if relu else student
     sides = [whole_numbers(f) if q else f for f, q in zip((teacher, seen), QUANTIZES[mode], strict=True)]
     expected = (sides[0] - sides[1]).double().square().sum().item() / (2 * len(student))
-    assert mimic.loss(student, teacher, None).item() == pytest.approx(expected, rel=1e-4)
+    assert loss_of(mimic, student, teacher, None).item() == pytest.approx(expected, rel=1e-4)
 
 
 def test_with_max_pooling_the_order_does_not_matter() -> None:
     student, teacher, regions = maps(1), maps(2), regions_of(3)
     losses = {
-        identity_mimic(order=order, pooling="pool", normalize="paper").loss(student, teacher, regions).item()
+        loss_of(identity_mimic(order=order, pooling="pool", normalize="paper"), student, teacher, regions).item()
         for order in ("quantize_pool", "pool_quantize")
     }
     assert len(losses) == 1
@@ -177,24 +183,21 @@ def test_the_relu_stands_between_adaptor_and_quantizer() -> None:
 def test_with_relu_no_gradient_reaches_entries_that_the_adaptor_made_negative() -> None:
     for relu in (True, False):
         student = torch.full((1, CHANNELS, 6, 8), -1.0, requires_grad=True)
-        identity_mimic(adaptor_relu=relu).loss(student, maps(2, batch=1).abs() + 1, None).backward()
+        loss_of(identity_mimic(adaptor_relu=relu), student, maps(2, batch=1).abs() + 1, None).backward()
         assert bool(student.grad.any()) is not relu
 
 
 def test_the_adaptor_is_a_linear_map_of_the_channels() -> None:
-    quantizer = Quantizer(QuantizerConfig(), torch.tensor([1.0]))
-    mimic = Mimic(MimicConfig(adaptor_relu=False), 2, 5, quantizer, torch.tensor(1.0), STRIDE, seed=4)
+    mimic = made(MimicConfig(adaptor_relu=False), 2, 5, seed=4)
     student = maps(1, channels=2)
-    by_hand = torch.einsum("oi,bihw->bohw", mimic.adaptor.weight[:, :, 0, 0], student)
-    torch.testing.assert_close(mimic.adapt(student), by_hand + mimic.adaptor.bias[:, None, None])
+    by_hand = torch.einsum("oi,bihw->bohw", mimic.adaptors[0].weight[:, :, 0, 0], student)
+    torch.testing.assert_close(mimic.adapt(student), by_hand + mimic.adaptors[0].bias[:, None, None])
 
 
 def test_the_adaptor_depends_on_its_seed_alone() -> None:
-    quantizer = Quantizer(QuantizerConfig(), torch.tensor([1.0]))
-
     def adaptor(seed: int) -> Tensor:
         torch.rand(seed + 1)  # chance elsewhere is at another place each time
-        return Mimic(MimicConfig(), 2, 5, quantizer, torch.tensor(1.0), STRIDE, seed).adaptor.weight
+        return made(MimicConfig(), 2, 5, seed=seed).adaptors[0].weight
 
     assert torch.equal(adaptor(3), adaptor(3))
     assert not torch.equal(adaptor(3), adaptor(4))
@@ -203,8 +206,8 @@ def test_the_adaptor_depends_on_its_seed_alone() -> None:
 @pytest.mark.parametrize("mode", QUANTIZES)
 def test_the_loss_by_entry_is_the_mean_of_squares_over_the_squared_rms(mode: str) -> None:
     student, teacher, regions = maps(1), maps(2), regions_of(3)
-    paper = identity_mimic(mode=mode, normalize="paper").loss(student, teacher, regions).item()
-    entry = identity_mimic(mode=mode, normalize="entry", rms=1.5).loss(student, teacher, regions).item()
+    paper = loss_of(identity_mimic(mode=mode, normalize="paper"), student, teacher, regions).item()
+    entry = loss_of(identity_mimic(mode=mode, normalize="entry", rms=1.5), student, teacher, regions).item()
     assert entry == pytest.approx(2 * paper / (CHANNELS * BINS * BINS) / 1.5**2, rel=1e-5)
 
 
@@ -215,24 +218,24 @@ def test_the_loss_by_entry_is_the_mean_of_squares_over_the_squared_rms(mode: str
 def test_the_loss_by_entry_does_not_depend_on_the_unit_of_the_maps(mode: str, whole_map: bool, power: int) -> None:
     regions = None if whole_map else regions_of(3)
     unit = 2.0**power
-    one = identity_mimic(mode=mode).loss(maps(1), maps(2), regions)
-    scaled = identity_mimic(mode=mode, rms=unit, stride=unit).loss(maps(1) * unit, maps(2) * unit, regions)
+    one = loss_of(identity_mimic(mode=mode), maps(1), maps(2), regions)
+    scaled = loss_of(identity_mimic(mode=mode, rms=unit, stride=unit), maps(1) * unit, maps(2) * unit, regions)
     assert scaled.item() == pytest.approx(one.item(), rel=1e-4)
 
 
 def test_gradients_reach_student_and_adaptor_but_not_the_teacher() -> None:
     student, teacher = maps(1).requires_grad_(), maps(2).requires_grad_()
     mimic = identity_mimic()
-    mimic.loss(student, teacher, regions_of(3)).backward()
+    loss_of(mimic, student, teacher, regions_of(3)).backward()
     assert student.grad.any()
-    assert mimic.adaptor.weight.grad.any()
+    assert mimic.adaptors[0].weight.grad.any()
     assert teacher.grad is None
 
 
 def test_gradient_of_quantization_mimic_is_straight_through() -> None:
     student = maps(1).requires_grad_()
     teacher = maps(2)
-    identity_mimic(normalize="paper", adaptor_relu=False).loss(student, teacher, None).backward()
+    loss_of(identity_mimic(normalize="paper", adaptor_relu=False), student, teacher, None).backward()
     difference = whole_numbers(student.detach()) - whole_numbers(teacher)
     torch.testing.assert_close(student.grad, difference / len(student))
 
@@ -241,54 +244,68 @@ def test_equal_maps_cost_nothing() -> None:
     same = maps(1)
     for mode in QUANTIZES:
         if mode in ("mimic", "quantization"):
-            assert identity_mimic(mode=mode, adaptor_relu=False).loss(same, same, regions_of(3)).item() == 0
+            assert loss_of(identity_mimic(mode=mode, adaptor_relu=False), same, same, regions_of(3)).item() == 0
 
 
 def test_half_precision_maps_give_a_float32_loss() -> None:
     mimic = identity_mimic()
     with torch.autocast("cpu", torch.bfloat16):
-        loss = mimic.loss(maps(1).bfloat16(), maps(2).bfloat16(), regions_of(3))
+        loss = loss_of(mimic, maps(1).bfloat16(), maps(2).bfloat16(), regions_of(3))
     assert loss.dtype == torch.float32
     assert math.isfinite(loss.item())
 
 
 def test_what_a_bank_keeps_does_not_depend_on_how_the_student_is_computed() -> None:
     mimic = identity_mimic()
-    wanted = mimic.target(maps(2), regions_of(3))
+    wanted = mimic.teacher_side(maps(2), regions_of(3))
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(mimic.target(maps(2), regions_of(3)), wanted)
+        assert torch.equal(mimic.teacher_side(maps(2), regions_of(3)), wanted)
 
 
-def test_count_matches_by_hand() -> None:
+def pair_of(teacher: Tensor, student: Tensor, valid: Tensor) -> RegionPair:
+    """Regions whose values are their own levels."""
+    return RegionPair(teacher, student, teacher, student, valid)
+
+
+def test_matches_by_hand() -> None:
     teacher = torch.tensor([[[0.0, 1.0, 2.0, 0.0], [5.0, 5.0, 5.0, 5.0]]])
     student = torch.tensor([[[0.0, 1.0, 3.0, 1.0], [5.0, 5.0, 5.0, 5.0]]])
-    first_only = count_matches(teacher, student, torch.tensor([[True, False]]))
-    assert first_only == MatchCounts(entries=4, matched=2, nonzero=2, nonzero_matched=1)
-    assert (first_only.ratio, first_only.nonzero_ratio) == (0.5, 0.5)
-    assert count_matches(teacher, student, torch.tensor([[True, True]])) == MatchCounts(8, 6, 6, 5)
-    assert count_matches(teacher, student, torch.tensor([[False, False]])) == MatchCounts()
+    first_only = pair_of(teacher, student, torch.tensor([[True, False]])).counts()
+    assert first_only == MatchCounts(entries=4, matched=2, nonzero=2, nonzero_matched=1, near=2)
+    assert (first_only.ratio, first_only.nonzero_ratio, first_only.near_ratio) == (0.5, 0.5, 0.5)
+    assert pair_of(teacher, student, torch.tensor([[True, True]])).counts() == MatchCounts(8, 6, 6, 5, 6)
+    assert pair_of(teacher, student, torch.tensor([[False, False]])).counts() == MatchCounts()
+    assert pair_of(teacher, student, torch.tensor([[True, True]])).near_shares().tolist() == [0.5, 1.0]
+
+
+def test_near_is_what_the_paper_counts() -> None:
+    # |f_t - f_s| < 0.3 in the map's own units, whatever the levels: 0.2 off counts, 0.3 and more does not.
+    teacher = torch.tensor([[[0.0, 1.0, 2.0, 4.0]]])
+    student = torch.tensor([[[0.2, 0.75, 2.4, 3.0]]])
+    pair = RegionPair(teacher, student, torch.zeros(1, 1, 4), torch.ones(1, 1, 4), torch.tensor([[True]]))
+    assert pair.counts() == MatchCounts(entries=4, near=2)
 
 
 def test_an_all_zero_student_matches_zeros_and_nothing_else() -> None:
     teacher = torch.tensor([[[0.0, 0.0, 0.0, 2.0]]])
-    counts = count_matches(teacher, torch.zeros_like(teacher), torch.tensor([[True]]))
+    counts = pair_of(teacher, torch.zeros_like(teacher), torch.tensor([[True]])).counts()
     assert counts.ratio == 0.75
     assert counts.nonzero_ratio == 0.0
 
 
 def test_match_counts_add_up_over_batches() -> None:
-    assert MatchCounts(8, 6, 4, 2) + MatchCounts(2, 1, 1, 1) == MatchCounts(10, 7, 5, 3)
-    assert MatchCounts().ratio == MatchCounts().nonzero_ratio == 0.0
+    assert MatchCounts(8, 6, 4, 2, 1) + MatchCounts(2, 1, 1, 1, 2) == MatchCounts(10, 7, 5, 3, 3)
+    assert MatchCounts().ratio == MatchCounts().nonzero_ratio == MatchCounts().near_ratio == 0.0
 
 
 @pytest.mark.parametrize("mode", QUANTIZES)
-def test_matches_compares_quantized_regions_whatever_the_mode_trains(mode: str) -> None:
+def test_levels_are_of_quantized_regions_whatever_the_mode_trains(mode: str) -> None:
     student, teacher, regions = maps(1), maps(2), regions_of(3)
     mimic = identity_mimic(mode=mode, order="pool_quantize", pooling="pool")
-    t = whole_numbers(pooled(teacher, regions, "pool"))[regions.valid]
-    s = whole_numbers(pooled(F.relu(student), regions, "pool"))[regions.valid]
-    expected = MatchCounts(t.numel(), int((t == s).sum()), int((t != 0).sum()), int(((t == s) & (t != 0)).sum()))
-    assert mimic.matches(student, teacher, regions) == expected
+    of_teacher, of_student = mimic.sides_of(student, teacher, regions)
+    torch.testing.assert_close(mimic.levels(of_teacher), whole_numbers(pooled(teacher, regions, "pool")))
+    torch.testing.assert_close(mimic.levels(of_student), whole_numbers(pooled(F.relu(student), regions, "pool")))
+    assert torch.equal(mimic.values(mimic.levels(of_teacher)), mimic.quantizer(of_teacher))
 
 
 TRUTH = Targets(
@@ -367,10 +384,10 @@ def test_another_distance_is_a_line_in_a_table(monkeypatch: pytest.MonkeyPatch) 
 
     by_hand = sum(float((teacher[b, p] - student[b, p]).abs().sum()) for b, p in ((0, 0), (0, 1), (1, 0))) / 6
     assert float(mimic_loss(teacher, student, valid, absolute)) == pytest.approx(by_hand, rel=1e-5)
-    with pytest.raises(InputError, match="'absolute' is no distance; take one of squared"):
-        check_distance("absolute")
     monkeypatch.setitem(DISTANCES, "absolute", absolute)
-    check_distance("absolute")
+    mimic = identity_mimic(distance="absolute", mode="mimic", normalize="paper", adaptor_relu=False)
+    whole = float((student[:, 0, :3] - teacher[:, 0, :3]).abs().sum()) / 4
+    assert mimic.loss_to(student[:, 0, :3], teacher[:, :1, :3], None).item() == pytest.approx(whole, rel=1e-5)
 
 
 def test_a_distance_belongs_to_the_key_of_a_student() -> None:
@@ -389,7 +406,7 @@ def test_the_cell_distance_is_the_distance_to_the_border_of_the_teacher_s_cell(s
     by_hand = torch.zeros(2, 2, dtype=torch.float64)
     inside = torch.zeros_like(teacher, dtype=torch.bool)
     for place in itertools.product(*map(range, teacher.shape)):
-        outside = abs(float(teacher[place]) - float(student[place])) - s[place[2]] / 2
+        outside = abs(float(teacher[place]) - float(student[place].detach())) - s[place[2]] / 2
         by_hand[place[:2]] += max(0.0, outside) ** 2
         inside[place] = outside <= 0
     found = cell_distance(teacher, student, stride.double())
@@ -408,4 +425,84 @@ def test_normalize_region_divides_each_region_by_its_dimension_in_absolute_units
     own, wanted = (pooled(features, regions, "align").double() for features in (student, teacher))
     places = [(b, p) for b, p in itertools.product(range(2), range(4)) if regions.valid[b, p]]
     by_hand = sum(float((wanted[at] - own[at]).square().mean()) for at in places) / (2 * len(places))
-    assert float(mimic.loss(student, teacher, regions)) == pytest.approx(by_hand, rel=1e-4)
+    assert loss_of(mimic, student, teacher, regions).item() == pytest.approx(by_hand, rel=1e-4)
+
+
+@pytest.mark.parametrize("normalize", ["paper", "region", "entry"])
+@pytest.mark.parametrize("mode", QUANTIZES)
+def test_cropped_regions_are_the_entries_of_the_map_as_they_lie(mode: str, normalize: str) -> None:
+    # Region by region with slices, as Li et al. take them from the map; m_i is each region's own dimension.
+    mimic = identity_mimic(rms=1.5, mode=mode, normalize=normalize, pooling="crop", adaptor_relu=False)
+    student, teacher, regions = maps(0), maps(1), regions_of(2)
+    sides = [whole_numbers(one) if q else one for one, q in zip((teacher, student), QUANTIZES[mode], strict=True)]
+    total, count = 0.0, 0
+    for image, place in itertools.product(*map(range, regions.valid.shape)):
+        if regions.valid[image, place]:
+            x1, y1, x2, y2 = [math.floor(v / STRIDE + 0.5) for v in regions.boxes[image, place].tolist()]
+            t, s = (one[image, :, y1 : y2 + 1, x1 : x2 + 1].double() for one in sides)
+            squares = (t - s).square()
+            total += float(squares.sum() if normalize == "paper" else squares.mean())
+            count += 1
+    by_hand = total / (2 * count) * (2 / 1.5**2 if normalize == "entry" else 1)
+    assert loss_of(mimic, student, teacher, regions).item() == pytest.approx(by_hand, rel=1e-4)
+
+
+def test_a_region_that_leaves_the_map_still_has_an_entry() -> None:
+    mimic = identity_mimic(pooling="crop", normalize="region", mode="mimic", adaptor_relu=False)
+    boxes = torch.tensor([[[300.0, 300.0, 310.0, 320.0], [0.0, 0.0, 1.0, 1.0]]])
+    loss = loss_of(mimic, maps(0, batch=1), maps(1, batch=1), Proposals(boxes, torch.ones(1, 2, dtype=torch.bool)))
+    assert math.isfinite(loss.item())
+
+
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 40))
+@settings(max_examples=25, deadline=None)
+def test_balanced_regions_are_as_many_without_an_object_as_with_one(seed: int, count: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    truth = Targets(torch.tensor([[[10.0, 10.0, 50.0, 50.0], [60.0, 20.0, 90.0, 70.0]]]), torch.tensor([[0, 1]]))
+    near = truth.boxes[:, torch.randint(0, 2, (12,), generator=generator)]
+    near = near + torch.rand(near.shape, generator=generator) * 4
+    far = torch.rand(1, 30, 2, generator=generator) * 80
+    boxes = torch.cat([near, torch.cat([far, far + 6], -1)], 1)
+    valid = torch.rand(boxes.shape[:2], generator=generator) > 0.3
+    found = balanced(Proposals(boxes, valid), truth, count, torch.Generator().manual_seed(seed))
+    overlap = ops.box_iou(found.boxes[0][found.valid[0]], truth.boxes[0]).amax(1) if found.valid.any() else None
+    positive = int((overlap >= 0.5).sum()) if overlap is not None else 0
+    negative = int((overlap < 0.5).sum()) if overlap is not None else 0
+    wanted = min(max(1, count // 2), int(valid[0, :12].sum()))
+    assert positive == wanted
+    assert negative == min(positive, int(valid[0, 12:].sum()), count - positive)
+
+
+def test_levels_of_one_stride_are_compared_and_the_others_left_alone() -> None:
+    quantizer = Quantizer(QuantizerConfig(), torch.tensor([1.0]))
+    rms = (torch.tensor(2.0), torch.tensor(3.0))
+    sides = Sides((2, 3, 4), (5, 6), (8, 16, 32), (16, 32), rms, quantizer, SIZE, seed=0)
+    mimic = Mimic(MimicConfig(regions="map", mode="mimic", adaptor_relu=False), sides)
+    assert mimic.pairs == ((1, 0), (2, 1))
+    generator = torch.Generator().manual_seed(0)
+
+    def levels(channels: tuple[int, ...], strides: tuple[int, ...]) -> Features:
+        shapes = zip(channels, strides, strict=True)
+        return Features.of([torch.randn(2, c, 96 // s, 128 // s, generator=generator) for c, s in shapes], strides)
+
+    student, teacher = levels((2, 3, 4), (8, 16, 32)), levels((5, 6), (16, 32))
+    target = mimic.target(TeacherView(teacher, None), TRUTH)
+    loss = mimic.loss(StudentView(student, None, TRUTH, generator), target)
+    by_hand = [
+        float((mimic.adapt(student.maps[own], place) - teacher.maps[other]).square().mean()) / float(rms[other]) ** 2
+        for place, (own, other) in enumerate(mimic.pairs)
+    ]
+    assert float(loss) == pytest.approx(sum(by_hand) / 2, rel=1e-4)
+
+
+def test_networks_without_a_stride_in_common_are_refused() -> None:
+    quantizer = Quantizer(QuantizerConfig(), torch.tensor([1.0]))
+    sides = Sides((2, 3), (5,), (8, 32), (16,), (torch.ones(()),), quantizer, SIZE, seed=0)
+    with pytest.raises(InputError, match="strides 8, 32 and the teacher's 16"):
+        Mimic(MimicConfig(), sides)
+
+
+@pytest.mark.parametrize(("key", "name", "near"), [("distiller", "mimik", "mimic"), ("distance", "sqared", "squared")])
+def test_an_unknown_name_is_refused_with_the_nearest(key: str, name: str, near: str) -> None:
+    with pytest.raises(InputError, match=f"Unknown mimic.{key} '{name}'; did you mean {near}\\?"):
+        recipe_from({"mimic": {key: name}}, "own.yaml")

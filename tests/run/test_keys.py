@@ -72,6 +72,7 @@ OTHER: dict[str, Any] = {  # where the kind of a key does not give another value
     "detector.anchor_cells": [4, 8],
     "detector.head_width": 9,
     "detector.output_stride": 8,
+    "detector.levels": [8, 16],
     "augment.scale": [0.5, 2.0],
     "teacher.backbone": "vgg16/2",
     "student.backbone": "vgg16/32",
@@ -145,6 +146,8 @@ def stages(recipe: Recipe) -> Mapping[str, str]:
 def test_every_key_reaches_the_stages_that_it_can_change_and_no_others(key: str, tmp_path: Path) -> None:
     # A student starts from weights or is cut out of the teacher.
     base = {**BASE, "pruning": {}} if key == "student.weights" else BASE
+    if key == "mimic.sampling":  # samples are drawn of the student's own regions
+        base = {**BASE, "mimic": {**BASE["mimic"], "regions": "student"}}
     if key == "detector.anchor_ratios":
         base = {**BASE, "detector": {"anchor_cells": [4, 8]}}
     if key.startswith("teacher.frozen"):  # what is kept has come from somewhere

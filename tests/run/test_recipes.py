@@ -54,7 +54,7 @@ def faces(root: Path) -> Path:
 @pytest.mark.parametrize("width", ["resnet18/16", "resnet18/64"])
 def test_voc(tmp_path: Path, width: str) -> None:
     overrides = [f"data.root={devkit(tmp_path / 'VOCdevkit')}", f"run.dir={tmp_path / 'run'}", *SMALL]
-    overrides += ["teacher.backbone=resnet18/8", f"student.backbone={width}"]
+    overrides += ["teacher.backbone=resnet18/8", "teacher.weights=null", f"student.backbone={width}"]
     run = qmimic.train(qmimic.load_recipe(RECIPES / "voc-resnet18-16-frcnn.yaml", overrides))
     assert [result.name for result in run.results] == ["teacher", "quantized_teacher", "scratch", "mimic", "student"]
     dataset = qmimic.load_dataset(tmp_path / "VOCdevkit")
@@ -71,6 +71,7 @@ def test_wider_face(tmp_path: Path, width: str, capsys: pytest.CaptureFixture[st
         f"run.dir={run}",
         *SMALL,
         "teacher.backbone=vgg16/16",
+        "baselines=[scratch, mimic]",
         f"student.backbone={width}",
     ]
     assert main(["train", str(RECIPES / "wider-vgg16-32-rfcn.yaml"), *overrides]) == 0

@@ -81,7 +81,7 @@ def test_the_bank_changes_nothing_but_time(
     if kind == "regions":
         content = 32 * (32 * 25 + 17)  # regions: a byte for each of 32 channels and 25 bins, and their boxes
     else:
-        content = 32 * 4 * 4 * kind + (16 * 17 if mimic.get("regions", "teacher") == "teacher" else 0)
+        content = 32 * 4 * 4 * kind + (32 * 17 if mimic.get("regions", "teacher") == "teacher" else 0)
     assert bank.stat().st_size == 2 * 32 * (content + 4)
     assert not (tmp_path / "without" / "bank").exists()
 
@@ -104,7 +104,7 @@ def test_a_killed_run_with_a_damaged_bank_ends_in_the_same_weights(make_recipe: 
 def test_the_bank_s_size_is_told_and_so_is_why_there_is_none(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     heard = Heard()
     qmimic.train(recipe_in(make_recipe, tmp_path / "with", 1024, {}), heard)
-    assert any("The teacher bank: 0.1 MB in" in text and "64 views" in text for text in heard.said)
+    assert any("The teacher bank: 0.2 MB in" in text and "64 views" in text for text in heard.said)
     heard = Heard()
     qmimic.train(make_recipe(run={"dir": str(tmp_path / "views")}), heard)
     assert any("runs in every step: augment's scale" in text for text in heard.said)

@@ -57,7 +57,7 @@ def _train(options: argparse.Namespace) -> int:
     out.result(table(SHORT_COLUMNS, short_rows(result.results), title, words=2), *result.remarks)
     if recipe.published:
         listed = ", ".join(f"{name.replace('_', ' ')} {figure}" for name, figure in recipe.published.items())
-        out.result(f"Published by others, mAP@0.5 in %: {listed}.")
+        out.result(f"Published by others, in %: {listed}.")
     out.result(f"Table: {result.folder / 'results.md'}   pictures: {result.folder / 'examples.png'}")
     if page:
         out.result(f"Report: {page}")

@@ -7,8 +7,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from qmimic.config.base import Section
 from qmimic.config.listing import settings
-from qmimic.config.sections import Recipe, Section
+from qmimic.config.sections import Recipe
 from qmimic.errors import InputError
 from qmimic.files import write_text
 from qmimic.tables import look_up, near, unknown
@@ -41,7 +42,7 @@ def load_recipe(path: Path | str | None, overrides: list[str]) -> Recipe:
         overrides: changes to it.
 
     Raises:
-        InputError: the file is missing, not YAML, or has an unknown key (the nearest one is named) or a bad value.
+        InputError: the file is missing, is not YAML, or has an unknown key (the nearest one is named) or a bad value.
     """
     tree = _tree(overrides, load_tree(recipe_file(Path(path)), "recipe") if path else {})
     return recipe_from(tree, str(path) if path else "the overrides")

@@ -67,13 +67,20 @@ def unpad(output: BatchDetections, row: int) -> Detections:
 
 
 @torch.no_grad()
-def channel_rms(detector: Detector, loader: Loader, batches: int = 16) -> Tensor:
-    """Root mean square of every channel of a detector's raw map over the first images of a split, float32 [C]."""
-    squares, entries = torch.zeros(1), 0
+def level_rms(detector: Detector, loader: Loader, batches: int = 16) -> tuple[Tensor, ...]:
+    """Root mean square of every channel of a detector's raw levels on a split's first images, each float32 [C]."""
+    squares = [torch.zeros(1) for _ in detector.strides]
+    entries = [0 for _ in detector.strides]
     for index, batch in enumerate(loader.once()):
         if index == batches:
             break
-        features = detector.raw_features(batch.images.to(detector.device)).map.double().cpu()
-        squares = squares + features.square().sum((0, 2, 3))
-        entries += features[:, 0].numel()
-    return (squares / entries).sqrt().float()
+        for place, one in enumerate(detector.raw_features(batch.images.to(detector.device)).maps):
+            features = one.double().cpu()
+            squares[place] = squares[place] + features.square().sum((0, 2, 3))
+            entries[place] += features[:, 0].numel()
+    return tuple((own / count).sqrt().float() for own, count in zip(squares, entries, strict=True))
+
+
+def channel_rms(detector: Detector, loader: Loader) -> Tensor:
+    """The same of all levels one after another, float32 [sum of C]."""
+    return torch.cat(level_rms(detector, loader))

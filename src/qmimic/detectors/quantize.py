@@ -134,7 +134,7 @@ def absolute_stride(config: QuantizerConfig, rms: Tensor) -> Tensor:
         rms: root mean square of every channel of the map on training images, [C].
 
     Returns:
-        s as float32 [C] if per channel, else [1]. Dead channels get the whole map's rms: s is never 0.
+        s as float32 [C] if per channel, else [1], for all levels. Dead channels get the whole map's rms: s is never 0.
     """
     whole = rms.square().mean().sqrt().clamp(min=1e-6)
     scale = torch.where(rms > 1e-3 * whole, rms, whole) if config.per_channel else whole.reshape(1)

@@ -65,6 +65,27 @@ def roi_align(features: Tensor, rois: Tensor, size: int, stride: int) -> Tensor:
     return pooled.view(batch, count, size, size, channels).permute(0, 1, 4, 2, 3)
 
 
+def cells_inside(rois: Tensor, stride: int, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Which rows and columns of a map lie in regions, as they are: what RoIPool's bins together cover.
+
+    Args:
+        rois: [B, P, 4], xyxy in pixels of the image.
+        stride: output stride of the map.
+        shape: height and width of the map.
+
+    Returns:
+        float32 [B, P, H] and [B, P, W], 1 inside and 0 outside; at least one row and one column are inside.
+    """
+    edges = (rois.detach().float() / stride + 0.5).floor()
+
+    def inside(low: Tensor, high: Tensor, length: int) -> Tensor:
+        at = torch.arange(length, device=rois.device)
+        low = low.clamp(min=0, max=length - 1)
+        return ((at >= low[..., None]) & (at <= torch.maximum(low, high)[..., None])).float()
+
+    return inside(edges[..., 1], edges[..., 3], shape[0]), inside(edges[..., 0], edges[..., 2], shape[1])
+
+
 def _bilinear_weights(low: Tensor, high: Tensor, size: int, length: int) -> Tensor:
     """Weights [B, P, size, length] of a map's rows (or columns) in bins from low to high [B, P], in map units."""
     steps = (torch.arange(size * SAMPLES, device=low.device) + 0.5) / (size * SAMPLES)

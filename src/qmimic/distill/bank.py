@@ -1,11 +1,11 @@
-"""The teacher bank: what the frozen teacher sees in every view of every training image, kept on disk.
+"""The teacher bank: what a distiller keeps of its frozen teacher, for every view of every training image, on disk.
 
-A teacher never changes while its student learns, so its map and its proposals are computed once for each view, as the
-views come up, and then read. What a record holds is what the teacher would compute, to the last bit: the map as float32
-or, where the loss sees it quantized anyway, as the levels of its dictionary, one byte each (two if one does not hold
-them).
+A teacher never changes while its student learns, so a distiller's target is computed once for each view, as the views
+come up, and then read. What a record gives back is what was computed, to the last bit: float32 as it is, and values on
+a quantizer's dictionary as the levels that they are, one byte each (two if one does not hold them).
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,53 +14,55 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from qmimic.contracts import Proposals
 from qmimic.data.records import RecordFile
 from qmimic.detectors.quantize import Quantizer
-
-Kind = np.dtype[np.uint8] | np.dtype[np.uint16] | np.dtype[np.float32]
-
-BOX_BYTES = 17  # a proposal's four float32 and whether it counts
+from qmimic.distill.distiller import Target
 
 
 @dataclass(frozen=True)
-class Layout:
-    """What one record holds.
+class Entry:
+    """One tensor of a target, as a record holds it.
 
     Attributes:
-        shape: channels, height and width of the map.
-        kind: how an entry of the map is stored.
-        proposals: regions, 0 if none are needed.
+        shape: of one image's, without the batch.
+        kind: numpy's name of what is stored: float32, uint8, uint16 (levels), bool, int64.
+        levels: whose levels are stored in the values' place; None if the values are.
     """
 
-    shape: tuple[int, int, int]
-    kind: Kind
-    proposals: int
+    shape: tuple[int, ...]
+    kind: str
+    levels: Quantizer | None = None
 
     @property
     def bytes(self) -> int:
         """Of a record."""
-        return int(np.prod(self.shape)) * self.kind.itemsize + self.proposals * BOX_BYTES
+        return int(np.prod(self.shape)) * np.dtype(self.kind).itemsize
 
 
-@dataclass(frozen=True)
-class TeacherView:
-    """What a teacher sees in a batch.
+Layout = Mapping[str, Entry]
 
-    Attributes:
-        features: its map [B, C, H, W], in channels-last memory; out of a bank of levels it is quantized.
-        proposals: its regions; None if nobody asked.
+
+def layout_of(targets: list[Target], grids: Mapping[str, Quantizer]) -> dict[str, Entry]:
+    """How targets like these are stored; the few levels beyond what a byte holds here are computed each time.
+
+    Args:
+        targets: some, of one shape but for the batch.
+        grids: see `Distiller.grids`.
     """
+    layout = {}
+    for name, first in targets[0].items():
+        kind = str(first.dtype).removeprefix("torch.")
+        quantizer = grids.get(name)
+        if quantizer is not None:
+            highest = quantizer.config.upper or max(int(_levels(quantizer, one[name]).max()) for one in targets)
+            kind = "uint8" if highest <= np.iinfo(np.uint8).max else "uint16"
+        layout[name] = Entry(tuple(first.shape[1:]), kind, quantizer)
+    return layout
 
-    features: Tensor
-    proposals: Proposals | None
 
-    def to(self, device: torch.device) -> "TeacherView":
-        """The same on another device."""
-        proposals = self.proposals
-        if proposals is not None:
-            proposals = Proposals(proposals.boxes.to(device), proposals.valid.to(device))
-        return TeacherView(self.features.to(device), proposals)
+def record_bytes(layout: Layout) -> int:
+    """Of one view."""
+    return sum(entry.bytes for entry in layout.values())
 
 
 class Bank:
@@ -70,60 +72,87 @@ class Bank:
         path: of its file; the name tells what is in it.
         records: images times views.
         layout: of a record.
-        quantizer: whose levels are stored; None if the map is stored as float32.
 
     Raises:
         InputError: the file cannot be made, or the disk has no room for all of it.
     """
 
-    def __init__(self, path: Path, records: int, layout: Layout, quantizer: Quantizer | None) -> None:
-        self.layout, self.quantizer = layout, quantizer
-        self._file = RecordFile(path, records, layout.bytes, "teacher bank", "run.bank_mib")
+    def __init__(self, path: Path, records: int, layout: Layout) -> None:
+        self.layout = layout
+        self._file = RecordFile(path, records, record_bytes(layout), "teacher bank", "run.bank_mib")
 
-    def read(self, rows: NDArray[np.int64]) -> TeacherView | None:
-        """The records of a batch; None if one of them is missing or damaged.
+    def get(self, views: Tensor, compute: Callable[[], Target]) -> Target:
+        """The targets of a batch, read or else computed and kept.
 
         Args:
-            rows: int64 [B], which.
+            views: int64 [B], which records.
+            compute: the targets of all of them.
         """
-        found = [self._file.read(int(row)) for row in rows]
-        kept = [record for record in found if record is not None]
-        if len(kept) < len(found):
+        rows = views.cpu().numpy().astype(np.int64)
+        found = self.read(rows)
+        if found is None:
+            found = compute()
+            self.write(rows, found)
+        return {name: one.to(views.device) for name, one in found.items()}
+
+    def read(self, rows: NDArray[np.int64]) -> Target | None:
+        """The records of a batch, int64 [B]; None if one of them is missing or damaged."""
+        kept = [record for row in rows if (record := self._file.read(int(row))) is not None]
+        if len(kept) < len(rows):
             return None
-        records = np.stack(kept)
-        channels, height, width = self.layout.shape
-        length = channels * height * width * self.layout.kind.itemsize
-        stored = records[:, :length].copy().view(self.layout.kind).reshape(-1, height, width, channels)
-        features = torch.from_numpy(stored.astype(np.float32, copy=False)).permute(0, 3, 1, 2)
-        if self.quantizer is not None:
-            features = self.quantizer.values(features)
-        if not self.layout.proposals:
-            return TeacherView(features, None)
-        regions = records[:, length:].reshape(len(rows), self.layout.proposals, BOX_BYTES)
-        boxes = torch.from_numpy(regions[..., :-1].copy().view(np.float32))
-        return TeacherView(features, Proposals(boxes, torch.from_numpy(regions[..., -1] > 0)))
+        records, target, start = np.stack(kept), {}, 0
+        for name, entry in self.layout.items():
+            stored = records[:, start : start + entry.bytes].copy().view(entry.kind)
+            start += entry.bytes
+            shape = (len(rows), *_stored_shape(entry.shape))
+            if entry.levels is None:
+                target[name] = _channels_first(torch.from_numpy(stored.reshape(shape)))
+            else:
+                levels = torch.from_numpy(stored.astype(np.float32).reshape(shape))
+                target[name] = _values(entry.levels, _channels_first(levels))
+        return target
 
-    def write(self, rows: NDArray[np.int64], seen: TeacherView) -> None:
-        """Keep what the teacher saw. Levels that the layout cannot hold are not kept.
-
-        Args:
-            rows: int64 [B], which records.
-            seen: the unquantized map, and proposals if the layout has them.
-        """
-        features = seen.features.detach().float().cpu()
-        if self.quantizer is not None:
-            features = self.quantizer.levels(features)
-        stored = features.permute(0, 2, 3, 1).contiguous().numpy()
-        with np.errstate(invalid="ignore"):
-            packed = stored.astype(self.layout.kind)
-        fits = (packed == stored).all((1, 2, 3))
-        parts = [packed.reshape(len(rows), -1).view(np.uint8)]
-        if self.layout.proposals:
-            assert seen.proposals is not None
-            boxes = seen.proposals.boxes.detach().float().cpu().contiguous().numpy().view(np.uint8)
-            valid = seen.proposals.valid.cpu().numpy().astype(np.uint8)[..., None]
-            parts.append(np.concatenate([boxes, valid], 2).reshape(len(rows), -1))
+    def write(self, rows: NDArray[np.int64], target: Target) -> None:
+        """Keep the targets of a batch. Levels that the layout cannot hold are not kept. Args as `read`."""
+        fits, parts = np.ones(len(rows), bool), []
+        for name, entry in self.layout.items():
+            values = target[name].detach()
+            if entry.levels is not None:
+                values = _levels(entry.levels, values)
+            stored = _channels_last(values).cpu().numpy().reshape(len(rows), -1)
+            with np.errstate(invalid="ignore"):
+                packed = stored.astype(entry.kind)
+            fits &= (packed == stored).all(1)
+            parts.append(np.ascontiguousarray(packed).view(np.uint8))
         content = np.concatenate(parts, 1)
         for row, record, fit in zip(rows, content, fits, strict=True):
             if fit:
                 self._file.write(int(row), record)
+
+
+def channels_last(target: Target) -> Target:
+    """The same with maps [..., C, H, W] in the memory layout that a bank gives them, so that sums round alike."""
+    return {name: _channels_first(_channels_last(one).contiguous()) for name, one in target.items()}
+
+
+def _channels_last(one: Tensor) -> Tensor:
+    """[B, ..., C, H, W] as [B, ..., H, W, C]; others stay."""
+    return one.movedim(-3, -1) if one.dim() >= 4 else one
+
+
+def _channels_first(one: Tensor) -> Tensor:
+    return one.movedim(-1, -3) if one.dim() >= 4 else one
+
+
+def _stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (*shape[:-3], shape[-2], shape[-1], shape[-3]) if len(shape) >= 3 else shape
+
+
+def _levels(quantizer: Quantizer, values: Tensor) -> Tensor:
+    levels: Tensor = quantizer.levels(values.movedim(-3, 1)).movedim(1, -3)
+    return levels
+
+
+def _values(quantizer: Quantizer, levels: Tensor) -> Tensor:
+    values: Tensor = quantizer.values(levels.movedim(-3, 1)).movedim(1, -3)
+    return values

@@ -3,13 +3,14 @@
     share  = lambda |dL_m/df_s| / |dL_det/df_s|        f_s: the student's map
     cosine = <dL_m/df_s, dL_det/df_s> / (|dL_m/df_s| |dL_det/df_s|)
 
-Both gradients are taken with respect to the student's map alone, so a measurement costs a pass through the heads and
-none through the backbone. A weight means little across networks, normalisations and stages of training (with
-`mimic.normalize=entry` the share of a weight of 1 falls from 40 to 0.06 within a run); a share means the same
-everywhere. `mimic.weight=auto` therefore holds a share and lets lambda follow.
+Both gradients are taken with respect to the student's map alone (all of its levels together), so a measurement costs a
+pass through the heads and none through the backbone. A weight means little across networks, normalisations and stages
+of training (with `mimic.normalize=entry` the share of a weight of 1 falls from 40 to 0.06 within a run); a share means
+the same everywhere. `mimic.weight=auto` therefore holds a share and lets lambda follow.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -50,18 +51,19 @@ class Dose(nn.Module):
         self.register_buffer("total", torch.zeros(3))
         self._done = -1  # the same as `steps` without asking the device; read from it after a resume
 
-    def weighed(self, features: Tensor, detection: Tensor, mimic: Tensor) -> Tensor:
+    def weighed(self, maps: Sequence[Tensor], detection: Tensor, mimic: Tensor) -> Tensor:
         """lambda L_m, scalar; measures in some of the steps.
 
         Args:
-            features: the student's map f_s, [B, C, H, W], part of the graph of both losses.
+            maps: the student's map f_s of each level, [B, C, H, W], part of the graph of both losses.
             detection: the sum of the detection losses, scalar.
             mimic: L_m, not yet weighed, scalar.
         """
         if self._done < 0:
             self._done = int(self.steps)
-        if features.requires_grad and mimic.requires_grad and (self._done < FIRST or self._done % EVERY == 0):
-            self._measure(features, detection, mimic)
+        due = self._done < FIRST or self._done % EVERY == 0
+        if due and mimic.requires_grad and any(one.requires_grad for one in maps):
+            self._measure([one for one in maps if one.requires_grad], detection, mimic)
         self._done += 1
         self.steps += 1
         return self.weight() * mimic
@@ -82,11 +84,15 @@ class Dose(nn.Module):
         """Means over the whole training, as `take`."""
         return self._means(self.total)
 
-    def _measure(self, features: Tensor, detection: Tensor, mimic: Tensor) -> None:
+    def _measure(self, maps: Sequence[Tensor], detection: Tensor, mimic: Tensor) -> None:
         ours, theirs = (
-            torch.autograd.grad(loss, features, retain_graph=True)[0].double() for loss in (mimic, detection)
+            torch.autograd.grad(loss, maps, retain_graph=True, materialize_grads=True) for loss in (mimic, detection)
         )
-        sums = mean_over(torch.stack([ours.square().sum(), theirs.square().sum(), (ours * theirs).sum()]))
+        pairs = [(own.double(), other.double()) for own, other in zip(ours, theirs, strict=True)]
+        products = [
+            torch.stack([own.square().sum(), other.square().sum(), (own * other).sum()]) for own, other in pairs
+        ]
+        sums = mean_over(torch.stack(products).sum(0))
         own, other, product = (float(value) for value in sums)
         if not (own > 0 and other > 0 and math.isfinite(own) and math.isfinite(other)):
             return  # nothing to compare: a loss of 0, or one that training is about to refuse

@@ -1,30 +1,97 @@
 """What a student's map has in common with its teacher's on the regions of a split."""
 
 from collections.abc import Iterator
+from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor
 
 from qmimic.data.loader import Loader
 from qmimic.detectors.detector import Detector
-from qmimic.distill.mimic import MatchCounts, Mimic, choose_regions, count_matches
+from qmimic.distill.mimic import Mimic
+from qmimic.distill.regions import choose_regions
+from qmimic.tables import MODES
+
+NEAR = 0.3  # absolute: the paper's section 4 counts entries with |f_t - f_s| below it
+
+
+@dataclass(frozen=True)
+class MatchCounts:
+    """Entries on regions, and how many of them agree.
+
+    Attributes:
+        entries, matched: over all entries, those with Q(f_t) = Q(r(f_s)).
+        nonzero, nonzero_matched: over those where the teacher's is not zero; an all-zero student scores 0 there.
+        near: entries that match as the paper has it, |f_t - f_s| < 0.3 in the map's own units.
+    """
+
+    entries: int = 0
+    matched: int = 0
+    nonzero: int = 0
+    nonzero_matched: int = 0
+    near: int = 0
+
+    def __add__(self, other: "MatchCounts") -> "MatchCounts":
+        return MatchCounts(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    @property
+    def ratio(self) -> float:
+        """Share of the entries that are on the same level, 0..1."""
+        return self.matched / max(1, self.entries)
+
+    @property
+    def nonzero_ratio(self) -> float:
+        """The same over the teacher's non-zero entries, 0..1."""
+        return self.nonzero_matched / max(1, self.nonzero)
+
+    @property
+    def near_ratio(self) -> float:
+        """The paper's matching ratio, 0..1."""
+        return self.near / max(1, self.entries)
+
+
+@dataclass(frozen=True)
+class RegionPair:
+    """The same regions of a teacher's and a student's map.
+
+    Attributes:
+        teacher, student: f_t^i and r(f_s^i), float32 [B, P, C_t, k, k], quantized where the loss sees them so.
+        teacher_levels, student_levels: indices in the dictionary of both, whole numbers, the same shape.
+        valid: bool [B, P], which regions count.
+    """
+
+    teacher: Tensor
+    student: Tensor
+    teacher_levels: Tensor
+    student_levels: Tensor
+    valid: Tensor
+
+    def counts(self) -> MatchCounts:
+        """Entry by entry."""
+        shape = (*self.valid.shape, *[1] * (self.teacher.dim() - 2))
+        counted = self.valid.view(shape).expand_as(self.teacher)
+        equal = (self.teacher_levels == self.student_levels) & counted
+        nonzero = (self.teacher_levels != 0) & counted
+        near = ((self.teacher - self.student).abs() < NEAR) & counted
+        counts = (counted, equal, nonzero, equal & nonzero, near)
+        return MatchCounts(*(int(one.sum()) for one in counts))
+
+    def near_shares(self) -> Tensor:
+        """Of each valid region the share of entries with |f_t - f_s| < 0.3, float32 [N]; the paper's figure 5."""
+        near = ((self.teacher - self.student).abs() < NEAR).float()
+        return near.flatten(2).mean(2)[self.valid]
 
 
 def matching(student: Detector, teacher: Detector, mimic: Mimic, loader: Loader) -> MatchCounts:
-    """Matching ratio of two detectors' quantized maps on the regions of a split, see `region_levels`."""
-    return sum((count_matches(*own) for own in region_levels(student, teacher, mimic, loader)), MatchCounts())
+    """How far two detectors' maps agree on the regions of a split, see `region_pairs`."""
+    return sum((pair.counts() for pair in region_pairs(student, teacher, mimic, loader)), MatchCounts())
 
 
 @torch.no_grad()
-def region_levels(
-    student: Detector, teacher: Detector, mimic: Mimic, loader: Loader
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Levels of two detectors' maps on the regions of a split, batch by batch, without augmentation.
+def region_pairs(student: Detector, teacher: Detector, mimic: Mimic, loader: Loader) -> Iterator[RegionPair]:
+    """Two detectors' maps on the regions of a split, batch by batch and level by level, without augmentation.
 
     Regions are the recipe's; where it has none (the whole map), the teacher's proposals and the ground truth serve.
-
-    Yields:
-        Levels of the teacher and of the student, [B, P, C_t, k, k], and which regions count, bool [B, P].
     """
     config = mimic.config
     if config.regions == "map":
@@ -33,9 +100,19 @@ def region_levels(
     generator = torch.Generator(device).manual_seed(0)
     for batch in loader.once():
         images, targets = batch.images.to(device), batch.targets.to(device)
-        student_map, teacher_map = student.raw_features(images), teacher.raw_features(images)
-        source = teacher if config.regions == "teacher" else student
-        own_map = teacher_map if source is teacher else student_map
-        proposals = source.propose(source.quantize(own_map))
+        own, master = student.raw_features(images), teacher.raw_features(images)
+        proposer, levels = (teacher, master) if config.regions == "teacher" else (student, own)
+        proposals = proposer.propose(proposer.quantize(levels))
         regions = choose_regions(config, proposals, targets, student.spec.size, generator)
-        yield (*mimic.levels(student_map.map, teacher_map.map, regions), regions.valid)
+        for place, (ours, theirs) in enumerate(mimic.pairs):
+            pair = (own.maps[ours], master.maps[theirs], regions, place)
+            of_teacher, of_student = mimic.sides_of(*pair)
+            teacher_levels, student_levels = mimic.levels(of_teacher), mimic.levels(of_student)
+            mode = MODES[mimic.config.mode]
+            yield RegionPair(
+                mimic.values(teacher_levels) if mode.teacher else of_teacher,
+                mimic.values(student_levels) if mode.student else of_student,
+                teacher_levels,
+                student_levels,
+                regions.valid,
+            )

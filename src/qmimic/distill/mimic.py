@@ -5,48 +5,42 @@
 
 f_t^i, f_s^i: region i pooled from the teacher's and the student's map; r: the adaptor, a 1x1 convolution from the
 student's channels to the teacher's; Q: the quantizer; N: number of regions. The switches are `MimicConfig`'s. What
-takes the place of the squared distance is a function in `DISTANCES`.
+takes the place of the squared distance is a function in `DISTANCES` (tables.py).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from qmimic.config import MimicConfig
 from qmimic.contracts import Proposals
 from qmimic.data.targets import Targets
 from qmimic.detectors.quantize import Quantizer
-from qmimic.detectors.roi_pooling import ROI_POOLINGS
-from qmimic.detectors.rpn import first
-from qmimic.errors import InputError
-from qmimic.processes import Source, mean_over, rand
+from qmimic.detectors.roi_pooling import ROI_POOLINGS, cells_inside
+from qmimic.distill.distiller import Sides, StudentView, Target, TeacherView
+from qmimic.distill.map_distiller import MapDistiller
+from qmimic.distill.regions import choose_regions
+from qmimic.processes import mean_over
+from qmimic.tables import DISTANCES, MODES
 
 REGION_SIZE = 5  # bins of a region on each side
-QUANTIZED_SIDES = {
-    # mode: (teacher's map, student's map)
-    "mimic": (False, False),
-    "quantization": (True, True),
-    "teacher_only": (True, False),
-    "student_only": (False, True),
-}
 
 
 def sees_levels(config: MimicConfig) -> bool:
     """Whether the loss is the same for the teacher's map and for the map quantized, to the last bit.
 
-    It is where the map is quantized before anything else, and where maxima are taken first, which commute with Q.
+    It is where the map is quantized before anything else, where maxima are taken first, which commute with Q, and
+    where entries are taken as they lie.
     """
-    first = config.order == "quantize_pool" or config.regions == "map" or config.pooling == "pool"
-    return QUANTIZED_SIDES[config.mode][0] and first
+    first = config.order == "quantize_pool" or config.regions == "map" or config.pooling in ("pool", "crop")
+    return MODES[config.mode].teacher and first
 
 
 def sees_region_levels(config: MimicConfig) -> bool:
     """Whether all that the loss sees of the teacher are its own regions, pooled and then quantized."""
     own = config.regions == "teacher" and config.order == "pool_quantize" and config.map_steps == 0
-    return QUANTIZED_SIDES[config.mode][0] and own
+    return MODES[config.mode].teacher and own and config.pooling != "crop"
 
 
 Distance = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -73,18 +67,7 @@ def cell_distance(teacher: Tensor, student: Tensor, stride: Tensor) -> Tensor:
     return ((teacher - student).abs() - half).clamp(min=0).square().sum(tuple(range(2, teacher.dim())))
 
 
-# How far a student's regions are from the teacher's; a recipe names one by `mimic.distance`.
-DISTANCES: dict[str, Distance] = {
-    "squared": squared_distance,
-    "cell": cell_distance,
-}
 UNQUANTIZED_STUDENT = {"cell"}  # distances for which the student's side stays as it is
-
-
-def check_distance(name: str) -> None:
-    """Raises InputError: there is no such distance."""
-    if name not in DISTANCES:
-        raise InputError(f"mimic.distance: {name!r} is no distance; take one of {', '.join(DISTANCES)}.")
 
 
 def mimic_loss(
@@ -103,150 +86,163 @@ def mimic_loss(
         Scalar; 0 if no region counts.
     """
     stride = teacher.new_zeros(1) if stride is None else stride
-    return (distance(teacher, student, stride) * valid).sum() / (2 * mean_over(valid.sum()).clamp(min=1))
+    return mean_of_regions(distance(teacher, student, stride), valid)
 
 
-@dataclass(frozen=True)
-class MatchCounts:
-    """Entries on regions, and how many of them agree: Q(f_t) = Q(r(f_s)).
-
-    Attributes:
-        entries, matched: over all entries.
-        nonzero, nonzero_matched: over those where the teacher's is not zero; an all-zero student scores 0 there.
-    """
-
-    entries: int = 0
-    matched: int = 0
-    nonzero: int = 0
-    nonzero_matched: int = 0
-
-    def __add__(self, other: "MatchCounts") -> "MatchCounts":
-        return MatchCounts(
-            self.entries + other.entries,
-            self.matched + other.matched,
-            self.nonzero + other.nonzero,
-            self.nonzero_matched + other.nonzero_matched,
-        )
-
-    @property
-    def ratio(self) -> float:
-        """The paper's matching ratio, 0..1."""
-        return self.matched / max(1, self.entries)
-
-    @property
-    def nonzero_ratio(self) -> float:
-        """The matching ratio over the teacher's non-zero entries, 0..1."""
-        return self.nonzero_matched / max(1, self.nonzero)
+def mean_of_regions(distances: Tensor, valid: Tensor) -> Tensor:
+    """1/(2N) times the sum of distances [B, P] over the N valid regions, bool [B, P]; scalar, 0 if N is 0."""
+    return (distances * valid).sum() / (2 * mean_over(valid.sum()).clamp(min=1))
 
 
-def count_matches(teacher: Tensor, student: Tensor, valid: Tensor) -> MatchCounts:
-    """Compare quantized regions [B, P, C, ...] entry by entry; `valid` bool [B, P] says which count."""
-    counts = valid.view(*valid.shape, *[1] * (teacher.dim() - 2)).expand_as(teacher)
-    equal, nonzero = (teacher == student) & counts, (teacher != 0) & counts
-    return MatchCounts(int(counts.sum()), int(equal.sum()), int(nonzero.sum()), int((equal & nonzero).sum()))
+class Mimic(MapDistiller):
+    """The loss between two networks' maps as the recipe's switches have it, on regions or on the whole maps.
 
-
-class Mimic(nn.Module):
-    """The adaptor r, and the loss between two maps as the recipe's switches have it.
-
-    Args:
-        config: the switches.
-        student_channels, teacher_channels: of the two maps.
-        quantizer: Q, with the teacher's stride s.
-        rms: root mean square of the teacher's map on training images, scalar.
-        stride: output stride of both maps.
-        seed: of the adaptor's fresh weights.
+    Args and errors: as `MapDistiller`.
     """
 
     rms: Tensor
 
-    def __init__(
-        self,
-        config: MimicConfig,
-        student_channels: int,
-        teacher_channels: int,
-        quantizer: Quantizer,
-        rms: Tensor,
-        stride: int,
-        seed: int,
-    ) -> None:
-        super().__init__()
-        self.config = config
-        self.stride = stride
-        self.quantizer = quantizer
-        self.adaptor = nn.Conv2d(student_channels, teacher_channels, 1)
-        generator = torch.Generator().manual_seed(seed)
-        nn.init.kaiming_normal_(self.adaptor.weight, nonlinearity="relu", generator=generator)
-        assert self.adaptor.bias is not None
-        nn.init.zeros_(self.adaptor.bias)
-        self.register_buffer("rms", rms.reshape(()).clone())
+    def __init__(self, config: MimicConfig, sides: Sides) -> None:
+        super().__init__(config, sides)
+        self.distance: Distance = DISTANCES[config.distance]
+        self.teacher_regions = config.regions == "teacher"
+        self.student_regions = config.regions == "student"
+        self.register_buffer("rms", torch.stack([sides.rms[teacher].reshape(()) for _, teacher in self.pairs]))
 
-    def adapt(self, features: Tensor) -> Tensor:
-        """r(f_s), with the ReLU if the recipe wants it: [..., C_s, H, W] to [..., C_t, H, W]."""
-        # A 1x1 convolution as the product that it is: the same for a map and for regions of one.
-        adapted = F.linear(features.movedim(-3, -1), self.adaptor.weight.flatten(1), self.adaptor.bias)
-        return (F.relu(adapted) if self.config.adaptor_relu else adapted).movedim(-1, -3)
+    def target(self, view: TeacherView, truth: Targets) -> Target:
+        """See `Distiller.target`.
 
-    def loss(self, student_map: Tensor, teacher_map: Tensor, regions: Proposals | None) -> Tensor:
-        """L_m, scalar, not yet weighted by lambda.
+        Returns:
+            `level0`, ...: the teacher's side, float32: of a map [B, C_t, H, W], or pooled already, [B, P, C_t, k, k];
+            where the regions are the teacher's, `boxes` [B, P, 4] and `valid` [B, P].
+        """
+        found: Target = {}
+        regions = None
+        if self.teacher_regions:
+            regions = choose_regions(self.config, view.regions, truth, self.sides.size, None)
+            found = {"boxes": regions.boxes, "valid": regions.valid}
+        for place, (_, level) in enumerate(self.pairs):
+            side = view.features.maps[level].detach().float()
+            # A bank keeps this: it must not be rounded by how the student is computed.
+            with torch.autocast(side.device.type, enabled=False):
+                if sees_region_levels(self.config):
+                    side = self.teacher_side(side, regions, place)
+                elif sees_levels(self.config):
+                    side = self.quantizer(side)
+            found[f"level{place}"] = side
+        return found
+
+    def loss(self, student: StudentView, target: Target) -> Tensor:
+        """See `Distiller.loss`: L_m, the mean over levels."""
+        regions = None
+        if not student.whole_map and self.config.regions != "map":
+            if self.teacher_regions:
+                regions = Proposals(target["boxes"], target["valid"])
+            else:
+                regions = choose_regions(self.config, student.regions, student.truth, self.sides.size, student.source)
+        losses = []
+        for place, (level, _) in enumerate(self.pairs):
+            side = target[f"level{place}"]
+            if not sees_region_levels(self.config):
+                side = self.teacher_side(side, regions, place)
+            losses.append(self.loss_to(student.features.maps[level], side, regions, place))
+        return losses[0] if len(losses) == 1 else torch.stack(losses).mean()
+
+    def target_settings(self) -> Mapping[str, object]:
+        """See `Distiller.target_settings`."""
+        config = self.config
+        names = {"regions", "with_truth", "region_count", "sampling"} if self.teacher_regions else set()
+        names |= {"pooling"} if sees_region_levels(config) else set()
+        levels = sees_levels(config), sees_region_levels(config)
+        return {"levels": levels, **config.model_dump(mode="json", include=names)}
+
+    def grids(self) -> Mapping[str, Quantizer]:
+        """See `Distiller.grids`."""
+        quantized = sees_levels(self.config) or sees_region_levels(self.config)
+        return {f"level{place}": self.quantizer for place in range(len(self.pairs))} if quantized else {}
+
+    def map_loss(self, teacher: Tensor, student: Tensor, truth: Targets, place: int) -> Tensor:
+        """See `MapDistiller.map_loss`; of whole maps."""
+        return self.distance_loss(teacher[:, None], student[:, None], None, place)
+
+    def teacher_side(self, teacher_map: Tensor, regions: Proposals | None, place: int = 0) -> Tensor:
+        """f_t^i or Q(f_t^i), float32 [B, P, C_t, k, k]; of a whole map, or of one to crop, [B, 1, C_t, H, W].
+
+        Args:
+            teacher_map: [B, C_t, H, W], no gradient; quantized or not where `sees_levels` says that it is the same.
+            regions: where the maps are compared; None: every entry of the whole map.
+            place: of the level among `pairs`.
+        """
+        quantized = MODES[self.config.mode].teacher
+        features = teacher_map.detach().float()
+        with torch.autocast(features.device.type, enabled=False):
+            if self.config.order == "quantize_pool":
+                return self._pooled(self._quantized(features, quantized), regions, place)
+            return self._quantized(self._pooled(features, regions, place), quantized)
+
+    def loss_to(self, student_map: Tensor, teacher: Tensor, regions: Proposals | None, place: int = 0) -> Tensor:
+        """L_m of one level, scalar, from a student's map [B, C_s, H, W] to a side. Other args as `teacher_side`."""
+        quantized = MODES[self.config.mode].student and self.config.distance not in UNQUANTIZED_STUDENT
+        if self.config.order == "quantize_pool":
+            student = self._pooled(self._quantized(self.adapt(student_map, place).float(), quantized), regions, place)
+        else:
+            pooled = self._pooled(student_map, regions, place)
+            student = self._quantized(self.adapt(pooled, place).float(), quantized)
+        return self.distance_loss(teacher, student, regions, place)
+
+    def distance_loss(self, teacher: Tensor, student: Tensor, regions: Proposals | None, place: int) -> Tensor:
+        """L_m of two sides, [B, P, C_t, k, k] or [B, 1, C_t, H, W] each. Other args as `teacher_side`."""
+        distances, entries = self._distances(teacher, student, regions, place)
+        valid = teacher.new_ones(len(teacher), 1, dtype=torch.bool) if regions is None else regions.valid
+        loss = mean_of_regions(distances, valid)
+        if self.config.normalize == "entry":
+            loss = loss * 2 / (entries * self.rms[place].square())
+        elif self.config.normalize == "region":  # Li et al., eq. 5
+            loss = loss / entries
+        return loss
+
+    def levels(self, regions: Tensor) -> Tensor:
+        """Indices in the dictionary of regions [B, P, C_t, k, k], whole numbers in their shape."""
+        levels: Tensor = self.quantizer.levels(regions.movedim(-3, 1)).movedim(1, -3)
+        return levels
+
+    def values(self, levels: Tensor) -> Tensor:
+        """The inverse of `levels`, for what lies on the dictionary."""
+        values: Tensor = self.quantizer.values(levels.movedim(-3, 1)).movedim(1, -3)
+        return values
+
+    def sides_of(
+        self, student_map: Tensor, teacher_map: Tensor, regions: Proposals, place: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """f_t^i and r(f_s^i), float32 [B, P, C_t, k, k], neither of them quantized, for counting what matches.
+
+        Quantized maps that RoIAlign then averages leave the dictionary, and hardly any entry could be equal: so regions
+        are pooled first, by maxima where the recipe takes them from the map as they lie.
 
         Args:
             student_map: [B, C_s, H, W].
-            teacher_map: [B, C_t, H, W], not quantized, no gradient.
-            regions: where the maps are compared; None: every entry of the whole map.
+            teacher_map: [B, C_t, H, W].
+            regions: where the maps are compared.
+            place: of the level among `pairs`.
         """
-        return self.loss_to(student_map, self.target(teacher_map, regions), regions)
 
-    def target(self, teacher_map: Tensor, regions: Proposals | None) -> Tensor:
-        """The teacher's side, float32 [B, P, C_t, k, k], of the whole map [B, 1, C_t, H, W]. Args as `loss`."""
-        quantized, _ = QUANTIZED_SIDES[self.config.mode]
-        features = teacher_map.detach().float()
-        # A bank keeps this: it must not be rounded by how the student is computed.
-        with torch.autocast(features.device.type, enabled=False):
-            if self.config.order == "quantize_pool":
-                return self._pooled(self._quantized(features, quantized), regions)
-            return self._quantized(self._pooled(features, regions), quantized)
+        def pool(features: Tensor) -> Tensor:
+            stride = self.sides.student_strides[self.pairs[place][0]]
+            name = "pool" if self.config.pooling == "crop" else self.config.pooling
+            return ROI_POOLINGS[name](features, regions.boxes, REGION_SIZE, stride)
 
-    def loss_to(self, student_map: Tensor, teacher: Tensor, regions: Proposals | None) -> Tensor:
-        """L_m from a student's map to a teacher's side, see `target`. Other args as `loss`."""
-        quantized = QUANTIZED_SIDES[self.config.mode][1] and self.config.distance not in UNQUANTIZED_STUDENT
         if self.config.order == "quantize_pool":
-            student = self._pooled(self._quantized(self.adapt(student_map).float(), quantized), regions)
+            adapted = pool(self.adapt(student_map, place))
         else:
-            student = self._quantized(self.adapt(self._pooled(student_map, regions)).float(), quantized)
-        distance, valid = DISTANCES[self.config.distance], self._valid(student_map, regions)
-        loss = mimic_loss(teacher, student, valid, distance, self.quantizer.stride)
-        if self.config.normalize == "entry":
-            loss = loss * 2 / (teacher[0, 0].numel() * self.rms.square())
-        elif self.config.normalize == "region":  # Li et al., eq. 5; regions of one batch are of one dimension
-            loss = loss / teacher[0, 0].numel()
-        return loss
+            adapted = self.adapt(pool(student_map), place)
+        return pool(teacher_map.float()), adapted.float()
 
-    def matches(self, student_map: Tensor, teacher_map: Tensor, regions: Proposals) -> MatchCounts:
-        """Matching Q(f_t^i) = Q(r(f_s^i)) of pooled, then quantized regions, whatever trains them. Args as `loss`.
-
-        Quantized maps that RoIAlign then averages leave the dictionary, and hardly any entry could be equal.
-        """
-        return count_matches(*self.levels(student_map, teacher_map, regions), regions.valid)
-
-    def levels(self, student_map: Tensor, teacher_map: Tensor, regions: Proposals) -> tuple[Tensor, Tensor]:
-        """Indices in the dictionary of Q(f_t^i) and Q(r(f_s^i)), whole numbers [B, P, C_t, k, k]. Args as `loss`."""
-        adapted = (
-            self._pooled(self.adapt(student_map), regions)
-            if self.config.order == "quantize_pool"
-            else self.adapt(self._pooled(student_map, regions))
-        )
-        teacher, student = (
-            self.quantizer.levels(one.movedim(-3, 1)).movedim(1, -3)  # where a stride for each channel is looked for
-            for one in (self._pooled(teacher_map.float(), regions), adapted.float())
-        )
-        return teacher, student
-
-    def _pooled(self, features: Tensor, regions: Proposals | None) -> Tensor:
-        """Regions [B, P, C, k, k] of a map; the whole map is one region, [B, 1, C, H, W]."""
-        if regions is None:
+    def _pooled(self, features: Tensor, regions: Proposals | None, place: int) -> Tensor:
+        """Regions [B, P, C, k, k] of a map; one that is taken whole, or as it lies, is one region, [B, 1, C, H, W]."""
+        if regions is None or self.config.pooling == "crop":
             return features[:, None]
-        return ROI_POOLINGS[self.config.pooling](features, regions.boxes, REGION_SIZE, self.stride)
+        stride = self.sides.student_strides[self.pairs[place][0]]
+        return ROI_POOLINGS[self.config.pooling](features, regions.boxes, REGION_SIZE, stride)
 
     def _quantized(self, features: Tensor, wanted: bool) -> Tensor:
         """Q of a map [B, C, H, W] or of regions [B, P, C, k, k], if it is wanted."""
@@ -255,53 +251,18 @@ class Mimic(nn.Module):
         quantized: Tensor = self.quantizer(features.movedim(-3, 1))  # where a stride for each channel is looked for
         return quantized.movedim(1, -3)
 
-    def _valid(self, student_map: Tensor, regions: Proposals | None) -> Tensor:
-        return student_map.new_ones(len(student_map), 1, dtype=torch.bool) if regions is None else regions.valid
-
-
-def as_map(regions: Tensor) -> Tensor:
-    """Pooled regions [B, P, C, k, k] one below the other as a map [B, C, P k, k]."""
-    return regions.transpose(1, 2).flatten(2, 3)
-
-
-def as_regions(features: Tensor) -> Tensor:
-    """The inverse of `as_map`."""
-    regions: Tensor = features.unflatten(2, (-1, REGION_SIZE)).transpose(1, 2)
-    return regions
-
-
-def choose_regions(
-    config: MimicConfig,
-    proposals: Proposals | None,
-    targets: Targets,
-    size: tuple[int, int],
-    source: Source,
-) -> Proposals:
-    """The regions on which maps are matched, at most `region_count` an image.
-
-    Args:
-        config: whose regions, how many, and whether ground truth joins.
-        proposals: the teacher's or the student's, as `config.regions` says; unused by the other choices.
-        targets: ground truth.
-        size: height and width of the network's input, pixels.
-        source: of random regions.
-    """
-    truth = Proposals(targets.boxes, targets.labels >= 0)
-    if config.regions == "ground_truth":
-        return first(truth.boxes, truth.valid, config.region_count)
-    if config.regions == "random":
-        proposals = random_regions(len(targets.boxes), config.region_count, size, source)
-    assert proposals is not None, f"mimic.regions={config.regions} needs proposals"
-    boxes, valid = proposals.boxes, proposals.valid
-    if config.with_truth:
-        boxes, valid = torch.cat([truth.boxes, boxes], 1), torch.cat([truth.valid, valid], 1)
-    return first(boxes, valid, config.region_count)
-
-
-def random_regions(batch: int, count: int, size: tuple[int, int], source: Source) -> Proposals:
-    """Boxes with sides from 1/8 of the image's to the whole, anywhere inside it."""
-    drawn = rand(source, batch, count, 4)
-    whole = drawn.new_tensor([size[1], size[0]])
-    sides = (0.125 + 0.875 * drawn[..., :2]) * whole
-    corner = drawn[..., 2:] * (whole - sides)
-    return Proposals(torch.cat([corner, corner + sides], -1), torch.ones_like(drawn[..., 0], dtype=torch.bool))
+    def _distances(self, teacher: Tensor, student: Tensor, regions: Proposals | None, place: int) -> tuple[Tensor, int]:
+        """Distances of regions, [B, P], and m, by which they are still to be divided where that is wanted."""
+        distance, stride = self.distance, self.quantizer.stride
+        if regions is None or self.config.pooling != "crop":
+            return distance(teacher, student, stride), teacher[0, 0].numel()
+        # The distance of each place of the map is taken once, however many regions it lies in.
+        batch, _, channels, height, width = teacher.shape
+        of_teacher, of_student = (one[:, 0].flatten(2).transpose(1, 2) for one in (teacher, student))
+        places = distance(of_teacher, of_student, stride)
+        output_stride = self.sides.student_strides[self.pairs[place][0]]
+        down, across = cells_inside(regions.boxes, output_stride, (height, width))
+        sums = ((down @ places.view(batch, height, width)) * across).sum(-1)
+        if self.config.normalize == "paper":
+            return sums, 1
+        return sums / (channels * down.sum(-1) * across.sum(-1)), 1  # m_i differs from region to region

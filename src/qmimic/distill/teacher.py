@@ -1,62 +1,66 @@
-"""The frozen teacher of a student, looked up in its bank where it has one."""
+"""The contract of a teacher, and the first kind: a trained detector of ours.
 
-from collections.abc import Callable
+Another kind, such as a file that somebody else trained, is a class with the same attributes and `look`.
+"""
 
-import numpy as np
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from qmimic.detectors.detector import Detector
-from qmimic.distill.bank import Bank, TeacherView
+from qmimic.distill.distiller import TeacherView
 
 
-class Teacher:
-    """A frozen detector that shows its map and its regions.
+class Teacher(Protocol):
+    """Whoever looks at the student's views and shows what it sees. It is frozen: the same view gives the same answer.
+
+    Attributes:
+        channels, strides: of each of its levels, the strides in growing order, pixels.
+    """
+
+    @property
+    def channels(self) -> tuple[int, ...]: ...
+
+    @property
+    def strides(self) -> tuple[int, ...]: ...
+
+    def look(self, images: Tensor, regions: bool) -> TeacherView:
+        """What it sees; no gradient.
+
+        Args:
+            images: views [B, 3, H, W], RGB, uint8 or float in 0..255.
+            regions: whether its regions are wanted too.
+        """
+        ...
+
+
+class DetectorTeacher:
+    """A frozen detector as a teacher; its regions are its proposals, or its detections where it has no proposals.
 
     Args:
         detector: any; it is put into evaluation mode for good.
         bf16: compute it in bf16.
-        bank: where what it sees is kept; None to compute it every time.
-        keeps_regions: the bank keeps pooled regions instead of maps.
     """
 
-    def __init__(self, detector: Detector, bf16: bool, bank: Bank | None = None, keeps_regions: bool = False) -> None:
+    def __init__(self, detector: Detector, bf16: bool) -> None:
         self.detector = detector.eval().requires_grad_(False)
         self.bf16 = bf16
-        self.bank = bank
-        self.keeps_regions = keeps_regions
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """See `Teacher`."""
+        return self.detector.channels
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """See `Teacher`."""
+        return self.detector.strides
 
     @torch.no_grad()
-    def look(
-        self,
-        images: Tensor,
-        records: Tensor | None,
-        propose: bool,
-        pool: Callable[[TeacherView], TeacherView] | None = None,
-    ) -> TeacherView:
-        """What it sees.
-
-        Args:
-            images: views [B, 3, H, W], as `Detector.raw_features` takes them.
-            records: int64 [B], where the bank keeps these views; None if they are in no bank.
-            propose: whether its regions are wanted.
-            pool: makes pooled regions of it, laid out as a map, where the bank keeps those.
-        """
-        bank = self.bank if records is not None else None
-        rows = None if records is None else records.cpu().numpy().astype(np.int64)
-        kept = bank.read(rows) if bank and rows is not None else None
-        if kept is None:
-            # What goes into the bank is whole, whatever this step needs of it.
-            kept = self._compute(images, propose or (bank is not None and bank.layout.proposals > 0))
-            kept = pool(kept) if pool else kept
-            if bank and rows is not None:
-                bank.write(rows, kept)
-        return kept.to(images.device)
-
-    def _compute(self, images: Tensor, propose: bool) -> TeacherView:
+    def look(self, images: Tensor, regions: bool) -> TeacherView:
+        """See `Teacher.look`."""
         detector = self.detector
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
             features = detector.raw_features(images)
-            if not propose:
-                return TeacherView(features.map, None)
-            return TeacherView(features.map, detector.propose(detector.quantize(features)))
+            return TeacherView(features, detector.propose(detector.quantize(features)) if regions else None)

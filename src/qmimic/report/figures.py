@@ -196,7 +196,10 @@ def costs(points: Sequence[tuple[str, float, float]], style: Mapping[str, Style]
 def learning(
     logs: Mapping[str, Sequence[Mapping[str, Any]]], key: str, style: Mapping[str, Style], label: str
 ) -> Panel | None:
-    """A value of the logs against steps; None if no log has it. `map50` is in per cent, losses are logarithmic."""
+    """A value of the logs against steps; None if no log has it.
+
+    `map50` is in per cent, `mimic_cosine` lies in -1..1, losses and shares are logarithmic.
+    """
     lines = {
         title: [(line["step"], float(line[key])) for line in own if isinstance(line.get(key), int | float)]
         for title, own in logs.items()
@@ -215,6 +218,9 @@ def learning(
                 axes.plot(steps, _smooth(values), own.dashes, color=own.colour, linewidth=1.1)
         if scores:
             axes.set_ylim(bottom=0)
+        elif key == "mimic_cosine":
+            axes.axhline(0, color=MUTED, linewidth=0.7)
+            axes.set_ylim(-1, 1)
         else:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -280,6 +286,19 @@ def levels(names: Sequence[str], share: Sequence[float], matched: Sequence[float
         axes.set_xlabel("level of the teacher's entry in the dictionary")
         axes.set_ylabel("share of entries, %")
     return Panel(out[0], "bars: share of the teacher's entries on each level; line: share of them that the student has")
+
+
+def near_regions(counts: Sequence[int]) -> Panel:
+    """How many regions have which share of their entries near the teacher's (the paper's figure 5)."""
+    with panel("near", 2.5) as (axes, out):
+        shares = 100 * np.array(counts) / max(1, sum(counts))
+        width = 100 / len(counts)
+        axes.bar((np.arange(len(counts)) + 0.5) * width, shares, width=0.9 * width, color=BLUE)
+        axes.grid(visible=False, axis="x")
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("entries within 0.3 of the teacher's, % of a region")
+        axes.set_ylabel("share of regions, %")
+    return Panel(out[0], "histogram over regions of the share of entries within 0.3 of the teacher's")
 
 
 def box_sides(sides: Mapping[str, NDArray[np.float32]], stride: int) -> Panel:

@@ -14,19 +14,21 @@ from qmimic.data.sample import Dataset
 from qmimic.data.splits import VAL
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.files import read_tensors
-from qmimic.distill.matching import region_levels
+from qmimic.distill.distiller import Sides
+from qmimic.distill.matching import region_pairs
 from qmimic.distill.mimic import Mimic
 from qmimic.errors import InputError
 from qmimic.report.kept import FOLDER, kept_value
 from qmimic.report.networks import BATCH, detector_of
 from qmimic.run.folder import FinishedRun, StageResult
 from qmimic.run.keys import matching_key
-from qmimic.tables import MODES
+from qmimic.tables import DISTILLERS, MODES
 
 CHANNELS = 3  # shown besides the mean of all
 MOST_IMAGES = 500  # that matching is counted on
 MOST_LEVELS = 8  # shown one by one; the rest together
-ADAPTOR = "module.mimic.adaptor."
+BINS = 10  # of the histogram over regions
+WEIGHTS = "module.distiller."  # of the distiller, in a checkpoint
 FILE = "matching.json"
 
 
@@ -62,14 +64,17 @@ class Level:
 
 @dataclass(frozen=True)
 class Matching:
-    """Matching by level.
+    """Matching by level, and by region.
 
     Attributes:
         levels: those that the teacher has entries on.
+        regions: how many regions have 0 to 10 %, 10 to 20 %, ... of their entries within 0.3 of the teacher's, which is
+            what the paper's figure 5 shows.
         images: of val that were counted.
     """
 
     levels: tuple[Level, ...]
+    regions: tuple[int, ...]
     images: int
 
 
@@ -133,7 +138,7 @@ def feature_maps(run: FinishedRun, dataset: Dataset, say: Callable[[str], None])
         def compared() -> Matching:
             say("The report compares the student's map with its teacher's.")
             loader = Loader(part, VAL, student.spec.size, BATCH)
-            return Matching(_by_level(student, master, mimic, loader), len(loader.samples))
+            return _compared(student, master, mimic, loader)
 
         key = matching_key(by_name["student"].key, dataset_fingerprint(part))
         matching = kept_value(run.folder / FOLDER / FILE, key, Matching, compared)
@@ -170,30 +175,37 @@ def _mimic(run: FinishedRun, result: StageResult, student: Detector, teacher: De
     if file.header.get("key") != result.key:
         raise InputError(f"{files[-1]} is not a checkpoint of this student; run the recipe again.")
     assert quantized.quantizer is not None
-    pair = Mimic(
-        config,
-        student.channels[0],
-        teacher.channels[0],
-        quantized.quantizer,
-        torch.ones(()),
-        student.strides[0],
-        0,
+    sides = Sides(
+        student_channels=student.channels,
+        teacher_channels=teacher.channels,
+        student_strides=student.strides,
+        teacher_strides=teacher.strides,
+        rms=tuple(torch.ones(()) for _ in teacher.strides),
+        quantizer=quantized.quantizer,
+        size=student.spec.size,
+        seed=0,
     )
-    weight, bias = (file.tensors.get(f"{ADAPTOR}{name}") for name in ("weight", "bias"))
-    own = pair.adaptor.state_dict()
-    if weight is None or bias is None or (weight.shape, bias.shape) != (own["weight"].shape, own["bias"].shape):
-        raise InputError(f"{files[-1]} lacks the student's adaptor; run the recipe again.")
-    pair.adaptor.load_state_dict({"weight": weight, "bias": bias})
+    pair = DISTILLERS[config.distiller](config, sides)
+    if not isinstance(pair, Mimic):
+        raise InputError(f"The report compares maps for mimic.distiller=mimic alone; this run has {config.distiller}.")
+    state = {name.removeprefix(WEIGHTS): one for name, one in file.tensors.items() if name.startswith(WEIGHTS)}
+    try:
+        pair.load_state_dict(state)
+    except RuntimeError as error:
+        raise InputError(f"{files[-1]} lacks the student's adaptor; run the recipe again.") from error
     return pair.eval()
 
 
-def _by_level(student: Detector, teacher: Detector, mimic: Mimic, loader: Loader) -> tuple[Level, ...]:
+def _compared(student: Detector, teacher: Detector, mimic: Mimic, loader: Loader) -> Matching:
     entries, matched = np.zeros(MOST_LEVELS + 1, np.int64), np.zeros(MOST_LEVELS + 1, np.int64)
-    for of_teacher, of_student, valid in region_levels(student, teacher, mimic, loader):
-        seen, own = of_teacher[valid].flatten(), of_student[valid].flatten()
+    regions = np.zeros(BINS, np.int64)
+    for pair in region_pairs(student, teacher, mimic, loader):
+        seen, own = pair.teacher_levels[pair.valid].flatten(), pair.student_levels[pair.valid].flatten()
         level = seen.clamp(max=MOST_LEVELS).long()
         entries += np.bincount(level.numpy(), minlength=MOST_LEVELS + 1)
         matched += np.bincount(level[seen == own].numpy(), minlength=MOST_LEVELS + 1)
+        regions += np.histogram(pair.near_shares().numpy(), BINS, (0, 1))[0]
     names = [*map(str, range(MOST_LEVELS)), f"{MOST_LEVELS}+"]
     rows = zip(names, entries.tolist(), matched.tolist(), strict=True)
-    return tuple(Level(name, count, equal / count) for name, count, equal in rows if count)
+    levels = tuple(Level(name, count, equal / count) for name, count, equal in rows if count)
+    return Matching(levels, tuple(regions.tolist()), len(loader.samples))

@@ -109,6 +109,10 @@ def page(facts: Facts) -> str:
         figures.learning(facts.logs, "map50", style, "mAP@0.5, %"),
         figures.learning(facts.logs, "loss", style, "training loss"),
     ]
+    dose = [
+        figures.learning(facts.logs, "mimic_share", style, "mimic over detection gradient"),
+        figures.learning(facts.logs, "mimic_cosine", style, "cosine of the two gradients"),
+    ]
     context: dict[str, Any] = {
         "facts": facts,
         "recipe": recipe,
@@ -120,6 +124,8 @@ def page(facts: Facts) -> str:
         "resamples": f"{RESAMPLES:,}",
         "timing": timing,
         "learning": [one for one in learning if one],
+        "dose": [one for one in dose if one],
+        "dose_caption": _dose(recipe),
         "kinds": KINDS,
         "deployed": _deployed(facts, timing),
         "commands": commands(run),
@@ -306,13 +312,28 @@ def _matching(matching: Matching) -> dict[str, Any]:
     matched = sum(own.matched * own.entries for own in levels) / total
     share = [level.entries / total for level in levels]
     return {
-        "levels": figures.levels([own.name for own in levels], share, [own.matched for own in levels]),
+        "levels": [
+            figures.levels([own.name for own in levels], share, [own.matched for own in levels]),
+            figures.near_regions(matching.regions),
+        ],
         "levels_caption": (
             "Matching by level, on the regions that the mimic compares, quantized after pooling, of "
             f"{matching.images:,} val images. Bars: share of the teacher's entries on that level. Line: share of these "
-            f"entries in which the student is on the same level; {percent(matched)} % over all levels."
+            f"entries in which the student is on the same level; {percent(matched)} % over all levels. On the right, "
+            "as the paper counts: how many regions have which share of their entries within 0.3 of the teacher's, in "
+            "the map's own units."
         ),
     }
+
+
+def _dose(recipe: Recipe) -> str:
+    mimic = recipe.mimic
+    held = f"held at {100 * mimic.share:g} %" if mimic.weight == "auto" else f"not held: lambda is {mimic.weight:g}"
+    return (
+        "The dose: norm of the mimic gradient at the student's map in that of detection's (1: as strong), and the "
+        "cosine between the two, each the mean of ten steps or so. The share was "
+        f"{held}, up to {100 * mimic.last_step:g} % of the steps."
+    )
 
 
 def _labels(labels: Labels, recipe: Recipe) -> dict[str, Any]:

@@ -28,10 +28,11 @@ VERSION = 2  # raised when the same recipe would give other weights
 MIMIC_VERSION = 1  # the same for students that are taught
 TAYLOR_VERSION = 1  # and for teachers pruned by Taylor expansion
 INT8_VERSION = 1  # when the same detector would get other grids
-LATER = {"frozen_stages", "frozen_norm", "grey", "anchor_cells", "anchor_ratios"}  # settings since VERSION
-BANK_VERSION = 3  # when a bank's records change
+# Settings since VERSION.
+LATER = {"frozen_stages", "frozen_norm", "grey", "anchor_cells", "anchor_ratios", "distiller", "sampling", "levels"}
+BANK_VERSION = 4  # when a bank's records change
 COSTS_VERSION = 1  # when the same candidate of a search would cost something else
-REPORT_VERSION = 1  # when a report would show something else of the same networks
+REPORT_VERSION = 2  # when a report would show something else of the same networks
 ENGINE_PACKAGES = ("qmimic", "onnxruntime", "openvino", "executorch")
 
 
@@ -152,7 +153,9 @@ def bank_key(recipe: Recipe, data: str, teacher: str, content: object, processes
 def costs_key(detector: DetectorConfig, classes: int) -> str:
     """What networks with these settings cost as files, on this machine, in the engines that are installed."""
     machine = platform.node(), platform.processor(), os.cpu_count()
-    return fingerprint(COSTS_VERSION, detector, classes, machine, [version_of(name) for name in ENGINE_PACKAGES])
+    return fingerprint(
+        COSTS_VERSION, _plain(detector), classes, machine, [version_of(name) for name in ENGINE_PACKAGES]
+    )
 
 
 def network_key(spec: BaseModel, quantizer: BaseModel | None) -> str:
@@ -233,5 +236,4 @@ def _pruning(recipe: Recipe) -> list[object]:
 
 def _mimic(config: MimicConfig) -> list[object]:
     """What the mimic loss depends on: a share only where it is held."""
-    held = config.weight == "auto"
-    return [MIMIC_VERSION, config.model_dump(mode="json", exclude=set() if held else {"share"})]
+    return [MIMIC_VERSION, _plain(config, *(() if config.weight == "auto" else ("share",)))]

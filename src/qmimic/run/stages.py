@@ -10,8 +10,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from qmimic import processes
 from qmimic.arms import QUANTIZED_TEACHER, TEACHER, pruned_stage
 from qmimic.compress.cost import equal_share
@@ -27,18 +25,19 @@ from qmimic.detectors.pretrained import load_backbone
 from qmimic.detectors.quantize import Quantizer, absolute_stride
 from qmimic.distill.matching import matching
 from qmimic.distill.mimic import Mimic
+from qmimic.distill.teacher import DetectorTeacher
 from qmimic.errors import InputError
 from qmimic.files import write_text
 from qmimic.run.folder import RECIPE, STAGE_RESULT, StageResult, read_stage, stage_folder
 from qmimic.run.keys import Parents, pruned_key, quantized_key, student_key, teacher_key
 from qmimic.run.prepare import Prepared
-from qmimic.run.teaching import teacher_of
+from qmimic.run.teaching import taught
 from qmimic.run.tracking import scores_of, trackers_of
 from qmimic.run.validation import Validation
 from qmimic.scores.summary import Scores
 from qmimic.tables import MODES
 from qmimic.training.loop import Job, Objective, Watcher, step_generators, train_network
-from qmimic.training.step import DetectionObjective, MimicObjective
+from qmimic.training.step import DetectionObjective, DistillationObjective
 
 
 @dataclass(frozen=True)
@@ -101,6 +100,8 @@ def quantize_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> St
     def quantized() -> Detector:
         detector, _ = load_detector(teacher.file)
         detector.to(prepared.accelerator.device)
+        if recipe.quantizer.per_channel and len(detector.strides) > 1:
+            raise InputError("quantizer.per_channel=true needs a teacher of one level; leave it at false.")
         rms = channel_rms(detector, prepared.train.with_batch_size(config.batch_size))
         detector.quantizer = Quantizer(recipe.quantizer, absolute_stride(recipe.quantizer, rms)).to(rms.device)
         return detector.to(prepared.accelerator.device)
@@ -227,26 +228,20 @@ def train_student(prepared: Prepared, name: str, teachers: Teachers | None, watc
             return DetectionObjective(student, recipe.augment)
         master, _ = load_detector(taught_by.file)
         master.to(prepared.accelerator.device)
-        rms: Tensor = channel_rms(master, prepared.train.with_batch_size(config.batch_size)).square().mean().sqrt()
-        quantizer = _quantizer_of(grid)
-        pair = Mimic(
-            mimic,
-            student.channels[0],
-            master.channels[0],
-            quantizer,
-            rms,
-            prepared.detector.output_stride,
-            recipe.seed,
-        )
-        teacher = teacher_of(prepared, master, taught_by.result.key, quantizer, watcher)
-        return MimicObjective(student, pair, teacher, mimic, recipe.augment)
+        return taught(prepared, student, master, taught_by.result.key, _quantizer_of(grid), watcher)
 
     def extra(trained: Objective) -> dict[str, Any]:
-        if not isinstance(trained, MimicObjective):
+        if not isinstance(trained, DistillationObjective):
             return {"mode": mimic.mode}
-        counts = matching(trained.detector, trained.teacher.detector, trained.mimic, prepared.val)
-        shares = {"matching": counts.ratio, "matching_nonzero": counts.nonzero_ratio, **trained.dose.overall()}
-        return {"mode": mimic.mode, **shares}
+        measured: dict[str, Any] = {"mode": mimic.mode, **trained.dose.overall()}
+        if isinstance(trained.distiller, Mimic) and isinstance(trained.teacher, DetectorTeacher):
+            counts = matching(trained.detector, trained.teacher.detector, trained.distiller, prepared.val)
+            measured |= {
+                "matching": counts.ratio,
+                "matching_nonzero": counts.nonzero_ratio,
+                "matching_near": counts.near_ratio,
+            }
+        return measured
 
     return _run(prepared, name, key, config, config.backbone, objective, watcher, extra)
 
@@ -272,7 +267,7 @@ def _run(
     watcher: Watcher,
     extra: Callable[[Objective], dict[str, Any]] = lambda _: {},
 ) -> Stage:
-    """Do a stage, or find it done; go on from its last checkpoint if it was interrupted."""
+    """Run a stage, or find it finished; resume from its last checkpoint if it was interrupted."""
     folder = stage_folder(prepared.recipe.folder, name, key)
 
     def work() -> None:
@@ -293,7 +288,7 @@ def _run(
 
 
 def _once(prepared: Prepared, folder: Path, watcher: Watcher, work: Callable[[], None]) -> Stage:
-    """A stage that is found done in its folder, or done by `work`; all processes call that, the main one writes."""
+    """A stage that is found finished, or is run by `work`, which all processes call; the main one writes."""
     done = _finished(folder)
     # All processes have looked before one of them writes: they must take the same way.
     prepared.accelerator.wait_for_everyone()
@@ -310,7 +305,7 @@ def _once(prepared: Prepared, folder: Path, watcher: Watcher, work: Callable[[],
 
 
 def _say_again(folder: Path, watcher: Watcher) -> None:
-    """Say so where a stage was done before from other settings or data, or by another version: it is done again."""
+    """Say that a stage is trained again if it was finished before with other settings, data or another version."""
     name, _, key = folder.name.rpartition("-")
     others = [one for one in folder.parent.glob(f"{name}-*") if one.name.rpartition("-")[0] == name and one != folder]
     # In a study's folder, stages of many recipes lie side by side.
@@ -348,7 +343,7 @@ def _finished(folder: Path) -> StageResult | None:
     try:
         load_detector(folder / "detector.safetensors")
     except InputError:
-        return None  # not done, or damaged since: done again from its last checkpoint
+        return None  # not finished, or damaged since: run again from its last checkpoint
     return read_stage(folder)
 
 

@@ -1,108 +1,104 @@
-"""The teacher of a student's stage: the frozen network, and its bank where one can serve."""
+"""What a student's stage needs to be taught: teacher, distiller, and a bank where one can serve."""
 
-from dataclasses import dataclass
-
-import numpy as np
 import torch
 
 from qmimic.data.augment import exact_views
 from qmimic.data.records import RecordFile
 from qmimic.detectors.detector import Detector
+from qmimic.detectors.evaluation import level_rms
 from qmimic.detectors.quantize import Quantizer
-from qmimic.distill.bank import Bank, Layout
-from qmimic.distill.mimic import REGION_SIZE, sees_levels, sees_region_levels
-from qmimic.distill.teacher import Teacher
+from qmimic.distill.bank import Bank, Layout, channels_last, layout_of, record_bytes
+from qmimic.distill.distiller import Distiller, Sides, Target
+from qmimic.distill.teacher import DetectorTeacher, Teacher
 from qmimic.run.keys import bank_key
 from qmimic.run.prepare import Prepared
+from qmimic.tables import DISTILLERS
 from qmimic.training.loop import Watcher
+from qmimic.training.step import DistillationObjective
 
 BATCHES_MEASURED = 4
 
 
-def teacher_of(prepared: Prepared, detector: Detector, key: str, quantizer: Quantizer, watcher: Watcher) -> Teacher:
-    """The teacher that a student of this recipe learns from.
+def taught(
+    prepared: Prepared, student: Detector, master: Detector, key: str, quantizer: Quantizer, watcher: Watcher
+) -> DistillationObjective:
+    """A student's objective with a teacher.
 
     Args:
         prepared: the run, with the arm's recipe.
-        detector: the teacher, on the run's device.
-        key: of its stage.
-        quantizer: Q of the mimic loss.
+        student: before its first step.
+        master: the teacher, on the run's device.
+        key: of the teacher's stage.
+        quantizer: Q of the loss, with the teacher's stride s.
         watcher: told of the bank, or why there is none.
 
     Raises:
-        InputError: the disk has no room for the bank.
+        InputError: the two networks do not go together, or the disk has no room for the bank.
     """
-    bf16 = prepared.bf16(prepared.recipe.teacher.backbone)
-    views = exact_views(prepared.recipe.augment)
-    limit = prepared.recipe.run.bank_mib << 20
+    recipe = prepared.recipe
+    teacher = DetectorTeacher(master, prepared.bf16(recipe.teacher.backbone))
+    rms = level_rms(master, prepared.train.with_batch_size(recipe.student.batch_size))
+    sides = Sides(
+        student_channels=student.channels,
+        teacher_channels=teacher.channels,
+        student_strides=student.strides,
+        teacher_strides=teacher.strides,
+        rms=tuple(one.square().mean().sqrt() for one in rms),
+        quantizer=quantizer,
+        size=student.spec.size,
+        seed=recipe.seed,
+    )
+    distiller = DISTILLERS[recipe.mimic.distiller](recipe.mimic, sides)
+    bank = _bank(prepared, teacher, distiller, key, watcher)
+    return DistillationObjective(student, distiller, teacher, bank, recipe.mimic, recipe.augment)
+
+
+def _bank(prepared: Prepared, teacher: Teacher, distiller: Distiller, key: str, watcher: Watcher) -> Bank | None:
+    recipe = prepared.recipe
+    views = exact_views(recipe.augment)
+    limit = recipe.run.bank_mib << 20
     if not limit:
-        return Teacher(detector, bf16)
+        return None
     if views is None:
         watcher.say("The teacher runs in every step: with augment's scale, shift or colour every view is a new one.")
-        return Teacher(detector, bf16)
+        return None
     records = views * len(prepared.train.samples)
-    contents = _contents(prepared, detector, quantizer)
-    sizes = [RecordFile.size(records, content.layout.bytes) for content in contents]
-    for content, size in zip(contents, sizes, strict=True):
-        if size <= limit:
-            path = prepared.recipe.folder / "bank" / f"{_name(prepared, content, views, key)}.bin"
-            watcher.say(
-                f"The teacher bank: {size / 1e6:.1f} MB in {path}, {content.layout.bytes:,} bytes for each of "
-                f"{records:,} views, filled as they come up."
-            )
-            bank = Bank(path, records, content.layout, content.levels)
-            return Teacher(detector, bf16, bank, content.regions)
+    layout = layout_of(_first_targets(prepared, teacher, distiller), distiller.grids())
+    size = RecordFile.size(records, record_bytes(layout))
+    if size > limit:
+        watcher.say(
+            f"The teacher runs in every step: its bank would take {size / 1e6:.0f} MB, above run.bank_mib="
+            f"{recipe.run.bank_mib}."
+        )
+        return None
+    path = recipe.folder / "bank" / f"{_name(prepared, distiller, layout, views, key)}.bin"
     watcher.say(
-        f"The teacher runs in every step: its bank would take {min(sizes) / 1e6:.0f} MB, above run.bank_mib="
-        f"{prepared.recipe.run.bank_mib}."
+        f"The teacher bank: {size / 1e6:.1f} MB in {path}, {record_bytes(layout):,} bytes for each of "
+        f"{records:,} views, filled as they come up."
     )
-    return Teacher(detector, bf16)
-
-
-@dataclass(frozen=True)
-class _Content:
-    """What a bank holds of a view: the teacher's pooled regions or its map, as levels of a quantizer or as they are."""
-
-    regions: bool
-    layout: Layout
-    levels: Quantizer | None
-
-
-def _contents(prepared: Prepared, detector: Detector, quantizer: Quantizer) -> list[_Content]:
-    """What a bank could hold, the fastest to learn from first."""
-    spec, mimic = detector.spec, prepared.recipe.mimic
-    channels = detector.channels[0]
-    of_regions, of_map = sees_region_levels(mimic), sees_levels(mimic)
-    kind = _smallest(prepared, detector, quantizer) if of_regions or of_map else np.dtype(np.float32)
-    found = []
-    if of_regions:
-        shape = (channels, mimic.region_count * REGION_SIZE, REGION_SIZE)
-        found.append(_Content(True, Layout(shape, kind, mimic.region_count), quantizer))
-    layout = Layout(
-        shape=(channels, spec.size[0] // detector.strides[0], spec.size[1] // detector.strides[0]),
-        kind=kind if of_map else np.dtype(np.float32),
-        proposals=detector.region_count if mimic.regions == "teacher" else 0,
-    )
-    return [*found, _Content(False, layout, quantizer if of_map else None)]
-
-
-def _name(prepared: Prepared, content: _Content, views: int, key: str) -> str:
-    """A fingerprint of all that decides what is in a bank."""
-    recipe, layout = prepared.recipe, content.layout
-    record = [
-        content.levels.stride.tolist() if content.levels else None,
-        [layout.shape, layout.kind.name, layout.proposals, views],
-        recipe.mimic.model_dump(include={"with_truth", "pooling"}) if content.regions else None,
-    ]
-    return bank_key(recipe, prepared.key, key, record, prepared.accelerator.num_processes)
+    return Bank(path, records, layout)
 
 
 @torch.no_grad()
-def _smallest(prepared: Prepared, detector: Detector, quantizer: Quantizer) -> np.dtype[np.uint8] | np.dtype[np.uint16]:
-    """One byte where it holds every level of the first images; the few levels beyond it are computed each time."""
-    highest = quantizer.config.upper or 0
-    if not highest:
-        for _, batch in zip(range(BATCHES_MEASURED), prepared.train.once(), strict=False):
-            seen = detector.raw_features(batch.images.to(detector.device)).map.float()
-            highest = max(highest, int(quantizer.levels(seen).max()))
-    return np.dtype(np.uint8) if highest <= np.iinfo(np.uint8).max else np.dtype(np.uint16)
+def _first_targets(prepared: Prepared, teacher: Teacher, distiller: Distiller) -> list[Target]:
+    """Of the first images as they are, to learn how targets are stored."""
+    device = prepared.accelerator.device
+    distiller = distiller.to(device)
+    found = []
+    for _, batch in zip(range(BATCHES_MEASURED), prepared.train.once(), strict=False):
+        seen = teacher.look(batch.images.to(device), distiller.teacher_regions)
+        found.append(channels_last(distiller.target(seen, batch.targets.to(device))))
+    return found
+
+
+def _name(prepared: Prepared, distiller: Distiller, layout: Layout, views: int, key: str) -> str:
+    """A fingerprint of all that decides what is in a bank."""
+    recipe = prepared.recipe
+    content = [
+        recipe.mimic.distiller,
+        distiller.target_settings(),
+        [[name, entry.shape, entry.kind, entry.levels is not None] for name, entry in layout.items()],
+        {name: quantizer.stride.tolist() for name, quantizer in distiller.grids().items()},
+        views,
+    ]
+    return bank_key(recipe, prepared.key, key, content, prepared.accelerator.num_processes)

@@ -44,8 +44,8 @@ class RunResult:
         results: of the stages, in the order of the table.
         student: the file of the recipe's own student.
         best: the file of the student or baseline with the highest mAP@0.5 on val; the one to ship.
-        remarks: sentences that a person has to read, such as a student below its scratch twin.
-        report: the page of it all, which is written above the run; None where there is none.
+        remarks: sentences for the reader, such as that a student is below its scratch twin.
+        report: the HTML page; None if none was written (the layer above a run writes it).
     """
 
     folder: Path
@@ -57,7 +57,7 @@ class RunResult:
 
 
 def train(recipe: Recipe, watcher: Watcher) -> RunResult:
-    """Run a recipe: teacher, quantized teacher, baselines and student; what is done already is not done again.
+    """Run a recipe: teacher, quantized teacher, baselines and student; what is finished already is not repeated.
 
     Args:
         recipe: resolved.
@@ -94,7 +94,7 @@ def train(recipe: Recipe, watcher: Watcher) -> RunResult:
 
 def _train(prepared: Prepared, watcher: Watcher) -> RunResult:
     recipe = prepared.recipe
-    students = arms(prepared)  # first: what is wrong with them must not wait for a teacher
+    students = arms(prepared)  # first: a fault in them must not wait for a trained teacher
     stages: list[Stage] = []
     teachers = None
     if any(own.needs_teachers for own in students.values()):
@@ -132,7 +132,7 @@ def arms(prepared: Prepared) -> dict[str, Recipe]:
     """The recipes of a run's students by name, the recipe's own last.
 
     Raises:
-        InputError: a baseline's backbone is not there, or the teacher is none that can be pruned.
+        InputError: a baseline's backbone does not exist, or the teacher cannot be pruned.
     """
     recipe = prepared.recipe
     found: dict[str, Recipe] = {}

@@ -14,7 +14,8 @@ from qmimic.runtime.suppression import propose
 
 
 def open_file(path: Path, threads: int, spin: bool) -> Session:
-    """See `qmimic.runtime.formats`. The two methods of a program and the suppression between them are one run.
+    """See `qmimic.runtime.formats`. The two methods of a program and the suppression between them are one run;
+    a detector of one stage has one method.
 
     All programs of a process share their threads, whose number is that of the last one opened; they sleep between runs
     in any case.
@@ -36,14 +37,19 @@ def open_file(path: Path, threads: int, spin: bool) -> Session:
     try:
         portable_lib._unsafe_reset_threadpool(threads)  # XNNPACK's, which torch's own number does not govern
         program = Runtime.get().load_program(path)
-        look, judge = program.load_method(LOOK), program.load_method(JUDGE)
+        look = program.load_method(LOOK)
+        judge = program.load_method(JUDGE) if JUDGE in program.method_names else None
     except Exception as error:  # its exceptions have no common type but this
         raise cannot_run(path, "ExecuTorch", "executorch", error) from error
     guard = threading.Lock()  # a method holds the results of its last run
 
     def run(feeds: Arrays) -> Arrays:
         with guard:
-            features, candidates = look.execute([torch.from_numpy(np.ascontiguousarray(feeds[INPUT]))])
+            seen = look.execute([torch.from_numpy(np.ascontiguousarray(feeds[INPUT]))])
+            if judge is None:
+                scores, boxes = seen
+                return dict(zip(REGIONS, (boxes.numpy().copy(), scores.numpy().copy()), strict=True))
+            features, candidates = seen
             regions, valid = propose(candidates.numpy()[0], metadata)
             scores, boxes = judge.execute([features, torch.from_numpy(regions)[None]])
             counted = np.where(valid[:, None], scores.numpy()[0], np.float32(-1))

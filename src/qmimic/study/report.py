@@ -115,7 +115,7 @@ NOTE, MAX_NOTE_BYTES = "note.md", 1 << 16
 
 
 def note_of(folder: Path) -> str:
-    """What a person has to know before reading a study's table: its `note.md`, empty if there is none.
+    """What to know before reading a study's table: its `note.md`; empty without one.
 
     Raises:
         InputError: the note cannot be read, is too long or is not UTF-8.

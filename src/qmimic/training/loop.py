@@ -20,12 +20,12 @@ from qmimic.processes import mean_over
 from qmimic.training.log import Log
 from qmimic.training.optimizer import build_optimizer, learning_rate
 from qmimic.training.state import load_checkpoint, save_checkpoint
-from qmimic.training.step import DetectionObjective, MimicObjective, StepGenerators
+from qmimic.training.step import DetectionObjective, DistillationObjective, StepGenerators
 from qmimic.training.trackers import Trackers
 
 LOG_EVERY = 10
 
-Objective = DetectionObjective | MimicObjective
+Objective = DetectionObjective | DistillationObjective
 
 
 class Watcher(Protocol):

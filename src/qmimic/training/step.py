@@ -1,4 +1,4 @@
-"""What a network is trained for: detection alone, or detection while it mimics a teacher.
+"""What a network is trained for: detection alone, or detection while it learns from a teacher.
 
 An objective is a module, so that one forward call goes through DistributedDataParallel whole.
 """
@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from qmimic.config import AugmentConfig, MimicConfig
-from qmimic.contracts import Proposals
-from qmimic.data.augment import augment, exact_views
+from qmimic.data.augment import Views, augment, exact_views
 from qmimic.data.targets import Targets
 from qmimic.detectors.detector import Detector
-from qmimic.distill.bank import TeacherView
+from qmimic.distill.bank import Bank, channels_last
+from qmimic.distill.distiller import Distiller, StudentView, Target
 from qmimic.distill.dose import Dose
-from qmimic.distill.mimic import Mimic, as_map, as_regions, choose_regions
 from qmimic.distill.teacher import Teacher
 from qmimic.processes import Share, Source
 
@@ -73,31 +72,34 @@ class DetectionObjective(nn.Module):
         return {}
 
 
-class MimicObjective(nn.Module):
-    """Detection losses plus lambda * L_m against a frozen teacher.
+class DistillationObjective(nn.Module):
+    """Detection losses plus lambda times a distiller's loss to a frozen teacher.
 
     Args:
         student: the detector that learns.
-        mimic: the adaptor and the loss.
+        distiller: what it learns from the teacher; trained with it.
         teacher: frozen; it is no part of the module's state.
-        config: lambda, regions and phases.
+        bank: keeps the targets of exact views; None to compute them in every step.
+        config: lambda and phases.
         augmentation: the views.
     """
 
     def __init__(
         self,
         student: Detector,
-        mimic: Mimic,
+        distiller: Distiller,
         teacher: Teacher,
+        bank: Bank | None,
         config: MimicConfig,
         augmentation: AugmentConfig,
     ) -> None:
         super().__init__()
         self.detector = student
-        self.mimic = mimic
+        self.distiller = distiller
+        self.teacher = teacher
+        self.bank = bank
         self.config = config
         self.augmentation = augmentation
-        self.teacher = teacher
         self.dose = Dose(None if config.weight == "auto" else config.weight, config.share)
 
     def forward(
@@ -110,47 +112,51 @@ class MimicObjective(nn.Module):
     ) -> dict[str, Tensor]:
         """The terms of the loss, `mimic` already weighted by lambda. Args as `DetectionObjective.forward`."""
         phase = self.phase(progress)
+        student = self.detector
+
+        # 1. Views, and the student's levels.
         views = augment(images, targets, self.augmentation, generators.views)
-        targets = views.targets
-        raw = self.detector.raw_features(views.images)
+        raw = student.raw_features(views.images)
+
+        # 2. Detection losses; the student's heads see its levels quantized, where it has a quantizer.
         losses: dict[str, Tensor] = {}
-        proposals = None
+        regions = None
         if phase != "map":
-            output = self.detector.losses(self.detector.quantize(raw), targets, generators.samples)
-            losses, proposals = dict(output.losses), output.proposals
+            seen = student.quantize(raw)
+            output = student.losses(seen, views.targets, generators.samples)
+            losses = dict(output.losses)
+            if phase == "joint" and self.distiller.student_regions:
+                regions = output.proposals or student.propose(seen)
         if phase == "detection":
             return losses
-        records = None
-        if indices is not None and views.kinds is not None:
-            records = indices * (exact_views(self.augmentation) or 1) + views.kinds
 
-        def choose(proposals: Proposals | None) -> Proposals | None:
-            if phase == "map" or self.config.regions == "map":
-                return None
-            return choose_regions(self.config, proposals, targets, self.detector.spec.size, generators.samples)
+        # 3. What the teacher leaves for the student, out of the bank where it has been seen before.
+        target = self.target(views, indices)
 
-        def pool(seen: TeacherView) -> TeacherView:
-            chosen = choose(seen.proposals)
-            return TeacherView(as_map(self.mimic.target(seen.features, chosen)), chosen)
-
-        if phase == "joint" and self.teacher.keeps_regions:
-            taught = self.teacher.look(views.images, records, True, pool)
-            regions, target = taught.proposals, as_regions(taught.features)
-        else:
-            of_teacher = phase == "joint" and self.config.regions == "teacher"
-            taught = self.teacher.look(views.images, records, of_teacher)
-            regions = choose(taught.proposals if of_teacher else proposals)
-            target = self.mimic.target(taught.features, regions)
-        mimic = self.mimic.loss_to(raw.map, target, regions)
+        # 4. The distillation loss, at its dose.
+        view = StudentView(raw, regions, views.targets, generators.samples, whole_map=phase == "map")
+        distance = self.distiller.loss(view, target)
         if losses:
-            losses["mimic"] = self.dose.weighed(raw.map, torch.stack(list(losses.values())).sum(), mimic)
+            losses["mimic"] = self.dose.weighed(raw.maps, torch.stack(list(losses.values())).sum(), distance)
         else:
-            losses["mimic"] = self.dose.weight() * mimic
+            losses["mimic"] = self.dose.weight() * distance
         return losses
+
+    def target(self, views: Views, indices: Tensor | None) -> Target:
+        """The distiller's target of a batch of views. Args as `forward`."""
+
+        @torch.no_grad()
+        def compute() -> Target:
+            seen = self.teacher.look(views.images, self.distiller.teacher_regions)
+            return channels_last(self.distiller.target(seen, views.targets))
+
+        if self.bank is None or indices is None or views.kinds is None:
+            return compute()
+        return self.bank.get(indices * (exact_views(self.augmentation) or 1) + views.kinds, compute)
 
     def measured(self) -> dict[str, float]:
         """What was measured besides the losses since the last call; see `Dose.take`."""
-        return self.dose.take()
+        return {**self.dose.take(), **self.distiller.measured()}
 
     def phase(self, progress: float) -> Phase:
         """Which losses count after `progress` (0..1) of the steps."""

@@ -1,0 +1,150 @@
+"""The contract of a distiller: what a teacher leaves for its student, and how far the student is from it.
+
+A distiller is one file with a class like this, and one line in `DISTILLERS` (tables.py). It is a module: it
+may have weights of its own, which are trained with the student's, kept in checkpoints and left behind in the end.
+
+Who calls what, in each training step (training/step.py):
+
+    teacher.look     images                     -> TeacherView
+    target           TeacherView, ground truth  -> Target, which the bank keeps as it is
+    loss             StudentView, Target        -> a scalar, weighted by the dose afterwards
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from qmimic.config import MimicConfig
+from qmimic.contracts import Features, Proposals
+from qmimic.data.targets import Targets
+from qmimic.detectors.quantize import Quantizer
+from qmimic.errors import InputError
+from qmimic.processes import Source
+
+# Tensors by name, each [B, ...], without gradient: all that a student sees of its teacher. The same view of the same
+# image gives the same target, whatever the student does, so that a bank can keep it.
+Target = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class TeacherView:
+    """What a teacher sees in a batch.
+
+    Attributes:
+        features: its raw levels, not quantized.
+        regions: where it sees objects, in falling order; None if nobody asked.
+    """
+
+    features: Features
+    regions: Proposals | None
+
+
+@dataclass(frozen=True)
+class StudentView:
+    """What a student shows its distiller in a training step.
+
+    Attributes:
+        features: its raw levels, part of the graph.
+        regions: where it sees objects by now; None if nobody asked.
+        truth: ground truth in pixels of the same view.
+        source: of whatever is drawn at random.
+        whole_map: compare whole maps and no regions (`mimic.map_steps`).
+    """
+
+    features: Features
+    regions: Proposals | None
+    truth: Targets
+    source: Source
+    whole_map: bool = False
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Two networks whose maps are compared.
+
+    Attributes:
+        student_channels, teacher_channels: of each level.
+        student_strides, teacher_strides: output strides of the levels, pixels, in growing order.
+        rms: root mean square of each of the teacher's levels on training images, float32 scalars.
+        quantizer: Q, with the teacher's stride s.
+        size: height and width of the input of both, pixels.
+        seed: of fresh weights.
+    """
+
+    student_channels: tuple[int, ...]
+    teacher_channels: tuple[int, ...]
+    student_strides: tuple[int, ...]
+    teacher_strides: tuple[int, ...]
+    rms: tuple[Tensor, ...]
+    quantizer: Quantizer
+    size: tuple[int, int]
+    seed: int
+
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """Places (student's, teacher's) of the levels that have a stride in common.
+
+        Raises:
+            InputError: there are none.
+        """
+        own, others = self.student_strides, self.teacher_strides
+        found = tuple((own.index(stride), others.index(stride)) for stride in own if stride in others)
+        if not found:
+            raise InputError(
+                f"The student's maps have output strides {', '.join(map(str, own))} and the teacher's "
+                f"{', '.join(map(str, others))}; a student can only be taught on a stride that both have."
+            )
+        return found
+
+
+class Distiller(nn.Module):
+    """What a student learns from a teacher besides detection.
+
+    Args:
+        config: the recipe's switches.
+        sides: the two networks.
+
+    Attributes:
+        teacher_regions, student_regions: whether it needs to know where one of them sees objects.
+    """
+
+    teacher_regions = False
+    student_regions = False
+
+    def __init__(self, config: MimicConfig, sides: Sides) -> None:
+        super().__init__()
+        self.config = config
+        self.sides = sides
+
+    @abstractmethod
+    def target(self, view: TeacherView, truth: Targets) -> Target:
+        """All that the loss needs of the teacher; computed once for each view where there is a bank.
+
+        Args:
+            view: with regions if `teacher_regions`.
+            truth: ground truth of the same images.
+        """
+        raise NotImplementedError
+
+    @abstractmethod
+    def loss(self, student: StudentView, target: Target) -> Tensor:
+        """How far the student is from the target: a scalar, not yet weighted by lambda; 0 if nothing can be compared.
+
+        Args:
+            student: with regions if `student_regions`.
+            target: from `target`.
+        """
+        raise NotImplementedError
+
+    def target_settings(self) -> Mapping[str, object]:
+        """Plain values of the settings that decide `target`: equal ones share a bank."""
+        return {name: getattr(self.config, name) for name in type(self.config).model_fields}
+
+    def grids(self) -> Mapping[str, Quantizer]:
+        """By name, the tensors of a target whose values lie on a quantizer's dictionary; a bank keeps their levels."""
+        return {}
+
+    def measured(self) -> dict[str, float]:
+        """Numbers for the log besides the loss, measured since the last call."""
+        return {}

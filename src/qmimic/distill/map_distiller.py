@@ -1,0 +1,96 @@
+"""Distillers that compare whole maps, level by level: the adaptor r of each level, and what their losses share."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qmimic.config import MimicConfig
+from qmimic.data.targets import Targets
+from qmimic.detectors.quantize import Quantizer
+from qmimic.distill.distiller import Distiller, Sides, StudentView, Target, TeacherView
+from qmimic.tables import MODES
+
+
+class MapDistiller(Distiller):
+    """A distiller with an adaptor r, a 1x1 convolution from the student's channels to the teacher's, for each level.
+
+    Levels are compared where both networks have the same output stride; of several levels the losses are averaged.
+    `mimic.mode` says which of the two maps are quantized, as for the mimic loss. A kind of such a distiller defines
+    `map_loss`, and no more.
+
+    Args: as `Distiller`.
+
+    Attributes:
+        pairs: places (student's, teacher's) of the levels that are compared.
+        adaptors: r of each pair.
+
+    Raises:
+        InputError: the networks have no output stride in common.
+    """
+
+    def __init__(self, config: MimicConfig, sides: Sides) -> None:
+        super().__init__(config, sides)
+        self.quantizer = sides.quantizer
+        self.pairs = sides.pairs()
+        generator = torch.Generator().manual_seed(sides.seed)
+        self.adaptors = nn.ModuleList()
+        for student, teacher in self.pairs:
+            adaptor = nn.Conv2d(sides.student_channels[student], sides.teacher_channels[teacher], 1)
+            nn.init.kaiming_normal_(adaptor.weight, nonlinearity="relu", generator=generator)
+            assert adaptor.bias is not None
+            nn.init.zeros_(adaptor.bias)
+            self.adaptors.append(adaptor)
+
+    @abstractmethod
+    def map_loss(self, teacher: Tensor, student: Tensor, truth: Targets, place: int) -> Tensor:
+        """The loss of one level, scalar.
+
+        Args:
+            teacher: f_t or Q(f_t), float32 [B, C, H, W].
+            student: r(f_s) or Q(r(f_s)), the same shape.
+            truth: ground truth, boxes in pixels of the networks' input.
+            place: of the level among `pairs`.
+        """
+        raise NotImplementedError
+
+    def target(self, view: TeacherView, truth: Targets) -> Target:
+        """See `Distiller.target`: the maps `level0`, ..., float32 [B, C_t, H, W]."""
+        maps = (view.features.maps[level].detach().float() for _, level in self.pairs)
+        return {
+            f"level{place}": self.quantizer(one) if MODES[self.config.mode].teacher else one
+            for place, one in enumerate(maps)
+        }
+
+    def loss(self, student: StudentView, target: Target) -> Tensor:
+        """See `Distiller.loss`: the mean over levels of `map_loss`."""
+        losses = []
+        for place, (level, _) in enumerate(self.pairs):
+            own = self.adapt(student.features.maps[level], place).float()
+            own = self.quantizer(own) if MODES[self.config.mode].student else own
+            losses.append(self.map_loss(target[f"level{place}"], own, student.truth, place))
+        return torch.stack(losses).mean()
+
+    def target_settings(self) -> Mapping[str, object]:
+        """See `Distiller.target_settings`."""
+        return {"levels": MODES[self.config.mode].teacher}
+
+    def grids(self) -> Mapping[str, Quantizer]:
+        """See `Distiller.grids`."""
+        quantized = MODES[self.config.mode].teacher
+        return {f"level{place}": self.quantizer for place in range(len(self.pairs))} if quantized else {}
+
+    def adapt(self, features: Tensor, place: int = 0) -> Tensor:
+        """r(f_s), with the ReLU if the recipe wants it: [..., C_s, H, W] to [..., C_t, H, W].
+
+        Args:
+            features: of the student.
+            place: of the level among `pairs`.
+        """
+        adaptor = self.adaptors[place]
+        assert isinstance(adaptor, nn.Conv2d)
+        # A 1x1 convolution as the product that it is: the same for a map and for regions of one.
+        adapted = F.linear(features.movedim(-3, -1), adaptor.weight.flatten(1), adaptor.bias)
+        return (F.relu(adapted) if self.config.adaptor_relu else adapted).movedim(-1, -3)

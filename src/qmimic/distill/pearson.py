@@ -1,0 +1,22 @@
+"""Pearson correlation distillation (PKD; Cao et al., NeurIPS 2022): maps that vary alike, whatever their scale."""
+
+from torch import Tensor
+
+from qmimic.data.targets import Targets
+from qmimic.distill.map_distiller import MapDistiller
+
+EPSILON = 1e-6  # of a channel that does not vary
+
+
+def standardized(maps: Tensor) -> Tensor:
+    """Maps [B, C, H, W] with each channel's mean over images and places 0 and its variance 1."""
+    centred = maps - maps.mean((0, 2, 3), keepdim=True)
+    return centred / (centred.square().mean((0, 2, 3), keepdim=True).sqrt() + EPSILON)
+
+
+class Pearson(MapDistiller):
+    """Half the mean squared difference of standardized maps: 1 minus their Pearson correlation (eq. 2, 3)."""
+
+    def map_loss(self, teacher: Tensor, student: Tensor, truth: Targets, place: int) -> Tensor:
+        """See `MapDistiller.map_loss`."""
+        return (standardized(teacher) - standardized(student)).square().mean() / 2

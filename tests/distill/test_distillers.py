@@ -1,0 +1,121 @@
+"""What holds for every distiller, and each against its paper's equation, written out with loops in float64."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from qmimic.config import MimicConfig, QuantizerConfig
+from qmimic.contracts import Features, Proposals
+from qmimic.data.targets import PADDING, Targets
+from qmimic.detectors.quantize import Quantizer
+from qmimic.distill.bank import Bank, layout_of
+from qmimic.distill.distiller import Distiller, Sides, StudentView, TeacherView
+from qmimic.distill.map_distiller import MapDistiller
+from qmimic.tables import DISTILLERS, MODES
+
+STRIDE, SIZE = 16, (96, 128)
+SIDES = Sides(
+    student_channels=(2,),
+    teacher_channels=(5,),
+    student_strides=(STRIDE,),
+    teacher_strides=(STRIDE,),
+    rms=(torch.tensor(2.0),),
+    quantizer=Quantizer(QuantizerConfig(), torch.tensor([0.5])),
+    size=SIZE,
+    seed=0,
+)
+TRUTH = Targets(
+    torch.tensor(
+        [[[4.0, 8.0, 60.0, 70.0], [50.0, 5.0, 80.0, 30.0]], [[10.0, 20.0, 100.0, 90.0], [0.0, 0.0, 0.0, 0.0]]]
+    ),
+    torch.tensor([[0, 1], [1, PADDING]]),
+)
+REGIONS = Proposals(
+    torch.tensor([[[0.0, 0.0, 50.0, 60.0], [30.0, 10.0, 90.0, 80.0]]] * 2), torch.tensor([[True, True], [True, False]])
+)
+
+
+def maps(seed: int, channels: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.relu(torch.randn(2, channels, SIZE[0] // STRIDE, SIZE[1] // STRIDE, generator=generator) * 2)
+
+
+def made(name: str, **switches: object) -> Distiller:
+    """A distiller between these sides."""
+    distiller: Distiller = DISTILLERS[name](MimicConfig(distiller=name, **switches), SIDES)
+    return distiller
+
+
+def loss_and_maps(name: str) -> tuple[float, Tensor, Tensor]:
+    """A distiller's loss of two unquantized maps, and f_t and r(f_s) in float64."""
+    distiller = made(name, mode="mimic", adaptor_relu=False)
+    assert isinstance(distiller, MapDistiller)
+    student, teacher = maps(1, 2), maps(2, 5)
+    target = distiller.target(TeacherView(Features.of([teacher], [STRIDE]), None), TRUTH)
+    view = StudentView(Features.of([student], [STRIDE]), None, TRUTH, torch.Generator().manual_seed(0))
+    loss = distiller.loss(view, target).item()
+    return loss, teacher.double(), distiller.adapt(student).detach().double()
+
+
+@pytest.mark.parametrize("name", DISTILLERS)
+@pytest.mark.parametrize("switches", [{}, {"regions": "map"}, {"regions": "student", "sampling": "balanced"}])
+def test_a_distiller_gives_one_target_for_one_view_and_a_gradient_to_the_student(
+    name: str, switches: dict[str, object]
+) -> None:
+    distiller = DISTILLERS[name](MimicConfig(distiller=name, **switches), SIDES)
+    view = TeacherView(Features.of([maps(2, 5)], [STRIDE]), REGIONS if distiller.teacher_regions else None)
+    first, second = (distiller.target(view, TRUTH) for _ in range(2))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert all(len(one) == 2 and not one.requires_grad for one in first.values())
+    assert set(distiller.grids()) <= set(first)
+    student = maps(1, 2).requires_grad_()
+    own = REGIONS if distiller.student_regions else None
+    seen = StudentView(Features.of([student], [STRIDE]), own, TRUTH, torch.Generator().manual_seed(0))
+    distiller.loss(seen, first).backward()
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", DISTILLERS)
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "none"])
+def test_a_bank_gives_the_loss_that_the_target_gave(name: str, mode: str, tmp_path: object) -> None:
+    distiller = made(name, mode=mode)
+    view = TeacherView(Features.of([maps(2, 5)], [STRIDE]), REGIONS if distiller.teacher_regions else None)
+    target = distiller.target(view, TRUTH)
+    bank = Bank(tmp_path / "bank.bin", 2, layout_of([target], distiller.grids()))
+    rows = torch.arange(2)
+    bank.get(rows, lambda: target)
+    kept = bank.get(rows, lambda: pytest.fail("the bank has these"))
+    assert set(kept) == set(target)
+    assert all(torch.equal(kept[key], target[key]) for key in target)
+
+
+def test_channel_wise_is_its_equation() -> None:
+    loss, teacher, student = loss_and_maps("channel_wise")
+    temperature, total = 4.0, 0.0
+    for image in range(2):
+        for channel in range(5):
+            wanted = [math.exp(v / temperature) for v in teacher[image, channel].flatten().tolist()]
+            own = [math.exp(v / temperature) for v in student[image, channel].flatten().tolist()]
+            for a, b in zip(wanted, own, strict=True):
+                p, q = a / sum(wanted), b / sum(own)
+                total += p * math.log(p / q)
+    assert loss == pytest.approx(temperature**2 / 5 * total / 2, rel=1e-4)
+
+
+def test_pearson_is_one_minus_the_correlation_of_each_channel() -> None:
+    # Cao et al., eq. 3: the mean squared difference of standardized maps is 2 (1 - r), so half of it is 1 - r.
+    loss, teacher, student = loss_and_maps("pearson")
+    correlations = [
+        float(torch.corrcoef(torch.stack([teacher[:, c].flatten(), student[:, c].flatten()]))[0, 1]) for c in range(5)
+    ]
+    assert loss == pytest.approx(1 - sum(correlations) / 5, rel=1e-3)
+
+
+def test_pearson_does_not_depend_on_the_scale_of_the_maps() -> None:
+    distiller = made("pearson", mode="mimic")
+    teacher, student = maps(2, 5), maps(3, 5)
+    one, other = (distiller.map_loss(k * teacher + k, student, TRUTH, 0) for k in (1, 7))
+    assert float(one) == pytest.approx(float(other), rel=1e-3)
