@@ -14,8 +14,8 @@ from qmimic.config import Section
 from qmimic.config.listing import settings
 from qmimic.config.reading import named_keys, refuse_keys
 from qmimic.errors import InputError
-from qmimic.run import int8 as run_int8
 from qmimic.run.deploy import READ, READ_IN_FLOAT
+from qmimic.run.validation import Validation
 from qmimic.runtime import Detector
 from qmimic.study.spec import Study
 
@@ -59,7 +59,8 @@ def test_what_export_accepts_is_read_by_it(
     thresholds = [f"{key}={KEYS[key]}" for key in READ_IN_FLOAT if key.startswith("detector.")]
     small = ["int8.max_loss=0.5", "int8.steps=1", "int8.batch_size=2", "int8.images=2"]
     scores = itertools.chain([1.0], itertools.repeat(0.0))  # it loses all, so that everything is tried
-    monkeypatch.setattr(run_int8, "_map50", lambda *_: next(scores))
+    monkeypatch.setattr(Validation, "__call__", lambda *_: next(scores))
+    monkeypatch.setattr(Validation, "map50", lambda *_: next(scores))
     read.clear()
     main(["export", student, "--out", str(tmp_path / "out"), "--int8", "--set", *thresholds, *small])
     for key in KEYS:
