@@ -10,7 +10,7 @@ from pathlib import Path
 from qmimic.arms import ARMS, STUDENT, TEACHERS
 from qmimic.config import Recipe, save_recipe
 from qmimic.data.splits import VAL
-from qmimic.detectors.backbones import parse_name
+from qmimic.detectors.backbones import TIMM, parse_name
 from qmimic.detectors.build import equal_cost
 from qmimic.detectors.files import load_detector
 from qmimic.detectors.prediction import predict
@@ -140,6 +140,11 @@ def arms(prepared: Prepared) -> dict[str, Recipe]:
         arm, student = ARMS[name], recipe.student.backbone
         found[name] = recipe.changed(arm.settings)
         if arm.convolutions:
+            if student.startswith(TIMM):
+                raise InputError(
+                    f"There is no {student} of {arm.convolutions} convolutions: leave {name} out of baselines, or take "
+                    "a student of qmimic's own, such as resnet18/16."
+                )
             family = f"{parse_name(student)[0].split('_')[0]}_{arm.convolutions}"
             found[name] = found[name].changed({"student.backbone": equal_cost(prepared.spec(student), family)})
     found[STUDENT] = recipe
