@@ -189,9 +189,7 @@ def test_what_loses_in_any_case_is_refused(
     detector, _ = load_detector(trained / "run" / "student.safetensors")
     scores = iter([0.9] + [0.5] * 100)
     monkeypatch.setattr(validation, "voc_map50", lambda *_: next(scores))
-    with pytest.raises(
-        Int8RefusedError, match=r"With int8 the detector has 50\.0 mAP@0\.5 on val, 40\.0 less than in"
-    ):
+    with pytest.raises(Int8RefusedError, match=r"With int8 the detector has 50\.0 mAP@0\.5 on val, 40\.0 less than in"):
         integer.to_integers(prepared, detector, tmp_path, Silent())
 
 

@@ -17,6 +17,7 @@ from qmimic.detectors.detector import Detector
 from qmimic.detectors.evaluation import detect_all
 from qmimic.detectors.files import load_detector
 from qmimic.errors import InputError
+from qmimic.files import LARGE, read_bytes
 from qmimic.report.kept import FOLDER, kept_detections
 from qmimic.run.folder import DEPLOY, FinishedRun, StageResult
 from qmimic.run.keys import detections_key
@@ -127,7 +128,7 @@ def deployed_files(run: FinishedRun) -> tuple[tuple[DeployedFile, ...], tuple[st
             said.append(f"{path.name} was changed since it was proved and is left out.")
             continue
         parts = format_of(path).files(path)
-        digest = hashlib.sha256(b"".join(part.read_bytes() for part in parts)).hexdigest()
+        digest = hashlib.sha256(b"".join(read_bytes(part, LARGE) for part in parts)).hexdigest()
         found.append(DeployedFile(path, metadata, bytes_of(path), digest[:16]))
     return tuple(found), tuple(said)
 

@@ -16,7 +16,8 @@ from qmimic.detectors.build import with_settings
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.files import load_detector
 from qmimic.errors import InputError
-from qmimic.run.folder import DEPLOY, RECIPE, STAGES
+from qmimic.files import refuse_links
+from qmimic.run.folder import DEPLOY, OURS, RECIPE, STAGES
 from qmimic.run.int8 import Int8RefusedError, IntegerDetector, to_integers
 from qmimic.run.lock import exclusive_lock
 from qmimic.run.prepare import Prepared, prepare
@@ -96,6 +97,7 @@ def deploy(
             is full. What failed was not written.
     """
     refuse_keys(overrides, READ if int8 else READ_IN_FLOAT, "export", WHY[int8])
+    refuse_links(path.parent, OURS)
     detector, notes = load_detector(path)
     recipe = _recipe(path, data, overrides, detector)
     applied = [key.rpartition(".")[2] for key in named_keys(overrides) if key in APPLIED]

@@ -18,7 +18,7 @@ from qmimic.runtime.drawing import Fault, as_plain, looked_at, pictures_of
 from qmimic.runtime.formats import suffixes
 from qmimic.runtime.video import frames
 
-EXIT_FAULTS, EXIT_BAD_INPUT = 1, 2
+EXIT_FAULTS, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130  # 128 and the signal's number
 
 
 def grammar() -> argparse.ArgumentParser:
@@ -41,8 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run.
 
     Returns:
-        0; 1 if pictures or frames could not be read, or files were skipped; 2 after bad input. Each is said in a
-        sentence on stderr.
+        0; 1 if pictures or frames could not be read, or files were skipped; 2 after bad input; 130 after Ctrl-C.
+        Each is said in a sentence on stderr.
     """
     options = grammar().parse_args(arguments)
     faults: list[str] = []
@@ -66,7 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(f"{error.filename or 'output'}: {error.strerror or error}; check it.")
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        return EXIT_BAD_INPUT
+        _complain("interrupted.")
+        return EXIT_INTERRUPTED
     return EXIT_FAULTS if faults else 0
 
 

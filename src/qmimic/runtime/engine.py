@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from qmimic.errors import InputError
+from qmimic.files import is_there, open_file
 from qmimic.runtime.formats import Arrays, Input, Session, format_of
 
 
@@ -37,8 +38,9 @@ class Engine:
 
     def _open(self, path: Path) -> None:
         own = format_of(path)
-        if not path.is_file():
+        if not is_there(path):
             raise InputError(f"There is no file {path}; name a file that `qmimic export` wrote.")
+        open_file(path).close()  # a named pipe would keep an engine waiting
         self._session = own.open_file(path, *self._options)
         self._process = os.getpid()
         self.inputs, self.properties = self._session.inputs, self._session.properties

@@ -1,13 +1,13 @@
 """ExecuTorch programs, `.pte` with its `.json`, by the interpreter for trying programs out; it needs torch."""
 
 import hashlib
-import json
 import threading
 from pathlib import Path
 
 import numpy as np
 
 from qmimic.errors import InputError
+from qmimic.files import LARGE, read_bytes, read_json
 from qmimic.runtime.formats import Arrays, Input, Session, cannot_run
 from qmimic.runtime.metadata import INPUT, JUDGE, LOOK, REGIONS, WEIGHTS_SUM, from_properties
 from qmimic.runtime.suppression import propose
@@ -28,10 +28,10 @@ def open_file(path: Path, threads: int, spin: bool) -> Session:
         raise InputError("ExecuTorch is not installed: pip install 'qmimic[executorch]'.") from error
     said = path.with_suffix(".json")
     try:
-        properties = json.loads(said.read_text(encoding="utf-8"))
+        properties = read_json(said)
         if checksum(path) != properties.get(WEIGHTS_SUM):
             raise InputError(f"{path} is not the file that {said.name} was written with; copy both files again.")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+    except AttributeError as error:
         raise InputError(f"{said}, the description of {path.name}, cannot be read; copy both files.") from error
     metadata = from_properties(properties, path)
     try:
@@ -60,4 +60,4 @@ def open_file(path: Path, threads: int, spin: bool) -> Session:
 
 def checksum(path: Path) -> str:
     """See `qmimic.runtime.formats`."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return hashlib.sha256(read_bytes(path, LARGE)).hexdigest()

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from qmimic.errors import InputError
+from qmimic.files import LARGE, read_bytes
 from qmimic.runtime.formats import Arrays, Input, Session, cannot_run
 
 TYPES = {"float": "float32", "double": "float64"}  # where ONNX and numpy call a type by different names
@@ -55,7 +56,7 @@ def _numpy_type(kind: str) -> "np.dtype[np.generic] | None":
 def checksum(path: Path) -> str:
     """See `qmimic.runtime.formats`."""
     digest = hashlib.sha256()
-    for number, content in sorted(_fields(path.read_bytes()), key=lambda field: field[0]):
+    for number, content in sorted(_fields(read_bytes(path, LARGE)), key=lambda field: field[0]):
         if number in COMPUTED:
             digest.update(number.to_bytes(4, "big") + len(content).to_bytes(8, "big"))
             digest.update(content)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from qmimic.errors import InputError
+from qmimic.files import LARGE, read_bytes
 from qmimic.runtime.formats import Arrays, Input, Session, cannot_run
 from qmimic.runtime.metadata import GRAPH_SUM, KEY, SUM, WEIGHTS_SUM
 
@@ -30,7 +31,7 @@ def open_file(path: Path, threads: int, spin: bool) -> Session:
     except Exception as error:  # its exceptions have no common type but this
         raise cannot_run(path, f"OpenVINO {ov.__version__.partition('-')[0]}", "openvino", error) from error
     written_with = properties.get(WEIGHTS_SUM, "")
-    mixed = bool(written_with) and _sum_of(weights.read_bytes()) != written_with
+    mixed = bool(written_with) and _sum_of(read_bytes(weights, LARGE)) != written_with
     if mixed and _sum_with(path, written_with) == properties.get(GRAPH_SUM):  # the graph is as it was
         raise InputError(f"{weights} is not the file that {path.name} was written with; copy both files again.")
     names = [value.get_any_name() for value in model.outputs]
@@ -60,12 +61,12 @@ def open_file(path: Path, threads: int, spin: bool) -> Session:
 
 def checksum(path: Path) -> str:
     """See `qmimic.runtime.formats`."""
-    return _sum_with(path, _sum_of(path.with_suffix(".bin").read_bytes()))
+    return _sum_with(path, _sum_of(read_bytes(path.with_suffix(".bin"), LARGE)))
 
 
 def _sum_with(path: Path, weights: str) -> str:
     """The checksum, if the weights had this one. The last `rt_info` of an `.xml` is what the file says of itself."""
-    graph, _, _ = path.read_bytes().rpartition(b"<rt_info>")
+    graph, _, _ = read_bytes(path, LARGE).rpartition(b"<rt_info>")
     return _sum_of(graph.rstrip() + weights.encode())
 
 

@@ -14,7 +14,7 @@ from qmimic.data.sample import Dataset
 from qmimic.data.splits import samples_of
 from qmimic.detections import Detections
 from qmimic.errors import InputError
-from qmimic.files import what_is, write_text
+from qmimic.files import parse_json, what_is, write_text
 
 Ids = dict[Any, Any]  # ids of a COCO file: of images to their names, of categories to labels
 
@@ -43,14 +43,9 @@ def read_detections(path: Path, dataset: Dataset, split: str) -> dict[str, Detec
             finite; the entry is named by its place, counted from 0.
     """
     try:
-        entries = TypeAdapter(list[_Entry]).validate_python(_listed(_values(read_text(path))))
+        entries = TypeAdapter(list[_Entry]).validate_python(_listed(_values(read_text(path), path), path))
     except ValidationError as error:
         raise InputError(f"{path} is not a list of detections: {_fault(error)}.") from error
-    except (ValueError, RecursionError) as error:
-        kind = what_is(path)
-        foreign = kind not in ("a JSON file", "an empty file", "a file of another kind")
-        shown = f"is {kind}, not detections" if foreign else f"is not a whole JSON file ({error})"
-        raise InputError(f"{path} {shown}; write it again.") from error
     names = {sample.image_id for sample in samples_of(dataset, split)}
     image_ids, category_ids = coco_ids(dataset, split)
     rows: dict[str, list[tuple[list[float], float, int]]] = {}
@@ -80,22 +75,18 @@ def read_detections(path: Path, dataset: Dataset, split: str) -> dict[str, Detec
     return {image: _detections(found) for image, found in rows.items()}
 
 
-def _values(text: str) -> Any:
+def _values(text: str, path: Path) -> Any:
     """A JSON value, or one a line as a list."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        lines = [line for line in text.splitlines() if line.strip()]
-        if len(lines) < 2:
-            raise
-        try:
-            return [json.loads(line) for line in lines]
-        except json.JSONDecodeError:
-            pass
-        raise
+    lines = [line for line in text.splitlines() if line.strip()]
+    if len(lines) > 1 and all(line.startswith("{") and line.rstrip().endswith("}") for line in lines):
+        return [parse_json(line, f"Line {number} of {path}", strict=False) for number, line in enumerate(lines, 1)]
+    kind = what_is(path)
+    if kind not in ("a JSON file", "an empty file", "a file of another kind"):
+        raise InputError(f"{path} is {kind}, not detections; name a JSON file.")
+    return parse_json(text, str(path), strict=False)
 
 
-def _listed(value: Any) -> Any:
+def _listed(value: Any, path: Path) -> Any:
     """What the runtime and `qmimic predict` print for each picture, as a list of entries; anything else as it is."""
     if isinstance(value, dict):
         value = value.get("pictures", [value])
@@ -109,7 +100,8 @@ def _listed(value: Any) -> Any:
                 own = {"bbox": (x1, y1, x2 - x1, y2 - y1), "score": one["score"], "category": one["class"]}
                 entries.append({**own, "file_name": picture["picture"]})
             except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"detection {number} of {picture.get('picture')!r} is incomplete") from error
+                place = f"{path}: detection {number} of {picture.get('picture')!r}"
+                raise InputError(f"{place} has not all of box, class and score; write the file again.") from error
     return entries
 
 

@@ -6,6 +6,7 @@ that another site's page sends.
 """
 
 import ipaddress
+import re
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -122,15 +123,13 @@ class Safe:
                 "address behind a proxy by --public.",
             )
         origin = headers.get("origin")
-        own = origin is None or (urlsplit(origin).scheme in ("http", "https") and urlsplit(origin).netloc == host)
+        own = origin is None or origin in (f"http://{host}", f"https://{host}")
         own = own or (self._public is not None and origin == self._public.origin)
         if method not in ("GET", "HEAD") and (not own or headers.get("sec-fetch-site") == "cross-site"):
             raise RefusedError(403, "Another site's page sent this; use this server's own page, or a program.")
 
 
 def _name(host: str) -> str | None:
-    """The name in a Host header, without the port."""
-    try:
-        return urlsplit(f"//{host}").hostname
-    except ValueError:
-        return None
+    """The name in a Host header, without the port; None if it is more or less than that."""
+    found = re.fullmatch(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(:[0-9]{1,5})?", host)
+    return found[1].strip("[]").lower() if found else None
