@@ -75,6 +75,7 @@ OTHER: dict[str, Any] = {  # where the kind of a key does not give another value
     "detector.levels": [8, 16],
     "augment.scale": [0.5, 2.0],
     "teacher.backbone": "vgg16/2",
+    "teacher.detector": "rfcn",
     "student.backbone": "vgg16/32",
     "quantizer.upper": 7,
     "mimic.mode": "mimic",

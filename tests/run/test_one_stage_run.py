@@ -60,6 +60,18 @@ def test_a_run_teaches_prunes_and_resumes_to_the_same_weights(
         assert torch.equal(ours, theirs)
 
 
+def test_a_teacher_of_two_stages_teaches_on_the_level_that_both_have(make_recipe: Callable[..., Recipe]) -> None:
+    quick = {"steps": 3, "batch_size": 4, "backbone": "resnet18/16", "min_map": 0}
+    recipe = make_recipe(detector={"architecture": "one_stage"}, teacher={**quick, "detector": "faster_rcnn"})
+    result = train(recipe.model_copy(update={"baselines": ()}), Silent())
+    assert result.results[-1].matching is not None
+    teacher, _ = load_detector(result.folder / "teacher.safetensors")
+    assert teacher.spec.architecture == "faster_rcnn"
+    assert teacher.strides == (16,)
+    student, _ = load_detector(result.student)
+    assert student.strides == (8, 16, 32)
+
+
 def test_levels_that_do_not_fit_are_refused_before_training(make_recipe: Callable[..., Recipe]) -> None:
     recipe = make_recipe(
         detector={"architecture": "one_stage", "levels": [8, 32]},

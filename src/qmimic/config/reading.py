@@ -88,8 +88,10 @@ def _tree(overrides: Sequence[str], tree: dict[str, Any]) -> dict[str, Any]:
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
-            raise InputError(f"{override!r} is not an override; write key.sub=value, for example data.root=photos/.")
-        put(tree, key, parse_yaml(value, override), override)
+            raise InputError(
+                f"{override[:100]!r} is not an override; write key.sub=value, for example data.root=photos/."
+            )
+        put(tree, key, parse_yaml(value, override[:100]), override[:100])
     return tree
 
 

@@ -30,7 +30,17 @@ MIMIC_VERSION = 1  # the same for students that are taught
 TAYLOR_VERSION = 1  # and for teachers pruned by Taylor expansion
 INT8_VERSION = 1  # when the same detector would get other grids
 # Settings since VERSION.
-LATER = {"frozen_stages", "frozen_norm", "grey", "anchor_cells", "anchor_ratios", "distiller", "sampling", "levels"}
+LATER = {
+    "frozen_stages",
+    "frozen_norm",
+    "grey",
+    "anchor_cells",
+    "anchor_ratios",
+    "distiller",
+    "sampling",
+    "levels",
+    "detector",
+}
 BANK_VERSION = 4  # when a bank's records change
 COSTS_VERSION = 1  # when the same candidate of a search would cost something else
 REPORT_VERSION = 2  # when a report would show something else of the same networks

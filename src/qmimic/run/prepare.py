@@ -54,8 +54,17 @@ class Prepared:
     remarks: tuple[str, ...] = ()
 
     def spec(self, backbone: str) -> DetectorSpec:
-        """The description of a detector of this run."""
-        return spec_for(self.detector, backbone, self.dataset.classes, self.recipe.data.size, self.recipe.data.grey)
+        """The description of a student of this run."""
+        return self._spec(self.detector, backbone)
+
+    @property
+    def teacher_spec(self) -> DetectorSpec:
+        """The description of the teacher."""
+        own = self.detector.model_copy(update={"architecture": self.recipe.teacher_architecture})
+        return self._spec(own, self.recipe.teacher.backbone)
+
+    def _spec(self, detector: DetectorConfig, backbone: str) -> DetectorSpec:
+        return spec_for(detector, backbone, self.dataset.classes, self.recipe.data.size, self.recipe.data.grey)
 
     def bf16(self, backbone: str) -> bool:
         """Whether a network of this width is computed in bf16."""
@@ -72,7 +81,7 @@ def prepare(recipe: Recipe) -> Prepared:
     """
     for backbone in (recipe.teacher.backbone, recipe.student.backbone):
         parse_name(backbone)
-    architecture_of(recipe.detector.architecture)
+    architectures = tuple(map(architecture_of, (recipe.detector.architecture, recipe.teacher_architecture)))
     require(recipe.run.trackers)
     keep_freed_memory()
     torch.set_num_threads(recipe.run.threads or os.cpu_count() or 1)
@@ -96,7 +105,9 @@ def prepare(recipe: Recipe) -> Prepared:
         raise InputError(
             f"No image of the split {data.train!r} of {data.root} has a box to learn from; label some objects first."
         )
-    detector = architecture_of(recipe.detector.architecture).fitted(recipe.detector, sizes, data.size)
+    detector = recipe.detector
+    for architecture in architectures:  # each fills in what it knows and finds open
+        detector = architecture.fitted(detector, sizes, data.size)
     try:  # what the architecture refuses must not wait for a stage
         spec_for(detector, recipe.student.backbone, dataset.classes, data.size, data.grey)
     except ValidationError as error:

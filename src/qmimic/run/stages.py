@@ -73,7 +73,7 @@ def train_teacher(prepared: Prepared, watcher: Watcher) -> Stage:
     key = teacher_key(recipe, prepared.key, prepared.bf16(config.backbone))
 
     def objective() -> DetectionObjective:
-        detector = build(prepared.spec(config.backbone), recipe.seed)
+        detector = build(prepared.teacher_spec, recipe.seed)
         if config.weights:
             load_backbone(detector, config.weights)
         _freeze(detector, config)
@@ -140,7 +140,7 @@ def macs_to_prune_to(prepared: Prepared) -> int:
         InputError: the teacher's channels cannot be pruned, or it costs no more than that.
     """
     teacher, student = (prepared.recipe.teacher.backbone, prepared.recipe.student.backbone)
-    whole, macs = build(prepared.spec(teacher)), mac_count(build(prepared.spec(student)))
+    whole, macs = build(prepared.teacher_spec), mac_count(build(prepared.spec(student)))
     channel_groups(whole)
     if macs >= mac_count(whole):
         raise InputError(
