@@ -9,7 +9,7 @@ from accelerate import PartialState
 from qmimic.config import DetectorConfig, Recipe
 from qmimic.data.loader import Loader
 from qmimic.data.sample import Dataset
-from qmimic.data.splits import samples_of
+from qmimic.data.splits import samples_of, with_classes
 from qmimic.detections import Detections
 from qmimic.detectors.architectures import spec_for
 from qmimic.detectors.build import at_size, build
@@ -81,6 +81,10 @@ def write_report_of(result: RunResult, recipe: Recipe, watcher: Watcher) -> Path
 
 def evaluate(detector: Detector | Path | str, dataset: Dataset, split: str = "val") -> Scores:
     """Scores of a detector (or of its file) on a split. Raises: as `detect`."""
+    if not isinstance(detector, Detector):
+        detector, _ = load_detector(Path(detector))
+    samples_of(dataset, split)  # a wrong split is named first
+    dataset = with_classes(dataset, detector.spec.classes)
     return score(dataset, split, detect(detector, dataset, split))
 
 
@@ -95,7 +99,7 @@ def detect(
 
     Args:
         detector: a detector, or its file, also a deployed one.
-        dataset: of the detector's classes.
+        dataset: of the detector's classes, or of some of them by name; labels of detections are the detector's.
         split: name of the split, or several joined by +.
         sizes: heights and widths at which the images are looked at, one after another; none: the detector's own.
         flip: run on their mirror images as well.
@@ -108,21 +112,13 @@ def detect(
         if sizes or flip:
             raise InputError(f"{detector} is deployed and looks at one size, as it is; name a .safetensors file.")
         shipped = ShippedDetector(detector)
-        _check_classes(shipped.classes, dataset)
+        dataset = with_classes(dataset, shipped.classes)
         return detections_of_file(shipped, Loader(dataset, split, shipped.metadata.size, BATCH))
     if not isinstance(detector, Detector):
         detector, _ = load_detector(detector)
-    _check_classes(detector.spec.classes, dataset)
+    dataset = with_classes(dataset, detector.spec.classes)
     views = []
     for own in [at_size(detector, size) for size in sizes] or [detector.eval()]:
         loader = Loader(dataset, split, own.spec.size, BATCH)
         views += [detect_all(own, loader, mirrored) for mirrored in ((False, True) if flip else (False,))]
     return views[0] if len(views) == 1 else merge(views, detector.spec)
-
-
-def _check_classes(classes: tuple[str, ...], dataset: Dataset) -> None:
-    if dataset.classes != classes:
-        raise InputError(
-            f"The detector knows {', '.join(classes)}, but {dataset.name} has the classes "
-            f"{', '.join(dataset.classes)}; evaluate it on data of its own classes."
-        )

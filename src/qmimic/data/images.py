@@ -67,6 +67,11 @@ def read_image(path: Path, root: Path | None = None) -> Image.Image:
         return upright(file)
 
 
+def picture_hash(path: Path, root: Path | None = None) -> tuple[tuple[int, int], str]:
+    """The first two of `picture_facts`."""
+    return picture_facts(path, root)[:2]
+
+
 def picture_facts(path: Path, root: Path | None = None) -> tuple[tuple[int, int], str, int]:
     """(width, height) of the picture that `read_image` gives, a hash of its pixels, and the levels that they span.
 
@@ -146,8 +151,10 @@ def turned_by_exif(path: Path, root: Path | None = None) -> bool:
         return TURNS.get(_orientation(file)) in LYING
 
 
-def whole_size(path: Path, root: Path | None = None) -> tuple[int, int]:
-    """The same of an image that training can read: it is decoded, as small and fast as its format allows.
+def whole_size(path: Path, root: Path | None = None) -> tuple[tuple[int, int], int]:
+    """The same of an image that training can read, and a number of 63 bits that images of equal pixels share.
+
+    It is decoded as small and fast as its format allows, so a JPEG and its copy in another format differ in the number.
 
     Raises:
         InputError: as `read_image`.
@@ -156,8 +163,9 @@ def whole_size(path: Path, root: Path | None = None) -> tuple[int, int]:
     with _opened(path, root) as file:
         file.draft(None, (1, 1))
         with _decoded(file):
-            _rgb(file)
-    return size
+            facts = repr((size, TURNS.get(_orientation(file)))).encode()
+            digest = hashlib.blake2b(facts + _rgb(file).tobytes(), digest_size=8).digest()
+    return size, (int.from_bytes(digest) >> 1) or 1
 
 
 @contextlib.contextmanager
