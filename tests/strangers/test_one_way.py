@@ -1,6 +1,7 @@
 """Nobody but the few modules that check opens, decodes or parses what strangers made: the source is walked."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,3 +91,14 @@ def test_strangers_files_are_opened_in_one_place() -> None:
 def test_the_walk_finds_them(line: str) -> None:
     assert [number for number, _ in raw(f"import os\nasd = {line}\n")] == [2]
     assert list(raw("from qmimic import files\nfiles.read_text(path)\nread_text(path)\npicture.load()\n")) == []
+
+
+def test_each_promise_names_a_test_that_is_there() -> None:
+    root = PACKAGE.parents[1]
+    page = root / "SECURITY.md"
+    if not page.is_file():
+        pytest.skip("an installed package has no SECURITY.md")
+    named = re.findall(r"`(tests/[a-z_/]+\.py)::(test_[a-z0-9_]+)`", page.read_text(encoding="utf-8"))
+    assert len(named) >= 15
+    missing = [f"{file}::{name}" for file, name in named if f"def {name}(" not in (root / file).read_text()]
+    assert missing == []

@@ -46,8 +46,10 @@ def load_recipe(path: Path | str | None, overrides: list[str]) -> Recipe:
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
-            raise InputError(f"{override!r} is not an override; write key.sub=value, for example data.root=photos/.")
-        put(tree, key, parse_yaml(value, override), override)
+            raise InputError(
+                f"{override[:100]!r} is not an override; write key.sub=value, for example data.root=photos/."
+            )
+        put(tree, key, parse_yaml(value, override[:100]), override[:100])
     return recipe_from(tree, str(path) if path else "the overrides")
 
 

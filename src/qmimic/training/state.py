@@ -80,7 +80,7 @@ def load_checkpoint(
             if file.header.get("key") != key:
                 continue
             step = file.header["step"]
-            if not isinstance(step, int) or not 0 <= step <= steps:
+            if type(step) is not int or not 0 <= step <= steps:
                 raise InputError(f"its step {step} is not one of the schedule's {steps}")
             load_state(module, _part(file, "module."), path)
             if average is not None:
