@@ -423,7 +423,7 @@ def _exchange(first: Path, second: Path) -> None:
 def _check_inside(handle: int, path: Path, root: Path) -> None:
     """Check that what was opened lies in a folder, by the name that the system knows it by where it tells that."""
     try:
-        real = os.readlink(f"/proc/self/fd/{handle}")
+        real = os.readlink(f"/proc/self/fd/{handle}")  # noqa: PTH115 (a Path costs more than the call)
     except OSError:  # not Linux
         if not os.path.samestat(_real(path, root).stat(), os.fstat(handle)):
             raise InputError(f"{path} changes while it is read; try again.") from None
