@@ -9,14 +9,13 @@ from accelerate import PartialState
 from qmimic.config import DetectorConfig, Recipe
 from qmimic.data.loader import Loader
 from qmimic.data.sample import Dataset
-from qmimic.data.splits import samples_of
+from qmimic.data.splits import samples_of, with_classes
 from qmimic.detections import Detections
 from qmimic.detectors.architectures import spec_for
 from qmimic.detectors.build import at_size, build
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.evaluation import detect_all, merge
 from qmimic.detectors.files import load_detector
-from qmimic.errors import InputError
 from qmimic.run.train import RunResult
 from qmimic.run.train import train as run_recipe
 from qmimic.scores.summary import Scores, score
@@ -78,6 +77,10 @@ def write_report_of(result: RunResult, recipe: Recipe, watcher: Watcher) -> Path
 
 def evaluate(detector: Detector | Path | str, dataset: Dataset, split: str = "val") -> Scores:
     """Scores of a detector (or of its file) on a split. Raises: as `detect`."""
+    if not isinstance(detector, Detector):
+        detector, _ = load_detector(Path(detector))
+    samples_of(dataset, split)  # a wrong split is named first
+    dataset = with_classes(dataset, detector.spec.classes)
     return score(dataset, split, detect(detector, dataset, split))
 
 
@@ -92,7 +95,7 @@ def detect(
 
     Args:
         detector: a detector, or its file.
-        dataset: of the detector's classes.
+        dataset: of the detector's classes, or of some of them by name; labels of detections are the detector's.
         split: name of the split, or several joined by +.
         sizes: heights and widths at which the images are looked at, one after another; none: the detector's own.
         flip: run on their mirror images as well.
@@ -103,11 +106,7 @@ def detect(
     if not isinstance(detector, Detector):
         detector, _ = load_detector(detector)
     samples_of(dataset, split)  # before the networks are made
-    if dataset.classes != detector.spec.classes:
-        raise InputError(
-            f"The detector knows {', '.join(detector.spec.classes)}, but {dataset.name} has the classes "
-            f"{', '.join(dataset.classes)}; evaluate it on data of its own classes."
-        )
+    dataset = with_classes(dataset, detector.spec.classes)
     views = []
     for own in [at_size(detector, size) for size in sizes] or [detector.eval()]:
         loader = Loader(dataset, split, own.spec.size, BATCH)
