@@ -4,18 +4,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from accelerate import PartialState
+from pydantic import ValidationError
 
-from qmimic.config import DetectorConfig, Recipe
+from qmimic.config import DetectorConfig, Recipe, explain
 from qmimic.data.loader import Loader
 from qmimic.data.sample import Dataset
 from qmimic.data.splits import samples_of, with_classes
 from qmimic.detections import Detections
-from qmimic.detectors.architectures import spec_for
+from qmimic.detectors.architectures import architecture_of, spec_for
 from qmimic.detectors.build import at_size, build
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.evaluation import detect_all, merge
 from qmimic.detectors.files import load_detector
+from qmimic.errors import InputError
 from qmimic.run.train import RunResult
 from qmimic.run.train import train as run_recipe
 from qmimic.scores.summary import Scores, score
@@ -41,14 +44,19 @@ def build_detector(
         classes: class names; the index is the label.
         size: height and width that images are fitted into, pixels, multiples of 16.
         anchors: widths and heights in pixels; fit them to your boxes with `qmimic.detectors.anchors.fit_anchors`.
+            A one-stage detector has levels for boxes of these sizes, unless `config.levels` names others.
         config: everything else around the backbone.
         seed: of the weights.
 
     Raises:
-        InputError: the backbone's name is unknown.
+        InputError: the backbone's name is unknown, or the architecture refuses a setting.
     """
     settings = (config or DetectorConfig()).model_copy(update={"anchors": anchors})
-    return build(spec_for(settings, name, classes, size), seed)
+    fitted = architecture_of(settings.architecture).fitted(settings, np.array(anchors, np.float32), size)
+    try:
+        return build(spec_for(fitted, name, classes, size), seed)
+    except ValidationError as error:
+        raise InputError(explain(error)) from error
 
 
 def train(recipe: Recipe, watcher: Watcher | None = None) -> RunResult:
