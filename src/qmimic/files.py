@@ -7,6 +7,7 @@ Out: written beside, then renamed; never through a link below the folder that a 
 import contextlib
 import ctypes
 import errno
+import functools
 import json
 import math
 import os
@@ -80,13 +81,13 @@ def open_file(path: Path, root: Path | None = None, limit: int | None = None) ->
     """
     handle = -1
     try:
-        real = path if root is None else _real(path, root)
-        # A named pipe would keep a plain open waiting; a link that was put there after the check is not followed.
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | (os.O_NOFOLLOW if root is not None else 0)
-        handle = os.open(real, flags)
+        # A named pipe would keep a plain open waiting.
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{path} is {_kind(status.st_mode)}, not a file; replace or remove it.")
+        if root is not None:
+            _check_inside(handle, path, root)
         if limit is not None and status.st_size > limit:
             raise _too_large(path, limit)
         file, handle = os.fdopen(handle, "rb"), -1
@@ -419,11 +420,30 @@ def _exchange(first: Path, second: Path) -> None:
     aside.replace(first)
 
 
+def _check_inside(handle: int, path: Path, root: Path) -> None:
+    """Check that what was opened lies in a folder, by the name that the system knows it by where it tells that."""
+    try:
+        real = os.readlink(f"/proc/self/fd/{handle}")  # noqa: PTH115 (a Path costs more than the call)
+    except OSError:  # not Linux
+        if not os.path.samestat(_real(path, root).stat(), os.fstat(handle)):
+            raise InputError(f"{path} changes while it is read; try again.") from None
+        return
+    if not real.startswith(f"{str(_root(root)).rstrip('/')}/"):
+        _real(path, root)  # says so; a mount may have other names
+        if not os.path.samestat(path.stat(), os.fstat(handle)):
+            raise InputError(f"{path} changes while it is read; try again.")
+
+
+@functools.lru_cache(maxsize=16)
+def _root(root: Path) -> Path:
+    return root.resolve()
+
+
 def _real(path: Path, root: Path) -> Path:
     """Where a path leads, links followed."""
     try:
         real = path.resolve()
-        if not real.is_relative_to(root.resolve()):
+        if not real.is_relative_to(_root(root)):
             raise InputError(
                 f"{path} leads out of {root}, and nothing outside that folder is read; copy the file there."
             )

@@ -228,6 +228,8 @@ def _check_scans(file: ImageFile.ImageFile) -> None:
     stream.seek(0)
     content = stream.read(MAX_BYTES)
     stream.seek(back)
+    if content.count(b"\xff\xda") <= MAX_SCANS:
+        return  # not even if all of them were markers
     place, scans = 2, 0
     while (found := MARKER.search(content, place)) is not None and content[found.start() + 1] != END:
         place = found.end()
