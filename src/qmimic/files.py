@@ -468,8 +468,12 @@ def _check_inside(handle: int, path: Path, root: Path) -> None:
             raise InputError(f"{path} changes while it is read; try again.")
 
 
-@functools.lru_cache(maxsize=16)
 def _root(root: Path) -> Path:
+    return _resolved(root.absolute())  # a relative name means another folder after a chdir
+
+
+@functools.lru_cache(maxsize=16)
+def _resolved(root: Path) -> Path:
     return root.resolve()
 
 
