@@ -120,6 +120,8 @@ _POOLINGS: dict[str, Any] = {
 ROI_POOLINGS: Table[Any] = Table("detector.roi_pooling", _POOLINGS)
 # How a distiller pools regions: as heads do, or not at all.
 REGION_POOLINGS: Table[Any] = Table("mimic.pooling", {**_POOLINGS, "crop": None})
+# Who teaches: a detector that the run trains, or a class that is made of `recipe.teacher` and the input's size.
+TEACHERS: Table[Any] = Table("teacher.kind", {"detector": None, "onnx": "qmimic.distill.onnx_teacher:OnnxTeacher"})
 # What a student learns from its teacher: subclasses of `Distiller` (distill/distiller.py).
 DISTILLERS: Table[Any] = Table(
     "mimic.distiller",
