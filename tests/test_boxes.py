@@ -195,3 +195,20 @@ def test_take_picks_rows_image_by_image(tail: tuple[int, ...]) -> None:
     index = torch.tensor([[4, 0, 0], [1, 3, 2]])
     expected = torch.stack([values[image][index[image]] for image in range(2)])
     assert torch.equal(box_ops.take(values, index), expected)
+
+
+def test_giou_by_hand() -> None:
+    # Apart: union 2, box around both 3, of which a third is neither. Side by side in one corner: IoU 1/4, nothing left.
+    a = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 2.0, 2.0]])
+    b = torch.tensor([[2.0, 0.0, 3.0, 1.0], [0.0, 0.0, 1.0, 1.0], [1.0, 1.0, 3.0, 3.0]])
+    torch.testing.assert_close(box_ops.giou(a, b), torch.tensor([-1 / 3, 1 / 4, 1 / 7 - 2 / 9]))
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=30, deadline=None)
+def test_giou_equals_torchvisions_with_its_gradient(seed: int) -> None:
+    a, b = random_boxes(seed, 3, 5).requires_grad_(), random_boxes(seed + 1, 3, 5)
+    ours, theirs = 1 - box_ops.giou(a, b), ops.generalized_box_iou_loss(a, b)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    (mine,), (others,) = torch.autograd.grad(ours.sum(), a), torch.autograd.grad(theirs.sum(), a)
+    torch.testing.assert_close(mine, others, atol=1e-5, rtol=1e-3)

@@ -34,6 +34,17 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
     return overlap / union.clamp(min=1e-9)
 
 
+def giou(a: Tensor, b: Tensor) -> Tensor:
+    """Generalized IoU (Rezatofighi et al., CVPR 2019) of boxes a [..., 4] and b [..., 4] one by one, [...], -1 to 1.
+
+    IoU less the share of the smallest box around both that neither covers, so that boxes apart have a gradient too.
+    """
+    inner = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
+    outer = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(-1).clamp(min=1e-9)
+    union = (area(a) + area(b) - inner).clamp(min=1e-9)
+    return inner / union - (outer - union) / outer
+
+
 def encode(boxes: Tensor, anchors: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
     """Regression targets [..., 4] that turn anchors [..., 4] into boxes [..., 4] (Girshick 2014, appendix C)."""
     anchor_wh = (anchors[..., 2:] - anchors[..., :2]).clamp(min=1e-3)

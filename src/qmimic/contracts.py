@@ -268,6 +268,19 @@ class Backbone(Part):
         """Normalised images [B, 3, H, W] to levels, after ReLU."""
         raise NotImplementedError
 
+    def keep_levels(self, strides: tuple[int, ...]) -> None:
+        """Give the maps of these strides from now on, in growing order; a backbone is built with its last one alone.
+
+        Raises:
+            InputError: it has no maps of these strides.
+        """
+        if strides != self.strides:
+            own, wanted = (", ".join(map(str, values)) for values in (self.strides, strides))
+            raise InputError(
+                f"{type(self).__name__} gives levels of strides {own}, not {wanted}; set detector.levels to [{own}], "
+                "or take another backbone."
+            )
+
     def stages(self) -> tuple[tuple[str, ...], ...]:
         """Names of its modules and weights from the image on, in stages that can be frozen; new weights are in none."""
         return ()

@@ -138,7 +138,10 @@ DISTANCES: Table[Any] = Table(
 )
 DICTIONARIES: Table[Any] = Table(
     "quantizer.kind",
-    {"uniform": "qmimic.detectors.quantize:UNIFORM", "power_of_two": "qmimic.detectors.quantize:POWER_OF_TWO"},
+    {
+        "uniform": "qmimic.detectors.quantize:UNIFORM",
+        "power_of_two": "qmimic.detectors.quantize:POWER_OF_TWO",
+    },
 )
 TRACKERS: Table[Any] = Table(
     "run.trackers",

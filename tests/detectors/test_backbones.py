@@ -10,10 +10,13 @@ from torchvision.models import resnet18, resnet34, resnet50
 from torchvision.models.vgg import cfgs, make_layers
 
 from qmimic.detectors.backbones import BACKBONES, build_backbone, parse_name
-from qmimic.detectors.convolution import Conv2d
+from qmimic.detectors.convolution import Conv2d, Reparameterised
 from qmimic.errors import InputError
 
 TORCHVISION = {"resnet18": resnet18, "resnet34": resnet34, "resnet50": resnet50}
+# Of the last map at full width, where it is not 512.
+CHANNELS = {("resnet50", stride): 2048 for stride in (8, 16)} | {("yunet", stride): 1024 for stride in (8, 16)}
+CHANNELS |= {("repvgg", 8): 384}
 IMAGE = torch.randn(1, 3, 32, 64, generator=torch.Generator().manual_seed(0))
 
 
@@ -117,8 +120,54 @@ def test_the_map_has_the_stride_and_the_channels_that_the_backbone_names(family:
     features = backbone(torch.randn(2, 3, 64, 96)).map
     assert backbone.strides == (output_stride,)
     assert features.shape == (2, backbone.channels[0], 64 // output_stride, 96 // output_stride)
-    assert backbone.channels == ((2048 if family == "resnet50" else 512) // 32,)
+    assert backbone.channels == (CHANNELS.get((family, output_stride), 512) // 32,)
     assert (features >= 0).all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_levels_of_resnets_are_torchvisions_stages(name: str) -> None:
+    with torch.device("meta"):
+        backbone = build_backbone(name, 32, (8, 16, 32))
+    ours, torchvisions = with_settled_weights(backbone, name), with_settled_weights(torchvision_backbone(name), name)
+    x = torchvisions.layer1(torchvisions.maxpool(torchvisions.relu(torchvisions.bn1(torchvisions.conv1(IMAGE)))))
+    for one, stage in zip(ours(IMAGE).maps, ("layer2", "layer3", "layer4"), strict=True):
+        x = torchvisions.get_submodule(stage)(x)
+        check_same_map(one, x)
+
+
+@torch.no_grad()
+def test_levels_of_vgg16_are_what_torchvisions_poolings_get() -> None:
+    with torch.device("meta"):
+        backbone = build_backbone("vgg16", 32, (8, 16, 32))
+    ours, torchvisions = (
+        with_settled_weights(backbone, "vgg16"),
+        with_settled_weights(torchvision_backbone("vgg16"), "vgg16"),
+    )
+    pools = [place for place, layer in enumerate(torchvisions.features) if isinstance(layer, nn.MaxPool2d)]
+    finest, middle, coarsest = ours(IMAGE).maps
+    check_same_map(finest, torchvisions.features[: pools[3]](IMAGE))
+    check_same_map(middle, torchvisions.features(IMAGE))
+    check_same_map(coarsest, F.max_pool2d(torchvisions.features(IMAGE), 2))
+
+
+def test_a_level_that_is_not_there_is_refused() -> None:
+    with pytest.raises(InputError, match="no map of stride 32"):
+        build_backbone("resnet18/16", 16, (16, 32))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("few", [2, 12])
+def test_a_reparameterised_convolution_is_the_sum_of_two(stride: int, few: int) -> None:
+    torch.manual_seed(0)
+    conv = Reparameterised(few, few, stride, 1, True)
+    x = torch.randn(2, few, 10, 12)
+    wanted = F.conv2d(x, conv.weight, conv.bias, stride, 1) + conv.pointwise(x[:, :, ::stride, ::stride])
+    torch.testing.assert_close(conv(x), wanted, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(conv.plain()(x), wanted, atol=1e-5, rtol=1e-4)
+    conv.start()
+    if stride == 1:
+        torch.testing.assert_close(conv.pointwise(x), x)
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,25 @@ def test_its_levels_are_made_of_timms(name: str) -> None:
 
 
 @torch.no_grad()
+def test_several_levels_are_those_of_a_feature_pyramid() -> None:
+    backbone = settle(build_backbone(f"timm:{LITE}", 32, (8, 16, 32)))
+    images = torch.randn(2, 3, 96, 160)
+    features = backbone(images)
+    assert [level.stride for level in features.levels] == [8, 16, 32]
+    assert [tuple(one.shape[2:]) for one in features.maps] == [(12, 20), (6, 10), (3, 5)]
+    own = [layer(level) for layer, level in zip(backbone.neck, backbone.body(images), strict=True)]
+
+    def larger(x: Tensor) -> Tensor:
+        return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+    middle = own[1] + larger(own[2])
+    for found, wanted in zip(features.maps, (own[0] + larger(middle), middle, own[2]), strict=True):
+        torch.testing.assert_close(found, wanted.relu())
+    with pytest.raises(InputError, match="levels of strides 2, 4, 8, 16, 32, none of 64"):
+        build_backbone(f"timm:{LITE}", 64)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("name", NETWORKS)
 def test_folding_changes_nothing(name: str) -> None:
     detector = build(tiny_spec(backbone=f"timm:{name}"))

@@ -67,6 +67,7 @@ def test_one_file_and_one_line_are_enough(tmp_path: Path) -> None:
     assert "train: 8 images" in done.stdout
     saved = (tmp_path / "runs" / "own" / "recipe.yaml").read_text()
     assert "distance: cosine" in saved
+    assert "kind: squares" in saved
     assert {"student.gz", "student-int8.gz"} <= {path.name for path in (tmp_path / "runs/own/deploy").iterdir()}
     assert "groups of channels" in done.stdout
 

@@ -73,6 +73,7 @@ OTHER: dict[str, Any] = {  # where the kind of a key does not give another value
     "detector.anchor_cells": [4, 8],
     "detector.head_width": 9,
     "detector.output_stride": 8,
+    "detector.levels": [8, 16],
     "augment.scale": [0.5, 2.0],
     "teacher.backbone": "vgg16/2",
     "teacher.maps": ["map"],

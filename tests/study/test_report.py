@@ -163,6 +163,23 @@ def test_the_report_says_everything(tmp_path: Path) -> None:
         assert np.asarray(Image.open(tmp_path / path)).std() > 5
 
 
+def test_teachers_of_some_arms_alone_are_told_apart_and_the_weak_are_named() -> None:
+    rows = [row("scratch", seed, 0.6, teacher_map50=None, quantized_map50=None) for seed in range(3)]
+    rows += [row("mimic", seed, 0.63, teacher_map50=0.7 + 0.01 * seed, quantized_map50=0.72) for seed in range(3)]
+    rows += [row("other", seed, 0.61, teacher_map50=0.4, quantized_map50=0.5) for seed in range(2)]
+    own = Study(name="s", recipe="r.yaml", arms={"scratch": {}, "mimic": {}, "other": {}})
+    text = markdown(own, rows)
+    assert "The teachers of mimic reach 71.0 on average, and 72.0 quantized" in text
+    assert "The teachers of other reach 40.0 on average, and 50.0 quantized" in text
+    assert text.count("They are weaker than scratch, so there is nothing to learn from them") == 1
+    assert text.index("other reach") < text.index("They are weaker")
+    by_arm = {one.arm: one for one in summarize(own, rows)}
+    assert by_arm["other"].of_teacher == pytest.approx(0.61 / 0.4)
+    assert by_arm["mimic"].of_teacher == pytest.approx(sum(0.63 / (0.7 + 0.01 * seed) for seed in range(3)) / 3)
+    # Seeds 0 and 1 have two different teachers, seed 2 has one.
+    assert by_arm["scratch"].of_teacher == pytest.approx(0.6 / 0.72)
+
+
 def test_a_study_s_note_stands_before_its_table(tmp_path: Path) -> None:
     rows = [row("scratch", seed, 0.5) for seed in range(2)]
     assert note_of(tmp_path) == ""

@@ -91,7 +91,7 @@ def test_what_needs_a_failed_job_fails_with_it(tmp_path: Path) -> None:
     rows = {row["arm"]: row for row in read_results(folder)}
     assert rows["scratch"]["status"] == "done"
     assert rows["mimic"]["status"] == rows["quantized"]["status"] == "failed"
-    assert "What it needs failed: The teacher reaches only" in rows["mimic"]["error"]
+    assert "The job that it depends on failed: The teacher reaches only" in rows["mimic"]["error"]
     assert len(started) == 2
 
 

@@ -4,6 +4,7 @@ Knows nothing of the code that uses it. A recipe is YAML on disk; `key.sub=value
 """
 
 from qmimic.config.base import InputSize as InputSize
+from qmimic.config.base import Levels as Levels
 from qmimic.config.base import Section as Section
 from qmimic.config.base import Side as Side
 from qmimic.config.base import fingerprint as fingerprint

@@ -64,6 +64,13 @@ def _input_size(size: tuple[int, int]) -> tuple[int, int]:
     return size
 
 
+def _levels(strides: tuple[int, ...]) -> tuple[int, ...]:
+    if not strides or set(strides) - {8, 16, 32} or list(strides) != sorted(set(strides)):
+        raise ValueError("needs one to three of the strides 8, 16 and 32, each once, in growing order")
+    return strides
+
+
+Levels = Annotated[tuple[int, ...], AfterValidator(_levels)]
 InputSize = Annotated[tuple[int, int], AfterValidator(_input_size)]
 Side = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]

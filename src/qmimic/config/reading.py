@@ -40,7 +40,7 @@ def load_recipe(path: Path | str | None, overrides: list[str]) -> Recipe:
         overrides: changes to it.
 
     Raises:
-        InputError: the file is missing, not YAML, or has an unknown key (the nearest one is named) or a bad value.
+        InputError: the file is missing, is not YAML, or has an unknown key (the nearest one is named) or a bad value.
     """
     tree = load_tree(recipe_file(Path(path)), "recipe") if path else {}
     for override in overrides:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from qmimic.arms import ARMS, order
-from qmimic.config.base import Advanced, InputSize, InTable, Section, Share, Side
+from qmimic.config.base import Advanced, InputSize, InTable, Levels, Section, Share, Side
 from qmimic.tables import (
     DICTIONARIES,
     DISTANCES,
@@ -31,7 +31,7 @@ class DataConfig(Section):
         None, description="k, n: report on the k-th (from 0) of n equal parts of `train` and train on the rest"
     )
     size: InputSize = Field((128, 128), description="height and width that images are fitted into, pixels")
-    drop_bad_boxes: bool = Field(False, description="go on without the boxes and images that `data check` refuses")
+    drop_bad_boxes: bool = Field(False, description="leave out the boxes and images that `data check` refuses")
     grey: bool = Field(
         False, description="networks with one input channel, the brightness; they take pictures in colour all the same"
     )
@@ -53,8 +53,13 @@ class DataConfig(Section):
 class DetectorConfig(Section):
     """The detector around the backbone, the same for teacher and student."""
 
-    architecture: str = Field("faster_rcnn", description="faster_rcnn, rfcn: a name in the table of architectures")
+    architecture: str = Field(
+        "faster_rcnn", description="faster_rcnn, rfcn, one_stage: a name in the table of architectures"
+    )
     output_stride: Literal[16, 8] = Field(16, description="pixels from one entry of the feature map to the next")
+    levels: Levels | None = Field(
+        None, description="one_stage: strides of its maps, some of 8, 16 and 32; null: chosen by the training boxes"
+    )
     anchors: tuple[tuple[Side, Side], ...] | None = Field(
         None,
         min_length=1,
@@ -72,11 +77,14 @@ class DetectorConfig(Section):
     )
     roi_size: int = Field(5, ge=1, le=14, description="bins of a pooled region on each side (k of R-FCN)")
     head_width: Advanced[int | None] = Field(
-        None, ge=1, le=65536, description="units of the head's hidden layers; null: 1024 / width divisor"
+        None,
+        ge=1,
+        le=65536,
+        description="units of the head's hidden layers; null: 1024 / width divisor, of one_stage 256 / width divisor",
     )
     rpn_samples: Advanced[int] = Field(128, ge=2, description="anchors sampled for the RPN losses, an image")
     roi_samples: Advanced[int] = Field(64, ge=4, description="regions sampled for the head's losses, an image")
-    ohem: bool = Field(False, description="the head learns from its roi_samples hardest regions instead of random ones")
+    ohem: bool = Field(False, description="the head learns from its roi_samples hardest regions, not from random ones")
     pre_nms: Advanced[int] = Field(
         256, ge=1, le=4096, description="best anchors that enter the RPN's suppression, an image"
     )
@@ -302,14 +310,18 @@ class RunConfig(Section):
     threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0: one for each core")
     device: Literal["auto", "cpu"] = Field("auto", description="auto: a GPU where there is one")
     bank_mib: Advanced[int] = Field(
-        8192, ge=0, description="largest teacher bank, MiB on disk; a larger one is not made, the teacher runs instead"
+        8192,
+        ge=0,
+        description="largest teacher bank, MiB on disk; instead of a larger one the teacher runs in every step",
     )
     precision: Advanced[Literal["auto", "fp32", "bf16"]] = Field(
         "auto", description="auto: bf16 for wide networks where it pays"
     )
-    report: bool = Field(True, description="the run ends with report.html; `qmimic report` writes it at any time")
+    report: bool = Field(
+        True, description="whether the run ends with report.html; `qmimic report` writes it at any time"
+    )
     trackers: tuple[Annotated[str, InTable(TRACKERS)], ...] = Field(
-        ("tensorboard",), description="told of every number besides the log: " + ", ".join(TRACKERS)
+        ("tensorboard",), description="where every number goes besides the log: " + ", ".join(TRACKERS)
     )
 
 
@@ -319,7 +331,9 @@ class Int8Config(FineTuningConfig):
     images: Advanced[int] = Field(
         128, ge=1, le=4096, description="training images that the scales of maps are found on"
     )
-    max_loss: Share = Field(0.01, description="mAP@0.5 on val that int8 may cost; above it is repaired, or refused")
+    max_loss: Share = Field(
+        0.01, description="mAP@0.5 on val that int8 may cost; more is repaired by training, or refused"
+    )
     steps: int = Field(300, ge=0, description="optimizer steps on the grids, if int8 costs more; 0: none")
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
 

@@ -8,11 +8,19 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from qmimic.config import DetectorConfig
+from qmimic.detectors.anchors import anchors_in_cells, fit_anchors
 from qmimic.detectors.detector import Detector
-from qmimic.detectors.spec import DetectorSpec, TwoStageSpec
+from qmimic.detectors.levels import choose_levels
+from qmimic.detectors.one_stage import OneStage
+from qmimic.detectors.spec import DetectorSpec, OneStageSpec, TwoStageSpec
 from qmimic.detectors.two_stage import RFCN, FasterRCNN
 from qmimic.errors import InputError
+
+Sizes = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -22,15 +30,33 @@ class Architecture:
     Attributes:
         spec: the class of its description; it has the settings of a recipe's `detector` that this kind knows.
         detector: makes one with fresh weights from such a description.
+        fitted: chooses what a recipe leaves open by the sizes of the training boxes [N, 2] and the input's size.
     """
 
     spec: type[DetectorSpec]
     detector: Callable[[Any], Detector]
+    fitted: Callable[[DetectorConfig, Sizes, tuple[int, int]], DetectorConfig] = lambda config, _, __: config
+
+
+def _with_anchors(config: DetectorConfig, box_sizes: Sizes, size: tuple[int, int]) -> DetectorConfig:
+    if config.anchor_cells:
+        anchors = anchors_in_cells(config.anchor_cells, config.anchor_ratios, config.output_stride)
+        return config.model_copy(update={"anchors": anchors, "anchor_cells": None, "anchor_ratios": (1.0,)})
+    if config.anchors is not None:
+        return config
+    return config.model_copy(update={"anchors": fit_anchors(box_sizes, config.anchor_count)})
+
+
+def _with_levels(config: DetectorConfig, box_sizes: Sizes, size: tuple[int, int]) -> DetectorConfig:
+    if config.levels is not None:
+        return config
+    return config.model_copy(update={"levels": choose_levels(box_sizes, size)})
 
 
 ARCHITECTURES = {
-    "faster_rcnn": Architecture(TwoStageSpec, FasterRCNN),
-    "rfcn": Architecture(TwoStageSpec, RFCN),
+    "faster_rcnn": Architecture(TwoStageSpec, FasterRCNN, _with_anchors),
+    "rfcn": Architecture(TwoStageSpec, RFCN, _with_anchors),
+    "one_stage": Architecture(OneStageSpec, OneStage, _with_levels),
 }
 
 

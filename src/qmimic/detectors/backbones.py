@@ -5,6 +5,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 
 from qmimic.contracts import Backbone
+from qmimic.detectors.plain import repvgg, yunet
 from qmimic.detectors.resnet import resnet18, resnet18_grouped, resnet18_separable, resnet34, resnet50
 from qmimic.detectors.vgg import vgg16, vgg16_grouped, vgg16_separable
 from qmimic.errors import InputError
@@ -20,6 +21,8 @@ BACKBONES: dict[str, Callable[[float, int], Backbone]] = {
     "resnet18_grouped": resnet18_grouped,
     "vgg16_separable": vgg16_separable,
     "vgg16_grouped": vgg16_grouped,
+    "repvgg": repvgg,
+    "yunet": yunet,
 }
 
 
@@ -50,19 +53,23 @@ def parse_name(name: str) -> tuple[str, float]:
     return family, divisor
 
 
-def build_backbone(name: str, output_stride: int) -> Backbone:
+def build_backbone(name: str, output_stride: int, levels: tuple[int, ...] | None = None) -> Backbone:
     """A backbone with fresh weights.
 
     Args:
         name: `family/n`, such as `resnet18/16`, or `timm:NAME`.
-        output_stride: pixels from one entry of the map to the next, 16 or 8.
+        output_stride: pixels from one entry of the last map to the next: 32, 16 or 8.
+        levels: strides of the maps, in growing order, of which the last is `output_stride`; None: the last map alone.
 
     Raises:
-        InputError: the name is unknown.
+        InputError: the name is unknown, or the backbone lacks a level.
     """
     family, divisor = parse_name(name)
     if name.startswith(TIMM):
         from qmimic.detectors.timm_backbone import TimmBackbone
 
-        return TimmBackbone(name.removeprefix(TIMM), (output_stride,))
-    return BACKBONES[family](divisor, output_stride)
+        return TimmBackbone(name.removeprefix(TIMM), levels or (output_stride,))
+    backbone = BACKBONES[family](divisor, output_stride)
+    if levels is not None:
+        backbone.keep_levels(levels)
+    return backbone

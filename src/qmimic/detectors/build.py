@@ -12,6 +12,7 @@ from qmimic.config import explain
 from qmimic.detectors.architectures import architecture_of
 from qmimic.detectors.batch_norm import BatchNormAct2d, ScaleShift
 from qmimic.detectors.channels import keep_channels
+from qmimic.detectors.convolution import Reparameterised
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.spec import DetectorSpec
 from qmimic.errors import InputError
@@ -94,7 +95,8 @@ def fold_batch_norm(detector: Detector) -> Detector:
         conv, norm = folded.get_submodule(pair.conv), folded.get_submodule(pair.norm)
         if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
             raise InputError(f"{pair.conv} and {pair.norm} are not a convolution and a batch norm: see fused_pairs().")
-        put_module(folded, pair.conv, fuse_conv_bn_eval(conv, norm))
+        plain = conv.plain() if isinstance(conv, Reparameterised) else conv
+        put_module(folded, pair.conv, fuse_conv_bn_eval(plain, norm))
         put_module(folded, pair.norm, norm.act if isinstance(norm, BatchNormAct2d) else nn.Identity())
     for name in folded.single_norms():
         norm = folded.get_submodule(name)

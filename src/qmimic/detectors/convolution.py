@@ -5,7 +5,7 @@ sums sooner.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from qmimic.contracts import FusedPair, QuantizationPoint
 from qmimic.detectors.batch_norm import BatchNorm2d
+from qmimic.errors import InputError
 
 GROUPS = 2  # of a grouped convolution
 LANES = 8  # channels that one vector holds: with fewer outputs the rest of it is idle
@@ -79,7 +80,52 @@ class Separable(nn.Sequential):
         super().__init__(depthwise, BatchNorm2d(inputs), nn.ReLU(inplace=True), pointwise)
 
 
-SpatialConvolution = Callable[[int, int, int, int, bool], Conv2d | Separable]  # inputs, outputs, stride, dilation, bias
+class PointwiseFirst(nn.Sequential):
+    """A 1x1 convolution, then a 3x3 convolution in each channel, nothing between them (YuNet's unit)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, dilation: int, bias: bool) -> None:
+        pointwise = Conv2d(inputs, outputs, 1, bias=False)
+        super().__init__(pointwise, Conv2d(outputs, outputs, 3, stride, dilation, dilation, groups=outputs, bias=bias))
+
+
+class Reparameterised(Conv2d):
+    """A 3x3 convolution that learns as the sum of a 3x3 and a 1x1 convolution, and is one of them afterwards.
+
+    The idea is RepVGG's (Ding et al., CVPR 2021). The kernels are added up, not the maps, so that a step of training
+    costs no more than a plain convolution's. The 1x1 convolution begins as the identity where the shape allows it,
+    which is what a shortcut gives to a residual network.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int, dilation: int, bias: bool) -> None:
+        super().__init__(inputs, outputs, 3, stride, dilation, dilation, bias=bias)
+        self.pointwise = nn.Conv2d(inputs, outputs, 1, bias=False)
+
+    def start(self) -> None:
+        """Fresh weights of the 1x1 convolution."""
+        if self.stride == (1, 1):
+            nn.init.dirac_(self.pointwise.weight)
+        else:
+            nn.init.kaiming_normal_(self.pointwise.weight, mode="fan_out", nonlinearity="relu")
+
+    def plain(self) -> nn.Conv2d:
+        """The one convolution that it is."""
+        shape = (self.in_channels, self.out_channels, self.stride[0], self.dilation[0])
+        one = dense(*shape, bias=self.bias is not None).to(self.weight.device)
+        one.weight = nn.Parameter(self._kernel().detach())
+        one.bias = self.bias
+        return one.train(self.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, inputs, H, W] to [B, outputs, H/stride, W/stride]."""
+        return F.conv2d(x, self._kernel(), self.bias, self.stride, self.padding, self.dilation)
+
+    def _kernel(self) -> Tensor:
+        kernel = self.weight + F.pad(self.pointwise.weight, (1, 1, 1, 1))
+        return kernel.contiguous(memory_format=torch.channels_last)
+
+
+# inputs, outputs, stride, dilation, bias
+SpatialConvolution = Callable[[int, int, int, int, bool], Conv2d | Separable | PointwiseFirst]
 
 
 def grouped(inputs: int, outputs: int, stride: int, dilation: int, bias: bool) -> Conv2d:
@@ -98,11 +144,15 @@ def fused_pairs(conv: str, module: nn.Module, norm: str) -> tuple[FusedPair, ...
     """
     if isinstance(module, Separable):
         return FusedPair(f"{conv}.0", f"{conv}.1"), FusedPair(f"{conv}.3", norm)
+    if isinstance(module, PointwiseFirst):
+        return (FusedPair(f"{conv}.1", norm),)
     return (FusedPair(conv, norm),)
 
 
 def inner_points(conv: str, module: nn.Module) -> tuple[QuantizationPoint, ...]:
     """Quantization points within a spatial convolution; `conv` is its name."""
+    if isinstance(module, PointwiseFirst):
+        return (QuantizationPoint(f"{conv}.0", signed=True),)
     return (QuantizationPoint(f"{conv}.1"),) if isinstance(module, Separable) else ()
 
 
@@ -114,6 +164,13 @@ def at_least_one(channels: float) -> int:
 def whole_groups(channels: float) -> int:
     """The same for grouped convolutions: the nearest whole groups, so that costs rise in small steps."""
     return GROUPS * max(1, round(channels / GROUPS))
+
+
+def check_levels(found: Container[int], strides: tuple[int, ...], what: str) -> None:
+    """Raises InputError: a backbone has maps of the strides `found` and not all of `strides`; `what` names it."""
+    for stride in strides:
+        if stride not in found:
+            raise InputError(f"{what} has no map of stride {stride} here; set detector.levels to some of 8, 16 and 32.")
 
 
 def _interleaved(x: Tensor, step: int) -> Tensor:

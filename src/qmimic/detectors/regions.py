@@ -11,6 +11,8 @@ from qmimic.contracts import BatchDetections, Part
 from qmimic.data.targets import Targets
 from qmimic.detectors.spec import DetectorSpec
 
+# Suppression is quadratic: four candidates for every detection kept lose nothing that was seen.
+CANDIDATES = 4
 DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 SMOOTH_L1_BETA = 1 / 9
 
@@ -122,11 +124,19 @@ def best_detections(
     boxes = box_ops.clip(boxes, size).expand(-1, -1, classes, 4)
     usable = valid[..., None] & (scores > config.score_threshold) & ((boxes[..., 2:] - boxes[..., :2]) > 1e-2).all(-1)
     keys = scores.masked_fill(~usable, -1).flatten(1)
-    # Suppression is quadratic: four candidates for every detection kept lose nothing that was seen.
-    best, index = keys.topk(min(4 * config.max_detections, keys.shape[1]), sorted=True)
-    boxes = box_ops.take(boxes.flatten(1, 2), index)
-    labels = index % classes
-    apart = labels[..., None] * (max(size) + 1.0)  # classes far from each other do not suppress each other
-    stays = box_ops.suppress(boxes + apart, best >= 0, config.nms_threshold, config.max_detections)
-    kept, place = best.masked_fill(~stays, -1).topk(min(config.max_detections, best.shape[1]), sorted=True)
+    best, index = keys.topk(min(CANDIDATES * config.max_detections, keys.shape[1]), sorted=True)
+    return suppressed(box_ops.take(boxes.flatten(1, 2), index), best, index % classes, config)
+
+
+def suppressed(boxes: Tensor, scores: Tensor, labels: Tensor, config: DetectorSpec) -> BatchDetections:
+    """The detections among candidates; the suppression is greedy within a class.
+
+    Args:
+        boxes: [B, C, 4], xyxy in pixels, within the image.
+        scores: [B, C], in falling order, below 0 where there is no candidate; labels: [B, C].
+        config: thresholds.
+    """
+    apart = labels[..., None] * (max(config.size) + 1.0)  # classes far from each other do not suppress each other
+    stays = box_ops.suppress(boxes + apart, scores >= 0, config.nms_threshold, config.max_detections)
+    kept, place = scores.masked_fill(~stays, -1).topk(min(config.max_detections, scores.shape[1]), sorted=True)
     return BatchDetections(box_ops.take(boxes, place), kept, labels.gather(1, place), kept >= 0)

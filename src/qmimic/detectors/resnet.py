@@ -5,7 +5,6 @@ stages are dilated instead of strided, so that the map keeps an output stride of
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from qmimic.detectors.convolution import (
     Separable,
     SpatialConvolution,
     at_least_one,
+    check_levels,
     dense,
     fused_pairs,
     grouped,
@@ -103,10 +103,10 @@ class Bottleneck(Block):
 
 
 class ResNet(Backbone):
-    """The four stages of a ResNet without its classifier.
+    """The four stages of a ResNet without its classifier; a level is what the last stage of its stride gives.
 
     Attributes:
-        channels, strides: of the one level.
+        channels, strides: of the levels.
         width_divisor: n of `resnet18/n`.
     """
 
@@ -126,6 +126,7 @@ class ResNet(Backbone):
         self.conv1, self.bn1 = Conv2d(3, widths[0], 7, 2, 3, bias=False), BatchNorm2d(widths[0])
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         inputs, stride, dilation = widths[0], 4, 1
+        self._maps: dict[int, tuple[int, int]] = {}  # by stride: the last stage that has it, and its channels
         for stage, (width, depth) in enumerate(zip(widths, depths, strict=True), start=1):
             step, first_dilation = 1, dilation
             if stage > 1:
@@ -137,18 +138,30 @@ class ResNet(Backbone):
             inputs = width * block.expansion
             blocks += [block(inputs, width, 1, dilation, dilation, spatial) for _ in range(1, depth)]
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
-        self.channels, self.strides, self.width_divisor = (inputs,), (stride,), width_divisor
+            self._maps[stride] = stage, inputs
+        self.width_divisor = width_divisor
+        self.keep_levels((stride,))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
+    def keep_levels(self, strides: tuple[int, ...]) -> None:
+        """See `Backbone.keep_levels`."""
+        check_levels(self._maps, strides, "ResNet")
+        self.strides = strides
+        self._stages = tuple(self._maps[stride][0] for stride in strides)
+        self.channels = tuple(self._maps[stride][1] for stride in strides)
+
     def forward(self, x: Tensor) -> Features:
-        """Normalised images [B, 3, H, W] to one level, after ReLU."""
+        """Normalised images [B, 3, H, W] to levels, after ReLU."""
         # ReLU and max pooling commute; this way ReLU has a quarter of the work.
         x = F.relu(self.maxpool(self.bn1(self.conv1(x))), inplace=True)
+        maps = []
         for stage in (1, 2, 3, 4):
             x = self.get_submodule(f"layer{stage}")(x)
-        return Features.of([x], self.strides)
+            if stage in self._stages:
+                maps.append(x)
+        return Features.of(maps, self.strides)
 
     def stages(self) -> tuple[tuple[str, ...], ...]:
         """See `Backbone.stages`."""
@@ -166,8 +179,9 @@ class ResNet(Backbone):
             else:
                 shared = shared.joined(entry)
             found += [group.within(path) for group in block.channel_groups()]
-            shared = shared.joined(ChannelGroup((f"{path}.conv{block.depth}", f"{path}.bn{block.depth}"), ()))
-        return (*found, replace(shared, levels=(0,)))
+            own, level = (f"{path}.conv{block.depth}", f"{path}.bn{block.depth}"), self._level(path)
+            shared = shared.joined(ChannelGroup(own, (), levels=() if level is None else (level,)))
+        return (*found, shared)
 
     def fused_pairs(self) -> tuple[FusedPair, ...]:
         """See `Part.fused_pairs`."""
@@ -178,13 +192,13 @@ class ResNet(Backbone):
         """See `Part.quantization_points`: behind the pooling, which is faster on floats, in the blocks, behind sums."""
         blocks = self._blocks()
         inner = [point.within(path) for path, block in blocks for point in block.quantization_points()]
-        *sums, last = (path for path, _ in blocks)
-        return (
-            QuantizationPoint("maxpool"),
-            *inner,
-            *(QuantizationPoint(path) for path in sums),
-            QuantizationPoint(last, level=0),
-        )
+        sums = [QuantizationPoint(path, level=self._level(path)) for path, _ in blocks]
+        return (QuantizationPoint("maxpool"), *inner, *sums)
+
+    def _level(self, path: str) -> int | None:
+        """The level whose map a block gives: the last one of a stage."""
+        ends = [[name for name, _ in self._blocks() if name.startswith(f"layer{n}.")][-1] for n in self._stages]
+        return ends.index(path) if path in ends else None
 
     def _blocks(self) -> list[tuple[str, Block]]:
         """The blocks by name, in order."""

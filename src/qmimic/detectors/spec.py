@@ -5,9 +5,9 @@ Each architecture has its own; `ARCHITECTURES` in `detectors/architectures.py` s
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from qmimic.config import DetectorConfig, InputSize, Section, Side
+from qmimic.config import DetectorConfig, InputSize, Levels, Section, Side
 
 Triple = tuple[float, float, float]
 Deviations = tuple[Side, Side, Side]
@@ -36,3 +36,21 @@ class TwoStageSpec(DetectorConfig, DetectorSpec):
     """A two-stage detector: the recipe's settings with what a run fills in."""
 
     anchors: tuple[tuple[Side, Side], ...] = Field(min_length=1, description="anchor widths and heights, pixels")
+
+
+class OneStageSpec(DetectorSpec):
+    """A one-stage detector on the maps of some strides."""
+
+    levels: Levels = Field(description="strides of the maps, pixels")
+    head_width: int | None = Field(None, ge=1, le=65536, description="channels of neck and heads; null: 256 / divisor")
+
+    @model_validator(mode="after")
+    def _whole_places(self) -> "OneStageSpec":
+        coarsest = self.levels[-1]
+        if any(side % coarsest for side in self.size):
+            height, width = self.size
+            raise ValueError(
+                f"detector.levels: a level of stride {coarsest} needs sides that are multiples of {coarsest}, and the "
+                f"size is {height} x {width}; leave that level out or change data.size"
+            )
+        return self

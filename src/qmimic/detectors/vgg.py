@@ -14,6 +14,7 @@ from qmimic.detectors.convolution import (
     Separable,
     SpatialConvolution,
     at_least_one,
+    check_levels,
     dense,
     fused_pairs,
     grouped,
@@ -25,10 +26,12 @@ STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 
 
 class VGG(Backbone):
-    """The thirteen convolutions of VGG16; the fifth pooling is left out, at output stride 8 the fourth as well.
+    """The thirteen convolutions of VGG16; the fifth pooling is there at output stride 32, the fourth at 16 and 32.
+
+    A level is what the last convolution of its stride gives; that of stride 32 is the fifth pooling.
 
     Attributes:
-        channels, strides: of the one level.
+        channels, strides: of the levels.
         width_divisor: n of `vgg16/n`.
     """
 
@@ -44,6 +47,7 @@ class VGG(Backbone):
         super().__init__()
         layers: list[nn.Module] = []
         inputs, stride, dilation = 3, 1, 1
+        self._maps: dict[int, tuple[int, int]] = {}  # by stride: the last layer that has it, and its channels
         for stage, (channels, depth) in enumerate(STAGES, start=1):
             outputs = rounding(channels / width_divisor)
             for _ in range(depth):
@@ -51,12 +55,12 @@ class VGG(Backbone):
                 convolution = dense if inputs == 3 else spatial
                 layers += [convolution(inputs, outputs, 1, dilation, True), BatchNorm2d(outputs), nn.ReLU(inplace=True)]
                 inputs = outputs
-            if stage == len(STAGES):
-                break
+            self._maps[stride] = len(layers) - 1, inputs
             if stride < output_stride:
                 layers.append(nn.MaxPool2d(2))
                 stride *= 2
-            else:
+                self._maps[stride] = len(layers) - 1, inputs
+            elif stage < len(STAGES):
                 layers.append(nn.Identity())  # keeps torchvision's numbers of the layers that follow
                 dilation *= 2
         self.features = nn.Sequential(*layers)
@@ -65,26 +69,39 @@ class VGG(Backbone):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        self.channels, self.strides, self.width_divisor = (inputs,), (stride,), width_divisor
+        self.width_divisor = width_divisor
+        self.keep_levels((stride,))
+
+    def keep_levels(self, strides: tuple[int, ...]) -> None:
+        """See `Backbone.keep_levels`."""
+        check_levels(self._maps, strides, "VGG16")
+        self.strides = strides
+        self._places = tuple(self._maps[stride][0] for stride in strides)
+        self.channels = tuple(self._maps[stride][1] for stride in strides)
 
     def forward(self, x: Tensor) -> Features:
-        """Normalised images [B, 3, H, W] to one level, after ReLU."""
-        return Features.of([self.features(x)], self.strides)
+        """Normalised images [B, 3, H, W] to levels, after ReLU."""
+        maps = []
+        for place, layer in enumerate(self.features):
+            x = layer(x)
+            if place in self._places:
+                maps.append(x)
+        return Features.of(maps, self.strides)
 
     def stages(self) -> tuple[tuple[str, ...], ...]:
         """See `Backbone.stages`."""
         ends = [place for place, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d | nn.Identity)]
-        limits = [0, *(place + 1 for place in ends), len(self.features)]
+        limits = [0, *(place + 1 for place in ends[: len(STAGES) - 1]), len(self.features)]
         return tuple(tuple(f"features.{place}" for place in range(*limit)) for limit in pairwise(limits))
 
     def channel_groups(self) -> tuple[ChannelGroup, ...]:
         """See `Part.channel_groups`."""
         places = self._convolutions()
-        inner = [
-            ChannelGroup((f"features.{place}", f"features.{place + 1}"), (f"features.{following}",))
-            for place, following in pairwise(places)
-        ]
-        return (*inner, ChannelGroup((f"features.{places[-1]}", f"features.{places[-1] + 1}"), (), levels=(0,)))
+        following = [(f"features.{place}",) for place in places[1:]] + [()]
+        return tuple(
+            ChannelGroup((f"features.{place}", f"features.{place + 1}"), consumers, levels=self._levels(place))
+            for place, consumers in zip(places, following, strict=True)
+        )
 
     def fused_pairs(self) -> tuple[FusedPair, ...]:
         """See `Part.fused_pairs`."""
@@ -97,13 +114,23 @@ class VGG(Backbone):
     def quantization_points(self) -> tuple[QuantizationPoint, ...]:
         """See `Part.quantization_points`: behind each convolution, or behind the pooling, which is faster on floats."""
         found: list[QuantizationPoint] = []
-        places = self._convolutions()
-        for place in places:
+        for place in self._convolutions():
             found += inner_points(f"features.{place}", self.features[place])
             pooled = place + 3 < len(self.features) and isinstance(self.features[place + 3], nn.MaxPool2d)
-            level = 0 if place == places[-1] else None
-            found.append(QuantizationPoint(f"features.{place + 3 if pooled else place + 1}", level=level))
+            if not pooled or place + 2 in self._places:
+                found.append(QuantizationPoint(f"features.{place + 1}", level=self._level(place + 2)))
+            if pooled:
+                found.append(QuantizationPoint(f"features.{place + 3}", level=self._level(place + 3)))
         return tuple(found)
+
+    def _level(self, place: int) -> int | None:
+        """The level that a layer gives."""
+        return self._places.index(place) if place in self._places else None
+
+    def _levels(self, convolution: int) -> tuple[int, ...]:
+        """The levels that have a convolution's channels: its ReLU's, and that of a pooling behind it."""
+        found = (self._level(convolution + 2), self._level(convolution + 3))
+        return tuple(level for level in found if level is not None)
 
     def _convolutions(self) -> list[int]:
         """Their places; a batch norm and a ReLU follow each, and a pooling at the end of a stage."""

@@ -45,7 +45,7 @@ def kept_value(path: Path, key: str, kind: type[T], compute: Callable[[], T]) ->
 
 
 def peek_value(path: Path, kind: type[T], key: str | None = None) -> T | None:
-    """A value that was kept, under this key or under any; None if there is none, or it is damaged."""
+    """A value that was kept under this key, or under any key; None if it is missing or damaged."""
     try:
         tree = read_json(path)
         if isinstance(tree, dict) and key in (None, tree.get("key")):

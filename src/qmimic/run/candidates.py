@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from qmimic.bench.measure import Cost, measure
 from qmimic.compress.integer_grids import calibrate, prepare_qat
 from qmimic.config import Recipe
-from qmimic.detectors.architectures import ARCHITECTURES, spec_for
+from qmimic.detectors.architectures import ARCHITECTURES, architecture_of, spec_for
 from qmimic.detectors.build import build, mac_count
 from qmimic.files import write_text
 from qmimic.run.keys import costs_key
@@ -26,6 +26,7 @@ from qmimic.ship.write import TARGETS, describe
 
 BACKBONES = ("resnet18/8", "resnet18/16", "resnet18/32", "vgg16/32")
 SIDES = (128, 192, 256)  # of a square of the same area
+BOXES = np.geomspace(8, 256, 64, dtype=np.float32)[:, None].repeat(2, 1)  # widths and heights
 MULTIPLE = 32  # pixels; of the input's sides
 ROUNDS = 30
 
@@ -76,14 +77,14 @@ class Option:
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits; None where there is none."""
+    """Limits; None: no limit."""
 
     milliseconds: float | None = None
     kilobytes: float | None = None
     megabytes: float | None = None
 
     def excess(self, milliseconds: float, kilobytes: float, megabytes: float = 0.0) -> float:
-        """How many times the limit the worst of them is; at most 1 fits."""
+        """The worst of them as a multiple of its limit; it fits up to 1."""
         pairs = (milliseconds, self.milliseconds), (kilobytes, self.kilobytes), (megabytes, self.megabytes)
         return max((value / limit for value, limit in pairs if limit), default=0.0)
 
@@ -117,7 +118,7 @@ def cost_table(
     path: Path,
     watch: Callable[[int], None],
 ) -> list[Option]:
-    """What candidates cost as files on this machine; what stands in the table already is not measured again.
+    """What candidates cost as files on this machine; what is in the table already is not measured again.
 
     A network that is too slow at a small size is not measured at larger ones.
 
@@ -138,7 +139,7 @@ def cost_table(
         if table["key"] == key:
             known = [Option(**{**row, "candidate": _candidate(row["candidate"])}) for row in table["options"]]
     except (OSError, ValueError, TypeError, KeyError):
-        pass  # not there, or damaged: measured anew
+        pass  # missing or damaged: measured again
     for number, candidate in enumerate(tried):
         own = [one for one in known if one.candidate == candidate and one.target in targets]
         complete = {one.target for one in own} == set(targets)
@@ -167,9 +168,8 @@ def _costs(
     candidate: Candidate, recipe: Recipe, classes: tuple[str, ...], targets: Sequence[str], memory: bool
 ) -> list[Option]:
     own = candidate.of(recipe)
-    # Time hardly depends on weights and anchors.
-    anchors = own.detector.anchors or ((32.0, 32.0),) * own.detector.anchor_count
-    settings = own.detector.model_copy(update={"anchors": anchors})
+    # Time hardly depends on weights and anchors, and boxes of all sizes ask for all levels.
+    settings = architecture_of(candidate.architecture).fitted(own.detector, BOXES, candidate.size)
     detector = build(spec_for(settings, candidate.backbone, classes, candidate.size)).eval()
     integer = prepare_qat(detector)
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder, read back by whoever shows it (docs/run-folder.md); without torch.
+"""What a run leaves in its folder, and how it is read back (docs/run-folder.md); without torch.
 
 A run folder may come from a stranger: what is read is checked, and no name in it leads out of the folder.
 """
@@ -28,7 +28,7 @@ Count = Annotated[int, Field(ge=0)]
 
 @checked_dataclass(frozen=True, config=ConfigDict(allow_inf_nan=False, extra="forbid"))
 class StageResult:
-    """What a finished stage says of itself; kept as `result.json`.
+    """The result of a finished stage, kept as `result.json`.
 
     Attributes:
         name: of the stage: teacher, quantized_teacher, student, one of the baselines, or a pruned teacher.
@@ -68,7 +68,7 @@ class StageResult:
 
     @property
     def title(self) -> str:
-        """What tables call it: the student says how it was taught."""
+        """Its name in tables; the student's says how it was taught."""
         if self.name != STUDENT:
             return self.name.replace("_", " ")
         return f"student ({MODES[self.mode].title if self.mode in MODES else self.mode})"
@@ -81,13 +81,13 @@ def ranked(results: tuple[StageResult, ...]) -> list[StageResult]:
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run that came to its end.
+    """A finished run.
 
     Attributes:
         folder: the run folder.
         recipe: resolved.
         results: of the stages, in the order of the table; the last is the recipe's own student.
-        remarks: sentences that a person has to read.
+        remarks: sentences for the reader.
     """
 
     folder: Path
@@ -113,7 +113,7 @@ def read_run(folder: Path) -> FinishedRun:
     """Read a finished run.
 
     Raises:
-        InputError: the folder holds no run, one that has not ended, or files that qmimic did not write.
+        InputError: the folder is not a run's, the run has not finished, or qmimic did not write its files.
     """
     if not (folder / RECIPE).is_file():
         raise InputError(f"{folder} is not a run folder (it has no {RECIPE}); name a folder that `qmimic train` wrote.")
@@ -134,7 +134,7 @@ def read_run(folder: Path) -> FinishedRun:
 
 
 def read_stage(folder: Path) -> StageResult | None:
-    """What a stage's folder says of itself; None if the stage has not ended, or its file is damaged."""
+    """A stage's result; None if the stage has not finished, or its file is damaged."""
     try:
         return TypeAdapter(StageResult).validate_python(read_json(folder / STAGE_RESULT))
     except (InputError, ValidationError):

@@ -30,7 +30,8 @@ TAYLOR_VERSION = 1  # and for teachers pruned by Taylor expansion
 INT8_VERSION = 1  # when the same detector would get other grids
 OPENED = {"kind", "file", "maps", "boxes", "scores", "mean", "std", "bgr"}  # of a teacher that is a file
 # Settings since VERSION.
-LATER = {"frozen_stages", "frozen_norm", "grey", "anchor_cells", "anchor_ratios", "distiller", "sampling", *OPENED}
+LATER = {"frozen_stages", "frozen_norm", "grey", "anchor_cells", "anchor_ratios", "distiller", "sampling", "levels"}
+LATER |= OPENED
 BANK_VERSION = 4  # when a bank's records change
 COSTS_VERSION = 1  # when the same candidate of a search would cost something else
 REPORT_VERSION = 2  # when a report would show something else of the same networks
@@ -159,7 +160,9 @@ def bank_key(recipe: Recipe, data: str, teacher: str, content: object, processes
 def costs_key(detector: DetectorConfig, classes: int) -> str:
     """What networks with these settings cost as files, on this machine, in the engines that are installed."""
     machine = platform.node(), platform.processor(), os.cpu_count()
-    return fingerprint(COSTS_VERSION, detector, classes, machine, [version_of(name) for name in ENGINE_PACKAGES])
+    return fingerprint(
+        COSTS_VERSION, _plain(detector), classes, machine, [version_of(name) for name in ENGINE_PACKAGES]
+    )
 
 
 def network_key(spec: BaseModel, quantizer: BaseModel | None) -> str:

@@ -1,4 +1,4 @@
-"""Memory: what the C library keeps between training steps, and how its lack shows.
+"""Memory: what the C library keeps between training steps, and how running out of it is recognised.
 
 glibc hands large freed blocks back to the system and asks for them again a moment later; the system then clears
 every page anew. For a tiny network that costs as much as its convolutions. Kept, the same blocks serve every step.
@@ -23,5 +23,5 @@ def keep_freed_memory() -> None:
 
 
 def is_lack_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory, the GPU's included, did not suffice; torch has no one type for that."""
+    """Whether an exception means that memory ran out, the GPU's included; torch has no single type for that."""
     return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)

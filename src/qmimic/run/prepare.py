@@ -17,7 +17,6 @@ from qmimic.data.loader import Loader
 from qmimic.data.pixel_cache import PixelCache
 from qmimic.data.sample import Dataset
 from qmimic.data.splits import TRAIN, VAL
-from qmimic.detectors.anchors import anchors_in_cells, fit_anchors
 from qmimic.detectors.architectures import architecture_of, spec_for
 from qmimic.detectors.backbones import parse_name
 from qmimic.detectors.spec import DetectorSpec
@@ -94,12 +93,7 @@ def prepare(recipe: Recipe) -> Prepared:
         raise InputError(
             f"No image of the split {data.train!r} of {data.root} has a box to learn from; label some objects first."
         )
-    detector = recipe.detector
-    if detector.anchor_cells:
-        anchors = anchors_in_cells(detector.anchor_cells, detector.anchor_ratios, detector.output_stride)
-        detector = detector.model_copy(update={"anchors": anchors, "anchor_cells": None, "anchor_ratios": (1.0,)})
-    elif detector.anchors is None:
-        detector = detector.model_copy(update={"anchors": fit_anchors(sizes, detector.anchor_count)})
+    detector = architecture_of(recipe.detector.architecture).fitted(recipe.detector, sizes, data.size)
     key = data_key(dataset_fingerprint(dataset), data, detector)
     return Prepared(recipe, dataset, train, val, detector, key, accelerator)
 

@@ -46,14 +46,14 @@ class Tried:
 
 @dataclass(frozen=True)
 class Fit:
-    """What came out.
+    """The result of a search.
 
     Attributes:
         folder: of the run.
         tried: those trained longest first, of these the best.
         file: to ship.
         map50: of it on val, 0..1.
-        excess: how many times the limit the worst of its costs is; above 1 it misses the budget.
+        excess: its worst cost as a multiple of the limit; above 1 it misses the budget.
     """
 
     folder: Path
@@ -67,10 +67,10 @@ def fit(recipe: Recipe, budget: Budget, targets: Sequence[str], folder: Path, wa
     """Search, train and ship a detector within a budget.
 
     Args:
-        recipe: of the data, and for all that is not searched.
+        recipe: the data, and everything that is not searched.
         budget: at least one limit.
         targets: formats that may ship.
-        folder: of the run; what is done there already is not done again.
+        folder: of the run; what is finished there is not repeated.
         watcher: told of progress.
 
     Raises:
@@ -126,8 +126,8 @@ def _shipped(
 ) -> tuple[Deployed, float, float]:
     """The file of the best student that has one within the budget, its mAP@0.5 on val, and its excess.
 
-    A pruned student has its own shape, so that only its file says what it costs. If none fits it is that of the best
-    among those that are nearest.
+    A pruned student has its own shape, so that only its file says what it costs. If none fits, it is the best
+    of the closest ones.
     """
     nearest: list[tuple[Deployed, float, float]] = []
     failed: InputError | None = None

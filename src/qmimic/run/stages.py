@@ -297,7 +297,7 @@ def _run(
     watcher: Watcher,
     extra: Callable[[Objective], dict[str, Any]] = lambda _: {},
 ) -> Stage:
-    """Do a stage, or find it done; go on from its last checkpoint if it was interrupted."""
+    """Run a stage, or find it finished; resume from its last checkpoint if it was interrupted."""
     folder = stage_folder(prepared.recipe.folder, name, key)
 
     def work() -> None:
@@ -318,7 +318,7 @@ def _run(
 
 
 def _once(prepared: Prepared, folder: Path, watcher: Watcher, work: Callable[[], None]) -> Stage:
-    """A stage that is found done in its folder, or done by `work`; all processes call that, the main one writes."""
+    """A stage that is found finished, or is run by `work`, which all processes call; the main one writes."""
     done = _finished(folder)
     # All processes have looked before one of them writes: they must take the same way.
     prepared.accelerator.wait_for_everyone()
@@ -335,7 +335,7 @@ def _once(prepared: Prepared, folder: Path, watcher: Watcher, work: Callable[[],
 
 
 def _say_again(folder: Path, watcher: Watcher) -> None:
-    """Say so where a stage was done before from other settings or data, or by another version: it is done again."""
+    """Say that a stage is trained again if it was finished before with other settings, data or another version."""
     name, _, key = folder.name.rpartition("-")
     others = [one for one in folder.parent.glob(f"{name}-*") if one.name.rpartition("-")[0] == name and one != folder]
     # In a study's folder, stages of many recipes lie side by side.
@@ -373,5 +373,5 @@ def _finished(folder: Path) -> StageResult | None:
     try:
         load_detector(folder / "detector.safetensors")
     except InputError:
-        return None  # not done, or damaged since: done again from its last checkpoint
+        return None  # not finished, or damaged since: run again from its last checkpoint
     return read_stage(folder)

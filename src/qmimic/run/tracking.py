@@ -1,4 +1,4 @@
-"""Who follows a stage: the recipe's trackers, told by the main process."""
+"""The trackers of a stage; the main process tells them its numbers."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path

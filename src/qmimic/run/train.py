@@ -10,7 +10,7 @@ from pathlib import Path
 from qmimic.arms import ARMS, STUDENT, TEACHERS
 from qmimic.config import Recipe, save_recipe
 from qmimic.data.splits import VAL
-from qmimic.detectors.backbones import parse_name
+from qmimic.detectors.backbones import TIMM, parse_name
 from qmimic.detectors.build import equal_cost
 from qmimic.detectors.files import load_detector
 from qmimic.detectors.prediction import predict
@@ -43,8 +43,8 @@ class RunResult:
         results: of the stages, in the order of the table.
         student: the file of the recipe's own student.
         best: the file of the student or baseline with the highest mAP@0.5 on val; the one to ship.
-        remarks: sentences that a person has to read, such as a student below its scratch twin.
-        report: the page of it all, which is written above the run; None where there is none.
+        remarks: sentences for the reader, such as that a student is below its scratch twin.
+        report: the HTML page; None if none was written (the layer above a run writes it).
     """
 
     folder: Path
@@ -56,7 +56,7 @@ class RunResult:
 
 
 def train(recipe: Recipe, watcher: Watcher) -> RunResult:
-    """Run a recipe: teacher, quantized teacher, baselines and student; what is done already is not done again.
+    """Run a recipe: teacher, quantized teacher, baselines and student; what is finished already is not repeated.
 
     Args:
         recipe: resolved.
@@ -93,7 +93,7 @@ def train(recipe: Recipe, watcher: Watcher) -> RunResult:
 
 def _train(prepared: Prepared, watcher: Watcher) -> RunResult:
     recipe = prepared.recipe
-    students = arms(prepared)  # first: what is wrong with them must not wait for a teacher
+    students = arms(prepared)  # first: a fault in them must not wait for a trained teacher
     stages: list[Stage] = []
     teachers = None
     if any(own.needs_teachers for own in students.values()):
@@ -131,7 +131,7 @@ def arms(prepared: Prepared) -> dict[str, Recipe]:
     """The recipes of a run's students by name, the recipe's own last.
 
     Raises:
-        InputError: a baseline's backbone is not there, or the teacher is none that can be pruned.
+        InputError: a baseline's backbone does not exist, or the teacher cannot be pruned.
     """
     recipe = prepared.recipe
     found: dict[str, Recipe] = {}
@@ -139,6 +139,11 @@ def arms(prepared: Prepared) -> dict[str, Recipe]:
         arm, student = ARMS[name], recipe.student.backbone
         found[name] = recipe.changed(arm.settings)
         if arm.convolutions:
+            if student.startswith(TIMM):
+                raise InputError(
+                    f"There is no {student} of {arm.convolutions} convolutions: leave {name} out of baselines, or take "
+                    "a student of qmimic's own, such as resnet18/16."
+                )
             family = f"{parse_name(student)[0].split('_')[0]}_{arm.convolutions}"
             found[name] = found[name].changed({"student.backbone": equal_cost(prepared.spec(student), family)})
     found[STUDENT] = recipe

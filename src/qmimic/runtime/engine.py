@@ -108,7 +108,7 @@ def openvino(path: Path, threads: int) -> Engine:
 def executorch(path: Path, threads: int) -> Engine:
     """An ExecuTorch program, `.pte` with its `.json`, by the interpreter for trying programs out; it needs torch.
 
-    Its two methods and the suppression between them are one run.
+    Its two methods and the suppression between them are one run; a detector of one stage has one method.
     """
     try:
         import torch
@@ -127,12 +127,17 @@ def executorch(path: Path, threads: int) -> Engine:
     try:
         portable_lib._unsafe_reset_threadpool(threads)  # XNNPACK's, which torch's own number does not govern
         program = Runtime.get().load_program(path)
-        look, judge = program.load_method(LOOK), program.load_method(JUDGE)
+        look = program.load_method(LOOK)
+        judge = program.load_method(JUDGE) if JUDGE in program.method_names else None
     except Exception as error:  # the same
         raise _cannot(path, "ExecuTorch", "executorch", error) from error
 
     def run(feeds: Arrays) -> Arrays:
-        features, candidates = look.execute([torch.from_numpy(feeds[INPUT])])
+        seen = look.execute([torch.from_numpy(feeds[INPUT])])
+        if judge is None:
+            scores, boxes = seen
+            return dict(zip(REGIONS, (boxes.numpy(), scores.numpy()), strict=True))
+        features, candidates = seen
         regions, valid = propose(candidates.numpy()[0], metadata)
         scores, boxes = judge.execute([features, torch.from_numpy(regions)[None]])
         counted = np.where(valid[:, None], scores.numpy()[0], np.float32(-1))

@@ -29,8 +29,8 @@ class Metadata:
         proposals, proposal_nms_threshold: the same of regions.
         backbone, architecture: what it is.
         precision: fp32 or int8.
-        grid: the stride s of the map that RPN and head see: its quantizer's, of an int8 file its scale, which is the
-            same where there is a quantizer; None where the map is float.
+        grid: the stride s of the maps that the heads see: their quantizer's, of an int8 file each level's scale, which
+            is the same where there is a quantizer; None where the maps are float.
         parameters, macs: how many weights and multiply-accumulates a picture, see `qmimic.detectors.build`.
         version: of qmimic.
         training: notes of the run: stage, seed, scores, key of the recipe.

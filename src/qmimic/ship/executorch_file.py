@@ -6,6 +6,10 @@ two methods, and the suppressions between and after them are the caller's, as `q
 
     look:  images uint8 [1, H, W, 3] -> map [1, C, h, w], candidates [1, K, 4] in falling order of objectness
     judge: map, regions [1, P, 4] -> scores [1, P, classes], boxes [1, P, classes or 1, 4]
+
+A detector of one stage has one method:
+
+    look:  images uint8 [1, H, W, 3] -> scores [1, N, classes], boxes [1, N, 1, 4] of all places
 """
 
 import contextlib
@@ -46,19 +50,10 @@ def write_executorch(exported: Exported, path: Path) -> None:
         raise InputError("An ExecuTorch file takes one picture at a time; leave --batch at 1.")
     # Its passes know one order of memory.
     detector = ShippedNetwork(exported.detector).detector.to(memory_format=torch.contiguous_format)
-    parts = detector.export_parts()
-    if parts is None:
-        raise InputError(f"{detector.spec.architecture} has no ExecuTorch form yet; export it as ONNX.")
     images = torch.zeros(1, *detector.spec.size, 3, dtype=torch.uint8)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")
-        extract, classify = _Extract(detector, parts).eval(), _ClassifyRegions(detector, parts).eval()
-        features, _ = extract(images)
-        regions = torch.zeros(1, parts.regions, 4)
-        programs = {
-            LOOK: torch.export.export(extract, (images,)),
-            JUDGE: torch.export.export(classify, (features, regions)),
-        }
+        programs = _programs(detector, images)
         edge = to_edge_transform_and_lower(programs, partitioner=[XnnpackPartitioner()])
         path.write_bytes(edge.to_executorch().buffer)
 
@@ -69,14 +64,42 @@ def describe_executorch(path: Path, properties: Mapping[str, str]) -> None:
     path.with_suffix(".json").write_text(json.dumps(own), encoding="utf-8")
 
 
-class _Extract(nn.Module):
-    def __init__(self, detector: Detector, parts: ExportParts) -> None:
+def _programs(detector: Detector, images: Tensor) -> dict[str, torch.export.ExportedProgram]:
+    """The methods by name."""
+    parts = detector.export_parts()
+    if parts is None:
+        return {LOOK: torch.export.export(_ScoreBoxes(detector).eval(), (images,))}
+    extract, classify = _Extract(detector, parts).eval(), _ClassifyRegions(detector, parts).eval()
+    features, _ = extract(images)
+    regions = torch.zeros(1, parts.regions, 4)
+    return {
+        LOOK: torch.export.export(extract, (images,)),
+        JUDGE: torch.export.export(classify, (features, regions)),
+    }
+
+
+class _Look(nn.Module):
+    def __init__(self, detector: Detector) -> None:
         super().__init__()
-        self.detector, self.parts = detector, parts
+        self.detector = detector
+
+    def features(self, images: Tensor) -> Features:
+        return self.detector.quantize(self.detector.backbone(self.detector.centred(images).contiguous()))
+
+
+class _ScoreBoxes(_Look):
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        boxes, scores = self.detector.score_boxes(self.features(images))
+        return scores, boxes
+
+
+class _Extract(_Look):
+    def __init__(self, detector: Detector, parts: ExportParts) -> None:
+        super().__init__(detector)
+        self.parts = parts
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        pixels = self.detector.centred(images).contiguous()
-        features = self.detector.quantize(self.detector.backbone(pixels))
+        features = self.features(images)
         return features.map, self.parts.candidates(features)
 
 

@@ -8,7 +8,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from qmimic.compress.integer_grids import is_on_grids, map_grid
+import torch
+
+from qmimic.compress.integer_grids import is_on_grids, map_grids
 from qmimic.detectors.build import mac_count, parameter_count
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.rpn import NMS_IOU
@@ -86,7 +88,7 @@ def describe(detector: Detector, notes: dict[str, object]) -> Metadata:
     """What a deployed file says of a detector, trained or on grids."""
     spec, quantizer = detector.spec, detector.quantizer
     integers = is_on_grids(detector)
-    stride = map_grid(detector).scale if integers else quantizer.stride if quantizer else None
+    scales = [grid.scale for grid in map_grids(detector)] if integers else [quantizer.stride] if quantizer else []
     return Metadata(
         classes=spec.classes,
         size=spec.size,
@@ -98,7 +100,7 @@ def describe(detector: Detector, notes: dict[str, object]) -> Metadata:
         backbone=spec.backbone,
         architecture=spec.architecture,
         precision="int8" if integers else "fp32",
-        grid=None if stride is None else tuple(stride.tolist()),
+        grid=tuple(torch.cat(scales).tolist()) if scales else None,
         version=version("qmimic"),
         parameters=parameter_count(detector),
         macs=mac_count(detector),

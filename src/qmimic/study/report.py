@@ -74,8 +74,10 @@ def repetitions(rows: Sequence[dict[str, Any]]) -> dict[int, float]:
 def summarize(study: Study, results: Sequence[dict[str, Any]]) -> list[ArmSummary]:
     """Every arm at every point, in the study's order."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    teachers = {(row["seed"], row["fold"]): row["teacher_map50"] for row in results if row["teacher_map50"]}
+    teachers: dict[tuple[int, int], set[float]] = defaultdict(set)
     for row in results:
+        if row["teacher_map50"]:
+            teachers[row["seed"], row["fold"]].add(row["teacher_map50"])
         groups[repr(row["point"]), row["arm"]].append(row)
     found = []
     for (point, arm), rows in groups.items():
@@ -83,9 +85,11 @@ def summarize(study: Study, results: Sequence[dict[str, Any]]) -> list[ArmSummar
         control = repetitions(groups[point, study.compared_to])
         pairs = [value - control[key] for key, value in own.items() if key in control]
         done = [row for row in rows if row["status"] == "done"]
-        shares = [
-            row["map50"] / teachers[row["seed"], row["fold"]] for row in done if (row["seed"], row["fold"]) in teachers
-        ]
+        shares = []
+        for row in done:
+            # A student without a teacher is measured by the others', where they all have the same.
+            known = {row["teacher_map50"]} if row["teacher_map50"] else teachers[row["seed"], row["fold"]]
+            shares += [row["map50"] / one for one in known if len(known) == 1]
         some: dict[str, Any] = done[0] if done else {"backbone": "-", "parameters": 0, "macs": 0, "bytes": 0}
         found.append(
             ArmSummary(
@@ -115,7 +119,7 @@ NOTE, MAX_NOTE_BYTES = "note.md", 1 << 16
 
 
 def note_of(folder: Path) -> str:
-    """What a person has to know before reading a study's table: its `note.md`, empty if there is none.
+    """What to know before reading a study's table: its `note.md`; empty without one.
 
     Raises:
         InputError: the note cannot be read, is too long or is not UTF-8.
@@ -150,13 +154,7 @@ def markdown(study: Study, results: Sequence[dict[str, Any]], note: str = "") ->
         f"{', '.join(map(str, study.seeds))}{folds}. mAP@0.5 in %, ± standard error; the difference to "
         f"{study.compared_to} is paired by seed, with its 95 % interval (Student's t)."
     )
-    teachers = {(row["seed"], row["fold"], row["teacher_map50"]) for row in results if row["teacher_map50"]}
-    quantized = {(row["seed"], row["fold"], row["quantized_map50"]) for row in results if row["quantized_map50"]}
-    if teachers and quantized:
-        means = [float(np.mean([value for *_, value in group])) for group in (teachers, quantized)]
-        lines.append(
-            f"The teachers reach {percent(means[0])} on average, and {percent(means[1])} quantized and fine-tuned."
-        )
+    lines += _teachers(study, results, arms)
     begun = [own for own in arms if own.score.count or own.failed]
     lines += ["", *_table(study, begun), ""]
     if len(begun) < len(arms):
@@ -171,6 +169,44 @@ def markdown(study: Study, results: Sequence[dict[str, Any]], note: str = "") ->
         if own.failed:
             lines += ["", f"{own.arm}: {len(own.failed)} runs failed. {own.failed[0]}"]
     return "\n".join(lines) + "\n"
+
+
+def _teachers(study: Study, results: Sequence[dict[str, Any]], arms: Sequence[ArmSummary]) -> list[str]:
+    """What the teachers reach, together where arms share them, and which are weaker than a control without one."""
+    taught: dict[str, dict[tuple[str, int, int], float]] = defaultdict(dict)
+    for row in results:
+        if row["teacher_map50"]:
+            taught[row["arm"]][repr(row["point"]), row["seed"], row["fold"]] = row["teacher_map50"]
+    groups: list[tuple[list[str], dict[tuple[str, int, int], float]]] = []
+    for arm, own in taught.items():
+        for names, known in groups:
+            if all(known.get(place, value) == value for place, value in own.items()):
+                names.append(arm)
+                known.update(own)
+                break
+        else:
+            groups.append(([arm], dict(own)))
+    alone = [own.score.mean for own in arms if own.arm == study.compared_to and own.score.count]
+    said = []
+    for names, _ in groups:
+        rows = [row for row in results if row["arm"] in names]
+        means = []
+        for column in ("teacher_map50", "quantized_map50"):
+            values = {(row["seed"], row["fold"], row[column]) for row in rows if row[column]}
+            means += [float(np.mean([value for *_, value in values]))] if values else []
+        if len(means) < 2:
+            continue
+        whose = f" of {', '.join(names)}" if len(groups) > 1 else ""
+        said.append(
+            f"The teachers{whose} reach {percent(means[0])} on average, and {percent(means[1])} quantized and "
+            "fine-tuned."
+        )
+        if study.compared_to not in taught and alone and max(means) < min(alone):
+            said.append(
+                f"They are weaker than {study.compared_to}, so there is nothing to learn from them: train them for "
+                "longer, or start them from published weights (teacher.weights)."
+            )
+    return said
 
 
 def verdicts(study: Study, arms: Sequence[ArmSummary]) -> list[str]:

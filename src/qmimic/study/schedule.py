@@ -13,7 +13,7 @@ from qmimic.study.spec import Run, Study
 from qmimic.study.table import JobRow, plan, read_jobs, update
 
 POLL_SECONDS = 0.3
-NEED_FAILED = "What it needs failed: "
+NEED_FAILED = "The job that it depends on failed: "
 ORDER = ("teacher", "quantized", "student")  # many wait for a teacher, nobody for a student
 
 
@@ -104,14 +104,14 @@ def run_study(
 
 
 def ready(jobs: list[JobRow]) -> list[JobRow]:
-    """Waiting jobs whose need is done; those that most others wait for first."""
+    """Waiting jobs whose prerequisite is done; those that most others wait for come first."""
     done = {job.id for job in jobs if job.status == "done"}
     waiting = [job for job in jobs if job.status == "waiting" and (not job.needs or job.needs in done)]
     return sorted(waiting, key=lambda job: ORDER.index(job.kind))
 
 
 def _settle(folder: Path, job: str, code: int) -> None:
-    """A job that ended without a word has failed; its log says how."""
+    """A job that ended without a result has failed; its log says why."""
     row = next(row for row in read_jobs(folder) if row.id == job)
     if row.status == "running":
         log = folder / "logs" / f"{job}.log"

@@ -79,7 +79,7 @@ class Job:
     Attributes:
         id: fingerprint of what decides its result.
         kind: teacher, quantized or student.
-        needs: id of the job that must be done before; empty if none.
+        needs: id of the job that must be done first; empty if none.
         recipe: of any run that needs it.
     """
 
@@ -114,7 +114,7 @@ def expand(study: Study, source: Path, folder: Path) -> tuple[Run, ...]:
         folder: where the stages of all runs go.
 
     Raises:
-        InputError: the recipe cannot be read, or an arm or a point of the grid is no setting of a recipe.
+        InputError: the recipe cannot be read, or an arm or a point of the grid names an unknown setting.
     """
     base = load_tree(source.parent / study.recipe, "recipe")
     points = [dict(zip(study.grid, values, strict=True)) for values in itertools.product(*study.grid.values())]

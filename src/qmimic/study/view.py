@@ -1,4 +1,4 @@
-"""What a person sees while a study runs: how much is done, what is at work, how long it will take."""
+"""What is shown while a study runs: how much is done, what is running, how long it will take."""
 
 import time
 from pathlib import Path

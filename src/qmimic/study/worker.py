@@ -67,7 +67,7 @@ class Child(Reporter):
 
 
 def outcome(folder: Path, job: str, kind: str, recipe: Recipe, watcher: Watcher) -> dict[str, str | float]:
-    """Compute a job, or find it computed: its row. What is wrong with it is a row as well.
+    """Compute a job, or find it computed, and give its row; a failure is a row as well.
 
     Args:
         folder: of the study.
@@ -87,7 +87,7 @@ def outcome(folder: Path, job: str, kind: str, recipe: Recipe, watcher: Watcher)
 
 
 def work(kind: str, recipe: Recipe, watcher: Watcher) -> StageResult:
-    """The stage that a job is, after those that it needs. Raises: as the stages."""
+    """The stage of a job, after those that it needs. Raises: as the stages."""
     prepared = prepare(recipe)
     if kind == "student" and not recipe.needs_teachers:
         return train_student(prepared, "student", None, watcher).result

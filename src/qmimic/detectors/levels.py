@@ -1,0 +1,22 @@
+"""Which levels a detector looks at, by the sizes of the training boxes."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+STRIDES = (8, 16, 32)
+REACH = 6.0  # a level is for boxes of up to so many strides; the coarsest for all that are larger
+LEAST = 0.1  # share of the boxes that a level is worth
+
+
+def choose_levels(box_sizes: NDArray[np.float32], size: tuple[int, int]) -> tuple[int, ...]:
+    """Strides of the levels that have a share of the boxes worth their cost; at least one.
+
+    Args:
+        box_sizes: widths and heights of the training boxes in pixels at the training size, [N, 2].
+        size: height and width of the network's input, pixels; a level whose stride does not divide them is left out.
+    """
+    possible = [stride for stride in STRIDES if not any(side % stride for side in size)]
+    sides = np.sqrt(box_sizes.prod(1))
+    level = np.searchsorted([REACH * stride for stride in possible[:-1]], sides)
+    shares = np.bincount(level, minlength=len(possible)) / max(1, len(sides))
+    return tuple(stride for stride, share in zip(possible, shares, strict=True) if share >= min(LEAST, shares.max()))

@@ -1,0 +1,218 @@
+"""A one-stage detector without anchors, of fixed shape: no loop over images, over levels only where each has layers.
+
+Every place of every level says how sure it is of each class and how far the four sides are. Up to the suppression, the
+graph holds convolutions, elementwise operations and reshapes, which every engine can compute.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qmimic import boxes as box_ops
+from qmimic.contracts import (
+    BatchDetections,
+    ChannelGroup,
+    Features,
+    FusedPair,
+    Part,
+    QuantizationPoint,
+    TrainingOutput,
+)
+from qmimic.data.targets import Targets
+from qmimic.detectors.alignment import align
+from qmimic.detectors.backbones import build_backbone
+from qmimic.detectors.batch_norm import BatchNorm2d
+from qmimic.detectors.convolution import Conv2d
+from qmimic.detectors.detector import Detector
+from qmimic.detectors.regions import CANDIDATES, suppressed
+from qmimic.detectors.spec import OneStageSpec
+from qmimic.processes import Source, mean_over
+
+PRIOR = 0.01  # score of every class before training
+WIDTH = 256  # channels of the heads at full width
+BOX_WEIGHT = 2.0  # of the boxes' loss beside the classes'
+MAX_LOG_SIDE = 4.0  # bounds exp(): a side is at most 55 strides from its place, and at least a 55th
+
+
+class LevelHeads(Part):
+    """A light neck and a head for each level.
+
+    A 1x1 convolution brings each level to one width, coarser levels are added to finer ones, and a 3x3 and a 1x1
+    convolution of its own give a level's outputs.
+
+    Args:
+        channels: of the levels, the finest first.
+        strides: of the levels.
+        width: channels of neck and heads.
+        classes: K.
+    """
+
+    def __init__(self, channels: tuple[int, ...], strides: tuple[int, ...], width: int, classes: int) -> None:
+        super().__init__()
+        self.strides, self.classes = strides, classes
+        self.lateral = nn.ModuleList(_fresh(Conv2d(own, width, 1)) for own in channels)
+        self.merged = nn.ModuleList(nn.ReLU(inplace=True) for _ in channels)
+        self.conv = nn.ModuleList(_fresh(Conv2d(width, width, 3, padding=1, bias=False)) for _ in channels)
+        self.norm = nn.ModuleList(BatchNorm2d(width) for _ in channels)
+        self.out = nn.ModuleList(_fresh_outputs(width, classes) for _ in channels)
+
+    def forward(self, maps: tuple[Tensor, ...]) -> Tensor:
+        """Logits and sides float32 [B, K + 4, N] of all places, from maps [B, C, H/stride, W/stride].
+
+        The places of a level follow those of the finer one, by row and column.
+        """
+        found: list[Tensor] = []
+        above: Tensor | None = None
+        for level in reversed(range(len(maps))):
+            x = self.lateral[level](maps[level])
+            if above is not None:
+                x = x + enlarged(above, self.strides[level + 1] // self.strides[level])
+            above = self.merged[level](x)
+            hidden = F.relu(self.norm[level](self.conv[level](above)), inplace=True)
+            found.append(self.out[level](hidden).flatten(2))
+        return torch.cat(found[::-1], 2).float()
+
+    def channel_groups(self) -> tuple[ChannelGroup, ...]:
+        """See `Part.channel_groups`; what is added up has the same channels."""
+        levels = range(len(self.strides))
+        own = [ChannelGroup((), (f"lateral.{n}",), levels=(n,)) for n in levels]
+        shared = ChannelGroup(tuple(f"lateral.{n}" for n in levels), tuple(f"conv.{n}" for n in levels))
+        heads = [ChannelGroup((f"conv.{n}", f"norm.{n}"), (f"out.{n}",)) for n in levels]
+        return (*own, shared, *heads)
+
+    def fused_pairs(self) -> tuple[FusedPair, ...]:
+        """See `Part.fused_pairs`."""
+        return tuple(FusedPair(f"conv.{n}", f"norm.{n}") for n in range(len(self.strides)))
+
+    def quantization_points(self) -> tuple[QuantizationPoint, ...]:
+        """See `Part.quantization_points`; the last layers' outputs stay float."""
+        levels = range(len(self.strides))
+        sums = [QuantizationPoint(f"merged.{n}") for n in levels]
+        return (*sums, *(QuantizationPoint(f"norm.{n}") for n in levels))
+
+
+def _fresh(layer: Conv2d) -> Conv2d:
+    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _fresh_outputs(width: int, classes: int) -> Conv2d:
+    layer = Conv2d(width, classes + 4, 1)
+    assert layer.bias is not None
+    nn.init.normal_(layer.weight, std=0.01)
+    nn.init.zeros_(layer.bias)
+    nn.init.constant_(layer.bias[:classes], -math.log((1 - PRIOR) / PRIOR))
+    return layer
+
+
+def enlarged(x: Tensor, times: int) -> Tensor:
+    """Every entry of a map [B, C, H, W] in a square of `times` by `times` entries, [B, C, times H, times W].
+
+    By joining copies and reshaping, never in more than four dimensions: small engines have no more.
+    """
+    _, channels, height, width = x.shape
+    wide = torch.cat([x.reshape(-1, channels, height * width, 1)] * times, 3)
+    rows = wide.reshape(-1, channels * height, 1, width * times)
+    return torch.cat([rows] * times, 2).reshape(-1, channels, height * times, width * times)
+
+
+class OneStage(Detector):
+    """A backbone of several levels and a head for each.
+
+    Attributes:
+        places: float32 [N, 3], x and y of every place and the stride of its level, pixels; the middle of its cell.
+    """
+
+    places: Tensor
+    spec: OneStageSpec
+
+    def __init__(self, spec: OneStageSpec) -> None:
+        super().__init__(spec, build_backbone(spec.backbone, spec.levels[-1], spec.levels))
+        width = spec.head_width or math.ceil(WIDTH / self.backbone.width_divisor)
+        self.head = LevelHeads(self.channels, self.strides, width, len(spec.classes))
+        self.to(memory_format=torch.channels_last)
+        self.register_buffer("places", place_grid(spec.size, spec.levels), persistent=False)
+
+    def losses(self, features: Features, targets: Targets, source: Source) -> TrainingOutput:
+        """The losses of classes and boxes.
+
+        Args:
+            features: what the heads see.
+            targets: ground truth.
+            source: of random numbers; none are drawn.
+        """
+        logits, sides = (one.transpose(1, 2) for one in self._outputs(features))
+        boxes = boxes_at(self.places, sides)
+        found = align(logits.detach().sigmoid(), boxes.detach(), self.places, targets)
+        label = targets.labels.gather(1, found.index).clamp(min=0)
+        wanted = F.one_hot(label, logits.shape[2]) * found.quality[..., None]
+        sure, objects = (mean_over(one.sum()).clamp(min=1) for one in (found.quality, found.share))
+        # Quality focal loss (Li et al., NeurIPS 2020): what is right already says little, or thousands of places
+        # without an object would drown the few that have one.
+        off = (logits.sigmoid() - wanted).square()
+        entropy = off * F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
+        own = box_ops.take(targets.boxes, found.index)
+        # By share, not by quality: the smallest objects are found worst at first, and would learn least.
+        distance = (1 - box_ops.giou(boxes, own)) * found.share
+        losses = {"cls": (entropy.sum(-1) * found.counted).sum() / sure, "box": BOX_WEIGHT * distance.sum() / objects}
+        return TrainingOutput(losses, None)
+
+    @property
+    def region_count(self) -> int:
+        """See `Detector.region_count`: the detections', of which there are no more than places and classes."""
+        return min(self.spec.max_detections, len(self.places) * len(self.spec.classes))
+
+    @torch.no_grad()
+    def detect_on(self, features: Features) -> BatchDetections:
+        """See `Detector.detect_on`."""
+        logits, sides = self._outputs(features)
+        # Class by class and place by place: what is chosen is little, so all else is computed for it alone.
+        count = min(CANDIDATES * self.spec.max_detections, logits[0].numel())
+        best, index = logits.flatten(1).topk(count, sorted=True)
+        label = index // len(self.places)
+        place = index - label * len(self.places)
+        boxes = boxes_at(self.places[place], sides.gather(2, place[:, None].expand(-1, 4, -1)).transpose(1, 2))
+        scores = best.sigmoid()
+        scores = scores.masked_fill(scores <= self.spec.score_threshold, -1)
+        return suppressed(box_ops.clip(boxes, self.spec.size), scores, label, self.spec)
+
+    @torch.no_grad()
+    def score_boxes(self, features: Features) -> tuple[Tensor, Tensor]:
+        """See `Detector.score_boxes`; N is all places."""
+        logits, sides = (one.transpose(1, 2) for one in self._outputs(features))
+        return boxes_at(self.places, sides)[:, :, None], logits.sigmoid()
+
+    def _outputs(self, features: Features) -> tuple[Tensor, Tensor]:
+        """Logits [B, K, N] and logarithms of the sides' distances [B, 4, N]."""
+        outputs: Tensor = self.head(features.maps)
+        classes = len(self.spec.classes)
+        return outputs[:, :classes], outputs[:, classes:]
+
+
+def place_grid(size: tuple[int, int], strides: tuple[int, ...]) -> Tensor:
+    """All places of an image [N, 3]: x, y and stride, pixels; level by level, by row and column.
+
+    Args:
+        size: height and width of the image, pixels.
+        strides: of the levels.
+    """
+    found = []
+    for stride in strides:
+        rows, columns = ((torch.arange(side // stride) + 0.5) * stride for side in size)
+        y, x = torch.meshgrid(rows, columns, indexing="ij")
+        found.append(torch.stack([x, y, torch.full_like(x, stride)], -1).reshape(-1, 3))
+    return torch.cat(found)
+
+
+def boxes_at(places: Tensor, sides: Tensor) -> Tensor:
+    """Boxes [..., N, 4], xyxy in pixels, from places [..., N, 3] and regressed sides [..., N, 4].
+
+    A side is exp(t) strides from its place: left, top, right, bottom.
+    """
+    distance = sides.clamp(-MAX_LOG_SIDE, MAX_LOG_SIDE).exp() * places[..., 2:]
+    centre = places[..., :2]
+    return torch.cat([centre - distance[..., :2], centre + distance[..., 2:]], -1)

@@ -1,0 +1,130 @@
+"""Two backbones made for processors: one convolution after another, no shortcuts, no pooling.
+
+What costs time on a CPU is not arithmetic alone: 7x7 kernels on few channels, poolings and sums of maps are slower than
+their multiply-accumulates say. Here a stage begins with its stride, and its channels fill whole vectors at `/16`.
+"""
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from qmimic.contracts import Backbone, ChannelGroup, Features, FusedPair, QuantizationPoint
+from qmimic.detectors.batch_norm import BatchNorm2d
+from qmimic.detectors.convolution import (
+    PointwiseFirst,
+    Reparameterised,
+    SpatialConvolution,
+    at_least_one,
+    check_levels,
+    dense,
+    fused_pairs,
+    inner_points,
+)
+
+Stages = tuple[tuple[int, int], ...]  # channels at full width and depth of the stages of strides 2, 4, 8, ...
+REPVGG: Stages = ((128, 1), (256, 2), (384, 3), (512, 4), (512, 2))
+YUNET: Stages = ((256, 1), (512, 2), (1024, 3), (1024, 3), (1024, 2))
+
+
+class Plain(Backbone):
+    """Convolutions, each with batch norm and ReLU; the first of a stage halves the map.
+
+    Stages beyond the output stride are left out: dilated they would cost as much as all before them.
+
+    Attributes:
+        channels, strides: of the levels.
+        width_divisor: n of `repvgg/n`.
+    """
+
+    pixel_layers = ("convs.0",)
+
+    def __init__(self, stages: Stages, width_divisor: float, output_stride: int, spatial: SpatialConvolution) -> None:
+        super().__init__()
+        self.convs, self.norms, self.acts = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        self._maps: dict[int, tuple[int, int]] = {}  # by stride: the last convolution that has it, and its channels
+        inputs, stride = 3, 1
+        for channels, depth in stages:
+            if stride == output_stride:
+                break
+            stride *= 2
+            for step in [2, *[1] * (depth - 1)]:
+                outputs = at_least_one(channels / width_divisor)
+                convolution = dense if inputs == 3 else spatial
+                self.convs.append(convolution(inputs, outputs, step, 1, False))
+                self.norms.append(BatchNorm2d(outputs))
+                self.acts.append(nn.ReLU(inplace=True))
+                inputs = outputs
+            self._maps[stride] = len(self.convs) - 1, inputs
+        self.width_divisor = width_divisor
+        self.keep_levels((stride,))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        for module in self.modules():
+            if isinstance(module, Reparameterised):
+                module.start()
+
+    def keep_levels(self, strides: tuple[int, ...]) -> None:
+        """See `Backbone.keep_levels`."""
+        check_levels(self._maps, strides, "The backbone")
+        self.strides = strides
+        self._places = tuple(self._maps[stride][0] for stride in strides)
+        self.channels = tuple(self._maps[stride][1] for stride in strides)
+
+    def forward(self, x: Tensor) -> Features:
+        """Normalised images [B, 3, H, W] to levels, after ReLU."""
+        maps = []
+        for place, (conv, norm, act) in enumerate(zip(self.convs, self.norms, self.acts, strict=True)):
+            x = act(norm(conv(x)))
+            if place in self._places:
+                maps.append(x)
+        return Features.of(maps, self.strides)
+
+    def stages(self) -> tuple[tuple[str, ...], ...]:
+        """See `Backbone.stages`: a stage begins where the map is halved."""
+        limits = [0, *(last + 1 for last, _ in self._maps.values())]
+        return tuple(
+            tuple(f"{kind}.{place}" for place in range(*limit) for kind in ("convs", "norms"))
+            for limit in pairwise(limits)
+        )
+
+    def channel_groups(self) -> tuple[ChannelGroup, ...]:
+        """See `Part.channel_groups`; only of `repvgg`, for depthwise convolutions tie channels otherwise."""
+        last = len(self.convs) - 1
+        return tuple(
+            ChannelGroup(
+                self._both(place, conv, f"norms.{place}"),
+                self._both(place + 1, self.convs[place + 1]) if place < last else (),
+                levels=tuple(n for n, own in enumerate(self._places) if own == place),
+            )
+            for place, conv in enumerate(self.convs)
+        )
+
+    def fused_pairs(self) -> tuple[FusedPair, ...]:
+        """See `Part.fused_pairs`."""
+        pairs = [fused_pairs(f"convs.{n}", conv, f"norms.{n}") for n, conv in enumerate(self.convs)]
+        return sum(pairs, ())
+
+    def quantization_points(self) -> tuple[QuantizationPoint, ...]:
+        """See `Part.quantization_points`: behind every convolution."""
+        found: list[QuantizationPoint] = []
+        for place, conv in enumerate(self.convs):
+            level = self._places.index(place) if place in self._places else None
+            found += [*inner_points(f"convs.{place}", conv), QuantizationPoint(f"acts.{place}", level=level)]
+        return tuple(found)
+
+    @staticmethod
+    def _both(place: int, conv: nn.Module, *more: str) -> tuple[str, ...]:
+        """A convolution's name, and that of the 1x1 convolution in it."""
+        inner = (f"convs.{place}.pointwise",) if isinstance(conv, Reparameterised) else ()
+        return (f"convs.{place}", *inner, *more)
+
+
+def repvgg(width_divisor: float, output_stride: int) -> Plain:
+    """Plain 3x3 convolutions that learn as the sum of a 3x3 and a 1x1 one (RepVGG: Ding et al., CVPR 2021)."""
+    return Plain(REPVGG, width_divisor, output_stride, Reparameterised)
+
+
+def yunet(width_divisor: float, output_stride: int) -> Plain:
+    """1x1 convolutions over the channels, each followed by a 3x3 one in each channel (YuNet: Wu et al., MIR 2023)."""
+    return Plain(YUNET, width_divisor, output_stride, PointwiseFirst)
