@@ -333,6 +333,7 @@ def test_yaml_of_unbounded_cost_is_refused(text: str) -> None:
         parse_yaml(text, "a")
 
 
+OURS = ("pixels", "checkpoints", "report", "stages", "log.jsonl")
 LINKS = ("pixels", "checkpoints/deep", "report", "stages/a/log.jsonl")
 
 
@@ -347,7 +348,7 @@ def test_nothing_is_written_below_a_link(tmp_path: Path, name: str) -> None:
     (tmp_path / "named").symlink_to(run)
     for folder in (run, tmp_path / "named"):
         with pytest.raises(InputError, match=rf"{link.name} is a link, and nothing is written through it"):
-            refuse_links(folder)
+            refuse_links(folder, OURS)
         with pytest.raises(InputError, match=rf"{link.name} is a link"):
             write_text(folder / name / "a.txt", "theirs", root=folder)
         with pytest.raises(InputError, match=rf"{link.name} is a link"):
@@ -357,7 +358,7 @@ def test_nothing_is_written_below_a_link(tmp_path: Path, name: str) -> None:
     assert left(own) == ["a.txt"]
     assert (own / "a.txt").read_text() == "mine"
     link.unlink()
-    refuse_links(run)
+    refuse_links(run, OURS)
     write_text(tmp_path / "named" / name / "a.txt", "ours", root=tmp_path / "named")
     assert (run / name / "a.txt").read_text() == "ours"
 
@@ -365,7 +366,7 @@ def test_nothing_is_written_below_a_link(tmp_path: Path, name: str) -> None:
 def test_a_pipe_in_a_folder_of_ours_keeps_nobody_waiting(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "log.jsonl")
     with pytest.raises(InputError, match=r"log\.jsonl is a named pipe"):
-        refuse_links(tmp_path)
+        refuse_links(tmp_path, OURS)
     with pytest.raises(InputError, match=r"log\.jsonl is a named pipe"):
         append_text(tmp_path / "log.jsonl", "line")
 
@@ -373,10 +374,11 @@ def test_a_pipe_in_a_folder_of_ours_keeps_nobody_waiting(tmp_path: Path) -> None
 def test_folders_that_others_fill_are_not_looked_into(tmp_path: Path) -> None:
     (tmp_path / "wandb").mkdir()
     (tmp_path / "wandb" / "latest").symlink_to("run-1")
-    refuse_links(tmp_path, ("wandb",))
-    refuse_links(tmp_path / "gone")
+    (tmp_path / "latest").symlink_to("wandb")  # the user's own
+    refuse_links(tmp_path, OURS, ("wandb",))
+    refuse_links(tmp_path / "gone", OURS)
     with pytest.raises(InputError, match="latest is a link"):
-        refuse_links(tmp_path)
+        refuse_links(tmp_path, (*OURS, "wandb"))
 
 
 def test_a_folder_gives_way_only_as_a_whole_and_if_all_in_it_is_ours(tmp_path: Path) -> None:

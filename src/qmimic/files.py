@@ -14,6 +14,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable, Collection, Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -65,7 +66,7 @@ def inside(root: Path, path: Path) -> Path:
     return path
 
 
-def open_file(path: Path, root: Path | None = None, limit: int | None = None) -> BinaryIO:
+def open_file(path: Path, root: Path | None = None, limit: int | None = None) -> BufferedReader:
     """Open a stranger's file to read it. It never waits, and what is opened is what was checked.
 
     Args:
@@ -306,48 +307,47 @@ def own_folder(folder: Path, root: Path) -> Path:
         root: may be a link itself.
 
     Raises:
-        InputError: a parent below the root is a link or no folder, or cannot be made.
+        InputError: a parent below the root is a link.
+        OSError: one cannot be made.
     """
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        here = root
-        for name in folder.relative_to(root).parts:
-            here = here / name
-            with contextlib.suppress(FileExistsError):
-                here.mkdir()
-            mode = here.lstat().st_mode
-            if not stat.S_ISDIR(mode):
-                raise _in_the_way(here, mode)
-    except OSError as error:
-        raise _unwritable(folder, error) from error
+    root.mkdir(parents=True, exist_ok=True)
+    here = root
+    for name in folder.relative_to(root).parts:
+        here = here / name
+        with contextlib.suppress(FileExistsError):
+            here.mkdir()
+        mode = here.lstat().st_mode
+        if stat.S_ISLNK(mode):
+            raise _in_the_way(here, mode)
     return folder
 
 
-def refuse_links(folder: Path, others: Collection[str] = ()) -> None:
-    """Check that a folder of ours holds folders and regular files alone, before anything is written into it.
+def refuse_links(folder: Path, ours: Collection[str], others: Collection[str] = ()) -> None:
+    """Check what we make in a folder: folders and regular files alone, before anything is written there.
 
     What came from a stranger may hold a link to a folder of the user's, in which files would then be replaced and
-    deleted. The folder itself may be a link, or missing.
+    deleted. The folder itself may be a link, or missing, and what else lies in it is nobody's business.
 
     Args:
-        folder: of a run, a study, an index.
-        others: names in it of folders that other programs fill, and which are not looked into.
+        folder: of a run or a study.
+        ours: names in it of files and folders that we make, looked into to the bottom.
+        others: names of folders that other programs fill, which may hold links.
 
     Raises:
-        InputError: something in it is a link, a pipe or a device; the first one is named.
+        InputError: something of ours is a link, a pipe or a device; the first one is named.
     """
-    waiting = [folder]
+    waiting = [folder / name for name in sorted({*ours, *others})]
     try:
         while waiting:
-            with os.scandir(waiting.pop()) as entries:
-                for entry in sorted(entries, key=lambda one: one.name):
-                    if entry.is_dir(follow_symlinks=False):
-                        if entry.name not in others:
-                            waiting.append(Path(entry.path))
-                    elif not entry.is_file(follow_symlinks=False):
-                        raise _in_the_way(Path(entry.path), entry.stat(follow_symlinks=False).st_mode)
-    except (FileNotFoundError, NotADirectoryError):
-        return  # nothing yet, or whoever writes says it better
+            path = waiting.pop()
+            if not is_there(path):
+                continue
+            mode = path.lstat().st_mode
+            if stat.S_ISDIR(mode):
+                if path.parent != folder or path.name not in others:
+                    waiting += [Path(entry.path) for entry in os.scandir(path)]
+            else:
+                _check_ours(path, mode)
     except OSError as error:
         raise _unreadable(Path(error.filename or folder), error) from error
 

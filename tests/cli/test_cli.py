@@ -119,7 +119,7 @@ def test_detectors_that_cannot_be_used(trained: Path, tmp_path: Path, refused: R
     assert written in content
     newer.write_bytes(content.replace(written, rb"\"format\": 9"))
     assert "newer qmimic" in refused("eval", newer, "--data", cats)
-    assert "no checkpoint" in refused("eval", tmp_path, "--data", cats)
+    assert "is a folder, not a file" in refused("eval", tmp_path, "--data", cats)
     pets = coco(tmp_path / "pets", classes=("cat", "dog"))
     assert "its own classes" in refused("eval", student, "--data", pets)
     assert "no split 'test'" in refused("eval", student, "--data", cats, "--split", "test")
@@ -129,8 +129,8 @@ def test_pictures_that_cannot_be_drawn(trained: Path, tmp_path: Path, refused: R
     student, picture = trained / "run" / "student.safetensors", trained / "cats" / "val" / "val0.png"
     out = tmp_path / "out"
     assert "There is no image" in refused("predict", student, tmp_path / "none.jpg", "--out", out)
-    assert "recipe.yaml is no" in refused("predict", student, trained / "recipe.yaml", "--out", out)
-    assert "is not a" in refused("predict", student, tmp_path, "--out", out)
+    assert "recipe.yaml is not a" in refused("predict", student, trained / "recipe.yaml", "--out", out)
+    assert "is a folder" in refused("predict", student, tmp_path, "--out", out)
     other = tmp_path / "val0.jpg"
     Image.open(picture).save(other)
     assert "named val0" in refused("predict", student, picture, other, "--out", out)

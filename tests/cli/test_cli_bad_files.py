@@ -51,7 +51,7 @@ def test_recipes_with_impossible_values(
 
 
 def test_recipes_that_are_no_recipe(tmp_path: Path, refused: Refused) -> None:
-    assert "Is a directory" in refused("train", tmp_path)
+    assert "is a folder, not a file" in refused("train", tmp_path)
     for content in (
         b"- a\n- b\n",
         b"words",

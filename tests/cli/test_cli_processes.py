@@ -62,13 +62,13 @@ def test_after_a_kill_and_after_ctrl_c_the_same_command_goes_on(
     process.kill()
     process.communicate(timeout=60)
 
-    process = begun(command, run)
-    process.send_signal(signal.SIGINT)
-    shown, said = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert "going on from step" in shown
-    assert said.startswith("qmimic: interrupted; the last checkpoint is kept")
-    assert said.count("\n") == 1
+    for number, words in (signal.SIGTERM, "stopped by SIGTERM"), (signal.SIGINT, "interrupted"):
+        process = begun(command, run)
+        process.send_signal(number)
+        shown, said = process.communicate(timeout=60)
+        assert process.returncode == 128 + number
+        assert "going on from step" in shown
+        assert said == f"qmimic: {words}; the last checkpoint is kept, the same command goes on from it.\n"
     for path in run.rglob("*.safetensors"):  # half a file, which the kill may have left, is gone
         load_file(path)
 
@@ -76,19 +76,20 @@ def test_after_a_kill_and_after_ctrl_c_the_same_command_goes_on(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("qmimic.data.loader.Loader.steps", interrupt)
-    assert main(arguments) == 2
+    assert main(arguments) == 130
     assert "going on from step" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("moment", ["qmimic.cli.entry.parser", "qmimic.data.formats.load_dataset"])
 def test_ctrl_c_where_nothing_was_begun(
-    tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch, moment: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], moment: str
 ) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(moment, interrupt)
-    assert refused("data", "check", tmp_path) == "qmimic: interrupted.\n"
+    assert main(["data", "check", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "qmimic: interrupted.\n"
 
 
 def started(command: list[str], count: int) -> list[subprocess.Popen[str]]:

@@ -170,7 +170,7 @@ def test_a_file_cut_short_is_refused(saved: Path, share: float) -> None:
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
     assert "no checkpoint" in refusal(tmp_path / "absent.safetensors")
-    assert "no checkpoint" in refusal(tmp_path)
+    assert "is a folder, not a file" in refusal(tmp_path)
 
 
 class Bomb:

@@ -101,8 +101,10 @@ def test_baselines_that_cannot_be_are_refused_before_any_training(make_recipe: M
     wide = recipe.student.model_copy(update={"backbone": "resnet18/2"})
     refused("costs no more than resnet18/2", recipe.model_copy(update={"student": wide}))
     other = recipe.student.model_copy(update={"backbone": "resnet34/16"})
+    foreign = recipe.student.model_copy(update={"backbone": "timm:resnet10t"})
+    refused("no timm:resnet10t of grouped", recipe.model_copy(update={"student": foreign, "baselines": ("grouped",)}))
     refused("resnet34_separable", recipe.model_copy(update={"student": other, "baselines": ("separable",)}))
-    with pytest.raises(InputError, match=r"student\.weights or is cut"):
+    with pytest.raises(InputError, match=r"student\.weights and pruning\.method exclude each other"):
         recipe_from({"student": {"weights": "some.safetensors"}, "pruning": {"method": "lasso"}}, "the test")
     with pytest.raises(InputError, match=r"quantizer\.per_channel=false"):
         recipe_from({"quantizer": {"per_channel": True}, "baselines": ["quantized"]}, "the test")

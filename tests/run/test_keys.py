@@ -78,6 +78,7 @@ OTHER: dict[str, Any] = {  # where the kind of a key does not give another value
     "teacher.backbone": "vgg16/2",
     "teacher.maps": ["map"],
     "teacher.mean": [1, 2, 3],
+    "teacher.detector": "rfcn",
     "student.backbone": "vgg16/32",
     "quantizer.upper": 7,
     "mimic.mode": "mimic",

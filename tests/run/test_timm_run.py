@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 import qmimic
 from cli_cases import coco
 from qmimic.config import recipe_from
-from qmimic.detectors.files import load_detector
+from qmimic.detectors.files import load_detector, read_tensors
 from qmimic.errors import InputError
+from qmimic.training.progress import Silent
 
 NETWORK = "resnet10t"
 
@@ -43,7 +44,7 @@ def test_teacher_and_student_of_timm(tmp_path: Path, weights: Path) -> None:
     results = qmimic.train(recipe).results
     assert [one.backbone for one in results[:2]] == [f"timm:{NETWORK}"] * 2
     published = timm.create_model(NETWORK)
-    published.load_state_dict(qmimic.detectors.files.read_tensors(weights).tensors)
+    published.load_state_dict(read_tensors(weights).tensors)
     for stage in ("teacher", "quantized_teacher"):
         detector, _ = load_detector(tmp_path / "run" / f"{stage}.safetensors")
         assert detector.spec.grey
@@ -66,3 +67,33 @@ def test_a_teacher_with_more_frozen_stages_than_there_are_is_refused(tmp_path: P
 def test_nothing_is_frozen_that_was_never_trained(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"teacher\.weights"):
         recipe_from({"teacher": {"frozen_stages": 1}}, "the test")
+
+
+class Killed(Silent):
+    """Ends the run after a step of a stage."""
+
+    def __init__(self, stage: str, at: int) -> None:
+        self.stage, self.at, self.running = stage, at, ""
+
+    def start(self, stage: str, steps: int, done: int) -> None:
+        self.running = stage
+
+    def step(self, step: int, images: int, loss: float) -> None:
+        if (self.running, step) == (self.stage, self.at):
+            raise KeyboardInterrupt
+
+
+def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path, weights: Path) -> None:
+    coco(tmp_path / "cats")
+    whole = tree(tmp_path, weights, frozen_stages=2, frozen_norm=True)
+    qmimic.train(recipe_from(whole, "the test"))
+    cut = recipe_from(whole | {"run": {**whole["run"], "dir": str(tmp_path / "cut")}}, "the test")
+    for stage in ("teacher", "quantized_teacher", "student"):
+        with pytest.raises(KeyboardInterrupt):
+            qmimic.train(cut, Killed(stage, 3))
+    qmimic.train(cut)
+    for stage in ("teacher", "quantized_teacher", "student"):
+        one, other = (read_tensors(tmp_path / run / f"{stage}.safetensors").tensors for run in ("run", "cut"))
+        assert one.keys() == other.keys()
+        for name in one:
+            assert torch.equal(one[name], other[name]), f"{stage}: {name}"

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from qmimic.serve import limits as limits_module
-from qmimic.serve.limits import Gate, Limits
+from qmimic.serve.limits import LEAST, PICTURES, Gate, Limits
 
 
 class Inner:
@@ -28,7 +28,9 @@ class Inner:
         await Response(str(len(body)))(scope, receive, send)
 
 
-async def post(app: Gate, parts: Iterator[bytes], kind: bytes = b"image/png") -> tuple[int, dict[str, str], str, int]:
+async def post(
+    app: Gate, parts: Iterator[bytes], kind: bytes = b"image/png", path: str = "/"
+) -> tuple[int, dict[str, str], str, int]:
     """Status, headers and text of the answer, and how many parts were read."""
     sent: list[Message] = []
     read = 0
@@ -45,7 +47,7 @@ async def post(app: Gate, parts: Iterator[bytes], kind: bytes = b"image/png") ->
         sent.append(message)
 
     headers = [(b"content-type", kind)]
-    scope: Scope = {"type": "http", "method": "POST", "path": "/", "headers": headers, "query_string": b""}
+    scope: Scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b""}
     await app(scope, receive, send)
     found = {name.decode(): value.decode() for name, value in sent[0]["headers"]}
     return sent[0]["status"], found, b"".join(part.get("body", b"") for part in sent[1:]).decode(), read
@@ -129,5 +131,84 @@ def test_a_sender_that_has_gone_gives_its_turn_back() -> None:
         for _ in range(5):
             await gate(scope, gone, nobody)
         assert (await post(gate, whole(b"abc")))[:3:2] == (200, "3")
+
+    asyncio.run(run())
+
+
+def test_bodies_that_never_end_keep_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits_module, "PACE", 0.3)
+
+    async def run() -> None:
+        inner = Inner()
+        inner.may.set()
+        gate = Gate(inner, Limits(threads=1))
+        stuck = [asyncio.create_task(post(gate, iter([bytes(100)]))) for _ in range(200)]
+        await asyncio.sleep(0.05)
+        async with asyncio.timeout(0.2):
+            assert (await post(gate, whole(b"abc")))[:3:2] == (200, "3")
+        answers = await asyncio.gather(*stuck)
+        assert {answer[0] for answer in answers} == {408}
+        assert not gate._arriving
+        assert gate._held == 0
+
+    asyncio.run(run())
+
+
+def test_a_sender_at_the_least_rate_is_heard_out_and_a_slower_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits_module, "PACE", 0.4)
+
+    async def sent(gate: Gate, part: int) -> int:
+        """Ten parts, a tenth of a second apart."""
+        left, answers = 10, []
+
+        async def receive() -> Message:
+            nonlocal left
+            await asyncio.sleep(0.1)
+            left -= 1
+            return {"type": "http.request", "body": bytes(part), "more_body": left > 0}
+
+        async def send(message: Message) -> None:
+            answers.append(message)
+
+        await gate({"type": "http", "method": "POST", "path": PICTURES, "headers": []}, receive, send)
+        return answers[0]["status"]
+
+    async def run() -> None:
+        inner = Inner()
+        inner.may.set()
+        gate = Gate(inner, Limits())
+        assert await asyncio.gather(sent(gate, LEAST // 2), sent(gate, LEAST // 20)) == [200, 408]
+
+    asyncio.run(run())
+
+
+def test_bytes_that_are_held_are_bounded_and_the_oldest_body_gives_way() -> None:
+    async def run() -> None:
+        inner = Inner()
+        inner.may.set()
+        gate = Gate(inner, Limits(threads=1, bytes=1000))
+        stuck = [asyncio.create_task(post(gate, iter([bytes(900)]))) for _ in range(4)]
+        await asyncio.sleep(0.01)
+        assert (await post(gate, whole(bytes(900))))[:3:2] == (200, "900")
+        assert (await stuck[0])[0] == 503
+        assert gate._held <= 4000
+        for task in stuck:
+            task.cancel()
+        await asyncio.gather(*stuck, return_exceptions=True)
+        assert gate._held == 0
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("kind", [b"application/json", b"Application/JSON", b"text/json", b"", b"image/png"])
+def test_json_is_bounded_by_its_address(monkeypatch: pytest.MonkeyPatch, kind: bytes) -> None:
+    monkeypatch.setattr(limits_module, "JSON_BYTES", 2000)
+
+    async def run() -> None:
+        inner = Inner()
+        inner.may.set()
+        gate = Gate(inner, Limits())
+        assert (await post(gate, whole(bytes(3000)), kind, "/api/labels"))[0] == 413
+        assert (await post(gate, whole(bytes(3000)), kind, PICTURES))[0] == 200
 
     asyncio.run(run())

@@ -4,10 +4,11 @@ import argparse
 import io
 import signal
 import sys
+import threading
 import time
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
 from qmimic.cli import (
@@ -32,20 +33,40 @@ from qmimic.errors import InputError
 from qmimic.extras import extra_of, install
 from qmimic.run.memory import is_lack_of_memory
 
-EXIT_BAD_INPUT = 2
+EXIT_BAD_INPUT, EXIT_SIGNAL = 2, 128
+STOPS = (signal.SIGTERM, signal.SIGHUP)  # what ends a program politely, besides Ctrl-C
 # In the order of `qmimic --help`, which is that of a person's work.
 COMMANDS = (data, train, evaluate, predict, report, serve, export, bench, fit, study, cost, runs, doctor, completion)
+
+
+class _Stopped(KeyboardInterrupt):  # whoever tidies up after Ctrl-C does so after these, too
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = signal.Signals(number)
+
+
+def _stop(number: int, _: object) -> None:
+    raise _Stopped(number)
+
+
+def _heed(handler: "Callable[[int, object], None] | signal.Handlers") -> None:
+    """Let signals end this process as Ctrl-C does, or as they do by themselves; what was told to ignore them does."""
+    if threading.current_thread() is threading.main_thread():
+        for number in STOPS:
+            if signal.getsignal(number) in (signal.SIG_DFL, _stop):
+                signal.signal(number, handler)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the console script of the package. Without arguments it says how to start.
 
     Returns:
-        0; 1 if `data check` or `doctor` found something to fix; 2 after bad input or Ctrl-C, with one sentence on
-        stderr.
+        0; 1 if `data check` or `doctor` found something to fix; 2 after bad input, 128 + n after a signal such as
+        Ctrl-C, with one sentence on stderr.
     """
     goes_on, loudness, began = "", USUAL, time.monotonic()
     try:
+        _heed(_stop)
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be printable
         if completion.asked():
@@ -69,8 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if loudness == VERBOSE:
             traceback.print_exception(error)
         _complain(str(error))
-    except KeyboardInterrupt:
-        _complain(f"interrupted{goes_on}.")
+    except KeyboardInterrupt as error:
+        number = error.number if isinstance(error, _Stopped) else signal.SIGINT
+        _complain(f"{'interrupted' if number == signal.SIGINT else f'stopped by {number.name}'}{goes_on}.")
+        return EXIT_SIGNAL + number
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("qmimic"):
             raise
@@ -93,6 +116,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _complain(f"another process of this run has gone, see what it said{goes_on}.")
         else:
             raise
+    finally:
+        _heed(signal.SIG_DFL)
     return EXIT_BAD_INPUT
 
 

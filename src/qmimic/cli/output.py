@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from qmimic.cli.grammar import QUIET, USUAL, VERBOSE
 from qmimic.training.progress import Bar, Screen, Silent
@@ -64,10 +65,12 @@ class Output:
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", words: int = 1) -> Table:
     """A table without lines, for 80 columns: the first `words` columns are text and fold, the others are numbers."""
-    made = Table(box=None, padding=(0, 2, 0, 0), title=title or None, title_justify="left", pad_edge=False)
+    made = Table(
+        box=None, padding=(0, 2, 0, 0), title=Text(title) if title else None, title_justify="left", pad_edge=False
+    )
     for place, head in enumerate(heads):
         number = place >= words
-        made.add_column(head, justify="right" if number else "left", no_wrap=number, overflow="fold")
+        made.add_column(Text(head), justify="right" if number else "left", no_wrap=number, overflow="fold")
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*map(Text, row))  # text of data is never markup
     return made

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from qmimic.config.listing import settings
 from qmimic.config.sections import Recipe
 from qmimic.errors import InputError
-from qmimic.files import write_text
+from qmimic.files import MissingError, read_bytes, write_text
 from qmimic.tables import look_up, near, unknown
 from qmimic.yaml_text import parse_yaml
 
@@ -46,8 +46,10 @@ def load_recipe(path: Path | str | None, overrides: list[str]) -> Recipe:
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
-            raise InputError(f"{override!r} is not an override; write key.sub=value, for example data.root=photos/.")
-        put(tree, key, parse_yaml(value, override), override)
+            raise InputError(
+                f"{override[:100]!r} is not an override; write key.sub=value, for example data.root=photos/."
+            )
+        put(tree, key, parse_yaml(value, override[:100]), override[:100])
     return recipe_from(tree, str(path) if path else "the overrides")
 
 
@@ -58,12 +60,9 @@ def load_tree(path: Path, what: str) -> dict[str, Any]:
         InputError: the file is missing, too large, or not such YAML.
     """
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_RECIPE_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"Cannot read the {what} {path}: {error.strerror}; name a YAML file.") from error
-    if len(raw) > MAX_RECIPE_BYTES:
-        raise InputError(f"{path} is over 1 MiB, too large for a {what}; name a {what}'s YAML file.")
+        raw = read_bytes(path, MAX_RECIPE_BYTES)
+    except MissingError as error:
+        raise InputError(f"Cannot read the {what} {path}: there is no such file; name a YAML file.") from error
     tree = parse_yaml(raw.decode("utf-8", "replace"), str(path))
     if tree is None:
         return {}

@@ -176,6 +176,7 @@ class TeacherConfig(ScheduleConfig):
     )
     bgr: Advanced[bool] = Field(False, description="onnx: it was trained on blue, green, red")
     backbone: str = Field("resnet18/4", description="family and width divisor, or timm:NAME")
+    detector: str | None = Field(None, description="the teacher's architecture; null: detector.architecture")
     weights: str | None = Field(None, description=WEIGHTS)
     frozen_stages: Advanced[int] = Field(
         0, ge=0, le=64, description="first stages of the backbone that keep their weights"
@@ -417,6 +418,11 @@ class Recipe(Section):
         if self.pruning.method != "none" and self.student.weights:
             raise ValueError("student.weights and pruning.method exclude each other: set one of them")
         return self
+
+    @property
+    def teacher_architecture(self) -> str:
+        """The teacher's architecture, of its own or the student's."""
+        return self.teacher.detector or self.detector.architecture
 
     @property
     def folder(self) -> Path:

@@ -76,6 +76,12 @@ class Columns(Sequence[Sample]):
         if image:
             assert self.root is not None
             path = inside(self.root, self.root / image)
+            kept, now = (int(store.image_lengths[row]), int(store.image_times[row])), _file(path)
+            if any(kept) and any(now) and kept != now:
+                raise InputError(
+                    f"{path} has changed since the data were read; start again, and if they have an index, run `qmimic "
+                    f"data index {self.root}` first."
+                )
         return Sample(
             _text(store.id_bytes, store.id_starts, row),
             path,

@@ -175,7 +175,9 @@ def _opened(path: Source, root: Path | None) -> Iterator[ImageFile.ImageFile]:
         except Image.DecompressionBombError as error:
             raise TooLargeError(f"{name} has over {MAX_PIXELS // 10**6} million pixels; shrink it first.") from error
         except Exception as error:  # fuzzing found a dozen kinds in Pillow when bytes are not what the header promises
-            raise InputError(f"{name} is not a whole image ({error}); replace or remove it.") from error
+            raise InputError(
+                f"{name} is not a whole image ({str(error) or type(error).__name__}); replace or remove it."
+            ) from error
 
 
 class _Room:

@@ -7,6 +7,7 @@ Training reads it instead of the label files; everything else reads the labels t
 import hashlib
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -144,7 +145,7 @@ def read(root: Path, drop_bad: bool) -> Dataset:
     try:
         store = Store(**{name: _column(folder / f"{name}.npy", root) for name in COLUMNS})
         rows = [_column(folder / f"split-{k}.npy", root) for k in range(len(description.splits))]
-    except (InputError, OSError, ValueError, OverflowError) as error:
+    except Exception as error:  # NumPy reads a header as Python, with all the errors that Python has
         raise InputError(f"{folder} is no whole index ({error}); {again}.") from error
     fault = _fault(store, rows, len(description.classes))
     if fault is not None:
@@ -163,9 +164,10 @@ def _column(path: Path, root: Path) -> NDArray[Any]:
 
     Raises:
         InputError: it is no regular file inside the root.
-        OSError, ValueError: it is not a whole `.npy` file of numbers.
+        Exception: it is not a whole `.npy` file of numbers.
     """
-    with open_file(path, root) as file:
+    with open_file(path, root) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         version = np.lib.format.read_magic(file)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
         if read is None:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qmimic.errors import InputError
+from qmimic.files import is_there, own_folder, own_handle
 
 SUM_BYTES = 4
 
@@ -36,17 +37,14 @@ class RecordFile:
     def __init__(self, path: Path, count: int, length: int, name: str, without: str) -> None:
         self.count, self.length = count, length
         size = self.size(count, length)
-        existed = path.exists()
+        existed = is_there(path)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-            try:
+            own_folder(path.parent, path.parent.parent)
+            with os.fdopen(own_handle(path, os.O_RDWR), "r+b") as file:
                 # All of it at once: a mapped file that finds the disk full later would kill the process.
-                os.posix_fallocate(handle, 0, size)
-                os.ftruncate(handle, size)
-            finally:
-                os.close(handle)
-            self._file: NDArray[np.uint8] = np.memmap(path, np.uint8, "r+", shape=(count, length + SUM_BYTES))
+                os.posix_fallocate(file.fileno(), 0, size)
+                os.ftruncate(file.fileno(), size)
+                self._file: NDArray[np.uint8] = np.memmap(file, np.uint8, "r+", shape=(count, length + SUM_BYTES))
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) and not existed:
                 with contextlib.suppress(OSError):

@@ -27,7 +27,7 @@ from qmimic.data.labels import (
 )
 from qmimic.data.sample import Dataset, LabelDefect, Sample
 from qmimic.errors import InputError
-from qmimic.files import inside
+from qmimic.files import inside, is_there
 from qmimic.yaml_text import parse_yaml
 
 SPLITS = ("train", "val", "test")  # the keys of data.yaml
@@ -243,7 +243,7 @@ def _source(root: Path, base: str, value: str) -> Path | None:
     tails = [root / base / plain, root / plain, *(root.joinpath(*end) for end in ends)]
     real = root.resolve()
     for path in tails:
-        if path.exists() and path.resolve().is_relative_to(real) and (path.resolve() != real or plain in (".", "./")):
+        if is_there(path) and path.resolve().is_relative_to(real) and (path.resolve() != real or plain in (".", "./")):
             # In the root's own spelling, which the walk through its files has too.
             return root / path.resolve().relative_to(real)
     return None
@@ -257,7 +257,7 @@ def _listed(root: Path, source: Path, defects: list[LabelDefect]) -> Iterator[Pa
             text = f"It lists {line}, which is not there."
             defects.append(LabelDefect("label_without_image", str(source.relative_to(root)), text))
         elif is_picture(path):
-            yield root / path.resolve().relative_to(root.resolve()) if path.resolve().exists() else path
+            yield root / path.resolve().relative_to(root.resolve()) if path.exists() else path
 
 
 def _names(root: Path, config: dict[str, Any]) -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """Detector files: safetensors with a JSON header, never pickle; what is read is checked before it is used."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,8 +8,8 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from qmimic.config import QuantizerConfig, explain
@@ -17,10 +18,11 @@ from qmimic.detectors.build import build
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.quantize import Quantizer
 from qmimic.errors import InputError
-from qmimic.files import replacing
+from qmimic.files import MissingError, parse_json, read_bytes, replacing
 
-FORMAT = 2  # 1 held the first layer of the head channel by channel
-HEADER = "qmimic"
+FORMAT, LAYOUT, SUMMED = 3, 2, 3  # now; the first with today's order of the head's weights; the first with a checksum
+HEADER, SUM = "qmimic", "sum"
+MAX_BYTES = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -43,35 +45,69 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]
         InputError: the folder cannot be written or the disk is full.
     """
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    whole = {"format": FORMAT, **header}
+    text = json.dumps({**whole, SUM: _sum(plain, whole)}, sort_keys=True)
     with replacing(path) as temporary:
         try:
-            save_file(plain, str(temporary), {HEADER: json.dumps({"format": FORMAT, **header}, sort_keys=True)})
+            save_file(plain, str(temporary), {HEADER: text})
         except SafetensorError as error:  # what the library makes of a full disk
             raise OSError(str(error)) from error
 
 
-def read_tensors(path: Path) -> TensorFile:
-    """Read a safetensors file.
+def read_tensors(path: Path, verify: bool = True) -> TensorFile:
+    """Read a safetensors file; one of ours has a checksum, which has to fit.
+
+    Args:
+        path: of the file.
+        verify: check that now; False: the caller does so by `require_sum`, once it has looked for what it can name.
 
     Raises:
-        InputError: the file is missing, cut short, not safetensors, or of a newer qmimic.
+        InputError: the file is missing, cut short, not safetensors, damaged, or of a newer qmimic.
     """
-    if not path.is_file():
-        raise InputError(f"There is no checkpoint {path}; name a .safetensors file of a run.")
     try:
-        with safe_open(str(path), framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
-            names = file.keys()
-            tensors = {name: file.get_tensor(name) for name in names}
-    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        content = read_bytes(path, MAX_BYTES)
+    except MissingError as error:
+        raise InputError(f"There is no checkpoint {path}; name a .safetensors file of a run.") from error
+    try:
+        length = int.from_bytes(content[:8], "little")
+        described = parse_json(content[8 : 8 + length].decode("utf-8"), str(path))
+        header = parse_json(described.get("__metadata__", {}).get(HEADER, "{}"), str(path))
+        tensors = load(content)
+    except (InputError, SafetensorError, ValueError, AttributeError, TypeError, RuntimeError, KeyError) as error:
         raise InputError(f"{path} is cut short or is not a safetensors file; copy it again or train again.") from error
     if not isinstance(header, dict):
         raise InputError(f"{path} has no readable header; copy it again or train again.")
-    if header and (not isinstance(header.get("format"), int) or header["format"] > FORMAT):
-        raise InputError(
-            f"{path} was written by a newer qmimic (format {header.get('format')}); upgrade qmimic to read it."
-        )
-    return TensorFile(tensors, header)
+    number = header.get("format")
+    if header and (not isinstance(number, int) or number > FORMAT):
+        raise InputError(f"{path} was written by a newer qmimic (format {number}); upgrade qmimic to read it.")
+    found = TensorFile(tensors, header)
+    if verify:
+        require_sum(found, path)
+    return found
+
+
+def require_sum(file: TensorFile, path: Path) -> None:
+    """Check the checksum of a file of ours. Older files have none.
+
+    Raises:
+        InputError: it does not fit, or is lost.
+    """
+    header = dict(file.header)
+    said = header.pop(SUM, None)
+    if said is None and header.get("format", 0) < SUMMED:
+        return
+    if said != _sum(file.tensors, header):
+        raise InputError(f"{path} is damaged: its checksum does not fit; copy it again or train again.")
+
+
+def _sum(tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
+    """A checksum of all that a file of ours holds. It shows damage; whoever can change the file can change it too."""
+    found = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        found.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def load_state(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
@@ -126,10 +162,10 @@ def load_detector(path: Path | str) -> tuple[Detector, dict[str, Any]]:
         InputError: the file is missing, damaged, of a newer version, or its weights do not fit its own description.
     """
     path = Path(path)
-    file = read_tensors(path)
+    file = read_tensors(path, verify=False)
     if "spec" not in file.header:
         raise InputError(f"{path} is not a detector of qmimic: its header lacks the description; name a file of a run.")
-    if file.header["format"] < FORMAT:
+    if file.header["format"] < LAYOUT:
         raise InputError(
             f"{path} was written by an older qmimic (format {file.header['format']}), whose head orders its weights "
             "differently; train again."
@@ -160,5 +196,6 @@ def load_detector(path: Path | str) -> tuple[Detector, dict[str, Any]]:
     detector.load_state_dict(file.tensors)
     if detector.quantizer is not None and not bool((detector.quantizer.stride > 0).all()):
         raise InputError(f"{path} holds a quantizer.stride that is not above 0; train again.")
+    require_sum(file, path)
     notes = file.header.get("notes")
     return detector.eval(), notes if isinstance(notes, dict) else {}

@@ -12,6 +12,7 @@ from torch import Tensor
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.files import load_state, read_tensors
 from qmimic.errors import InputError
+from qmimic.files import MissingError, open_file
 
 PRETRAINED = "pretrained"  # in a path's place: timm's own, fetched by timm
 WRAPPERS = ("state_dict", "model")  # keys under which training scripts keep a network's weights
@@ -55,9 +56,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return read_tensors(path).tensors
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"Cannot read the weights {path}: {error.strerror or error}; name another file.") from error
+        with open_file(path) as file:
+            found = torch.load(file, map_location="cpu", weights_only=True)
+    except MissingError as error:
+        raise InputError(f"Cannot read the weights {path}: there is no such file; name another file.") from error
     except (pickle.UnpicklingError, BadZipFile, RuntimeError, ValueError, EOFError, KeyError, AttributeError) as error:
         raise InputError(
             f"{path} is neither safetensors nor a state dict of torch of tensors alone; save it as one of these."

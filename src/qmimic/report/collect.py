@@ -10,12 +10,13 @@ from pydantic import TypeAdapter, ValidationError
 from qmimic.data.chosen import open_dataset
 from qmimic.data.sample import Dataset
 from qmimic.errors import InputError
+from qmimic.files import read_json
 from qmimic.report.labels import Labels, read_labels
 from qmimic.report.latency import Timing, timing
 from qmimic.report.maps import Maps, feature_maps
 from qmimic.report.mistakes import WorstImage, worst_images
 from qmimic.report.networks import DeployedFile, Scored, deployed_files, judge
-from qmimic.run.folder import ENVIRONMENT, FinishedRun, read_json
+from qmimic.run.folder import ENVIRONMENT, FinishedRun
 from qmimic.training.log import LOG, read_log
 
 T = TypeVar("T")

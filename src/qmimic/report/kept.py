@@ -16,8 +16,7 @@ from qmimic.data.sample import Sample
 from qmimic.detections import Detections
 from qmimic.detectors.files import read_tensors, write_tensors
 from qmimic.errors import InputError
-from qmimic.files import write_text
-from qmimic.run.folder import read_json
+from qmimic.files import read_json, write_text
 
 FOLDER = "report"
 

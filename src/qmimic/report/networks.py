@@ -16,6 +16,7 @@ from qmimic.detectors.detector import Detector
 from qmimic.detectors.evaluation import detect_all
 from qmimic.detectors.files import load_detector
 from qmimic.errors import InputError
+from qmimic.files import LARGE, read_bytes
 from qmimic.report.kept import FOLDER, kept_detections
 from qmimic.run.folder import DEPLOY, FinishedRun, StageResult
 from qmimic.run.keys import detections_key
@@ -120,7 +121,7 @@ def deployed_files(run: FinishedRun) -> tuple[tuple[DeployedFile, ...], tuple[st
             said.append(f"{path.name} was made from a network of another run and is left out.")
             continue
         parts = [path, *(path.with_suffix(other) for other in (".bin",) if path.suffix == ".xml")]
-        digest = hashlib.sha256(b"".join(part.read_bytes() for part in parts)).hexdigest()
+        digest = hashlib.sha256(b"".join(read_bytes(part, LARGE) for part in parts)).hexdigest()
         found.append(DeployedFile(path, metadata, sum(part.stat().st_size for part in parts), digest[:16]))
     return tuple(found), tuple(said)
 

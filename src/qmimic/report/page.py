@@ -15,7 +15,7 @@ from PIL import Image
 
 from qmimic.config import Recipe
 from qmimic.errors import InputError
-from qmimic.files import write_text
+from qmimic.files import refuse_links, write_text
 from qmimic.report import figures
 from qmimic.report.collect import Absent, Facts, collect
 from qmimic.report.figures import Panel, Style, styles, swatch
@@ -25,7 +25,7 @@ from qmimic.report.maps import Maps, Matching
 from qmimic.report.mistakes import confused, data_uri, lost_by_kind
 from qmimic.report.networks import TWIN, Judged, Scored
 from qmimic.report.template import NONE, environment, gain, percent
-from qmimic.run.folder import RESULTS, FinishedRun, ranked, read_run
+from qmimic.run.folder import OURS, RESULTS, TRACKERS, FinishedRun, ranked, read_run
 from qmimic.scores.bootstrap import RESAMPLES, Interval
 from qmimic.scores.coco import coco_ap
 from qmimic.scores.curves import precision_recall
@@ -72,6 +72,7 @@ def write_report(folder: Path, out: Path | None = None, say: Callable[[str], Non
         InputError: the folder holds no finished run, or the file cannot be written. What a part of the report lacks
             becomes a sentence in that part.
     """
+    refuse_links(folder, OURS, TRACKERS)
     path = out or folder / FILE
     save(path, page(collect(read_run(folder), say)))
     return path

@@ -18,7 +18,8 @@ from qmimic.compress.integer_grids import calibrate, prepare_qat
 from qmimic.config import Recipe
 from qmimic.detectors.architectures import ARCHITECTURES, architecture_of, spec_for
 from qmimic.detectors.build import build, mac_count
-from qmimic.files import write_text
+from qmimic.errors import InputError
+from qmimic.files import read_json, write_text
 from qmimic.run.keys import costs_key
 from qmimic.runtime.metadata import as_properties
 from qmimic.ship.onnx_file import Exported
@@ -135,10 +136,10 @@ def cost_table(
     key = costs_key(recipe.detector, len(classes))
     known: list[Option] = []
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))
+        table = read_json(path)
         if table["key"] == key:
             known = [Option(**{**row, "candidate": _candidate(row["candidate"])}) for row in table["options"]]
-    except (OSError, ValueError, TypeError, KeyError):
+    except (InputError, ValueError, TypeError, KeyError, IndexError):
         pass  # missing or damaged: measured again
     for number, candidate in enumerate(tried):
         own = [one for one in known if one.candidate == candidate and one.target in targets]

@@ -1,5 +1,6 @@
 """Taking back the disk that runs hold: what can be made again, or runs as a whole; never one at work, never a link."""
 
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from qmimic.run.lock import exclusive_lock, taken
 from qmimic.training.log import LOG
 
 WHOLE = "whole"
+MADE = re.compile(r"[A-Za-z0-9_.-]+-[0-9a-f]{12}")  # folders of stages
 CACHES = (BANK, PIXELS)  # made again when they are needed
 PARTS = (*CACHES, STAGES, WHOLE)
 KEPT = (STAGE_RESULT, LOG)  # of a stage: what reports read
@@ -75,7 +77,7 @@ def clean(removals: Sequence[Removal]) -> int:
     for removal in removals:
         if not kind_of(removal.run):
             continue  # it has gone since
-        with exclusive_lock(removal.run):
+        with exclusive_lock(removal.run, writes=False):
             for path in removal.paths:
                 try:
                     if path.is_dir() and not path.is_symlink():
@@ -109,6 +111,8 @@ def _paths(run: Path, part: str) -> Iterator[Path]:
     elif part == STAGES:
         wanted = {f"{result.name}-{result.key}" for result in read_run(run).results}
         for stage in _children(run / STAGES):
+            if not MADE.fullmatch(stage.name):
+                continue  # not of our making
             if stage.name in wanted:
                 yield from (own for own in _children(stage) if own.name not in KEPT)
             else:

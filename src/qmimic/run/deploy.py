@@ -14,7 +14,8 @@ from qmimic.data.formats import load_dataset
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.files import load_detector
 from qmimic.errors import InputError
-from qmimic.run.folder import DEPLOY, RECIPE, STAGES
+from qmimic.files import refuse_links
+from qmimic.run.folder import DEPLOY, OURS, RECIPE, STAGES
 from qmimic.run.int8 import Int8RefusedError, IntegerDetector, to_integers
 from qmimic.run.lock import exclusive_lock
 from qmimic.run.prepare import Prepared, prepare
@@ -77,6 +78,7 @@ def deploy(
         InputError: the detector or the data cannot be read, a float file differs from the trained model, or the disk
             is full. What failed was not written.
     """
+    refuse_links(path.parent, OURS)
     detector, notes = load_detector(path)
     recipe = _recipe(path, data, overrides, detector)
     folder = out or path.parent / DEPLOY

@@ -3,8 +3,9 @@
 A run folder may come from a stranger: what is read is checked, and no name in it leads out of the folder.
 """
 
+import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,12 +15,18 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from qmimic.arms import STUDENT, TEACHERS
 from qmimic.config import Recipe, explain, load_recipe
 from qmimic.errors import InputError
+from qmimic.files import is_there, read_json, write_text
 from qmimic.tables import MODES
 
 DEPLOY = "deploy"
 RECIPE, RESULTS, STAGES, STAGE_RESULT = "recipe.yaml", "results.json", "stages", "result.json"
 ENVIRONMENT, FAILURE = "environment.json", "failed.txt"
-MAX_BYTES = 1 << 24  # of one JSON file
+# What a run, a fit or a study makes in its folder, and what trackers make there. None of it may be a link.
+OURS = frozenset(
+    {STAGES, DEPLOY, "bank", "pixels", "report", "winner", "jobs", "logs", "study.sqlite", "mlflow.db"}
+    | {f"study.sqlite-{kind}" for kind in ("journal", "wal", "shm")}
+)
+TRACKERS = frozenset({"wandb", "mlruns", "mlartifacts", "trackio"})
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 Share = Annotated[float, Field(ge=0, le=1.0001)]  # a sum of parts may round above 1
@@ -115,10 +122,10 @@ def read_run(folder: Path) -> FinishedRun:
     Raises:
         InputError: the folder is not a run's, the run has not finished, or qmimic did not write its files.
     """
-    if not (folder / RECIPE).is_file():
+    if not is_there(folder / RECIPE):
         raise InputError(f"{folder} is not a run folder (it has no {RECIPE}); name a folder that `qmimic train` wrote.")
     recipe = load_recipe(folder / RECIPE, [])
-    if not (folder / RESULTS).is_file():
+    if not is_there(folder / RESULTS):
         raise InputError(f"The run in {folder} has not finished; `qmimic train {folder / RECIPE}` continues it.")
     tree = read_json(folder / RESULTS)
     try:
@@ -136,24 +143,37 @@ def read_run(folder: Path) -> FinishedRun:
 def read_stage(folder: Path) -> StageResult | None:
     """A stage's result; None if the stage has not finished, or its file is damaged."""
     try:
-        return TypeAdapter(StageResult).validate_python(read_json(folder / STAGE_RESULT))
-    except (InputError, ValidationError):
+        return stage_result(folder)
+    except InputError:
         return None
 
 
-def read_json(path: Path) -> Any:
-    """The value of a small JSON file.
+def stage_result(folder: Path) -> StageResult:
+    """What the folder of a finished stage says of it.
 
     Raises:
-        InputError: it is missing, too large or not JSON.
+        MissingError: the stage has not ended.
+        InputError: its file is damaged.
     """
+    path = folder / STAGE_RESULT
+    tree = read_json(path)
+    if isinstance(tree, dict) and "sum" in tree and tree.pop("sum") != _sum(tree):
+        raise InputError(f"{path} is damaged: its checksum does not fit; run the recipe again.")
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-        if len(raw) > MAX_BYTES:
-            raise InputError(f"{path} is over {MAX_BYTES >> 20} MiB, far larger than qmimic writes it; remove it.")
-        return json.loads(raw)
-    except OSError as error:
-        raise InputError(f"Cannot read {path}: {error.strerror or error}; run the recipe again.") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON ({error}); run the recipe again.") from error
+        return TypeAdapter(StageResult).validate_python(tree)
+    except ValidationError as error:
+        raise InputError(f"{path} is not the result of a stage: {explain(error)}") from error
+
+
+def write_stage(folder: Path, result: StageResult) -> None:
+    """Keep a stage's result with its checksum: the mark of a finished stage.
+
+    Raises:
+        InputError: the folder cannot be written or the disk is full.
+    """
+    tree = asdict(result)
+    write_text(folder / STAGE_RESULT, json.dumps({**tree, "sum": _sum(tree)}, indent=1))
+
+
+def _sum(tree: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]

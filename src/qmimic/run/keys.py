@@ -23,6 +23,7 @@ from qmimic.data.letterbox import PIXELS
 from qmimic.detectors.pretrained import PRETRAINED
 from qmimic.errors import InputError
 from qmimic.extras import version_of
+from qmimic.files import MissingError, open_file
 
 VERSION = 2  # raised when the same recipe would give other weights
 MIMIC_VERSION = 1  # the same for students that are taught
@@ -30,7 +31,17 @@ TAYLOR_VERSION = 1  # and for teachers pruned by Taylor expansion
 INT8_VERSION = 1  # when the same detector would get other grids
 OPENED = {"kind", "file", "maps", "boxes", "scores", "mean", "std", "bgr"}  # of a teacher that is a file
 # Settings since VERSION.
-LATER = {"frozen_stages", "frozen_norm", "grey", "anchor_cells", "anchor_ratios", "distiller", "sampling", "levels"}
+LATER = {
+    "frozen_stages",
+    "frozen_norm",
+    "grey",
+    "anchor_cells",
+    "anchor_ratios",
+    "distiller",
+    "sampling",
+    "levels",
+    "detector",
+}
 LATER |= OPENED
 BANK_VERSION = 4  # when a bank's records change
 COSTS_VERSION = 1  # when the same candidate of a search would cost something else
@@ -47,12 +58,10 @@ def weights_key(path: str | None) -> str | None:
     if path is None or path == PRETRAINED:
         return path
     try:
-        with Path(path).open("rb") as file:
+        with open_file(Path(path)) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    except OSError as error:
-        raise InputError(
-            f"Cannot read the weights {path}: {error.strerror or error}; name a file of weights."
-        ) from error
+    except MissingError as error:
+        raise InputError(f"Cannot read the weights {path}: there is no such file; name a file of weights.") from error
 
 
 def data_key(dataset: str, data: DataConfig, detector: DetectorConfig) -> str:

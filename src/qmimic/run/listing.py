@@ -4,7 +4,6 @@ Nothing here needs torch, and nothing is written. What is read may come from str
 followed, and a line that is shown holds no control characters.
 """
 
-import json
 import os
 import sqlite3
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 from qmimic.arms import is_teacher
 from qmimic.config import load_recipe
 from qmimic.errors import InputError
+from qmimic.files import parse_json, read_bytes, read_json
 from qmimic.run.folder import (
     ENVIRONMENT,
     FAILURE,
@@ -24,7 +24,6 @@ from qmimic.run.folder import (
     RESULTS,
     STAGES,
     StageResult,
-    read_json,
     read_run,
     read_stage,
 )
@@ -110,7 +109,10 @@ def look(folder: Path, name: str) -> Found:
     """A run, fit or study as it stands."""
     kind = kind_of(folder)
     look_at = {"run": _run, "fit": _fit, "study": _study}[kind]
-    status, detail, scores = look_at(folder)
+    try:
+        status, detail, scores = look_at(folder)
+    except InputError as error:  # a run that is broken is shown as such, beside all others
+        status, detail, scores = "failed", str(error), {}
     if taken(folder) or (kind == "fit" and taken(folder / WINNER)):
         status = "at work"
     students = {network: score for network, score in scores.items() if not is_teacher(network)}
@@ -148,7 +150,7 @@ def _run(folder: Path) -> tuple[str, str, dict[str, float]]:
     except InputError:
         ended = 0.0
     if _is_file(folder / FAILURE):
-        return "failed", (folder / FAILURE).read_text(encoding="utf-8", errors="replace"), scores
+        return "failed", read_bytes(folder / FAILURE).decode("utf-8", "replace"), scores
     open_stages = [path for path, result in stages if result is None and path.name.partition("-")[0] != "int8"]
     newest = max(open_stages, key=_log_time, default=None)
     # A finished run whose recipe was changed and started again is under way once more.
@@ -186,8 +188,8 @@ def _study(folder: Path) -> tuple[str, str, dict[str, float]]:
         for job, status, _, result in jobs:
             if status == "done" and job in arms:
                 arm = str(arms[job])
-                scores[arm] = max(scores.get(arm, 0.0), float(json.loads(result)["map50"]))
-    except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
+                scores[arm] = max(scores.get(arm, 0.0), float(parse_json(result, STUDY)["map50"]))
+    except (sqlite3.Error, InputError, ValueError, KeyError, TypeError, OverflowError) as error:
         return "failed", f"its table cannot be read ({error})", {}
     detail = f"{counts['done']} of {len(jobs)} jobs done"
     if counts["failed"]:

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from qmimic.errors import InputError
+from qmimic.files import refuse_links
+from qmimic.run.folder import OURS, TRACKERS
 
 
 @contextlib.contextmanager
-def exclusive_lock(folder: Path, patience: float = 0.3) -> Iterator[None]:
+def exclusive_lock(folder: Path, patience: float = 0.3, writes: bool = True) -> Iterator[None]:
     """Hold a folder, which is made if it is missing: no other process can hold it while the body runs.
 
     The operating system holds the lock, on the folder itself: however the process ends, the lock goes with it.
@@ -20,8 +22,10 @@ def exclusive_lock(folder: Path, patience: float = 0.3) -> Iterator[None]:
         folder: any.
         patience: how long to wait for another process to leave, seconds; a moment, for `taken` looks for one.
 
+        writes: the body writes into it, so nothing of ours there may be a link.
+
     Raises:
-        InputError: another process holds it, or the folder cannot be made.
+        InputError: another process holds it, the folder cannot be made, or something of ours in it is a link.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -33,6 +37,8 @@ def exclusive_lock(folder: Path, patience: float = 0.3) -> Iterator[None]:
         # Some network disks have no such locks: there the user has to take care.
         with contextlib.suppress(OSError):
             _lock(handle, folder, time.monotonic() + patience)
+        if writes:
+            refuse_links(folder, OURS, TRACKERS)
         yield
     finally:
         os.close(handle)

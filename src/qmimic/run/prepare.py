@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
+from pydantic import ValidationError
 
-from qmimic.config import DataConfig, DetectorConfig, Recipe
+from qmimic.config import DataConfig, DetectorConfig, Recipe, explain
 from qmimic.data.chosen import box_sizes, dataset_fingerprint, open_dataset
 from qmimic.data.columns import Columns, in_columns
 from qmimic.data.loader import Loader
@@ -40,6 +41,7 @@ class Prepared:
         detector: settings of every detector, with anchors.
         key: fingerprint of data, size and detector settings.
         accelerator: device and processes.
+        remarks: sentences that a person has to read before any training.
     """
 
     recipe: Recipe
@@ -49,10 +51,20 @@ class Prepared:
     detector: DetectorConfig
     key: str
     accelerator: Accelerator
+    remarks: tuple[str, ...] = ()
 
     def spec(self, backbone: str) -> DetectorSpec:
-        """The description of a detector of this run."""
-        return spec_for(self.detector, backbone, self.dataset.classes, self.recipe.data.size, self.recipe.data.grey)
+        """The description of a student of this run."""
+        return self._spec(self.detector, backbone)
+
+    @property
+    def teacher_spec(self) -> DetectorSpec:
+        """The description of the teacher."""
+        own = self.detector.model_copy(update={"architecture": self.recipe.teacher_architecture})
+        return self._spec(own, self.recipe.teacher.backbone)
+
+    def _spec(self, detector: DetectorConfig, backbone: str) -> DetectorSpec:
+        return spec_for(detector, backbone, self.dataset.classes, self.recipe.data.size, self.recipe.data.grey)
 
     def bf16(self, backbone: str) -> bool:
         """Whether a network of this width is computed in bf16."""
@@ -69,7 +81,7 @@ def prepare(recipe: Recipe) -> Prepared:
     """
     for backbone in (recipe.teacher.backbone, recipe.student.backbone):
         parse_name(backbone)
-    architecture_of(recipe.detector.architecture)
+    architectures = tuple(map(architecture_of, (recipe.detector.architecture, recipe.teacher_architecture)))
     require(recipe.run.trackers)
     keep_freed_memory()
     torch.set_num_threads(recipe.run.threads or os.cpu_count() or 1)
@@ -93,9 +105,43 @@ def prepare(recipe: Recipe) -> Prepared:
         raise InputError(
             f"No image of the split {data.train!r} of {data.root} has a box to learn from; label some objects first."
         )
-    detector = architecture_of(recipe.detector.architecture).fitted(recipe.detector, sizes, data.size)
+    detector = recipe.detector
+    for architecture in architectures:  # each fills in what it knows and finds open
+        detector = architecture.fitted(detector, sizes, data.size)
+    try:  # what the architecture refuses must not wait for a stage
+        spec_for(detector, recipe.student.backbone, dataset.classes, data.size, data.grey)
+    except ValidationError as error:
+        raise InputError(explain(error)) from error
     key = data_key(dataset_fingerprint(dataset), data, detector)
-    return Prepared(recipe, dataset, train, val, detector, key, accelerator)
+    said = remarks(recipe.detector, detector, data.size, int(splits[TRAIN].counts.max()))
+    return Prepared(recipe, dataset, train, val, detector, key, accelerator, said)
+
+
+def remarks(given: DetectorConfig, fitted: DetectorConfig, size: tuple[int, int], objects: int) -> tuple[str, ...]:
+    """What was chosen by the boxes and what cannot be found, in sentences.
+
+    Args:
+        given: the recipe's settings.
+        fitted: the same, with what the boxes decide.
+        size: height and width of the network's input, pixels.
+        objects: most of one training image.
+    """
+    said = []
+    levels = fitted.levels or ()
+    if levels and given.levels is None:
+        said.append(f"Levels of strides {', '.join(map(str, levels))}, by the sizes of the training boxes.")
+    places = sum((size[0] // stride) * (size[1] // stride) for stride in levels)
+    if levels and objects > places:
+        said.append(
+            f"A training image has {objects} objects, and the levels have {places} places: some objects are learnt by "
+            "none; add a finer level to detector.levels or raise data.size."
+        )
+    if objects > fitted.max_detections:
+        said.append(
+            f"A training image has {objects} objects, and at most {fitted.max_detections} are detected in one; raise "
+            "detector.max_detections."
+        )
+    return tuple(said)
 
 
 def _cache(dataset: Dataset, split: str, recipe: Recipe) -> PixelCache | None:

@@ -4,9 +4,8 @@ A stage's folder is named by all that decides its result, so that equal recipes 
 overwrite each other.
 """
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,8 @@ from qmimic.distill.matching import matching
 from qmimic.distill.mimic import Mimic
 from qmimic.distill.teacher import DetectorTeacher, Teacher, in_float32
 from qmimic.errors import InputError
-from qmimic.files import write_text
-from qmimic.run.folder import RECIPE, STAGE_RESULT, StageResult, read_stage, stage_folder
+from qmimic.files import MissingError
+from qmimic.run.folder import RECIPE, StageResult, read_stage, stage_folder, stage_result, write_stage
 from qmimic.run.keys import Parents, pruned_key, quantized_key, student_key, teacher_key
 from qmimic.run.prepare import Prepared
 from qmimic.run.teaching import Lesson, OpenedTeacher, open_teacher, taught
@@ -38,6 +37,8 @@ from qmimic.scores.summary import Scores
 from qmimic.tables import MODES
 from qmimic.training.loop import Job, Objective, Watcher, step_generators, train_network
 from qmimic.training.step import DetectionObjective, DistillationObjective
+
+DETECTOR = "detector.safetensors"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Stage:
     @property
     def file(self) -> Path:
         """The trained detector."""
-        return self.folder / "detector.safetensors"
+        return self.folder / DETECTOR
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def train_teacher(prepared: Prepared, watcher: Watcher) -> Stage:
     key = teacher_key(recipe, prepared.key, prepared.bf16(config.backbone))
 
     def objective() -> DetectionObjective:
-        detector = build(prepared.spec(config.backbone), recipe.seed)
+        detector = build(prepared.teacher_spec, recipe.seed)
         if config.weights:
             load_backbone(detector, config.weights)
         _freeze(detector, config)
@@ -156,7 +157,7 @@ def macs_to_prune_to(prepared: Prepared) -> int:
         InputError: the teacher's channels cannot be pruned, or it costs no more than that.
     """
     teacher, student = (prepared.recipe.teacher.backbone, prepared.recipe.student.backbone)
-    whole, macs = build(prepared.spec(teacher)), mac_count(build(prepared.spec(student)))
+    whole, macs = build(prepared.teacher_spec), mac_count(build(prepared.spec(student)))
     channel_groups(whole)
     if macs >= mac_count(whole):
         raise InputError(
@@ -319,7 +320,7 @@ def _run(
 
 def _once(prepared: Prepared, folder: Path, watcher: Watcher, work: Callable[[], None]) -> Stage:
     """A stage that is found finished, or is run by `work`, which all processes call; the main one writes."""
-    done = _finished(folder)
+    done = _finished(folder, watcher.say)
     # All processes have looked before one of them writes: they must take the same way.
     prepared.accelerator.wait_for_everyone()
     if done:
@@ -328,7 +329,7 @@ def _once(prepared: Prepared, folder: Path, watcher: Watcher, work: Callable[[],
     _say_again(folder, watcher)
     work()
     prepared.accelerator.wait_for_everyone()
-    result = _finished(folder)
+    result = _finished(folder, watcher.say)
     if result is None:
         raise InputError(f"{folder} lacks what the main process wrote; put run.dir on a disk that all processes share.")
     return Stage(result, folder)
@@ -350,7 +351,7 @@ def _write(
     prepared: Prepared, name: str, key: str, trained: Detector, scores: Scores, folder: Path, extra: dict[str, Any]
 ) -> StageResult:
     """Write a detector with its result, the mark of a finished stage."""
-    file = folder / "detector.safetensors"
+    file = folder / DETECTOR
     notes = {"stage": name, "key": key, "map50": scores.voc_map50, "seed": prepared.recipe.seed}
     save_detector(trained, file, notes)
     result = StageResult(
@@ -365,13 +366,18 @@ def _write(
         bytes=file.stat().st_size,
         **extra,
     )
-    write_text(folder / STAGE_RESULT, json.dumps(asdict(result), indent=1))  # last: its presence means done
+    write_stage(folder, result)  # last: its presence means done
     return result
 
 
-def _finished(folder: Path) -> StageResult | None:
+def _finished(folder: Path, say: Callable[[str], None]) -> StageResult | None:
+    """The result of a stage that is done and whole. One that was damaged since is done again, from its checkpoints."""
     try:
-        load_detector(folder / "detector.safetensors")
-    except InputError:
-        return None  # not finished, or damaged since: run again from its last checkpoint
-    return read_stage(folder)
+        result = stage_result(folder)
+        load_detector(folder / DETECTOR)
+    except MissingError:
+        return None
+    except InputError as error:
+        say(f"{folder.name} was done before and cannot be used, so it is done again: {error}")
+        return None
+    return result

@@ -93,6 +93,8 @@ def train(recipe: Recipe, watcher: Watcher) -> RunResult:
 
 def _train(prepared: Prepared, watcher: Watcher) -> RunResult:
     recipe = prepared.recipe
+    for remark in prepared.remarks:
+        watcher.say(remark)
     students = arms(prepared)  # first: a fault in them must not wait for a trained teacher
     stages: list[Stage] = []
     teachers = None

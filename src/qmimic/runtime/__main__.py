@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"qmimic: {error.filename or 'output'}: {error.strerror or error}; check it.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 2
+        print("qmimic: interrupted.", file=sys.stderr)
+        return 130  # 128 and the signal's number
     return 0
 
 

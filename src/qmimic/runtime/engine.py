@@ -1,7 +1,6 @@
 """What computes a deployed file: one engine a format, from named arrays to named arrays."""
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qmimic.errors import InputError
+from qmimic.files import is_there, open_file, read_json
 from qmimic.runtime.metadata import INPUT, JUDGE, KEY, LOOK, REGIONS, SUM, WEIGHTS_SUM, from_properties
 from qmimic.runtime.suppression import propose
 
@@ -86,7 +86,7 @@ def openvino(path: Path, threads: int) -> Engine:
         properties = {key: str(model.get_rt_info(key).value) for key in own}
     except Exception as error:  # the same
         raise _cannot(path, f"OpenVINO {ov.__version__.partition('-')[0]}", "openvino", error) from error
-    if WEIGHTS_SUM in own and hashlib.sha256(weights.read_bytes()).hexdigest() != properties[WEIGHTS_SUM]:
+    if WEIGHTS_SUM in own and _sum_of(weights) != properties[WEIGHTS_SUM]:
         raise InputError(f"{weights} is not the file that {path.name} was written with; copy both files again.")
     names = [value.get_any_name() for value in model.outputs]
 
@@ -118,10 +118,10 @@ def executorch(path: Path, threads: int) -> Engine:
         raise InputError("ExecuTorch is not installed: pip install 'qmimic[executorch]'.") from error
     said = path.with_suffix(".json")
     try:
-        properties = json.loads(said.read_text(encoding="utf-8"))
-        if hashlib.sha256(path.read_bytes()).hexdigest() != properties.get(WEIGHTS_SUM):
+        properties = read_json(said)
+        if _sum_of(path) != properties.get(WEIGHTS_SUM):
             raise InputError(f"{path} is not the file that {said.name} was written with; copy both files again.")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+    except AttributeError as error:
         raise InputError(f"{said}, the description of {path.name}, cannot be read; copy both files.") from error
     metadata = from_properties(properties, path)
     try:
@@ -157,9 +157,15 @@ def load(path: Path, threads: int) -> Engine:
     """
     if path.suffix not in ENGINES:
         raise InputError(f"{path} is no deployed detector; its name ends in one of {' '.join(ENGINES)}.")
-    if not path.is_file():
+    if not is_there(path):
         raise InputError(f"There is no file {path}; name a file that `qmimic export` wrote.")
+    open_file(path).close()  # a named pipe would keep an engine waiting
     return ENGINES[path.suffix](path, threads)
+
+
+def _sum_of(path: Path) -> str:
+    with open_file(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _cannot(path: Path, engine: str, package: str, error: Exception) -> InputError:

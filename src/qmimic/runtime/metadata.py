@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from qmimic.errors import InputError
+from qmimic.files import parse_json
 
 FORMAT = 2
 KEY, SUM = "qmimic", "qmimic_sha256"
@@ -76,7 +77,7 @@ def from_properties(properties: Mapping[str, str], path: object) -> Metadata:
     if hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest() != properties.get(SUM):
         raise InputError(f"The description in {path} was edited and may no longer fit its weights; {again}.")
     try:
-        plain = json.loads(text)
+        plain = parse_json(text, f"The description in {path}")
         if plain["format"] > FORMAT:
             raise InputError(f"{path} was written by a newer qmimic (format {plain['format']}); upgrade qmimic.")
         plain |= {"classes": tuple(plain["classes"]), "size": tuple(plain["size"])}

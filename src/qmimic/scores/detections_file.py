@@ -14,7 +14,7 @@ from qmimic.data.sample import Dataset
 from qmimic.data.splits import samples_of
 from qmimic.detections import Detections
 from qmimic.errors import InputError
-from qmimic.files import write_text
+from qmimic.files import parse_json, write_text
 
 Ids = dict[Any, Any]  # ids of a COCO file: of images to their names, of categories to labels
 
@@ -43,11 +43,9 @@ def read_detections(path: Path, dataset: Dataset, split: str) -> dict[str, Detec
             finite; the entry is named by its place, counted from 0.
     """
     try:
-        entries = TypeAdapter(list[_Entry]).validate_python(json.loads(read_text(path)))
+        entries = TypeAdapter(list[_Entry]).validate_python(parse_json(read_text(path), str(path), strict=False))
     except ValidationError as error:
         raise InputError(f"{path} is not a list of detections: {_fault(error)}.") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not a whole JSON file ({error}); write it again.") from error
     names = {sample.image_id for sample in samples_of(dataset, split)}
     image_ids, category_ids = coco_ids(dataset, split)
     rows: dict[str, list[tuple[list[float], float, int]]] = {}

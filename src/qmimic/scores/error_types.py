@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from qmimic.scores.matches import IOU, Matches, pair_iou
+from qmimic.scores.matches import IOU, PAIRS_AT_ONCE, Matches, pair_iou
 from qmimic.scores.voc import average_precision
 
 BACKGROUND_IOU = 0.1
@@ -132,6 +132,9 @@ def _explain(
     names = {name: place for place, name in enumerate(FALSE_KINDS)}
     if not len(own):
         return np.full(len(rows), names["background"], np.int8), np.full(len(rows), -1, np.int64)
+    if len(rows) > 1 and len(rows) * len(own) > PAIRS_AT_ONCE:  # of a crowd or of noise; memory is bounded
+        halves = [_explain(matches, half, own) for half in np.array_split(rows, 2)]
+        return np.concatenate([half[0] for half in halves]), np.concatenate([half[1] for half in halves])
     truth = matches.truth
     pairs = pair_iou(np.repeat(matches.box[rows], len(own), 0), np.tile(truth.boxes[own], (len(rows), 1)))
     overlap = pairs.reshape(len(rows), len(own))

@@ -16,6 +16,7 @@ from qmimic.data.widerface import mat_images
 from qmimic.detections import Detections
 from qmimic.errors import InputError
 from qmimic.files import inside, write_text
+from qmimic.scores.matches import PAIRS_AT_ONCE
 
 LEVELS = ("easy", "medium", "hard")
 THRESHOLDS = 1000
@@ -173,8 +174,7 @@ def widerface_ap(truth: Iterable[TruthImage], found: Mapping[str, Boxes]) -> Wid
         own = found[image.image_id]
         if not len(own) or not len(image.boxes):
             continue  # the protocol passes over detections in images without faces
-        overlaps = _iou(own[:, :4], image.boxes)
-        taken, overlap = overlaps.argmax(1), overlaps.max(1)
+        taken, overlap = _best_faces(own[:, :4], image.boxes)
         step = np.searchsorted(-thresholds, -(own[:, 4] - lowest) / spread)
         hits = np.flatnonzero(overlap >= IOU)
         # Only the first detection of a face recalls it; a second one is a false detection.
@@ -188,6 +188,14 @@ def widerface_ap(truth: Iterable[TruthImage], found: Mapping[str, Boxes]) -> Wid
     faces = {level: sum(int(image.counted[level].sum()) for image in truth) for level in LEVELS}
     values = {level: _area(recalled[level].cumsum(), proposals[level].cumsum(), faces[level]) for level in LEVELS}
     return WiderScores(**values, detections=len(scores), lowest_score=float(scores.min(initial=np.inf)))
+
+
+def _best_faces(boxes: Boxes, faces: Boxes) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """The face that each of the boxes [N, 4] overlaps most, int64 [N], and that IoU, float64 [N]; piece by piece."""
+    pieces = np.array_split(boxes, -(-len(boxes) * len(faces) // PAIRS_AT_ONCE))
+    overlaps = ((own.argmax(1), own.max(1)) for own in (_iou(piece, faces) for piece in pieces))
+    taken, overlap = zip(*overlaps, strict=True)
+    return np.concatenate(taken), np.concatenate(overlap)
 
 
 def _iou(a: Boxes, b: Boxes) -> Boxes:

@@ -12,6 +12,7 @@ from fastapi.responses import Response
 
 from qmimic.detections import Detections
 from qmimic.errors import InputError
+from qmimic.files import open_file, read_bytes
 from qmimic.serve.answers import Allowed, Found, Model, Models, Refusal
 from qmimic.serve.labels import Detection, LabelsWanted, labels_zip
 from qmimic.serve.limits import LARGE, MIB, Limits, RefusedError, picture_size
@@ -157,10 +158,12 @@ def about_reports(shelf: Shelf) -> APIRouter:
         responses={200: {"description": "a page", "content": {"text/html": {}}}, **refusals(404, 422)},
     )
     def report(run: str) -> Response:
-        path = _report(shelf, run)
-        if path is None:
-            raise RefusedError(404, f"There is no report of {run!r}; `qmimic report` writes one into a run's folder.")
-        return Response(path.read_bytes(), media_type="text/html", headers={"content-security-policy": REPORT_POLICY})
+        try:
+            content = read_bytes(shelf.runs[run] / REPORT, MAX_REPORT, shelf.runs[run])
+        except (KeyError, InputError) as error:
+            none = f"There is no report of {run!r}; `qmimic report` writes one into a run's folder."
+            raise RefusedError(404, none) from error
+        return Response(content, media_type="text/html", headers={"content-security-policy": REPORT_POLICY})
 
     return router
 
@@ -190,5 +193,8 @@ def _report(shelf: Shelf, run: str) -> Path | None:
         return None
     folder = shelf.runs[run]
     path = folder / REPORT
-    inside = path.is_file() and path.resolve().is_relative_to(folder.resolve())
-    return path if inside and path.stat().st_size <= MAX_REPORT else None
+    try:
+        open_file(path, folder, MAX_REPORT).close()
+    except InputError:
+        return None
+    return path

@@ -1,9 +1,7 @@
 """How much strangers may send: bytes, pixels, and pictures in progress; those who wait too long are told so."""
 
 import asyncio
-import contextlib
 import io
-from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from starlette.responses import JSONResponse
@@ -17,6 +15,10 @@ LARGE = 16_000_000  # pixels; pictures above are decoded one at a time
 JSON_BYTES = 8 * MIB
 DRAINED = 4  # times the limit that is read and thrown away, so that a sender reads our answer and no broken connection
 READING = 60.0  # seconds that a body may take
+PACE, LEAST = 2.0, 16384  # in so many seconds it brings so many bytes, or its end
+ARRIVING = 512  # bodies on their way at once
+HELD = 4  # whole bodies for each thread, of those on their way and those that wait
+PICTURES = "/api/detect"  # what is sent to any other address is JSON, whatever it calls itself
 RETRY = 5  # seconds after which one that was sent away may come again
 
 
@@ -78,74 +80,128 @@ def _too_many_pixels(limits: Limits) -> RefusedError:
     return RefusedError(413, f"The picture has over {limits.pixels / 1e6:g} million pixels; shrink it first.")
 
 
-class Gate:
-    """ASGI middleware: a body is read when it is its turn, and no further than allowed; then the application gets it.
+class _Arrival:
+    """A body on its way, or one that waits or is looked at: its bytes count among those that are held."""
 
-    So memory is bounded by the number of turns: whoever waits has not been read yet.
+    def __init__(self, deadline: asyncio.Timeout) -> None:
+        self.deadline = deadline
+        self.held = 0
+        self.cut = False
+
+
+class Gate:
+    """ASGI middleware: a body is read when a turn is free, and no further than allowed; then it takes the turn.
+
+    A body that has not come to its end holds no turn, so that slow senders keep nobody waiting; one that falls below
+    the least rate is cut off. Memory is bounded by the bytes that are held: where they become too many, the body that
+    has been on its way for longest gives way.
     """
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self._app = app
         self._limits = limits
-        self._turns = asyncio.Semaphore(2 * limits.threads)  # one computes while another's body arrives
+        self._free = 2 * limits.threads  # turns; one computes while another's body is prepared
+        self._changed = asyncio.Condition()
         self._waiting = 0
+        self._arriving: list[_Arrival] = []  # the first began first
+        self._held, self._most_held = 0, HELD * limits.threads * limits.bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD"):
             await self._app(scope, receive, send)
             return
+        arrival: _Arrival | None = None
         try:
-            async with self._turn():
-                body = await self._body(scope, receive)
-                if body is not None:
+            await self._until_free(take=False)
+            arrival = _Arrival(asyncio.timeout(READING))
+            body = await self._body(arrival, scope, receive)
+            if body is not None:
+                await self._until_free(take=True)
+                try:
                     await self._app(scope, _replay(body, receive), send)
+                finally:
+                    async with self._changed:
+                        self._free += 1
+                        self._changed.notify_all()
         except RefusedError as error:
             await error.response()(scope, receive, send)
+        finally:
+            if arrival is not None:
+                self._held -= arrival.held
 
-    @contextlib.asynccontextmanager
-    async def _turn(self) -> AsyncIterator[None]:
-        busy = RefusedError(503, "The server is busy with other pictures; try again in some seconds.")
-        if self._waiting >= self._limits.waiting:
-            raise busy
+    async def _until_free(self, take: bool) -> None:
+        """Wait for a free turn, and perhaps take it."""
+        if self._waiting >= self._limits.waiting or len(self._arriving) >= ARRIVING:
+            raise _busy()
         self._waiting += 1
         try:
-            async with asyncio.timeout(self._limits.patience):
-                await self._turns.acquire()
+            async with asyncio.timeout(self._limits.patience), self._changed:
+                await self._changed.wait_for(lambda: self._free > 0)
+                self._free -= take
         except TimeoutError:
-            raise busy from None
+            raise _busy() from None
         finally:
             self._waiting -= 1
-        try:
-            yield
-        finally:
-            self._turns.release()
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes | None:
+    async def _body(self, arrival: _Arrival, scope: Scope, receive: Receive) -> bytes | None:
         """The whole body; None if the sender has gone."""
-        kind = dict(scope["headers"]).get(b"content-type", b"")
-        most = min(JSON_BYTES, self._limits.bytes) if kind.startswith(b"application/json") else self._limits.bytes
+        most = self._limits.bytes
+        if not scope["path"].endswith(PICTURES):
+            most = min(JSON_BYTES, most)
+        clock = asyncio.get_running_loop().time
+        end = clock() + READING
         parts: list[bytes] = []
-        length = 0
+        length = lately = 0
+        self._arriving.append(arrival)
         try:
-            async with asyncio.timeout(READING):
+            async with arrival.deadline as deadline:
+                deadline.reschedule(min(end, clock() + PACE))
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         return None
                     part = message.get("body", b"")
                     length += len(part)
+                    lately += len(part)
+                    if lately >= LEAST:
+                        lately = 0
+                        deadline.reschedule(min(end, clock() + PACE))
                     if length <= most:
                         parts.append(part)
+                        self._hold(arrival, len(part))
                     else:
                         parts.clear()
+                        self._hold(arrival, -arrival.held)
                     if length > DRAINED * most or not message.get("more_body"):
                         break
         except TimeoutError:
-            raise RefusedError(408, f"The request took over {READING:g} seconds to arrive; send less.") from None
+            if arrival.cut:
+                raise _busy() from None
+            rate = LEAST / PACE / 1024
+            raise RefusedError(
+                408,
+                f"The request took too long to arrive, over {READING:g} s or below {rate:g} kB/s; send less.",
+            ) from None
+        finally:
+            self._arriving.remove(arrival)
         if length > most:
             raise RefusedError(413, f"The request has over {most / MIB:g} MiB; shrink the picture, or send less.")
         return b"".join(parts)
+
+    def _hold(self, arrival: _Arrival, count: int) -> None:
+        arrival.held += count
+        self._held += count
+        if self._held > self._most_held:
+            oldest = self._arriving[0]
+            oldest.cut = True
+            oldest.deadline.reschedule(asyncio.get_running_loop().time())
+            self._held -= oldest.held
+            oldest.held = 0
+
+
+def _busy() -> RefusedError:
+    return RefusedError(503, "The server is busy with other pictures; try again in some seconds.")
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

@@ -6,7 +6,7 @@ that another site's page sends.
 """
 
 import ipaddress
-from urllib.parse import urlsplit
+import re
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -76,14 +76,12 @@ class Safe:
                 403, "This server answers to this machine alone; open it as http://localhost with its port."
             )
         origin = headers.get("origin")
-        own = origin is None or (urlsplit(origin).scheme in ("http", "https") and urlsplit(origin).netloc == host)
+        own = origin is None or origin in (f"http://{host}", f"https://{host}")
         if method not in ("GET", "HEAD") and (not own or headers.get("sec-fetch-site") == "cross-site"):
             raise RefusedError(403, "Another site's page sent this; use this server's own page, or a program.")
 
 
 def _name(host: str) -> str | None:
-    """The name in a Host header, without the port."""
-    try:
-        return urlsplit(f"//{host}").hostname
-    except ValueError:
-        return None
+    """The name in a Host header, without the port; None if it is more or less than that."""
+    found = re.fullmatch(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(:[0-9]{1,5})?", host)
+    return found[1].strip("[]").lower() if found else None

@@ -15,7 +15,7 @@ from qmimic.detectors.build import mac_count, parameter_count
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.rpn import NMS_IOU
 from qmimic.errors import InputError
-from qmimic.files import replacing, write_text
+from qmimic.files import read_json, replacing, write_text
 from qmimic.runtime.detector import Detector as ShippedDetector
 from qmimic.runtime.metadata import Metadata, as_properties
 from qmimic.ship.executorch_file import describe_executorch, write_executorch
@@ -117,8 +117,8 @@ def proved(proof: Mapping[str, Any]) -> str:
 
 def _note(path: Path, name: str, figures: Mapping[str, Any]) -> None:
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        before = read_json(path)
+    except InputError:  # not there, or damaged: written anew
         before = {}
     others = before if isinstance(before, dict) else {}
     write_text(path, json.dumps({**others, name: figures}, indent=1))

@@ -5,6 +5,7 @@ machines do; only this process writes the table.
 """
 
 import contextlib
+import io
 import os
 import socket
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 
 from qmimic.config import Recipe
 from qmimic.errors import InputError
+from qmimic.files import appending
 from qmimic.study.table import recipe_of, update
 from qmimic.study.worker import Reporter, outcome
 
@@ -121,17 +123,21 @@ def remote_job(where: tuple[str, str, str], job: str, kind: str, recipe: str, bo
     here, folder, log = where
     try:
         os.chdir(here)
-        Path(log).touch()
+        with appending(Path(log)):
+            pass
     except OSError as error:
         reason = (
             f"{socket.gethostname()} cannot use {error.filename} ({error.strerror}); put the study on a disk that all "
             "machines share under one path."
         )
         return {"status": "failed", "error": reason}
+    except InputError as error:
+        return {"status": "failed", "error": f"{socket.gethostname()}: {error}"}
     os.environ["OMP_NUM_THREADS"] = "1"
     watcher = Reporter(lambda step, steps: board.put.remote(job, step, steps))
     with (
-        Path(log).open("a", encoding="utf-8") as output,
+        appending(Path(log)) as file,
+        io.TextIOWrapper(file, "utf-8", write_through=True) as output,
         contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(output),
     ):

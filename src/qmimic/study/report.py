@@ -10,8 +10,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from qmimic.errors import InputError
-from qmimic.files import replacing, write_text
+from qmimic.files import is_there, read_text, replacing, write_text
 from qmimic.scores.statistics import CONFIDENCE, Estimate, estimate, interval, percent
 from qmimic.study.spec import Study
 from qmimic.study.table import read_results, read_study
@@ -125,16 +124,7 @@ def note_of(folder: Path) -> str:
         InputError: the note cannot be read, is too long or is not UTF-8.
     """
     path = folder / NOTE
-    try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_NOTE_BYTES + 1)
-        if len(raw) > MAX_NOTE_BYTES:
-            raise InputError(f"{path} is over 64 kB; keep a study's note to a few sentences.")
-        return raw.decode("utf-8").strip()
-    except FileNotFoundError:
-        return ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"Cannot read the note {path}: {error}; write it as UTF-8 text, or remove it.") from error
+    return read_text(path, MAX_NOTE_BYTES, folder).strip() if is_there(path) else ""
 
 
 def markdown(study: Study, results: Sequence[dict[str, Any]], note: str = "") -> str:

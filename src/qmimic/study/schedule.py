@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from qmimic.files import appending, open_file
 from qmimic.run.lock import exclusive_lock
 from qmimic.study.spec import Run, Study
 from qmimic.study.table import JobRow, plan, read_jobs, update
 
 POLL_SECONDS = 0.3
+LOG_END = 1 << 16  # bytes of a log that are looked at
 NEED_FAILED = "The job that it depends on failed: "
 ORDER = ("teacher", "quantized", "student")  # many wait for a teacher, nobody for a student
 
@@ -31,7 +33,7 @@ class Process:
     """A job as a process of this machine."""
 
     def __init__(self, folder: Path, job: str, log: Path) -> None:
-        with log.open("ab") as output:
+        with appending(log) as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "qmimic.study.worker", str(folder), job],
                 stdin=subprocess.DEVNULL,
@@ -115,8 +117,15 @@ def _settle(folder: Path, job: str, code: int) -> None:
     row = next(row for row in read_jobs(folder) if row.id == job)
     if row.status == "running":
         log = folder / "logs" / f"{job}.log"
-        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["no output"]
+        lines = _end(log).strip().splitlines() or ["no output"]
         update(folder, job, status="failed", error=f"The process ended with code {code}: {lines[-1]} ({log})")
+
+
+def _end(log: Path) -> str:
+    """The last part of a job's output."""
+    with open_file(log) as file:
+        file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_END))
+        return file.read(LOG_END).decode("utf-8", "replace")
 
 
 def _without_hope(folder: Path) -> list[JobRow]:

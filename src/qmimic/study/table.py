@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from qmimic.config import Recipe, explain
 from qmimic.errors import InputError
+from qmimic.files import is_there, open_file, parse_json
 from qmimic.run.folder import STAGE_RESULT, stage_folder
 from qmimic.study.spec import Run, Study, jobs_of
 
@@ -74,8 +75,11 @@ def opened(folder: Path) -> Iterator[sqlite3.Connection]:
     Raises:
         InputError: the file is not a table, or cannot be written.
     """
+    if is_there(folder / FILE):
+        open_file(folder / FILE, folder).close()
     try:
         with closing(sqlite3.connect(folder / FILE, timeout=60)) as connection, connection:
+            connection.execute("PRAGMA trusted_schema = OFF")
             connection.row_factory = sqlite3.Row
             yield connection
     except sqlite3.Error as error:
@@ -131,7 +135,7 @@ def _want_lost_teachers(table: sqlite3.Connection, folder: Path) -> None:
         "WHERE job.status = 'waiting' AND teacher.status = 'done'"
     )
     for row in needed.fetchall():
-        result = json.loads(row["result"])
+        result = parse_json(row["result"], str(folder / FILE))
         if not (stage_folder(folder, result["name"], result["key"]) / STAGE_RESULT).is_file():
             table.execute("UPDATE jobs SET status = 'waiting' WHERE id = ?", (row["id"],))
 
@@ -164,7 +168,10 @@ def read_jobs(folder: Path) -> list[JobRow]:
 def read_results(folder: Path) -> list[dict[str, Any]]:
     """The view `results`: one row a run."""
     with opened(folder) as table:
-        return [{**row, "point": json.loads(row["point"])} for row in table.execute("SELECT * FROM results")]
+        return [
+            {**row, "point": parse_json(row["point"], str(folder / FILE))}
+            for row in table.execute("SELECT * FROM results")
+        ]
 
 
 def names(folder: Path) -> dict[str, str]:
@@ -173,7 +180,7 @@ def names(folder: Path) -> dict[str, str]:
         rows = table.execute("SELECT job, arm, point, seed, fold FROM runs ORDER BY rowid DESC").fetchall()
     found = {}
     for row in rows:
-        point = "".join(f" {key}={value}" for key, value in json.loads(row["point"]).items())
+        point = "".join(f" {key}={value}" for key, value in parse_json(row["point"], str(folder / FILE)).items())
         found[row["job"]] = f"{row['arm']}{point}, seed {row['seed']}, fold {row['fold']}"
     return found
 

@@ -7,6 +7,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from qmimic.study.table import JobRow, names
 
@@ -51,16 +52,16 @@ class View:
             return
         title = self._title(jobs)
         if self.console.is_terminal:
-            table = Table("at work", "step", title=title, title_justify="left")
+            table = Table("at work", "step", title=Text(title), title_justify="left")
             for job in jobs:
                 if job.status == "running":
                     table.add_row(
-                        self._names.get(job.id, job.kind), f"{job.step}/{job.steps}" if job.steps else "starting"
+                        Text(self._names.get(job.id, job.kind)), f"{job.step}/{job.steps}" if job.steps else "starting"
                     )
             self._live.update(table, refresh=True)
         elif time.monotonic() - self._line >= LINE_SECONDS:
             self._line = time.monotonic()
-            self.console.print(title, highlight=False)
+            self.console.print(title, highlight=False, markup=False)
 
     def _tell(self, jobs: list[JobRow]) -> None:
         ended = {job.id for job in jobs if job.status in ("done", "failed")}

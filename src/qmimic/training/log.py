@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from qmimic.errors import InputError
-from qmimic.files import replacing, write_text
+from qmimic.files import MIB, append_text, is_there, parse_json, read_bytes, replacing, write_text
 from qmimic.training.trackers import Past, Trackers
 
 LOG = "log.jsonl"
+MAX_LOG_BYTES = 256 * MIB
 
 
 class Log:
@@ -35,13 +36,7 @@ class Log:
             InputError: the disk is full or the folder read-only.
         """
         self.lines.append(line)
-        try:
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise InputError(
-                f"Cannot write {self.path}: {error.strerror or error}; free some space and run the same command."
-            ) from error
+        append_text(self.path, json.dumps(line) + "\n")
         self._trackers.log({name: value for name, value in line.items() if name != "step"}, line["step"])
 
 
@@ -72,14 +67,18 @@ def draw_curves(logs: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a stage's log; the last one may have been cut by a kill and is then left out."""
-    if not path.is_file():
+    """The whole lines of a stage's log; the last one may have been cut by a kill and is then left out.
+
+    Raises:
+        InputError: there is a file, and it cannot be read.
+    """
+    if not is_there(path):
         return []
     lines: list[dict[str, Any]] = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for text in read_bytes(path, MAX_LOG_BYTES).decode("utf-8", "replace").splitlines():
         try:
-            line = json.loads(text)
-        except ValueError:
+            line = parse_json(text, str(path))
+        except InputError:
             break
         if not isinstance(line, dict) or not isinstance(line.get("step"), int):
             break

@@ -98,7 +98,7 @@ def train_network(
         average = AveragedModel(objective.detector, multi_avg_fn=get_ema_multi_avg_fn(schedule.ema), use_buffers=True)
     rows = slice(accelerator.process_index, None, accelerator.num_processes)  # of the global batch
     optimizer = build_optimizer(objective, schedule)
-    done = load_checkpoint(job.folder / "checkpoints", job.key, objective, optimizer, average)
+    done = load_checkpoint(job.folder / "checkpoints", job.key, objective, optimizer, average, schedule.steps)
     wrapped, optimizer = accelerator.prepare(objective, optimizer)
     final = objective.detector if average is None else average.module
     assert isinstance(final, Detector)

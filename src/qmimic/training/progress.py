@@ -42,10 +42,10 @@ class Bar:
     def __init__(self, console: Console, timed: bool = False) -> None:
         self.console, self.timed = console, timed
         self._bar = Progress(
-            TextColumn("[bold]{task.description:<18}"),
+            TextColumn("{task.description:<18}", style="bold", markup=False),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
+            TextColumn("{task.fields[numbers]}", markup=False),
             TimeRemainingColumn(),
             console=console,
             disable=not console.is_terminal,
@@ -84,7 +84,9 @@ class Bar:
         """See `Watcher`."""
         self._score = f"mAP {100 * map50:.1f}  "
         if not self.console.is_terminal:
-            self.console.print(f"{self._stage:<18} step {step}/{self._steps}  {self._numbers()}", highlight=False)
+            self.console.print(
+                f"{self._stage:<18} step {step}/{self._steps}  {self._numbers()}", highlight=False, markup=False
+            )
 
     def say(self, text: str) -> None:
         """See `Watcher`."""

@@ -1,6 +1,8 @@
 """What a killed run needs to go on: weights, optimizer, moving average, step. Random numbers are a function of it."""
 
 import copy
+import re
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -8,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qmimic.detectors.files import TensorFile, load_state, read_tensors, write_tensors
+from qmimic.detectors.files import TensorFile, load_state, read_tensors, require_sum, write_tensors
 from qmimic.errors import InputError
 
 KEPT = 2
+NAME = r"step-\d{7,}\.safetensors"
 
 
 def save_checkpoint(
@@ -42,43 +45,61 @@ def save_checkpoint(
         tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items() if value is not None}
-    for torso in folder.glob(".step-*.safetensors"):  # what a killed process was writing
+    for torso in _named(folder, r"\.step-\d{7,}-[0-9a-f]{16}\.safetensors"):  # what a killed process was writing
         torso.unlink()
     newest = folder / f"step-{step:07d}.safetensors"
     write_tensors(newest, tensors, {"step": step, "key": key})
-    files = sorted(folder.glob("step-*.safetensors"))
+    files = _named(folder, NAME)
     place = files.index(newest) + 1
     for other in files[place:] + files[: max(0, place - KEPT)]:
         other.unlink()
 
 
 def load_checkpoint(
-    folder: Path, key: str, module: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None
+    folder: Path,
+    key: str,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: nn.Module | None,
+    steps: int = sys.maxsize,
 ) -> int:
     """Restore the newest whole checkpoint of this stage; a damaged one is passed over with a warning.
 
-    Args: as `save_checkpoint`.
+    Args: as `save_checkpoint`, and the steps of the whole schedule.
 
     Returns:
         Steps done; 0 if there is nothing to go on from, and then everything is as it was.
     """
     parts: list[nn.Module | torch.optim.Optimizer] = [module, optimizer, *([] if average is None else [average])]
-    for path in sorted(folder.glob("step-*.safetensors"), reverse=True):
+    for path in reversed(_named(folder, NAME)):
         untouched = copy.deepcopy([part.state_dict() for part in parts])
         try:
-            file = read_tensors(path)
+            file = read_tensors(path, verify=False)
+            if not file.header:
+                raise InputError("its header is lost")
             if file.header.get("key") != key:
                 continue
+            step = file.header["step"]
+            if type(step) is not int or not 0 <= step <= steps:
+                raise InputError(f"its step {step} is not one of the schedule's {steps}")
             load_state(module, _part(file, "module."), path)
             if average is not None:
                 load_state(average, _part(file, "average."), path)
             _load_optimizer(optimizer, _part(file, "optimizer."))
-            return int(file.header["step"])
+            require_sum(file, path)
+            return step
         except (InputError, KeyError, ValueError, TypeError, IndexError) as error:
             for part, state in zip(parts, untouched, strict=True):
                 part.load_state_dict(state)
             warnings.warn(f"Checkpoint {path} is damaged ({error}); going on from the one before.", stacklevel=2)
     return 0
+
+
+def _named(folder: Path, pattern: str) -> list[Path]:
+    """The regular files of a folder whose whole name fits, in order; nothing else is ever read or removed."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if re.fullmatch(pattern, path.name) and not path.is_symlink())
 
 
 def _part(file: TensorFile, prefix: str) -> dict[str, Tensor]:

@@ -1,0 +1,89 @@
+"""A whole run of one-stage detectors: taught, pruned, resumed, and what is said before it begins."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import torch
+
+from qmimic.config import DetectorConfig, Recipe
+from qmimic.detectors.files import load_detector
+from qmimic.detectors.one_stage import OneStage
+from qmimic.errors import InputError
+from qmimic.run.prepare import prepare, remarks
+from qmimic.run.train import train
+from qmimic.training.progress import Silent
+
+
+@dataclass
+class Heard(Silent):
+    """What was said; it can stop a stage at one of its steps."""
+
+    said: list[str] = field(default_factory=list)
+    stop_at: int | None = None
+    stage: str = ""
+
+    def start(self, stage: str, steps: int, done: int) -> None:
+        self.stage = stage
+
+    def step(self, step: int, images: int, loss: float) -> None:
+        if self.stage == "student" and step == self.stop_at:
+            raise KeyboardInterrupt
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def test_a_run_teaches_prunes_and_resumes_to_the_same_weights(
+    make_recipe: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    changes = {
+        "detector": {"architecture": "one_stage"},
+        "teacher": {"steps": 4, "batch_size": 4, "backbone": "repvgg/16", "min_map": 0},
+        "pruning": {"rounds": 1, "steps": 1},
+    }
+    recipe = make_recipe(**changes).model_copy(update={"baselines": ("taylor",)})
+    heard = Heard(stop_at=5)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, heard)
+    assert "Levels of strides 8, 16, 32, by the sizes of the training boxes." in heard.said
+    result = train(recipe, Heard())
+    assert [one.name for one in result.results] == ["teacher", "quantized_teacher", "taylor", "student"]
+    assert result.results[-1].matching is not None
+    student, _ = load_detector(result.student)
+    assert isinstance(student, OneStage)
+    assert student.strides == (8, 16, 32)
+    elsewhere = recipe.model_copy(update={"run": recipe.run.model_copy(update={"dir": str(tmp_path / "other")})})
+    again, _ = load_detector(train(elsewhere, Heard()).student)
+    for ours, theirs in zip(student.state_dict().values(), again.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_teacher_of_two_stages_teaches_on_the_level_that_both_have(make_recipe: Callable[..., Recipe]) -> None:
+    quick = {"steps": 3, "batch_size": 4, "backbone": "resnet18/16", "min_map": 0}
+    recipe = make_recipe(detector={"architecture": "one_stage"}, teacher={**quick, "detector": "faster_rcnn"})
+    result = train(recipe.model_copy(update={"baselines": ()}), Silent())
+    assert result.results[-1].matching is not None
+    teacher, _ = load_detector(result.folder / "teacher.safetensors")
+    assert teacher.spec.architecture == "faster_rcnn"
+    assert teacher.strides == (16,)
+    student, _ = load_detector(result.student)
+    assert student.strides == (8, 16, 32)
+
+
+def test_levels_that_do_not_fit_are_refused_before_training(make_recipe: Callable[..., Recipe]) -> None:
+    recipe = make_recipe(
+        detector={"architecture": "one_stage", "levels": [8, 32]},
+        data={"size": [48, 64], "root": make_recipe().data.root},
+    )
+    with pytest.raises(InputError, match="multiples of 32, and the size is 48 x 64"):
+        prepare(recipe)
+
+
+def test_crowds_are_said() -> None:
+    given = DetectorConfig(architecture="one_stage", levels=(32,), max_detections=9)
+    (places, detections) = remarks(given, given, (64, 96), 7), remarks(given, given, (320, 320), 10)
+    assert "7 objects, and the levels have 6 places" in places[0]
+    assert "10 objects, and at most 9 are detected" in detections[0]
+    assert remarks(given, given, (320, 320), 9) == ()
