@@ -110,7 +110,7 @@ def another(recipe: Recipe, key: str, folder: Path) -> Any:
     if key in OTHER:
         return OTHER[key]
     value = value_of(recipe, key)
-    if key.endswith(".weights"):
+    if key.endswith((".weights", ".file")):
         file = folder / "weights.safetensors"
         file.write_bytes(b"some weights")
         return str(file)
