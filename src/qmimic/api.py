@@ -4,14 +4,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from accelerate import PartialState
+from pydantic import ValidationError
 
-from qmimic.config import DetectorConfig, Recipe
+from qmimic.config import DetectorConfig, Recipe, explain
 from qmimic.data.loader import Loader
 from qmimic.data.sample import Dataset
-from qmimic.data.splits import samples_of
+from qmimic.data.splits import samples_of, with_classes
 from qmimic.detections import Detections
-from qmimic.detectors.architectures import spec_for
+from qmimic.detectors.architectures import architecture_of, spec_for
 from qmimic.detectors.build import at_size, build
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.evaluation import detect_all, merge
@@ -42,14 +44,19 @@ def build_detector(
         classes: class names; the index is the label.
         size: height and width that images are fitted into, pixels, multiples of 16.
         anchors: widths and heights in pixels; fit them to your boxes with `qmimic.detectors.anchors.fit_anchors`.
+            A one-stage detector has levels for boxes of these sizes, unless `config.levels` names others.
         config: everything else around the backbone.
         seed: of the weights.
 
     Raises:
-        InputError: the backbone's name is unknown.
+        InputError: the backbone's name is unknown, or the architecture refuses a setting.
     """
     settings = (config or DetectorConfig()).model_copy(update={"anchors": anchors})
-    return build(spec_for(settings, name, classes, size), seed)
+    fitted = architecture_of(settings.architecture).fitted(settings, np.array(anchors, np.float32), size)
+    try:
+        return build(spec_for(fitted, name, classes, size), seed)
+    except ValidationError as error:
+        raise InputError(explain(error)) from error
 
 
 def train(recipe: Recipe, watcher: Watcher | None = None) -> RunResult:
@@ -78,6 +85,10 @@ def write_report_of(result: RunResult, recipe: Recipe, watcher: Watcher) -> Path
 
 def evaluate(detector: Detector | Path | str, dataset: Dataset, split: str = "val") -> Scores:
     """Scores of a detector (or of its file) on a split. Raises: as `detect`."""
+    if not isinstance(detector, Detector):
+        detector, _ = load_detector(Path(detector))
+    samples_of(dataset, split)  # a wrong split is named first
+    dataset = with_classes(dataset, detector.spec.classes)
     return score(dataset, split, detect(detector, dataset, split))
 
 
@@ -92,7 +103,7 @@ def detect(
 
     Args:
         detector: a detector, or its file.
-        dataset: of the detector's classes.
+        dataset: of the detector's classes, or of some of them by name; labels of detections are the detector's.
         split: name of the split, or several joined by +.
         sizes: heights and widths at which the images are looked at, one after another; none: the detector's own.
         flip: run on their mirror images as well.
@@ -103,11 +114,7 @@ def detect(
     if not isinstance(detector, Detector):
         detector, _ = load_detector(detector)
     samples_of(dataset, split)  # before the networks are made
-    if dataset.classes != detector.spec.classes:
-        raise InputError(
-            f"The detector knows {', '.join(detector.spec.classes)}, but {dataset.name} has the classes "
-            f"{', '.join(dataset.classes)}; evaluate it on data of its own classes."
-        )
+    dataset = with_classes(dataset, detector.spec.classes)
     views = []
     for own in [at_size(detector, size) for size in sizes] or [detector.eval()]:
         loader = Loader(dataset, split, own.spec.size, BATCH)

@@ -34,6 +34,17 @@ def draw(image: Image.Image, found: Detections, classes: Sequence[str], min_scor
     return drawn
 
 
+def captioned(image: Image.Image, text: str) -> Image.Image:
+    """A copy of a picture, at the size of a contact sheet's cell, with a line of text above it."""
+    scale = (CELL - 32) / max(image.size)
+    small = image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))))
+    cell = Image.new("RGB", (CELL, CELL), "white")
+    cell.paste(small, ((CELL - small.width) // 2, 24))
+    font = ImageFont.load_default(11)
+    ImageDraw.Draw(cell).text((4, 4), text if len(text) <= 54 else f"...{text[-51:]}", fill="black", font=font)
+    return cell
+
+
 def contact_sheet(images: Sequence[Image.Image], columns: int) -> Image.Image:
     """Pictures side by side, each fitted into a square cell."""
     rows = -(-len(images) // columns)

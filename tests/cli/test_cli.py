@@ -121,7 +121,7 @@ def test_detectors_that_cannot_be_used(trained: Path, tmp_path: Path, refused: R
     assert "newer qmimic" in refused("eval", newer, "--data", cats)
     assert "is a folder, not a file" in refused("eval", tmp_path, "--data", cats)
     pets = coco(tmp_path / "pets", classes=("cat", "dog"))
-    assert "its own classes" in refused("eval", student, "--data", pets)
+    assert "shows the class dog, which the detector does not know" in refused("eval", student, "--data", pets)
     assert "no split 'test'" in refused("eval", student, "--data", cats, "--split", "test")
 
 
@@ -159,3 +159,9 @@ def test_a_closed_pipe_ends_quietly(tmp_path: Path) -> None:
     command = f"{sys.executable} -m qmimic data check {data} --json | head -c 10"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
     assert done.stderr == ""
+
+
+def test_a_run_keeps_the_account_of_its_data(trained: Path) -> None:
+    kept = json.loads((trained / "run" / "data.json").read_text())
+    assert kept["accounted"]["pictures"] == {"found": 8, "used": 8, "left_out": {}}
+    assert kept["remarks"][0].startswith("pictures: 8 found, 8 used")

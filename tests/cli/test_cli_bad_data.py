@@ -104,9 +104,9 @@ def test_coco_files_that_are_none(tmp_path: Path, train_refused: TrainRefused, c
 @pytest.mark.parametrize(
     ("objects", "why"),
     [
-        ("<object><name>cat</name><bndbox><xmin>nan</xmin></bndbox></object>", "no four finite numbers"),
-        ("<object><name>cat", "no plain XML"),
-        ("<filename>&outside;</filename>", "no plain XML"),
+        ("<object><name>cat</name><bndbox><xmin>nan</xmin></bndbox></object>", "has no box of four numbers"),
+        ("<object><name>cat", "not valid XML"),
+        ("<filename>&outside;</filename>", "not valid XML"),
     ],
     ids=["NaN", "cut", "unknown entity"],
 )
@@ -125,7 +125,7 @@ def test_voc_entities_and_paths_out_of_the_folder(
     (data / "JPEGImages" / "0.png").rename(secret)
     label = data / "Annotations" / "0.xml"
     label.write_text("<annotation><filename>../../secret.png</filename></annotation>")
-    assert "leads out of" in train_refused(data)
+    assert "There is no image" in train_refused(data)
     (data / "JPEGImages" / "0.png").symlink_to(secret)
     assert "leads out of" in train_refused(data)
     declared = f'<!DOCTYPE a [<!ENTITY outside SYSTEM "{secret.as_uri()}">]>'
@@ -224,7 +224,7 @@ def test_data_check_refuses_what_is_no_dataset(tmp_path: Path, refused: Refused)
     (tmp_path / "empty").mkdir()
     assert "holds no dataset" in refused("data", "check", tmp_path / "empty")
     for size in (("0", "64"), ("64", "-1")):
-        assert "is no size" in refused("data", "check", coco(tmp_path / "data" / size[1]), "--size", *size)
+        assert "is not a size" in refused("data", "check", coco(tmp_path / "data" / size[1]), "--size", *size)
 
 
 def test_odd_kinds_of_pictures_and_names_train(recipe: Path, tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_a_file_name_that_is_no_utf8_trains(recipe: Path, tmp_path: Path, capsys
     assert "\\udcff" in capsys.readouterr().out
 
 
-def test_one_image_in_train_and_val_trains(recipe: Path, tmp_path: Path) -> None:
+def test_one_image_in_train_and_val_is_refused(tmp_path: Path, train_refused: TrainRefused) -> None:
     data = coco(tmp_path / "data", count=1, suffix=".gif")
     (data / "instances_val.json").write_bytes((data / "instances_train.json").read_bytes())
     (data / "val" / "val0.gif").unlink()
@@ -280,6 +280,11 @@ def test_one_image_in_train_and_val_trains(recipe: Path, tmp_path: Path) -> None
 
     relabel(data, from_root, "train")
     relabel(data, from_root, "val")
+    assert "1 of 1 images of val are in train too, the first: train0" in train_refused(data)
+
+
+def test_one_image_trains(recipe: Path, tmp_path: Path) -> None:
+    data = coco(tmp_path / "data", count=1, suffix=".gif")
     assert train(recipe, data, tmp_path / "run", "student.batch_size=3") == 0
 
 

@@ -175,9 +175,11 @@ def test_the_nearer_of_two_files_counts_and_equally_near_ones_are_refused(tmp_pa
     path = coco_json(tmp_path, [IMAGE], [box(1, 0, 0, 5, 5)], (1, "cat"))
     for folder in ("annotations", "backup"):
         (tmp_path / folder).mkdir()
-    (tmp_path / "backup" / path.name).write_text(json.dumps({"images": []}))
+    (tmp_path / "backup" / path.name).write_text(json.dumps({"images": [], "categories": []}))
     path.rename(tmp_path / "annotations" / path.name)
-    assert len(coco.read(tmp_path).splits["train"]) == 1
+    dataset = coco.read(tmp_path)
+    assert len(dataset.splits["train"]) == 1
+    assert [(d.kind, d.file) for d in dataset.defects] == [("unused_label_file", f"backup/{path.name}")]
     (tmp_path / "annotations" / "train.json").write_text(json.dumps({"images": []}))
     with pytest.raises(InputError, match=r"instances_train\.json and .*train\.json are both of the split 'train'"):
         coco.read(tmp_path)

@@ -31,7 +31,7 @@ def voc(tmp_path: Path) -> Path:
 
 
 def test_it_is_the_checked_dataset(voc: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(InputError, match="without area"):
+    with pytest.raises(InputError, match="has no area"):
         index.write(load_dataset(voc), drop_bad=False)
     assert not index.exists(voc)
     assert main(["data", "index", str(voc), "--drop-bad"]) == 0

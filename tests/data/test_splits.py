@@ -3,15 +3,22 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from folders import contents, voc_list, voc_object, voc_xml
+from folders import contents, picture, sample_of, voc_list, voc_object, voc_xml
+from qmimic.config import DataConfig, DetectorConfig
+from qmimic.data.chosen import open_dataset, remarks
 from qmimic.data.formats import load_dataset
-from qmimic.data.splits import TRAIN, VAL, choose, samples_of
+from qmimic.data.sample import Dataset
+from qmimic.data.splits import TRAIN, VAL, choose, samples_of, with_classes
 from qmimic.data.synthetic import digits
+from qmimic.detections import Detections
 from qmimic.errors import InputError
+from qmimic.scores.summary import score
 
 DIGITS = digits(7, 3, 2)
 
@@ -90,3 +97,70 @@ def test_a_missing_split_is_answered_with_the_next_step(splits: tuple[str, ...],
     with pytest.raises(InputError) as error:
         samples_of(dataset, "val")
     assert str(error.value).endswith(said)
+
+
+def test_a_detector_is_scored_by_names_on_fewer_classes(tmp_path: Path) -> None:
+    """The same boxes under another list of classes, in another order: a perfect detector stays perfect."""
+    boxes = [(0, 0, 20, 20), (30, 30, 60, 60)]
+    sample = sample_of(picture(tmp_path / "a.png"), boxes, [0, 1])
+    dataset = Dataset("pets", tmp_path, ("dog", "cat"), {"val": (sample,)})
+    known = ("bird", "cat", "cow", "dog")
+    moved = with_classes(dataset, known)
+    assert moved.classes == known
+    assert [known[label] for label in moved.splits["val"][0].labels] == ["dog", "cat"]
+    found = {"a": Detections(sample.boxes, np.ones(2, np.float32), np.array([3, 1]))}
+    scores = score(moved, "val", found)
+    assert (scores.voc_map50, scores.coco_map) == (1, 1)
+    assert list(scores.per_class) == ["cat", "dog"]
+    with pytest.raises(InputError, match="shows the class dog, which the detector does not know"):
+        with_classes(dataset, ("cat",))
+    empty = Dataset("pets", tmp_path, ("dog", "cat", "yak"), {"val": (sample,)})
+    assert with_classes(empty, known).classes == known  # a class that is listed and never shown does no harm
+
+
+def test_two_classes_of_one_name_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="two classes called 'cat'"):
+        Dataset("twice", tmp_path, ("cat", "dog", "cat"), {})
+
+
+def test_images_of_val_are_never_trained_on(tmp_path: Path) -> None:
+    """By path and by pixels, whatever the file is called; dropped from training only where that is asked for."""
+    for name, seed in (("a", 0), ("b", 1), ("c", 2), ("d", 3)):
+        picture(tmp_path / "JPEGImages" / f"{name}.png", seed=seed)
+        voc_xml(tmp_path, name, voc_object("cat", 1, 1, 9, 9))
+    voc_list(tmp_path, "train", "a", "b", "c")
+    voc_list(tmp_path, "val", "d")
+    config = DataConfig(root=str(tmp_path), size=(64, 64))
+    assert len(open_dataset(config).splits["train"]) == 3
+    with Image.open(tmp_path / "JPEGImages" / "b.png") as file:  # the same pixels in other bytes
+        file.save(tmp_path / "JPEGImages" / "d.png", compress_level=1, pnginfo=None)
+    with pytest.raises(InputError, match=r"1 of 1 images of val are in train too, the first: b;"):
+        open_dataset(config)
+    dropped = open_dataset(config.model_copy(update={"drop_bad_boxes": True}))
+    assert [sample.image_id for sample in dropped.splits["train"]] == ["a", "c"]
+    assert dropped.accounted is not None
+    assert dropped.accounted.pictures.as_json() == {"found": 4, "used": 3, "left_out": {"also_in_val": 1}}
+    voc_list(tmp_path, "train", "a", "d")
+    with pytest.raises(InputError, match=r"1 of 1 images of val are in train too"):
+        open_dataset(config)
+
+
+def test_what_is_said_before_the_first_step(tmp_path: Path) -> None:
+    for seed, name in enumerate("abc"):
+        picture(tmp_path / "JPEGImages" / f"{name}.png", seed=seed)
+    box = voc_object("cat", 0, 1, 30, 30)
+    voc_xml(tmp_path, "a", box, box, *(voc_object("cat", 1, 1, 20 + k, 20) for k in range(9)))
+    voc_xml(tmp_path, "b")
+    voc_xml(tmp_path, "c", box)
+    voc_list(tmp_path, "train", "a", "b")
+    voc_list(tmp_path, "val", "c")
+    config = DataConfig(root=str(tmp_path), size=(64, 64))
+    said = "\n".join(remarks(open_dataset(config), DetectorConfig(post_nms=4, pre_nms=64)))
+    for part in (
+        "pictures: 3 found, 3 used",
+        "boxes: 12 found, 11 used, 1 left out (duplicate box)",
+        "counted from 0, not from 1",
+        "1 training pictures are labelled as empty and teach background",
+        "1 pictures have more objects than can be found with detector.post_nms=4, one has 10; raise it",
+    ):
+        assert part in said, said

@@ -6,6 +6,7 @@ import pytest
 
 from folders import contents, picture, voc_list, voc_object, voc_xml
 from qmimic.data import coco, voc
+from qmimic.data.check import check
 from qmimic.data.formats import load_dataset
 from qmimic.errors import InputError
 
@@ -66,7 +67,11 @@ def test_splits_are_the_lists_of_image_sets(tmp_path: Path) -> None:
     dataset = voc.read(tmp_path)
     ids = {split: [sample.image_id for sample in samples] for split, samples in dataset.splits.items()}
     assert ids == {"train": ["a", "c d"], "val": ["b"], "extra_train": ["a"]}
-    assert [(defect.kind, defect.file) for defect in dataset.defects] == [("image_without_label", "JPEGImages/gone")]
+    assert [(defect.kind, defect.file) for defect in dataset.defects] == [
+        ("label_without_image", "ImageSets/Main/val.txt")
+    ]
+    assert dataset.accounted is not None
+    assert dataset.accounted.labels.left_out["not_listed"] == 1
 
 
 def test_an_image_in_two_splits_has_the_same_labels_in_both(tmp_path: Path) -> None:
@@ -101,15 +106,12 @@ def test_an_xml_cut_in_half_is_one_defect_and_the_rest_is_read(tmp_path: Path) -
     assert len(dataset.splits["train"]) == 1
 
 
-@pytest.mark.parametrize("filename", ["../../outside.jpg", "/etc/passwd"])
-def test_a_path_out_of_the_folder_is_refused(tmp_path: Path, filename: str) -> None:
+@pytest.mark.parametrize("filename", ["../../outside.jpg", "../outside.jpg", "/etc/passwd", "..", "a" * 5000, ""])
+def test_a_name_that_leads_out_of_the_folder_is_never_followed(tmp_path: Path, filename: str) -> None:
     picture(tmp_path / "outside.jpg")
     root = tmp_path / "set"
-    voc_xml(root, "a", voc_object("cat", 1, 1, 9, 9), f"<filename>{filename}</filename>")
-    (defect,) = voc.read(root).defects
-    assert defect.kind == "bad_label"
-    assert "leads out of" in defect.detail
-    assert voc.read(root).splits == {"train": ()}
+    voc_xml(root, "a", f"<filename>{filename}</filename>", voc_object("cat", 1, 1, 9, 9))
+    assert [defect.kind for defect in check(voc.read(root), (64, 64)).defects] == ["label_without_image"]
 
 
 def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
@@ -123,9 +125,12 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("side", ["nan", "inf", "-inf", "1e300", "", "four"])
 def test_a_box_that_is_not_finite_is_a_defect(tmp_path: Path, side: str) -> None:
     voc_xml(tmp_path, "a", voc_object("cat", 1, 1, side, 9), voc_object("dog", 1, 1, 9, 9))
+    voc_xml(tmp_path, "b", voc_object("dog", 1, 1, 9, 9))
     dataset = voc.read(tmp_path)
-    assert [defect.kind for defect in dataset.defects] == ["bad_label"]
-    assert contents(dataset)["train"] == {"a": [("dog", (0, 0, 9, 9), False, False)]}
+    assert [(defect.kind, defect.file) for defect in dataset.defects] == [("bad_label", "Annotations/a.xml")]
+    assert contents(dataset)["train"] == {"b": [("dog", (0, 0, 9, 9), False, False)]}  # `a` is not background
+    assert dataset.accounted is not None
+    assert dataset.accounted.boxes.left_out["unreadable_label"] == 2
 
 
 def test_a_box_without_all_sides_is_a_defect(tmp_path: Path) -> None:

@@ -76,7 +76,8 @@ def test_a_student_learns_and_the_run_folder_holds_what_a_user_needs(make_recipe
     assert any("teacher" in text and "mAP" in text for text in listener.said)
     names = {path.name for path in run.folder.iterdir()}
     assert {
-        "recipe.yaml", "environment.json", "results.json", "results.md", "curves.png", "examples.png", "stages",
+        "recipe.yaml", "environment.json", "data.json", "results.json", "results.md", "curves.png", "examples.png",
+        "stages",
         "pixels", "teacher.safetensors", "quantized_teacher.safetensors", "scratch.safetensors",
         "student.safetensors",
     } == names  # fmt: skip

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,7 @@ def add(commands: Commands) -> None:
     check.add_argument(
         "--size", type=int, nargs=2, metavar=("H", "W"), default=(256, 256), help="training size, pixels"
     )
+    check.add_argument("--pictures", type=Path, metavar="FILE", help="also draw the first defects into this picture")
     add_json(check)
     check.set_defaults(run=_check)
     convert = data.add_parser("convert", help="the same images and labels in another layout, boxes exactly as they are")
@@ -53,13 +55,29 @@ def _sets() -> Iterable[str]:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from qmimic.data.check import check
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from qmimic.data.check import check, defects_drawn
     from qmimic.data.formats import load_dataset
+    from qmimic.files import replacing
 
     if min(options.size) < 1:
         raise InputError(f"--size {options.size[0]} {options.size[1]} is not a size; give height and width in pixels.")
-    report = check(load_dataset(options.path), tuple(options.size))
+    if options.pictures and options.pictures.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise InputError(f"--pictures {options.pictures} is not the name of a picture; let it end in .png.")
+    dataset = load_dataset(options.path)
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        total = sum(len(samples) for split, samples in dataset.splits.items() if split not in dataset.unions)
+        task = bar.add_task("pictures", total=total)
+        report = check(dataset, tuple(options.size), lambda: bar.advance(task))
+    sheet = defects_drawn(dataset, report.defects) if options.pictures else None
+    if sheet is not None:
+        with replacing(options.pictures) as temporary:
+            sheet.save(temporary)
     print(json.dumps(report.as_json()) if options.json else report.as_text())
+    if options.pictures and not options.json:
+        print(f"The first defects are drawn in {options.pictures}." if sheet else "No defect can be drawn.")
     return report.exit_code
 
 

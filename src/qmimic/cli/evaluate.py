@@ -52,12 +52,17 @@ def _size(text: str) -> tuple[int, int]:
 def _evaluate(options: argparse.Namespace) -> int:
     from qmimic.api import detect
     from qmimic.data.formats import load_dataset
+    from qmimic.data.splits import samples_of, with_classes
+    from qmimic.detectors.files import load_detector
     from qmimic.scores.detections_file import coco_ids, write_detections
     from qmimic.scores.summary import score
     from qmimic.scores.widerface import write_detections as write_widerface
 
+    detector, _ = load_detector(options.detector)
     dataset = load_dataset(options.data)
-    found = detect(options.detector, dataset, options.split, options.sizes, options.flip)
+    samples_of(dataset, options.split)  # a wrong split is named first
+    dataset = with_classes(dataset, detector.spec.classes)
+    found = detect(detector, dataset, options.split, options.sizes, options.flip)
     if options.detections:
         write_detections(options.detections, found, dataset.classes, coco_ids(dataset, options.split))
     if options.widerface:

@@ -110,6 +110,16 @@ class Tally:
         )
 
 
+def combined(parts: Sequence[Accounts]) -> Accounts:
+    """The accounts of several folders as one."""
+
+    def sum_of(own: Sequence[Account]) -> Account:
+        left = sum((Counter(account.left_out) for account in own), Counter[str]())
+        return Account(sum(account.found for account in own), dict(left))
+
+    return Accounts(*(sum_of([getattr(part, name) for part in parts]) for name in ("pictures", "labels", "boxes")))
+
+
 def data_files(root: Path) -> Iterator[Path]:
     """The files below a folder, in order of name; names that begin with a dot and our own index are skipped."""
     real = root.resolve()

@@ -2,21 +2,28 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from qmimic.config import DetectorConfig
 from qmimic.data.accounts import Accounts
+from qmimic.data.faults import Seen, crowded, limits, sift
 from qmimic.data.images import picture_hash
-from qmimic.data.labels import is_file
 from qmimic.data.letterbox import fit
-from qmimic.data.sample import NOTES, Dataset, LabelDefect, Sample, has_area, leaves
+from qmimic.data.sample import NOTES, Dataset, LabelDefect, Sample
+from qmimic.detections import Detections
+from qmimic.draw import captioned, contact_sheet, draw
 from qmimic.errors import InputError
 
 BINS = (8, 16, 32, 64, 128, 256)
 OUTPUT_STRIDE = 16
+DRAWN = 16  # pictures on the sheet
+SHOWN = 20  # defects of a kind that a person is shown
 
 
 @dataclass(frozen=True)
@@ -70,50 +77,59 @@ class Report:
             )
         kinds = Counter(defect.kind for defect in self.defects)
         lines += [f"{kind}: {count}" for kind, count in kinds.items()]
-        lines += [f"  {defect.kind}  {defect.file}: {defect.detail}" for defect in self.defects]
+        told: Counter[str] = Counter()
+        for defect in self.defects:
+            told[defect.kind] += 1
+            if told[defect.kind] <= SHOWN:
+                lines.append(f"  {defect.kind}  {defect.file}: {defect.detail}")
+        lines += [
+            f"  {kind}: {count - SHOWN:,} more; --json lists all" for kind, count in told.items() if count > SHOWN
+        ]
         lines.append("Something needs mending." if self.exit_code else "Nothing needs mending.")
         return "\n".join(lines)
 
 
-def check(dataset: Dataset, size: tuple[int, int]) -> Report:
+def check(dataset: Dataset, size: tuple[int, int], tick: Callable[[], None] = lambda: None) -> Report:
     """Read every image and every label of a dataset and report all defects.
 
     Args:
         dataset: as read.
         size: height and width of the network's input, pixels.
+        tick: called after each image.
     """
-    defects = list(dataset.defects)
     unions = dataset.unions
     sides: list[np.ndarray[Any, np.dtype[np.float32]]] = []
     hashes: dict[str, tuple[str, str]] = {}
     counts: Counter[int] = Counter()
     attributes: dict[str, Counter[int]] = {}
-    seen: dict[str, set[int]] = {}
+    shown: dict[str, set[int]] = {}
+    seen: dict[int, Seen | InputError] = {}
+    twice: list[LabelDefect] = []
     for split, samples in dataset.splits.items():
-        seen[split] = {int(label) for sample in samples for label in sample.labels}
+        shown[split] = {int(label) for sample in samples for label in sample.labels}
         if split in unions:
             continue  # the other splits show all of it
         with ThreadPoolExecutor() as pool:
-            facts = list(pool.map(lambda sample: _image_facts(dataset, sample), samples))
-        for sample, (actual, digest, fault) in zip(samples, facts, strict=True):
-            counts.update(sample.labels.tolist())
-            for name, values in sample.attributes.items():
-                attributes.setdefault(name, Counter()).update(values.tolist())
-            if actual is None:
-                kind = "unreadable_image" if sample.image and is_file(sample.image) else "label_without_image"
-                defects.append(LabelDefect(kind, sample.image_id, fault))
-                continue
-            defects += _box_defects(sample, actual)
-            boxes = sample.boxes * fit(*actual, size).scale
-            sides.append(boxes[:, 2:] - boxes[:, :2])
-            first = hashes.setdefault(digest, (split, sample.image_id))
-            if first[0] != split:
-                text = f"The same image is {first[1]} of {first[0]}."
-                defects.append(LabelDefect("duplicate_across_splits", sample.image_id, text))
-    defects += _class_defects(dataset, counts, seen, unions)
+            for sample, (found, digest) in zip(samples, pool.map(lambda s: _look(dataset, s), samples), strict=True):
+                tick()
+                seen[id(sample)] = found
+                counts.update(sample.labels.tolist())
+                for name, values in sample.attributes.items():
+                    attributes.setdefault(name, Counter()).update(values.tolist())
+                if isinstance(found, InputError):
+                    continue
+                boxes = sample.boxes * fit(*found.size, size).scale
+                sides.append(boxes[:, 2:] - boxes[:, :2])
+                first = hashes.setdefault(digest, (split, sample.image_id))
+                if first[0] != split:
+                    text = f"The same image is {first[1]} of {first[0]}."
+                    twice.append(LabelDefect("duplicate_across_splits", sample.image_id, text))
+    parts = {split: samples for split, samples in dataset.splits.items() if split not in unions}
+    sifted = sift(replace(dataset, splits=parts), seen)
     lengths = np.sqrt(np.clip(np.concatenate([np.zeros((0, 2), np.float32), *sides]), 0, None).prod(1))
     places = np.digitize(lengths, BINS)
     names = [f"<{bound}" for bound in BINS] + [f">={BINS[-1]}"]
+    classes = _class_defects(dataset, counts, shown, unions)
     return Report(
         images={split: len(samples) for split, samples in dataset.splits.items()},
         boxes={split: sum(len(s.boxes) for s in samples) for split, samples in dataset.splits.items()},
@@ -121,37 +137,46 @@ def check(dataset: Dataset, size: tuple[int, int]) -> Report:
         sizes={name: int((places == place).sum()) for place, name in enumerate(names)},
         attributes={name: {str(k): own[k] for k in sorted(own)} for name, own in attributes.items()},
         small=float((lengths < OUTPUT_STRIDE).mean()) if len(lengths) else 0.0,
-        defects=tuple(defects),
-        accounted=dataset.accounted,
+        defects=(*dataset.defects, *sifted.defects, *twice, *classes, *_crowds(dataset)),
+        accounted=sifted.accounted,
     )
 
 
-def _image_facts(dataset: Dataset, sample: Sample) -> tuple[tuple[int, int] | None, str, str]:
-    """Size and hash of an image's pixels, or what is wrong with it."""
+def defects_drawn(dataset: Dataset, defects: Sequence[LabelDefect]) -> Image.Image | None:
+    """A contact sheet of the first pictures with a defect, with their labelled boxes and what is wrong; None if none
+    can be drawn."""
+    samples = {sample.image_id: sample for own in dataset.splits.values() for sample in own}
+    cells: dict[str, Image.Image] = {}
+    for defect in defects:
+        sample = samples.get(defect.file)
+        if sample is None or defect.file in cells or len(cells) == DRAWN:
+            continue
+        try:
+            picture = dataset.load(sample)
+        except InputError:
+            continue
+        boxes = Detections(sample.boxes, np.ones(len(sample.boxes), np.float32), sample.labels)
+        drawn = draw(picture, boxes, dataset.classes, 0)
+        cells[defect.file] = captioned(drawn, f"{defect.file}: {defect.kind.replace('_', ' ')}")
+    return contact_sheet(list(cells.values()), columns=min(4, len(cells))) if cells else None
+
+
+def _look(dataset: Dataset, sample: Sample) -> tuple[Seen | InputError, str]:
+    """What a picture is and a hash of its pixels, or what is wrong with it."""
     try:
         if sample.image is not None:
-            return *picture_hash(sample.image, dataset.root), ""
+            size, digest = picture_hash(sample.image, dataset.root)
+            return Seen(size, 0), digest
         image = dataset.load(sample)
     except InputError as error:
-        return None, "", str(error)
-    return image.size, hashlib.sha256(image.tobytes()).hexdigest(), ""
+        return error, ""
+    return Seen(image.size, 0), hashlib.sha256(image.tobytes()).hexdigest()
 
 
-def _box_defects(sample: Sample, actual: tuple[int, int]) -> list[LabelDefect]:
-    found = []
-    width, height = actual
-    if sample.size and sample.size != actual:
-        text = f"The label says {sample.size[0]} x {sample.size[1]}, the image has {width} x {height}."
-        found.append(LabelDefect("size_mismatch", sample.image_id, text))
-    facts = zip(sample.boxes.tolist(), has_area(sample.boxes), leaves(sample.boxes, actual), strict=True)
-    for (x1, y1, x2, y2), solid, outside in facts:
-        shown = f"x {x1:g} to {x2:g}, y {y1:g} to {y2:g}"
-        if not solid:
-            found.append(LabelDefect("box_without_area", sample.image_id, f"The box {shown} has no area."))
-        elif outside:
-            text = f"The box {shown} leaves the image of {width} x {height}."
-            found.append(LabelDefect("box_outside_image", sample.image_id, text))
-    return found
+def _crowds(dataset: Dataset) -> list[LabelDefect]:
+    counts = np.array([len(sample.boxes) for own in dataset.splits.values() for sample in own], np.int64)
+    text = crowded(counts, limits(DetectorConfig()))
+    return [LabelDefect("crowded_image", dataset.name, text)] if text else []
 
 
 def _class_defects(

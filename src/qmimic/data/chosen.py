@@ -1,18 +1,32 @@
 """The dataset that a recipe chooses, and what is known of it at once: a name for it, and the sizes of its boxes."""
 
 import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qmimic.config import DataConfig
+from qmimic.config import DataConfig, DetectorConfig
 from qmimic.data import index
+from qmimic.data.accounts import Accounts
 from qmimic.data.columns import Columns, in_columns
+from qmimic.data.faults import crowded, limits
 from qmimic.data.formats import load_dataset, usable
 from qmimic.data.letterbox import fit
 from qmimic.data.sample import Dataset, has_area
-from qmimic.data.splits import choose
+from qmimic.data.splits import TRAIN, VAL, choose
+from qmimic.errors import InputError
+
+SAID = (
+    "counted_from_zero",
+    "turned_by_exif",
+    "duplicate_box",
+    "another_layout",
+    "unused_label_file",
+)  # notes that training repeats
 
 
 def open_dataset(config: DataConfig) -> Dataset:
@@ -26,7 +40,90 @@ def open_dataset(config: DataConfig) -> Dataset:
         dataset = index.read(root, config.drop_bad_boxes)
     else:
         dataset = usable(load_dataset(root), config.drop_bad_boxes)
-    return choose(dataset, config.train, config.val, config.fold)
+    chosen = choose(dataset, config.train, config.val, config.fold)
+    apart = _apart(chosen, config)
+    accounts = _without(dataset.accounted, dataset, chosen, "not_chosen")
+    return replace(apart, accounted=_without(accounts, chosen, apart, "also_in_val"))
+
+
+def remarks(dataset: Dataset, config: DetectorConfig) -> tuple[str, ...]:
+    """What a person has to know of the data before the first step: what is used, what is not, and why.
+
+    Args:
+        dataset: from `open_dataset`.
+        config: the detector's settings.
+    """
+    said = [dataset.accounted.as_text()] if dataset.accounted else []
+    kinds = Counter(defect.kind for defect in dataset.defects if defect.kind in SAID)
+    for kind, count in kinds.items():
+        first = next(defect for defect in dataset.defects if defect.kind == kind)
+        said.append(f"{first.file}: {first.detail}" + (f" ({count - 1:,} more like it.)" if count > 1 else ""))
+    splits = in_columns(dataset.splits, dataset.root)
+    empty = int((splits[TRAIN].counts == 0).sum())
+    if empty:
+        said.append(f"{empty:,} training pictures are labelled as empty and teach background.")
+    counts = np.concatenate([splits[TRAIN].counts, splits[VAL].counts])
+    crowd = crowded(counts, limits(config))
+    return tuple([*said, crowd] if crowd else said)
+
+
+def _apart(dataset: Dataset, config: DataConfig) -> Dataset:
+    """The dataset, if no image of VAL is trained on; else without them in TRAIN, where bad data are to be dropped.
+
+    Raises:
+        InputError: some are, and `config.drop_bad_boxes` is not set; or nothing would be left.
+    """
+    splits = in_columns(dataset.splits, dataset.root)
+    train, val = splits[TRAIN], splits[VAL]
+    known = np.sort(val.image_pixels[val.image_pixels > 0])
+    same = _held([val])[train.rows] | _among(train.image_pixels, known)
+    if not same.any():
+        return dataset
+    shown = train.take(np.flatnonzero(same).tolist())
+    seen = np.sort(shown.image_pixels[shown.image_pixels > 0])
+    count = int((_held([shown])[val.rows] | _among(val.image_pixels, seen)).sum())
+    if not config.drop_bad_boxes or same.all():
+        first = train[int(np.flatnonzero(same)[0])].image_id
+        raise InputError(
+            f"{count} of {len(val)} images of {config.scored} are in {config.train} too, the first: {first}; scores on "
+            "training images say nothing. Take them out of one of the two"
+            + ("." if same.all() else ", or leave them out of training (data.drop_bad_boxes=true).")
+        )
+    kept = train.take(np.flatnonzero(~same).tolist())
+    return replace(dataset, splits={TRAIN: kept, VAL: val})
+
+
+def _without(accounts: Accounts | None, before: Dataset, after: Dataset, kind: str) -> Accounts | None:
+    """The accounts after the samples that only `before` has were left out."""
+    if accounts is None:
+        return None
+    old, new = (list(in_columns(one.splits, one.root).values()) for one in (before, after))
+    gone = np.flatnonzero(_held(old) & ~_held(new))
+    starts = old[0].store.starts
+    boxes = int((starts[gone + 1] - starts[gone]).sum())
+    if not len(gone):
+        return accounts
+    return Accounts(
+        accounts.pictures.without(kind, len(gone)),
+        accounts.labels.without(kind, len(gone)),
+        accounts.boxes.without(kind, boxes) if boxes else accounts.boxes,
+    )
+
+
+def _held(splits: Sequence[Columns]) -> NDArray[np.bool_]:
+    """Which samples of their common store some splits hold, bool [N]."""
+    held = np.zeros(len(splits[0].store.image_lengths), np.bool_)
+    for own in splits:
+        held[own.rows] = True
+    return held
+
+
+def _among(values: NDArray[np.int64], known: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which values are among sorted ones, bool."""
+    if not len(known):
+        return np.zeros(len(values), np.bool_)
+    found: NDArray[np.bool_] = known[np.minimum(np.searchsorted(known, values), len(known) - 1)] == values
+    return found
 
 
 def box_sizes(samples: Columns, size: tuple[int, int]) -> NDArray[np.float32]:

@@ -7,6 +7,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
@@ -16,8 +17,8 @@ from qmimic.config import explain
 from qmimic.data.accounts import Tally, data_files
 from qmimic.data.labels import (
     Folder,
+    file_of,
     finite,
-    image_name,
     is_picture,
     locate,
     make_sample,
@@ -31,6 +32,7 @@ from qmimic.data.sample import Dataset, LabelDefect, Sample
 from qmimic.errors import InputError
 from qmimic.files import open_file, parse_json
 
+MOST_LOOKED_AT = 1000  # JSON files beside those that are read
 Id = Annotated[int, Field(strict=True)]  # a text is another id than the number that it shows
 
 
@@ -82,7 +84,7 @@ def files(root: Path) -> dict[str, Path]:
         InputError: two files that are equally near are of one split.
     """
     found: dict[str, Path] = {}
-    for path in [*sorted(root.glob("*.json")), *sorted(root.glob("*/*.json"))]:
+    for path in _jsons(root):
         split = _split_name(root, path)
         if split is None:
             continue
@@ -90,10 +92,15 @@ def files(root: Path) -> dict[str, Path]:
         if first is not path and (_depth(root, first), first.suffixes) == (_depth(root, path), path.suffixes):
             raise InputError(f"{first} and {path} are both of the split {split!r}; move one of them away.")
     if not found:
-        others = [path for path in sorted([*root.glob("*.json"), *root.glob("*/*.json")]) if _looks_like_coco(path)]
+        others = [path for path in _jsons(root) if _looks_like_coco(path)]
         if len(others) == 1:  # Label Studio's result.json, FiftyOne's labels.json: one file, no split in its name
             return {"train": others[0]}
     return found
+
+
+def _jsons(root: Path) -> Iterator[Path]:
+    yield from sorted(root.glob("*.json"))
+    yield from sorted(root.glob("*/*.json"))
 
 
 def _depth(root: Path, path: Path) -> tuple[int, bool]:
@@ -147,7 +154,11 @@ def read(root: Path) -> Dataset:
     pictures = [path for path in data_files(root) if is_picture(path)]
     places = {split: _places(root, sources[split], split, content) for split, content in contents.items()}
     names = _names(root, places)
-    defects: list[LabelDefect] = []
+    defects = [
+        LabelDefect("unused_label_file", str(path.relative_to(root)), "It is of COCO's layout and is not read.")
+        for path in islice(_jsons(root), MOST_LOOKED_AT)
+        if path not in sources.values() and _looks_like_coco(path)
+    ]
     tally = Tally()
     splits: dict[str, tuple[Sample, ...]] = {}
     made: dict[str, Sample] = {}
@@ -244,7 +255,8 @@ def write(root: Folder, dataset: Dataset) -> dict[Path, Sample]:
             place = reserve(places, Path("images"), sample, alike=False)
             image_id = numbers.setdefault(place, len(numbers) + 1)
             width, height = stated_size(sample)
-            images.append({"id": image_id, "file_name": image_name(sample), "width": width, "height": height})
+            name = (place.relative_to("images").parent / file_of(place, sample)).as_posix()
+            images.append({"id": image_id, "file_name": name, "width": width, "height": height})
             annotations += [{"image_id": image_id, **fields} for fields in _annotations(sample)]
         numbered = [{"id": k, **annotation} for k, annotation in enumerate(annotations, start=1)]
         content = {"images": images, "annotations": numbered, "categories": categories}

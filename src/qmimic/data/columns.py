@@ -24,6 +24,7 @@ class Store:
         image_sizes: int32 [N, 2], width and height in pixels, 0 where they are not known.
         image_lengths: int64 [N], bytes of the image files, 0 if drawn.
         image_times: int64 [N], last change of the image files, ns, 0 if drawn.
+        image_pixels: int64 [N], a number that images of equal pixels share, 0 where nobody looked.
         starts: int64 [N + 1], where a sample's boxes begin.
         boxes: float32 [T, 4], xyxy, pixels.
         labels: int32 [T].
@@ -37,6 +38,7 @@ class Store:
     image_sizes: NDArray[np.int32]
     image_lengths: NDArray[np.int64]
     image_times: NDArray[np.int64]
+    image_pixels: NDArray[np.int64]
     starts: NDArray[np.int64]
     boxes: NDArray[np.float32]
     labels: NDArray[np.int32]
@@ -90,6 +92,7 @@ class Columns(Sequence[Sample]):
             np.array(store.difficult[own]),
             np.array(store.crowd[own]),
             (width, height) if width and height else None,
+            pixels=int(store.image_pixels[row]),
         )
 
     @property
@@ -116,6 +119,11 @@ class Columns(Sequence[Sample]):
     def image_times(self) -> NDArray[np.int64]:
         """Last change of the image files, ns, int64 [n]."""
         return self.store.image_times[self.rows]
+
+    @property
+    def image_pixels(self) -> NDArray[np.int64]:
+        """Numbers that images of equal pixels share, int64 [n]; 0 where nobody looked."""
+        return self.store.image_pixels[self.rows]
 
     @property
     def id_bytes(self) -> NDArray[np.uint8]:
@@ -177,6 +185,7 @@ def _store(samples: Sequence[Sample], root: Path | None) -> Store:
         image_sizes=np.array([sample.size or (0, 0) for sample in samples], np.int32).reshape(-1, 2),
         image_lengths=files[:, 0],
         image_times=files[:, 1],
+        image_pixels=np.array([sample.pixels for sample in samples], np.int64),
         starts=np.cumsum([0, *(len(sample.boxes) for sample in samples)], dtype=np.int64),
         boxes=joined(lambda sample: sample.boxes, np.zeros((0, 4), np.float32)),
         labels=joined(lambda sample: sample.labels, np.zeros(0, np.int64)).astype(np.int32),

@@ -4,9 +4,10 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from qmimic.data.faults import label_faults
 from qmimic.data.formats import WRITERS
 from qmimic.data.images import read_image
-from qmimic.data.labels import image_name, one_line
+from qmimic.data.labels import actual_size, file_of, one_line
 from qmimic.data.sample import Dataset, Sample
 from qmimic.errors import InputError
 from qmimic.files import building
@@ -31,6 +32,14 @@ def convert(dataset: Dataset, target: Path, to: str) -> str:
     broken = [defect for defect in dataset.defects if defect.kind == "unreadable_image"]
     if broken:
         raise InputError(broken[0].detail)
+    samples = {id(sample): sample for own in dataset.splits.values() for sample in own}.values()
+    with ThreadPoolExecutor() as pool:
+        wrong = [fault for fault in pool.map(_wrong_size, samples) if fault]
+    if wrong:
+        raise InputError(
+            f"{dataset.name} has {len(wrong)} pictures of another size than their labels say, the first: {wrong[0]} "
+            "Where its boxes belong is not known; correct the labels or put the right pictures there."
+        )
     for split in dataset.splits:
         # Split names become names of files and folders.
         if not one_line(split) or "/" in split or split != split.strip() or split.strip(".") == "":
@@ -40,7 +49,7 @@ def convert(dataset: Dataset, target: Path, to: str) -> str:
         for parent in {place.parent for place in places}:
             (folder / parent).mkdir(parents=True, exist_ok=True)
         with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda item: _put(dataset, item[1], folder / item[0].parent), places.items()))
+            list(pool.map(lambda item: _put(dataset, item[1], folder / item[0]), places.items()))
     remarks = [f"{target}: {len(places)} images as {to}, {sum(len(s.boxes) for s in places.values())} boxes"]
     flags = sum(int((sample.difficult | sample.crowd).sum()) for sample in places.values())
     if flags and not writer.flags:
@@ -50,13 +59,21 @@ def convert(dataset: Dataset, target: Path, to: str) -> str:
     return "; ".join(remarks) + "."
 
 
-def _put(dataset: Dataset, sample: Sample, folder: Path) -> None:
-    """A sample's image into a folder.
+def _wrong_size(sample: Sample) -> str | None:
+    """What is wrong, where a label states another size than its picture has."""
+    if sample.image is None or sample.size is None:
+        return None
+    faults = label_faults(sample, actual_size(sample))
+    return next((f"{one.file}: {one.detail}" for one in faults if one.kind == "size_mismatch"), None)
+
+
+def _put(dataset: Dataset, sample: Sample, place: Path) -> None:
+    """A sample's image to its place, which lacks the suffix.
 
     Raises:
         InputError: the image is missing or cannot be read.
     """
-    path = folder / image_name(sample)
+    path = place.parent / file_of(place, sample)
     if sample.image is None:
         dataset.load(sample).save(path)
     else:

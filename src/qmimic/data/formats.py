@@ -1,18 +1,20 @@
 """The tables of dataset formats; a folder's format is found by looking."""
 
+import contextlib
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
-import numpy as np
-
 from qmimic.data import coco, synthetic, voc, widerface, yolo
+from qmimic.data.accounts import data_files
 from qmimic.data.columns import in_columns
+from qmimic.data.faults import Seen, once, sift
 from qmimic.data.images import whole_size
-from qmimic.data.labels import Folder
-from qmimic.data.sample import NOTES, Dataset, Sample, has_area, leaves
+from qmimic.data.labels import Folder, is_picture, read_bytes
+from qmimic.data.sample import NOTES, Dataset, LabelDefect, Sample
 from qmimic.errors import InputError
 
 
@@ -49,8 +51,12 @@ READERS = {
     "voc": Reader(voc.sniff, voc.read),
     "coco": Reader(coco.sniff, coco.read),
     "yolo": Reader(yolo.sniff, yolo.read),
+    "voc beside the pictures": Reader(voc.sniff_beside, voc.read),
 }
 WRITERS = {"voc": Writer(voc.write), "coco": Writer(coco.write), "yolo": Writer(yolo.write, flags=False)}
+
+
+LOOKED_AT = 10_000  # files of a folder that no reader knows
 
 
 def load_dataset(path: Path | str) -> Dataset:
@@ -64,13 +70,44 @@ def load_dataset(path: Path | str) -> Dataset:
     root = Path(path)
     if not root.is_dir():
         raise InputError(f"There is no folder {root}; name the folder of a dataset, or {synthetic.NAME}.")
-    for known in READERS.values():
+    for name, known in READERS.items():
         if known.sniff(root):
-            return known.read(root)
+            return _noted(root, name, once(known.read(root)))
     raise InputError(
         f"{root} holds no dataset: looked for wider_face_split/ (WIDER FACE), Annotations/ (VOC), instances_*.json "
-        "(COCO), data.yaml or labels/ (YOLO)."
+        f"(COCO), data.yaml or labels/ (YOLO).{_near(root)}"
     )
+
+
+def _near(root: Path) -> str:
+    """What a folder that no reader knows nearly is, and what to do about it; empty if nothing is known."""
+    for folder in sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        with contextlib.suppress(InputError):
+            if any(known.sniff(folder) for known in READERS.values()):
+                return f" There is one in {folder}; name that folder."
+    files = list(islice(data_files(root), LOOKED_AT))
+    for path in files:
+        suffix = path.suffix.lower()
+        with contextlib.suppress(InputError):
+            if suffix == ".xml" and b"<annotations" in read_bytes(path, root)[:4096]:
+                return f" {path.name} is CVAT's own format; export as COCO, Pascal VOC or YOLO."
+            if suffix == ".json":
+                return f" {path.name} is not of COCO's layout; export as COCO, Pascal VOC or YOLO."
+        if suffix in (".csv", ".tfrecord", ".parquet", ".ndjson", ".jsonl"):
+            return f" {path.name} is a table, which is not read; export as COCO, Pascal VOC or YOLO."
+    pictures = sum(is_picture(path) for path in files)
+    return f" It holds {pictures:,} pictures without labels." if pictures else ""
+
+
+def _noted(root: Path, name: str, dataset: Dataset) -> Dataset:
+    """The dataset, with a note where its folder also holds labels of another layout, which are not read."""
+    notes = []
+    for other, known in READERS.items():
+        with contextlib.suppress(InputError):  # of a layout that is not read nothing needs mending
+            if other != name and known.sniff(root):
+                text = f"It also holds labels in the layout {other}; they are not read, those of {name} are."
+                notes.append(LabelDefect("another_layout", root.name, text))
+    return replace(dataset, defects=(*dataset.defects, *notes)) if notes else dataset
 
 
 def usable(dataset: Dataset, drop_bad: bool) -> Dataset:
@@ -93,50 +130,33 @@ def usable(dataset: Dataset, drop_bad: bool) -> Dataset:
     if root is None:
         return replace(dataset, splits=in_columns(dataset.splits, root), checked=True)
     bad = [f"{defect.file}: {defect.detail}" for defect in dataset.defects if defect.kind not in NOTES]
-    sizes = _sizes(dataset)
-    good: dict[int, Sample] = {}  # by identity: a sample of several splits stays one
-    for sample in {id(sample): sample for samples in dataset.splits.values() for sample in samples}.values():
-        assert sample.image is not None
-        size = sizes[sample.image]
-        if isinstance(size, InputError):
-            bad.append(str(size))
-            continue
-        width, height = size
-        boxes = np.clip(sample.boxes, 0, np.array([width, height, width, height], np.float32))
-        keep = has_area(boxes)
-        if not keep.all() or leaves(sample.boxes, (width, height)).any():
-            bad.append(f"{sample.image_id}: a box without area or outside its image")
-        good[id(sample)] = replace(
-            sample,
-            boxes=boxes[keep],
-            labels=sample.labels[keep],
-            difficult=sample.difficult[keep],
-            crowd=sample.crowd[keep],
-            size=size,
-        )
+    sifted = sift(dataset, _seen(dataset))
+    bad += [f"{defect.file}: {defect.detail}" for defect in sifted.defects]
     bad = list(dict.fromkeys(bad))  # an image of two splits is bad once
     if bad and not drop_bad:
         raise InputError(
-            f"{dataset.root} has {len(bad)} bad labels or images, the first: {bad[0].rstrip('.')}; mend them, "
-            "or leave them out (data.drop_bad_boxes=true, of `data index` --drop-bad)."
+            f"{dataset.root} has {len(bad)} bad labels or images, the first: {bad[0].rstrip('.')}; correct them, "
+            "or leave them out (data.drop_bad_boxes=true; `qmimic data index --drop-bad`)."
         )
     kept = {
-        split: tuple(good[id(sample)] for sample in samples if id(sample) in good)
+        split: tuple(sifted.good[id(sample)] for sample in samples if id(sample) in sifted.good)
         for split, samples in dataset.splits.items()
     }
-    return replace(dataset, splits=in_columns(kept, root), checked=True)
+    return replace(dataset, splits=in_columns(kept, root), checked=True, accounted=sifted.accounted)
 
 
-def _sizes(dataset: Dataset) -> dict[Path, tuple[int, int] | InputError]:
-    """Width and height of every image file, or what is wrong with it; better now than hours into training."""
+def _seen(dataset: Dataset) -> dict[int, Seen | InputError]:
+    """What every image file is, or what is wrong with it; better now than hours into training."""
 
-    def look(path: Path) -> tuple[int, int] | InputError:
+    def look(path: Path) -> Seen | InputError:
         try:
-            return whole_size(path, dataset.root)
+            return Seen(*whole_size(path, dataset.root))
         except InputError as error:
             return error
 
-    paths = list({sample.image: None for own in dataset.splits.values() for sample in own if sample.image})
+    samples = {id(sample): sample for own in dataset.splits.values() for sample in own}
+    paths = list({sample.image: None for sample in samples.values() if sample.image})
     # Threads that silence Pillow leave the filters in any state; here they are put back.
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-        return dict(zip(paths, pool.map(look, paths), strict=True))
+        found = dict(zip(paths, pool.map(look, paths), strict=True))
+    return {key: found[sample.image] for key, sample in samples.items() if sample.image}

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from qmimic.config import explain
+from qmimic.data.accounts import Accounts
 from qmimic.data.columns import Columns, Store, in_columns
 from qmimic.data.formats import load_dataset, usable
 from qmimic.data.labels import is_file, read_text
@@ -28,7 +29,7 @@ from qmimic.files import building, open_file
 FOLDER = "qmimic-index"
 TOP = "."
 DESCRIPTION = "index.json"
-VERSION = 2  # 1 had no times of the images
+VERSION = 3  # 1 had no times of the images, 2 not what tells equal images and no account
 COLUMNS = {  # dtype and length: of N samples, their N + 1 starts, T boxes or bytes of text
     "id_bytes": (np.uint8, ""),
     "id_starts": (np.int64, "N+1"),
@@ -37,6 +38,7 @@ COLUMNS = {  # dtype and length: of N samples, their N + 1 starts, T boxes or by
     "image_sizes": (np.int32, "N"),
     "image_lengths": (np.int64, "N"),
     "image_times": (np.int64, "N"),
+    "image_pixels": (np.int64, "N"),
     "starts": (np.int64, "N+1"),
     "boxes": (np.float32, "T"),
     "labels": (np.int32, "T"),
@@ -56,6 +58,7 @@ class _Description(BaseModel):
         splits: names; split k's rows are in `split-k.npy`.
         drop_bad: bad boxes and images were left out.
         stamps: last change (ns) and size of the dataset's folders and of label files that stand beside few others.
+        accounted: what became of pictures, labels and boxes.
     """
 
     version: int
@@ -63,6 +66,7 @@ class _Description(BaseModel):
     splits: list[str]
     drop_bad: bool
     stamps: dict[str, tuple[int, int]]
+    accounted: Accounts | None = None
 
 
 def write(dataset: Dataset, drop_bad: bool, stamps: dict[str, tuple[int, int]] | None = None) -> str:
@@ -85,7 +89,8 @@ def write(dataset: Dataset, drop_bad: bool, stamps: dict[str, tuple[int, int]] |
     place = root / FOLDER
     if place.is_symlink() or (place.exists() and not exists(root)):
         raise InputError(f"{place} is no index of qmimic's and would be lost; move it away.")
-    splits = in_columns(usable(dataset, drop_bad).splits, root)
+    checked = usable(dataset, drop_bad)
+    splits = in_columns(checked.splits, root)
     if not splits:
         raise InputError(f"{root} has no split, there is nothing to index.")
     store = next(iter(splits.values())).store
@@ -101,6 +106,7 @@ def write(dataset: Dataset, drop_bad: bool, stamps: dict[str, tuple[int, int]] |
             splits=list(splits),
             drop_bad=drop_bad,
             stamps=stamps,
+            accounted=checked.accounted,
         )
         (folder / DESCRIPTION).write_text(description.model_dump_json(), encoding="utf-8")
     size = sum(path.stat().st_size for path in place.iterdir())
@@ -151,7 +157,8 @@ def read(root: Path, drop_bad: bool) -> Dataset:
     if fault is not None:
         raise InputError(f"{folder} is no whole index ({fault}); {again}.")
     splits = {split: Columns(store, root, own) for split, own in zip(description.splits, rows, strict=True)}
-    return Dataset(root.name, root, tuple(description.classes), splits, checked=True)
+    accounted = description.accounted
+    return Dataset(root.name, root, tuple(description.classes), splits, checked=True, accounted=accounted)
 
 
 def _ours(name: str) -> bool:

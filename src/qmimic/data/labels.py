@@ -29,7 +29,7 @@ class Folder(Protocol):
 
     def __truediv__(self, name: str, /) -> Self: ...
 
-    def mkdir(self, *, parents: bool) -> None: ...
+    def mkdir(self, *, parents: bool, exist_ok: bool = False) -> None: ...
 
     def write_text(self, data: str, /, encoding: str) -> int: ...
 
@@ -45,6 +45,11 @@ def read_text(path: Path, root: Path | None = None) -> str:
         InputError: the file is missing, unreadable, too large or not UTF-8.
     """
     return files.read_text(path, MAX_LABEL_BYTES, root)
+
+
+def read_bytes(path: Path, root: Path | None = None) -> bytes:
+    """A label file as it is. Args, raises: as `read_text`, in any encoding."""
+    return files.read_bytes(path, MAX_LABEL_BYTES, root)
 
 
 def is_picture(path: Path) -> bool:
@@ -172,6 +177,8 @@ def reserve(taken: dict[Path, Sample], folder: Path, sample: Sample, alike: bool
         InputError: another image has this name, or this image has other labels.
     """
     place = folder / Path(image_name(sample)).stem
+    if taken.setdefault(place, sample).image != sample.image and _is_place(sample.image_id):
+        place = folder / sample.image_id  # its own name is another image's too, and ids tell them apart
     first = taken.setdefault(place, sample)
     if first.image != sample.image:
         raise InputError(f"{first.image} and {sample.image} would both become {place}; rename one of them.")
@@ -180,8 +187,12 @@ def reserve(taken: dict[Path, Sample], folder: Path, sample: Sample, alike: bool
     return place
 
 
-def image_files(folder: Path) -> dict[str, Path]:
-    """The image files of a folder by name without suffix, in order of name."""
-    if not folder.is_dir():
-        return {}
-    return {path.stem: path for path in sorted(folder.iterdir()) if is_picture(path)}
+def file_of(place: Path, sample: Sample) -> str:
+    """The file name of an image at a place that `reserve` gave."""
+    return place.name + Path(image_name(sample)).suffix
+
+
+def _is_place(image_id: str) -> bool:
+    """Whether an image's id can be a path below a folder."""
+    parts = image_id.split("/")
+    return one_line(image_id) and all(part.strip() == part and part.strip(".") for part in parts)

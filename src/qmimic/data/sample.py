@@ -11,6 +11,7 @@ from PIL import Image
 
 from qmimic.data.images import read_image
 from qmimic.data.letterbox import Letterbox, letterbox, letterbox_file
+from qmimic.errors import InputError
 
 if TYPE_CHECKING:
     from qmimic.data.accounts import Accounts
@@ -31,6 +32,7 @@ class Sample:
         size: (width, height) in pixels as the label states it, None if it does not.
         attributes: int64 [M] each, what a format knows of its boxes besides, such as WIDER FACE's "blur"; empty if
             nothing. They are counted by `data check` and not trained on.
+        pixels: a number that images of equal pixels share (`images.whole_size`), 0 where nobody looked.
     """
 
     image_id: str
@@ -41,6 +43,7 @@ class Sample:
     crowd: NDArray[np.bool_]
     size: tuple[int, int] | None = None
     attributes: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
+    pixels: int = 0
 
 
 def has_area(boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
@@ -57,16 +60,19 @@ def has_area(boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
 def leaves(boxes: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.bool_]:
     """Which boxes [M, 4] (xyxy, pixels) reach out of an image of `size` (width, height), bool [M]; they are defects.
 
-    Half a pixel is forgiven: YOLO's shares of the image are rounded to a few digits, so that a box at the right edge
-    often ends a hair beyond it.
+    A pixel is forgiven, and such boxes are clipped: YOLO's shares of the image are rounded to a few digits, and tools
+    differ in whether they count from 0 or 1.
     """
     x1, y1, x2, y2 = boxes.T
-    outside: NDArray[np.bool_] = (x1 < -0.5) | (y1 < -0.5) | (x2 > size[0] + 0.5) | (y2 > size[1] + 0.5)
+    outside: NDArray[np.bool_] = (x1 < -1) | (y1 < -1) | (x2 > size[0] + 1) | (y2 > size[1] + 1)
     return outside
 
 
 # Kinds of defects that are worth knowing and stop nothing; all others stop training as they fail `data check`.
-NOTES = ("image_without_label", "empty_class", "turned_by_exif", "missing_test")
+NOTES = (
+    *("image_without_label", "empty_class", "turned_by_exif", "missing_test", "counted_from_zero", "duplicate_box"),
+    *("another_layout", "crowded_image", "unused_label_file"),
+)
 
 
 @dataclass(frozen=True)
@@ -96,7 +102,10 @@ class Dataset:
         defects: what the reader passed over.
         checked: every image and box is known to be good, see `qmimic.data.formats.usable`.
         render: draws a sample's image, for embedded data; None where the images are files.
-        accounted: what became of everything in its folder; None for embedded data and from an index.
+        accounted: what became of everything in its folder; None for embedded data.
+
+    Raises:
+        InputError: two classes have one name.
     """
 
     name: str
@@ -107,6 +116,11 @@ class Dataset:
     checked: bool = False
     render: Callable[[Sample], Image.Image] | None = None
     accounted: "Accounts | None" = None
+
+    def __post_init__(self) -> None:
+        twice = [name for place, name in enumerate(self.classes) if name in self.classes[:place]]
+        if twice:
+            raise InputError(f"{self.name} has two classes called {twice[0]!r}; give each its own name, or join them.")
 
     @property
     def unions(self) -> frozenset[str]:

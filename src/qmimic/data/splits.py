@@ -1,4 +1,4 @@
-"""Which images are trained on and which are scored: splits by name, joined by +, or parts of one."""
+"""Which images are trained on and scored, by which classes: splits by name, joined by +, or parts of one."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -6,7 +6,7 @@ from difflib import get_close_matches
 
 import numpy as np
 
-from qmimic.data.columns import Columns, in_columns
+from qmimic.data.columns import Columns, Store, in_columns
 from qmimic.data.sample import Dataset, Sample
 from qmimic.errors import InputError
 
@@ -32,6 +32,35 @@ def samples_of(dataset: Dataset, split: str) -> Sequence[Sample]:
         return Columns(parts[0].store, parts[0].root, np.array(list(rows.values()), np.int64))
     found = {sample.image_id: sample for name in names for sample in dataset.splits[name]}
     return tuple(found.values())
+
+
+def with_classes(dataset: Dataset, classes: tuple[str, ...]) -> Dataset:
+    """The dataset by a detector's list of classes: a folder may show or list fewer, in another order.
+
+    Args:
+        dataset: any.
+        classes: what the detector knows; the index is the label.
+
+    Raises:
+        InputError: a box has a class that is not among them.
+    """
+    if dataset.classes == classes:
+        return dataset
+    splits = in_columns(dataset.splits, dataset.root)
+    shown = {int(label) for own in splits.values() for label in np.unique(own.store.labels[own.box_rows])}
+    unknown = [dataset.classes[label] for label in sorted(shown) if dataset.classes[label] not in classes]
+    if unknown:
+        raise InputError(
+            f"{dataset.name} shows the class {', '.join(unknown)}, which the detector does not know; its classes: "
+            f"{', '.join(classes)}."
+        )
+    place = np.array([classes.index(name) if name in classes else 0 for name in dataset.classes], np.int32)
+    moved: dict[int, Store] = {}
+    for own in splits.values():
+        labels = place[own.store.labels] if len(place) else own.store.labels
+        moved.setdefault(id(own.store), replace(own.store, labels=labels))
+    chosen = {split: Columns(moved[id(own.store)], own.root, own.rows) for split, own in splits.items()}
+    return replace(dataset, classes=classes, splits=chosen)
 
 
 def choose(dataset: Dataset, train: str, val: str, fold: tuple[int, int] | None) -> Dataset:

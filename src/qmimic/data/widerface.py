@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qmimic.data.labels import finite, is_file, make_sample, read_text
+from qmimic.data.accounts import Tally, data_files
+from qmimic.data.labels import finite, is_file, is_picture, make_sample, read_text
 from qmimic.data.matlab import read_matlab
 from qmimic.data.sample import Dataset, LabelDefect, Sample
 from qmimic.errors import InputError
@@ -31,6 +32,7 @@ class FaceImage:
         name: of the image, without suffix.
         boxes: float64 [M, 4], x, y, width, height in pixels.
         attributes: int64 [M] for each of `ATTRIBUTES`.
+        unread: faces that cannot be read, and are not among the boxes.
         counted: int64, which of the boxes a benchmark's subset counts, 0-based; None where the file names no subset.
     """
 
@@ -39,6 +41,7 @@ class FaceImage:
     boxes: NDArray[np.float64]
     attributes: dict[str, NDArray[np.int64]]
     counted: NDArray[np.int64] | None = None
+    unread: int = 0
 
 
 def sniff(root: Path) -> bool:
@@ -49,10 +52,15 @@ def sniff(root: Path) -> bool:
 def read(root: Path) -> Dataset:
     """Read a WIDER FACE folder: one class; invalid faces are difficult, so neither learnt nor learnt against.
 
+    An image with a face that cannot be read is left out.
+
     Raises:
         InputError: there is no annotation file, or one cannot be read.
     """
-    splits, defects = {}, list[LabelDefect]()
+    splits: dict[str, tuple[Sample, ...]] = {}
+    defects: list[LabelDefect] = []
+    tally = Tally()
+    seen: set[Path | None] = set()
     for split in SPLITS:
         text, mat = (root / FOLDER / f"wider_face_{split}{ending}" for ending in ("_bbx_gt.txt", ".mat"))
         if is_file(text):
@@ -62,12 +70,28 @@ def read(root: Path) -> Dataset:
         else:
             continue
         folder = root / f"WIDER_{split}" / "images"
-        splits[split] = tuple(_sample(folder, image) for image in images)
+        own = []
+        for image in images:
+            sample = _sample(folder, image)
+            count = len(sample.boxes) + image.unread
+            tally.labels += 1
+            tally.boxes += count
+            if image.unread:  # a face must not be taught as background
+                tally.drop("unreadable_label", count, sample.image)
+            elif sample.image in seen:
+                detail = f"{sample.image_id} is listed twice in {split}."
+                defects.append(LabelDefect("bad_label", FOLDER, detail))
+                tally.drop("listed_twice", count)
+            else:
+                own.append(sample)
+                seen.add(sample.image)
+        splits[split] = tuple(own)
     if not splits:
         raise InputError(
             f"{root / FOLDER} holds no annotations; put wider_face_train_bbx_gt.txt or wider_face_train.mat there."
         )
-    return Dataset(root.name, root, ("face",), splits, tuple(defects))
+    pictures = [path for path in data_files(root) if is_picture(path)]
+    return Dataset(root.name, root, ("face",), splits, tuple(defects), accounted=tally.close(pictures, splits))
 
 
 def _sample(folder: Path, image: FaceImage) -> Sample:
@@ -104,7 +128,7 @@ def _text_images(path: Path, root: Path, defects: list[LabelDefect]) -> Iterator
         place += count if count else int(place < len(lines) and _numbers(lines[place]) is not None)
         table = np.array(rows, np.float64).reshape(-1, 4 + len(ATTRIBUTES))
         attributes = dict(zip(ATTRIBUTES, table[:, 4:].astype(np.int64).T, strict=True))
-        yield FaceImage(event, Path(file).stem, table[:, :4], attributes)
+        yield FaceImage(event, Path(file).stem, table[:, :4], attributes, unread=count - len(rows))
 
 
 def _numbers(line: str) -> list[float] | None:

@@ -14,8 +14,10 @@ import yaml
 from qmimic.data.accounts import Tally, data_files
 from qmimic.data.images import image_size, turned_by_exif
 from qmimic.data.labels import (
+    MAX_DEPTH,
     Folder,
     actual_size,
+    file_of,
     finite,
     is_file,
     is_picture,
@@ -31,6 +33,7 @@ from qmimic.files import inside, is_there
 from qmimic.yaml_text import parse_yaml
 
 SPLITS = ("train", "val", "test")  # the keys of data.yaml
+NO_SPLITS = ("images", "names", "path", "nc", "download")  # what else these words mean in this layout
 NO_VALUE = ("", "~", "null", "Null", "NULL")
 NOT_LABELS = ("classes.txt", "labels.txt", "obj.txt", "readme.txt", "license.txt", "requirements.txt")
 MAX_CLASS = 9999  # the highest index of a class
@@ -99,25 +102,39 @@ def read(root: Path) -> Dataset:
 
 
 def write(root: Folder, dataset: Dataset) -> dict[Path, Sample]:
-    """Write all labels as YOLO into an empty folder, unions of other splits left out: they would copy images twice.
+    """Write all labels as YOLO into an empty folder.
 
+    An image of several splits is written once, into the folder of the smallest; the others become lists of images.
     Coordinates come back as the same float32 if they are 0 or no nearer to 0 than 1e-7 of the box's other side.
 
     Returns:
         Where each image belongs: a path relative to `root`, without the suffix of the image's own name.
 
     Raises:
-        InputError: two images of a split have the same name, or an image cannot be read.
+        InputError: a split has a name that means something else, or an image cannot be read.
     """
-    splits = {split: samples for split, samples in dataset.splits.items() if split not in dataset.unions}
-    if "images" in splits:
-        raise InputError("In YOLO's layout no split can be called 'images'; rename the split.")
+    splits = dataset.splits
+    reserved = next((split for split in splits if split in NO_SPLITS), None)
+    if reserved is not None:
+        raise InputError(f"In YOLO's layout no split can be called {reserved!r}; rename the split.")
+    homes: dict[str, str] = {}
+    for split in sorted(splits, key=lambda split: len(splits[split])):
+        for sample in splits[split]:
+            homes.setdefault(_own(sample), split)
     places: dict[Path, Sample] = {}
+    config: dict[str, Any] = {}
     for split, samples in splits.items():
-        for folder in ("images", "labels"):
-            (root / folder / split).mkdir(parents=True)
-        for sample in samples:
-            reserve(places, Path("images", split), sample)
+        own = {homes[_own(sample)] for sample in samples}
+        if split in homes.values() or not own:
+            for folder in ("images", "labels"):
+                (root / folder / split).mkdir(parents=True)
+        listed = [(reserve(places, Path("images", homes[_own(one)]), one), one) for one in samples]
+        if own - {split}:
+            text = "".join(f"{(place.parent / file_of(place, one)).as_posix()}\n" for place, one in listed)
+            (root / f"{split}.txt").write_text(text, encoding="utf-8")
+            config[split] = f"{split}.txt"
+        elif split in SPLITS:
+            config[split] = f"images/{split}"
     for place, sample in places.items():
         # What a label says of its image may be wrong, and here that would move boxes; a checked dataset says the truth.
         width, height = stated_size(sample) if dataset.checked else actual_size(sample)
@@ -125,10 +142,18 @@ def write(root: Folder, dataset: Dataset) -> dict[Path, Sample]:
         for (x1, y1, x2, y2), label in zip(sample.boxes.tolist(), sample.labels.tolist(), strict=True):
             (x, w), (y, h) = _shares(x1, x2, width), _shares(y1, y2, height)
             lines.append(f"{label} {x!r} {y!r} {w!r} {h!r}\n")
-        (root / "labels" / place.parent.name / f"{place.name}.txt").write_text("".join(lines), encoding="utf-8")
-    config = {**{split: f"images/{split}" for split in splits if split in SPLITS}, "names": list(dataset.classes)}
+        below = Path("labels", *place.parts[1:])
+        if len(below.parts) > 3:  # ids with folders tell images of equal names apart
+            (root / str(below.parent)).mkdir(parents=True, exist_ok=True)
+        (root / f"{below.as_posix()}.txt").write_text("".join(lines), encoding="utf-8")
+    config["names"] = list(dataset.classes)
     (root / "data.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
     return places
+
+
+def _own(sample: Sample) -> str:
+    """What tells an image from others, whatever split it is in."""
+    return str(sample.image or sample.image_id)
 
 
 def _shares(low: float, high: float, length: int) -> tuple[float, float]:
@@ -196,6 +221,9 @@ def _members(
     base = str(config.get("path") or ".")
     members: dict[str, list[Path]] = {}
     keys = {"val" if key == "valid" else key: key for key in (*SPLITS, "valid") if key in config}
+    for key, value in config.items():  # further lists under names of their own
+        if key not in (*keys.values(), *NO_SPLITS, "") and isinstance(value, str) and value.endswith(".txt"):
+            keys |= {key: key} if _source(root, base, value) is not None else {}
     for split, key in keys.items():
         values = config[key] if isinstance(config[key], list) else [config[key]]
         found: dict[Path, None] = {}
@@ -239,13 +267,19 @@ def _source(root: Path, base: str, value: str) -> Path | None:
     plain = value.replace("\\", "/")
     parts = [part for part in PurePosixPath(plain).parts if part not in ("/", ".", "..")]
     # `images` alone, of `test/images`, would be every split's folder.
-    ends = [parts[k:] for k in range(len(parts)) if k == 0 or parts[k:] not in (["images"], ["labels"])]
+    starts = range(max(0, len(parts) - MAX_DEPTH), len(parts))
+    ends = [parts[k:] for k in starts if k == 0 or parts[k:] not in (["images"], ["labels"])]
     tails = [root / base / plain, root / plain, *(root.joinpath(*end) for end in ends)]
     real = root.resolve()
     for path in tails:
-        if is_there(path) and path.resolve().is_relative_to(real) and (path.resolve() != real or plain in (".", "./")):
-            # In the root's own spelling, which the walk through its files has too.
-            return root / path.resolve().relative_to(real)
+        if not is_there(path):
+            continue
+        try:
+            found = path.resolve()
+        except (OSError, RuntimeError):  # links in a circle
+            continue
+        if found.is_relative_to(real) and (found != real or plain in (".", "./")):
+            return root / found.relative_to(real)  # in the root's own spelling, as the walk through its files has it
     return None
 
 

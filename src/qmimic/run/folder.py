@@ -20,7 +20,7 @@ from qmimic.tables import MODES
 
 DEPLOY = "deploy"
 RECIPE, RESULTS, STAGES, STAGE_RESULT = "recipe.yaml", "results.json", "stages", "result.json"
-ENVIRONMENT, FAILURE = "environment.json", "failed.txt"
+ENVIRONMENT, FAILURE, DATA = "environment.json", "failed.txt", "data.json"
 # What a run, a fit or a study makes in its folder, and what trackers make there. None of it may be a link.
 OURS = frozenset(
     {STAGES, DEPLOY, "bank", "pixels", "report", "winner", "jobs", "logs", "study.sqlite", "mlflow.db"}

@@ -12,6 +12,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from pydantic import ValidationError
 
 from qmimic.config import DataConfig, DetectorConfig, Recipe, explain
+from qmimic.data import chosen
 from qmimic.data.chosen import box_sizes, dataset_fingerprint, open_dataset
 from qmimic.data.columns import Columns, in_columns
 from qmimic.data.loader import Loader
@@ -114,7 +115,8 @@ def prepare(recipe: Recipe) -> Prepared:
         raise InputError(explain(error)) from error
     key = data_key(dataset_fingerprint(dataset), data, detector)
     said = remarks(recipe.detector, detector, data.size, int(splits[TRAIN].counts.max()))
-    return Prepared(recipe, dataset, train, val, detector, key, accelerator, said)
+    told = (*chosen.remarks(dataset, detector), *said)
+    return Prepared(recipe, dataset, train, val, detector, key, accelerator, told)
 
 
 def remarks(given: DetectorConfig, fitted: DetectorConfig, size: tuple[int, int], objects: int) -> tuple[str, ...]:
@@ -135,11 +137,6 @@ def remarks(given: DetectorConfig, fitted: DetectorConfig, size: tuple[int, int]
         said.append(
             f"A training image has {objects} objects, and the levels have {places} places: some objects are learnt by "
             "none; add a finer level to detector.levels or raise data.size."
-        )
-    if objects > fitted.max_detections:
-        said.append(
-            f"A training image has {objects} objects, and at most {fitted.max_detections} are detected in one; raise "
-            "detector.max_detections."
         )
     return tuple(said)
 

@@ -17,7 +17,7 @@ from qmimic.detectors.prediction import predict
 from qmimic.draw import contact_sheet, draw
 from qmimic.errors import InputError
 from qmimic.files import replacing, write_text
-from qmimic.run.folder import ENVIRONMENT, FAILURE, RECIPE, RESULTS, StageResult, ranked
+from qmimic.run.folder import DATA, ENVIRONMENT, FAILURE, RECIPE, RESULTS, StageResult, ranked
 from qmimic.run.lock import exclusive_lock
 from qmimic.run.prepare import Prepared, environment, prepare
 from qmimic.run.stages import (
@@ -82,6 +82,7 @@ def train(recipe: Recipe, watcher: Watcher) -> RunResult:
             )
         write_text(where, json.dumps(environment(prepared.accelerator), indent=1))  # first: it marks the folder as ours
         save_recipe(recipe, resolved)
+        _write_data(prepared)
         (recipe.folder / FAILURE).unlink(missing_ok=True)
         try:
             return _train(prepared, watcher)
@@ -127,6 +128,13 @@ def _write_results(prepared: Prepared, stages: list[Stage], said: tuple[str, ...
     )
     table = markdown(results, prepared.recipe.published)
     write_text(folder / "results.md", table + "\n" + "".join(f"\n{remark}\n" for remark in said))
+
+
+def _write_data(prepared: Prepared) -> None:
+    """What the run was given: the account of pictures, labels and boxes, and what was said of them."""
+    accounts = prepared.dataset.accounted
+    content = {"accounted": accounts.as_json() if accounts else None, "remarks": prepared.remarks}
+    write_text(prepared.recipe.folder / DATA, json.dumps(content, indent=1))
 
 
 def arms(prepared: Prepared) -> dict[str, Recipe]:

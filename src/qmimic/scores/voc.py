@@ -58,12 +58,13 @@ def voc_ap(
     label, hit, ignored, positives = found.label, found.hit, found.ignored, found.positives
     by_class = np.argsort(label, kind="stable")
     bounds = np.searchsorted(label[by_class], np.arange(len(classes) + 1))
-    per_class: dict[str, ClassScore] = {}
-    for index, name in enumerate(classes):
+    by_index = []
+    for index in range(len(classes)):
         rows = by_class[bounds[index] : bounds[index + 1]]
         rows = rows[~ignored[rows]]
-        per_class[name] = _score_class(hit[rows], int(positives[index]))
-    present = [scores for scores in per_class.values() if scores.positives]
+        by_index.append(_score_class(hit[rows], int(positives[index])))
+    per_class = dict(zip(classes, by_index, strict=True))
+    present = [scores for scores in by_index if scores.positives]
     if not present:
         return VocScore(float("nan"), float("nan"), per_class)
     return VocScore(

@@ -87,7 +87,7 @@ class _Folder:
     def __truediv__(self, name: str) -> "_Folder":
         return _Folder(self._archive, self._place / name)
 
-    def mkdir(self, *, parents: bool) -> None:
+    def mkdir(self, *, parents: bool, exist_ok: bool = False) -> None:
         self._archive.mkdir(str(self._place))
 
     def write_text(self, data: str, encoding: str) -> int:
