@@ -13,6 +13,7 @@ from rich.console import Console
 
 import qmimic
 from qmimic.api import detect
+from qmimic.config import DetectorConfig
 from qmimic.data.loader import Loader
 from qmimic.data.synthetic import digits
 from qmimic.detectors.evaluation import channel_rms, detect_all
@@ -116,3 +117,13 @@ def test_views_of_several_sizes_and_mirrored_ones_become_one_set() -> None:
         np.testing.assert_allclose(alone[image_id].boxes, found.boxes, atol=1e-3)
     with pytest.raises(InputError, match="cannot have the size 100x128"):
         detect(detector, dataset, sizes=[(100, 128)])
+
+
+def test_a_one_stage_detector_has_levels_for_the_anchors_sizes() -> None:
+    config = DetectorConfig(architecture="one_stage")
+    small = qmimic.build_detector("resnet18/16", ("a",), (64, 64), ((12.0, 12.0),), config)
+    large = qmimic.build_detector("resnet18/16", ("a",), (64, 64), ((300.0, 300.0),), config)
+    assert (small.strides, large.strides) == ((8, 16, 32), (32,))
+    wrong = config.model_copy(update={"levels": (32,)})
+    with pytest.raises(InputError, match="multiples of 32, and the size is 48 x 64"):
+        qmimic.build_detector("resnet18/16", ("a",), (48, 64), config=wrong)

@@ -4,21 +4,27 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from accelerate import PartialState
+from pydantic import ValidationError
 
-from qmimic.config import DetectorConfig, Recipe
+from qmimic.config import DetectorConfig, Recipe, explain
 from qmimic.data.loader import Loader
 from qmimic.data.sample import Dataset
 from qmimic.data.splits import samples_of, with_classes
 from qmimic.detections import Detections
-from qmimic.detectors.architectures import spec_for
+from qmimic.detectors.architectures import architecture_of, spec_for
 from qmimic.detectors.build import at_size, build
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.evaluation import detect_all, merge
 from qmimic.detectors.files import load_detector
+from qmimic.errors import InputError
 from qmimic.run.train import RunResult
 from qmimic.run.train import train as run_recipe
+from qmimic.runtime.detector import Detector as ShippedDetector
+from qmimic.runtime.formats import is_deployed
 from qmimic.scores.summary import Scores, score
+from qmimic.ship.accuracy import detections_of_file
 from qmimic.training.loop import Watcher
 from qmimic.training.progress import Silent
 
@@ -41,14 +47,19 @@ def build_detector(
         classes: class names; the index is the label.
         size: height and width that images are fitted into, pixels, multiples of 16.
         anchors: widths and heights in pixels; fit them to your boxes with `qmimic.detectors.anchors.fit_anchors`.
+            A one-stage detector has levels for boxes of these sizes, unless `config.levels` names others.
         config: everything else around the backbone.
         seed: of the weights.
 
     Raises:
-        InputError: the backbone's name is unknown.
+        InputError: the backbone's name is unknown, or the architecture refuses a setting.
     """
     settings = (config or DetectorConfig()).model_copy(update={"anchors": anchors})
-    return build(spec_for(settings, name, classes, size), seed)
+    fitted = architecture_of(settings.architecture).fitted(settings, np.array(anchors, np.float32), size)
+    try:
+        return build(spec_for(fitted, name, classes, size), seed)
+    except ValidationError as error:
+        raise InputError(explain(error)) from error
 
 
 def train(recipe: Recipe, watcher: Watcher | None = None) -> RunResult:
@@ -94,7 +105,7 @@ def detect(
     """Detections in every image of a split, by image id.
 
     Args:
-        detector: a detector, or its file.
+        detector: a detector, or its file, also a deployed one.
         dataset: of the detector's classes, or of some of them by name; labels of detections are the detector's.
         split: name of the split, or several joined by +.
         sizes: heights and widths at which the images are looked at, one after another; none: the detector's own.
@@ -103,9 +114,15 @@ def detect(
     Raises:
         InputError: the split is missing, the dataset's classes are not the detector's, or a size cannot be.
     """
+    samples_of(dataset, split)  # before the networks are made
+    if not isinstance(detector, Detector) and is_deployed(Path(detector)):
+        if sizes or flip:
+            raise InputError(f"{detector} is deployed and looks at one size, as it is; name a .safetensors file.")
+        shipped = ShippedDetector(detector)
+        dataset = with_classes(dataset, shipped.classes)
+        return detections_of_file(shipped, Loader(dataset, split, shipped.metadata.size, BATCH))
     if not isinstance(detector, Detector):
         detector, _ = load_detector(detector)
-    samples_of(dataset, split)  # before the networks are made
     dataset = with_classes(dataset, detector.spec.classes)
     views = []
     for own in [at_size(detector, size) for size in sizes] or [detector.eval()]:

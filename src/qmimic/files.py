@@ -21,6 +21,26 @@ from typing import Any, BinaryIO
 
 from qmimic.errors import InputError
 
+BEGINNINGS = (  # of files that are taken for others: from which byte, which bytes, what they tell
+    (0, b"PK\x03\x04", "a zip archive, such as PyTorch's .pt files (Ultralytics' are these too)"),
+    (0, b"\x80\x02", "a pickle, such as PyTorch's older .pth files"),
+    (0, b"\x89PNG", "a PNG picture"),
+    (0, b"\xff\xd8\xff", "a JPEG picture"),
+    (0, b"GIF8", "a GIF picture"),
+    (0, b"BM", "a BMP picture"),
+    (8, b"WEBP", "a WebP picture"),
+    (4, b"ftyp", "a video, or a HEIC or AVIF picture"),
+    (0, b"\x1f\x8b", "a gzip archive"),
+    (0, b"%PDF", "a PDF document"),
+    (4, b"TFL3", "a TensorFlow Lite model"),
+    (4, b"ET", "an ExecuTorch program"),
+    (0, b"\x89HDF", "an HDF5 file, such as Keras models"),
+    (8, b'{"', "a safetensors file"),
+    (0, b"<", "an XML file"),
+    (0, b"{", "a JSON file"),
+    (0, b"[", "a JSON file"),
+    (0, b"\x08", "an ONNX model"),
+)
 MIB = 1 << 20
 SMALL = 16 * MIB  # of a file of ours: a result, a description, a log
 LARGE = 1 << 30  # of labels
@@ -263,6 +283,20 @@ def append_text(path: Path, text: str) -> None:
     """
     with appending(path) as file:
         file.write(text.encode("utf-8"))
+
+
+def what_is(path: Path) -> str:
+    """What a file is by its first bytes, in a person's words, for the message that refuses it."""
+    try:
+        with open_file(path) as file:
+            head = file.read(16)
+    except MissingError:
+        return "not there"
+    except (InputError, OSError):
+        return "a folder" if path.is_dir() else "a file that cannot be read"
+    if not head:
+        return "an empty file"
+    return next((what for place, start, what in BEGINNINGS if head[place:].startswith(start)), "a file of another kind")
 
 
 @contextlib.contextmanager
