@@ -23,9 +23,9 @@ from qmimic.bench.timing import alternate
 from qmimic.compress.integer_grids import calibrate, prepare_qat
 from qmimic.config import DetectorConfig
 from qmimic.detectors.detector import Detector
-from qmimic.runtime.engine import Engine, load
-from qmimic.ship.onnx_file import Exported, write_onnx
-from qmimic.ship.openvino_file import write_openvino
+from qmimic.runtime.engine import Engine
+from qmimic.ship import onnx_file, openvino_file
+from qmimic.ship.onnx_file import Exported
 
 NETWORKS = (("resnet18/16", "faster_rcnn"), ("vgg16/32", "rfcn"))
 PEERS = ("yunet_n", "yunet_s", "rfb320", "slim320")
@@ -75,19 +75,19 @@ def load_all(folder: Path, data: Path | None) -> tuple[dict[str, Engine], dict[s
         config = DetectorConfig(architecture=architecture)
         detector = build_detector(backbone, ("object",), SIZE, config=config).eval()
         whole, integer = Exported(detector), Exported(on_noise(detector))
-        write_onnx(whole, path.with_suffix(".onnx"))
+        onnx_file.write(whole, path.with_suffix(".onnx"))
         onnx.save(backbone_of(whole.graph, detector.channels[0]), f"{path}-backbone.onnx")
-        write_onnx(integer, Path(f"{path}-int8.onnx"))
-        write_openvino(whole, path.with_suffix(".xml"))
-        write_openvino(integer, Path(f"{path}-int8.xml"))
-        engines[name, "fp32"] = load(path.with_suffix(".onnx"), 1)
-        engines[name, "backbone"] = load(Path(f"{path}-backbone.onnx"), 1)
-        engines[name, "int8 of ONNX Runtime"] = load(Path(f"{path}-int8.onnx"), 1)
-        engines[name, "fp32 of OpenVINO"] = load(path.with_suffix(".xml"), 1)
-        engines[name, "int8"] = load(Path(f"{path}-int8.xml"), 1)
+        onnx_file.write(integer, Path(f"{path}-int8.onnx"))
+        openvino_file.write(whole, path.with_suffix(".xml"))
+        openvino_file.write(integer, Path(f"{path}-int8.xml"))
+        engines[name, "fp32"] = Engine(path.with_suffix(".onnx"))
+        engines[name, "backbone"] = Engine(Path(f"{path}-backbone.onnx"))
+        engines[name, "int8 of ONNX Runtime"] = Engine(Path(f"{path}-int8.onnx"))
+        engines[name, "fp32 of OpenVINO"] = Engine(path.with_suffix(".xml"))
+        engines[name, "int8"] = Engine(Path(f"{path}-int8.xml"))
         sizes[name] = Path(f"{path}-int8.onnx").stat().st_size / 1000
     for peer in PEERS if data else ():
-        engines[peer, "fp32"] = load(data / "peers" / f"{peer}.onnx", 1)
+        engines[peer, "fp32"] = Engine(data / "peers" / f"{peer}.onnx", 1)
     return engines, sizes
 
 

@@ -1,12 +1,17 @@
 """Drawn pictures: where the pixels of a frame lie, and sizes."""
 
+import warnings
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
 from qmimic.detections import Detections
 from qmimic.draw import CELL, COLOURS, contact_sheet, draw
+from qmimic.errors import notices_said
 
 GROUND = (7, 8, 9)
 
@@ -119,3 +124,48 @@ def test_pictures_keep_their_shape_and_lie_in_the_middle(size: tuple[int, int]) 
     assert (width, height) == pytest.approx((max(1, size[0] * scale), max(1, size[1] * scale)), abs=1)
     assert abs(int(rows.min()) - (CELL - 1 - int(rows.max()))) <= 1
     assert abs(int(columns.min()) - (CELL - 1 - int(columns.max()))) <= 1
+
+
+def changed(drawn: Image.Image) -> NDArray[np.bool_]:
+    return (np.asarray(drawn) != GROUND).any(-1)
+
+
+@given(
+    st.integers(20, 400), st.integers(16, 300), st.floats(-0.1, 1), st.floats(-0.1, 1), st.sampled_from(["a", "x" * 40])
+)
+def test_a_label_is_whole_inside_the_picture(width: int, height: int, x: float, y: float, name: str) -> None:
+    """It is as many pixels of its colour as in the middle of a picture where there is room on all sides, or shrunk."""
+    corner = (x * width, y * height)
+    drawn = draw(picture(width, height), found(((*corner, corner[0] + 1, corner[1] + 1), 0.9, 0)), [name], 0.5)
+    ys, xs = np.nonzero(changed(drawn))
+    if name == "a" and width > 60 and height > 30:
+        room = draw(
+            picture(width * 3, height * 3), found(((width, height, width + 1, height + 1), 0.9, 0)), [name], 0.5
+        )
+        if max(width * 3, height * 3) < 480:  # letters of one size
+            wanted_y, wanted_x = np.nonzero(changed(room))
+            assert np.ptp(xs) >= np.ptp(wanted_x) - 1
+            assert np.ptp(ys) >= np.ptp(wanted_y) - 2  # the frame, which lies below the label there
+    assert drawn.size == (width, height)
+
+
+@pytest.mark.parametrize("name", ["café ñ ß", "собака", "σκύλος", "قطة"])
+def test_letters_that_a_library_s_font_has_are_drawn(name: str) -> None:
+    pytest.importorskip("matplotlib")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn, number = (
+            draw(picture(), found(((50, 60, 120, 100), 0.9, 0)), [own], 0.5) for own in (name, "\u25a1" * len(name))
+        )
+    assert (np.asarray(drawn) != np.asarray(number)).any()
+
+
+def test_letters_that_no_font_has_become_the_class_s_number(capsys: pytest.CaptureFixture[str]) -> None:
+    classes = ["cat", "浣熊"]
+    rows = found(((50, 60, 120, 100), 0.9, 1), ((10, 120, 60, 150), 0.8, 1))
+    with notices_said():
+        drawn = draw(picture(), rows, classes, 0.5)
+    said = capsys.readouterr().err
+    assert said == "qmimic: No font at hand has the letters of the class 浣熊; it is drawn as #1.\n"
+    wanted = draw(picture(), rows, ["cat", "#1"], 0.5)
+    np.testing.assert_array_equal(np.asarray(drawn), np.asarray(wanted))

@@ -203,7 +203,7 @@ def test_a_trap_is_refused_at_once_and_is_never_absent(tmp_path: Path, kind: str
     trap = every_kind_of_trap(root)[kind]
     assert is_there(trap)
     for read in (read_bytes, read_text, read_json):
-        with pytest.raises(InputError, match=f"{trap.name} .*{'leads out of' if kind == 'a device' else kind}") as said:
+        with pytest.raises(InputError, match=f"{trap.name} .*{kind}") as said:
             read(trap, root=root)
         assert not isinstance(said.value, MissingError)
     if kind != "leads out of":  # what the user names may lie anywhere, but is a file

@@ -21,7 +21,10 @@ from qmimic.detectors.files import load_detector
 from qmimic.errors import InputError
 from qmimic.run.train import RunResult
 from qmimic.run.train import train as run_recipe
+from qmimic.runtime.detector import Detector as ShippedDetector
+from qmimic.runtime.formats import is_deployed
 from qmimic.scores.summary import Scores, score
+from qmimic.ship.accuracy import detections_of_file
 from qmimic.training.loop import Watcher
 from qmimic.training.progress import Silent
 
@@ -102,7 +105,7 @@ def detect(
     """Detections in every image of a split, by image id.
 
     Args:
-        detector: a detector, or its file.
+        detector: a detector, or its file, also a deployed one.
         dataset: of the detector's classes, or of some of them by name; labels of detections are the detector's.
         split: name of the split, or several joined by +.
         sizes: heights and widths at which the images are looked at, one after another; none: the detector's own.
@@ -111,9 +114,15 @@ def detect(
     Raises:
         InputError: the split is missing, the dataset's classes are not the detector's, or a size cannot be.
     """
+    samples_of(dataset, split)  # before the networks are made
+    if not isinstance(detector, Detector) and is_deployed(Path(detector)):
+        if sizes or flip:
+            raise InputError(f"{detector} is deployed and looks at one size, as it is; name a .safetensors file.")
+        shipped = ShippedDetector(detector)
+        dataset = with_classes(dataset, shipped.classes)
+        return detections_of_file(shipped, Loader(dataset, split, shipped.metadata.size, BATCH))
     if not isinstance(detector, Detector):
         detector, _ = load_detector(detector)
-    samples_of(dataset, split)  # before the networks are made
     dataset = with_classes(dataset, detector.spec.classes)
     views = []
     for own in [at_size(detector, size) for size in sizes] or [detector.eval()]:

@@ -1,4 +1,9 @@
-"""The one exception that a user is meant to read."""
+"""The one exception that a user is meant to read, and what a user is told without one."""
+
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class InputError(Exception):
@@ -6,3 +11,25 @@ class InputError(Exception):
 
     The command line prints it and exits with code 2, without a traceback.
     """
+
+
+class Notice(UserWarning):
+    """One sentence for the user: what was done is not quite what was asked for."""
+
+
+@contextmanager
+def notices_said() -> Iterator[None]:
+    """Print each different notice once, as a line on stderr; other warnings as ever."""
+    with warnings.catch_warnings():
+        usual, said = warnings.showwarning, set[str]()
+
+        def show(message: Warning | str, category: type[Warning], *place: object) -> None:
+            if not issubclass(category, Notice):
+                usual(message, category, *place)  # type: ignore[arg-type]
+            elif str(message) not in said:
+                said.add(str(message))
+                print(f"qmimic: {' '.join(str(message).splitlines())}", file=sys.stderr)
+
+        warnings.showwarning = show  # type: ignore[assignment]
+        warnings.simplefilter("always", Notice)
+        yield

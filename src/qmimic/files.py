@@ -7,6 +7,7 @@ Out: written beside, then renamed; never through a link below the folder that a 
 import contextlib
 import ctypes
 import errno
+import functools
 import json
 import math
 import os
@@ -20,6 +21,26 @@ from typing import Any, BinaryIO
 
 from qmimic.errors import InputError
 
+BEGINNINGS = (  # of files that are taken for others: from which byte, which bytes, what they tell
+    (0, b"PK\x03\x04", "a zip archive, such as PyTorch's .pt files (Ultralytics' are these too)"),
+    (0, b"\x80\x02", "a pickle, such as PyTorch's older .pth files"),
+    (0, b"\x89PNG", "a PNG picture"),
+    (0, b"\xff\xd8\xff", "a JPEG picture"),
+    (0, b"GIF8", "a GIF picture"),
+    (0, b"BM", "a BMP picture"),
+    (8, b"WEBP", "a WebP picture"),
+    (4, b"ftyp", "a video, or a HEIC or AVIF picture"),
+    (0, b"\x1f\x8b", "a gzip archive"),
+    (0, b"%PDF", "a PDF document"),
+    (4, b"TFL3", "a TensorFlow Lite model"),
+    (4, b"ET", "an ExecuTorch program"),
+    (0, b"\x89HDF", "an HDF5 file, such as Keras models"),
+    (8, b'{"', "a safetensors file"),
+    (0, b"<", "an XML file"),
+    (0, b"{", "a JSON file"),
+    (0, b"[", "a JSON file"),
+    (0, b"\x08", "an ONNX model"),
+)
 MIB = 1 << 20
 SMALL = 16 * MIB  # of a file of ours: a result, a description, a log
 LARGE = 1 << 30  # of labels
@@ -80,13 +101,13 @@ def open_file(path: Path, root: Path | None = None, limit: int | None = None) ->
     """
     handle = -1
     try:
-        real = path if root is None else _real(path, root)
-        # A named pipe would keep a plain open waiting; a link that was put there after the check is not followed.
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | (os.O_NOFOLLOW if root is not None else 0)
-        handle = os.open(real, flags)
+        # A named pipe would keep a plain open waiting.
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{path} is {_kind(status.st_mode)}, not a file; replace or remove it.")
+        if root is not None:
+            _check_inside(handle, path, root)
         if limit is not None and status.st_size > limit:
             raise _too_large(path, limit)
         file, handle = os.fdopen(handle, "rb"), -1
@@ -264,6 +285,20 @@ def append_text(path: Path, text: str) -> None:
         file.write(text.encode("utf-8"))
 
 
+def what_is(path: Path) -> str:
+    """What a file is by its first bytes, in a person's words, for the message that refuses it."""
+    try:
+        with open_file(path) as file:
+            head = file.read(16)
+    except MissingError:
+        return "not there"
+    except (InputError, OSError):
+        return "a folder" if path.is_dir() else "a file that cannot be read"
+    if not head:
+        return "an empty file"
+    return next((what for place, start, what in BEGINNINGS if head[place:].startswith(start)), "a file of another kind")
+
+
 @contextlib.contextmanager
 def appending(path: Path) -> Iterator[BinaryIO]:
     """A file of ours, open to add to its end; made if it is missing. Raises: as `append_text`."""
@@ -419,11 +454,30 @@ def _exchange(first: Path, second: Path) -> None:
     aside.replace(first)
 
 
+def _check_inside(handle: int, path: Path, root: Path) -> None:
+    """Check that what was opened lies in a folder, by the name that the system knows it by where it tells that."""
+    try:
+        real = os.readlink(f"/proc/self/fd/{handle}")  # noqa: PTH115 (a Path costs more than the call)
+    except OSError:  # not Linux
+        if not os.path.samestat(_real(path, root).stat(), os.fstat(handle)):
+            raise InputError(f"{path} changes while it is read; try again.") from None
+        return
+    if not real.startswith(f"{str(_root(root)).rstrip('/')}/"):
+        _real(path, root)  # says so; a mount may have other names
+        if not os.path.samestat(path.stat(), os.fstat(handle)):
+            raise InputError(f"{path} changes while it is read; try again.")
+
+
+@functools.lru_cache(maxsize=16)
+def _root(root: Path) -> Path:
+    return root.resolve()
+
+
 def _real(path: Path, root: Path) -> Path:
     """Where a path leads, links followed."""
     try:
         real = path.resolve()
-        if not real.is_relative_to(root.resolve()):
+        if not real.is_relative_to(_root(root)):
             raise InputError(
                 f"{path} leads out of {root}, and nothing outside that folder is read; copy the file there."
             )

@@ -8,9 +8,11 @@ import onnx
 import pytest
 
 from cli_cases import Refused
+from qmimic.bench import measure as measuring
 from qmimic.bench.measure import files_of, largest_resident, measure
 from qmimic.bench.timing import WARM_UP, alternate
 from qmimic.cli import main
+from qmimic.errors import InputError
 
 
 def test_runs_take_turns() -> None:
@@ -74,7 +76,7 @@ def test_sizes_that_nobody_fixed_are_refused(tmp_path: Path, refused: Refused) -
     graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "g", made[:1], made[1:])
     opset = onnx.helper.make_opsetid("", 17)
     onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=9), tmp_path / "free.onnx")
-    assert "has no fixed size" in refused("bench", tmp_path / "free.onnx")
+    assert "of any size" in refused("bench", tmp_path / "free.onnx")
 
 
 def test_bad_input(deployed: Path, tmp_path: Path, refused: Refused) -> None:
@@ -83,3 +85,39 @@ def test_bad_input(deployed: Path, tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "a.onnx").write_text("no model")
     assert "a.onnx cannot be run by ONNX Runtime" in refused("bench", tmp_path / "a.onnx")
     assert "--threads and --rounds need 1 or more" in refused("bench", deployed, "--threads", "0")
+
+
+def stranger(path: Path, kind: int, shape: list[int | str]) -> Path:
+    """A file of somebody else's: what goes in comes out."""
+    value = onnx.helper.make_tensor_value_info
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    graph = onnx.helper.make_graph([node], "g", [value("x", kind, shape)], [value("y", kind, shape)])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["FLOAT", "FLOAT16", "DOUBLE", "INT32", "INT64", "INT8", "UINT8", "UINT16", "BOOL"])
+def test_inputs_of_every_type_that_numpy_has_are_timed(kind: str, tmp_path: Path) -> None:
+    path = stranger(tmp_path / "a.onnx", getattr(onnx.TensorProto, kind), [1, 3, 32, 48])
+    (cost,) = measure([path], [1], 3, memory=False)
+    assert cost.p50 > 0
+    assert cost.megapixels == pytest.approx(32 * 48 / 1e6)
+
+
+def test_what_cannot_be_timed_is_named_with_its_file(tmp_path: Path) -> None:
+    text = stranger(tmp_path / "text.onnx", onnx.TensorProto.STRING, [1, 3])
+    with pytest.raises(InputError, match=r"text\.onnx takes x as text or bfloat16"):
+        measure([text], [1], 1, memory=False)
+    free = stranger(tmp_path / "free.onnx", onnx.TensorProto.FLOAT, ["b", 3, "h", "w"])
+    with pytest.raises(InputError, match=r"free\.onnx takes x of any size \(\[any, 3, any, any\]\)"):
+        measure([free], [1], 1, memory=False)
+
+
+def test_times_are_those_of_one_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = [stranger(tmp_path / f"{n}.onnx", onnx.TensorProto.FLOAT, [n, 3, 32, 48]) for n in (1, 8)]
+    seconds = {str(path): np.full(5, 0.016) for path in files}
+    monkeypatch.setattr(measuring, "alternate", lambda *_: seconds)
+    one, eight = measure(files, [1], 5, memory=False)
+    assert (one.p50, eight.p50) == (pytest.approx(16), pytest.approx(2))
+    assert one.megapixels == eight.megapixels
+    assert eight.per_second == pytest.approx(8 * one.per_second)

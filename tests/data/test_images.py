@@ -10,11 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from folders import picture
-from qmimic.data.images import image_size, read_image, read_resized
+from qmimic.data.images import image_size, picture_facts, read_image, read_resized, upright
+from qmimic.data.letterbox import letterbox_file
 from qmimic.errors import InputError
 
 ORIENTATION = 0x0112
@@ -171,3 +174,43 @@ def test_a_spoilt_exif_counts_as_upright(tmp_path: Path) -> None:
     assert image_size(path) == (40, 20)
     assert read_image(path).size == (40, 20)
     assert read_resized(path, lambda w, h: (w, h))[1] == (40, 20)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 65535))
+def test_no_pixel_decides_how_the_others_are_scaled(seed: int, odd: int) -> None:
+    values = np.random.default_rng(seed).integers(0, 2000, (6, 7), dtype=np.uint16)
+    other = values.copy()
+    other[0, 0] = odd
+    kept = np.ones_like(values, bool)
+    kept[0, 0] = False
+    one, two = (np.asarray(upright(Image.fromarray(own))) for own in (values, other))
+    np.testing.assert_array_equal(one[kept], two[kept])
+    np.testing.assert_array_equal(one[..., 0], np.rint(values / 257))
+
+
+@pytest.mark.parametrize(("dtype", "white"), [(np.float32, 1.0), (np.float32, 300.0), (np.int32, 65535.0)])
+def test_floats_and_long_integers_are_read_if_they_say_what_is_white(dtype: type, white: float, tmp_path: Path) -> None:
+    levels = np.arange(256).reshape(16, 16)
+    picture = Image.fromarray((levels * white / 255).astype(dtype))
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[341] = white
+    tags.tagtype[341] = 12  # a double
+    picture.save(tmp_path / "says.tiff", tiffinfo=tags)
+    picture.save(tmp_path / "silent.tiff")
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "says.tiff"))[..., 1], levels)
+    for refused in (read_image, lambda path: letterbox_file(path, (32, 32)), picture_facts):
+        with pytest.raises(InputError, match=r"silent\.tiff cannot be read: it holds .* which value is white"):
+            refused(tmp_path / "silent.tiff")
+
+
+def test_twelve_bits_that_are_declared_are_scaled_by_them(tmp_path: Path) -> None:
+    levels = (np.arange(64, dtype=np.uint16) * 65).reshape(8, 8)  # up to 4095
+    flat = levels.ravel()
+    packed = np.stack([flat[::2] >> 4, (flat[::2] & 15) << 4 | flat[1::2] >> 8, flat[1::2] & 255], 1).astype(np.uint8)
+    content = packed.tobytes()
+    entries = [(256, 3, 8), (257, 3, 8), (258, 3, 12), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1), (278, 3, 8)]
+    entries.append((279, 4, len(content)))
+    head = struct.pack("<2sHI", b"II", 42, 8 + len(content)) + content + struct.pack("<H", len(entries))
+    body = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in entries)
+    (tmp_path / "a.tiff").write_bytes(head + body + bytes(4))
+    np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "a.tiff"))[..., 0], np.rint(levels / (4095 / 255)))

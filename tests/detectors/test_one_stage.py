@@ -23,9 +23,10 @@ from qmimic.detectors.levels import choose_levels
 from qmimic.detectors.one_stage import OneStage, boxes_at, enlarged, place_grid
 from qmimic.detectors.quantize import Quantizer
 from qmimic.runtime import Detector as ShippedDetector
+from qmimic.runtime.formats import FORMATS
 from qmimic.ship.onnx_file import Exported, build_graph
 from qmimic.ship.parity import compare
-from qmimic.ship.write import TARGETS, describe, ship
+from qmimic.ship.write import describe, ship
 from tiny_detectors import some_images
 
 BACKBONES = ("resnet18/16", "repvgg/16", "yunet/32", "vgg16/32")
@@ -187,7 +188,7 @@ def test_what_is_ignored_is_neither_learnt_nor_learnt_against() -> None:
 def test_its_file_detects_as_it_does(backbone: str, suppression: bool, tmp_path: Path) -> None:
     detector = one_stage(backbone=backbone).eval()
     exported = Exported(detector, None, suppression)
-    path = ship(exported, describe(detector, {}), TARGETS["onnx"], tmp_path / "a", lambda *_: {})
+    path = ship(exported, describe(detector, {}), FORMATS["onnx"], tmp_path / "a", lambda *_: {})
     images = some_images(7, 5).permute(0, 2, 3, 1).contiguous().numpy()
     parity = compare(detector, ShippedDetector(path), images)
     assert parity.detections > 20
@@ -203,7 +204,7 @@ def test_other_formats_detect_as_it_does(kind: str, integers: bool, tmp_path: Pa
     if integers:
         detector = prepare_qat(detector)
         calibrate(detector, [some_images(7, 4)])
-    path = ship(Exported(detector, 1), describe(detector, {}), TARGETS[kind], tmp_path / "a", lambda *_: {})
+    path = ship(Exported(detector, 1), describe(detector, {}), FORMATS[kind], tmp_path / "a", lambda *_: {})
     images = some_images(7, 5).permute(0, 2, 3, 1).contiguous().numpy()
     boxes, scores, _ = ShippedDetector(path).raw(images[:1])
     if integers:  # its engine rounds in its own way

@@ -140,6 +140,10 @@ NOT_RUN = (
     NotRun("qmimic serve", "it serves until Ctrl-C; tests/serve starts it", parse_qmimic),
     NotRun("qmimic runs clean", "it asks at a terminal; tests/cli/test_runs.py has one", parse_qmimic),
     NotRun("qmimic train *run.trackers", "MLflow is an extra; tests/training/test_trackers.py has it", parse_qmimic),
+    NotRun(
+        "qmimic train * teacher.weights=", "it fetches weights; tests/detectors/test_timm.py reads some", parse_qmimic
+    ),
+    NotRun("qmimic train *timm:", "its answer is a refusal; tests/detectors/test_timm.py asks for it", nothing),
     NotRun("curl ", "it asks a server; tests/serve asks the same", nothing),
     NotRun("qmimic data get", "it needs the network; tests/data/test_download.py has a server", parse_qmimic),
     NotRun("qmimic fit", "it times two dozen networks; tests/run/test_fit.py runs it on fewer", parse_qmimic),

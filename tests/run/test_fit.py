@@ -163,10 +163,10 @@ def test_a_teacher_that_costs_too_little_is_not_pruned_but_the_rest_goes_on(trai
 @pytest.mark.usefixtures("few")
 def test_an_impossible_budget_names_the_nearest(trained: Path, tmp_path: Path, refused: Refused) -> None:
     said = refused("fit", trained / "cats", "--max-kb", "1", "--out", tmp_path, "--set", *SHORT)
-    assert "No network fits: the nearest, " in said
-    assert "times the limit; raise it, or take a faster machine" in said
-    assert "Give a limit above 0" in refused("fit", trained / "cats")
-    assert "Give a limit above 0" in refused("fit", trained / "cats", "--max-ms", "-3")
-    assert "that is what is searched" in refused(
+    assert "No network fits: the closest, " in said
+    assert "times the limit; raise the limit, or use a faster machine" in said
+    assert "Give at least one limit above 0" in refused("fit", trained / "cats")
+    assert "Give at least one limit above 0" in refused("fit", trained / "cats", "--max-ms", "-3")
+    assert "searches for this itself" in refused(
         "fit", trained / "cats", "--max-kb", "9", "--set", "data.size=[64, 64]"
     )

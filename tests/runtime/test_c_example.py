@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from qmimic.runtime import Detector
-from qmimic.ship.onnx_file import Exported, write_onnx
-from qmimic.ship.write import TARGETS, describe, ship
+from qmimic.runtime.formats import FORMATS
+from qmimic.ship.onnx_file import Exported, write
+from qmimic.ship.write import describe, ship
 from tiny_detectors import lively, some_images, tiny_spec
 
 SOURCE = Path(__file__).parents[2] / "examples" / "detect.c"
@@ -34,7 +35,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("target", ["onnx", "openvino"])
 def test_it_finds_what_the_runtime_finds(target: str, program: Path, tmp_path: Path) -> None:
     detector = lively(tiny_spec()).eval()
-    path = ship(Exported(detector), describe(detector, {}), TARGETS[target], tmp_path / "a", lambda *_: {})
+    path = ship(Exported(detector), describe(detector, {}), FORMATS[target], tmp_path / "a", lambda *_: {})
     picture = Image.fromarray(some_images(7, 1)[0].permute(1, 2, 0)[:80].contiguous().numpy())
     picture.save(tmp_path / "p.ppm")
     done = subprocess.run([program, path, tmp_path / "p.ppm", "0.2"], capture_output=True, text=True, check=True)
@@ -55,7 +56,7 @@ def test_bad_input(program: Path, tmp_path: Path) -> None:
         assert done.stderr.count("\n") == 1
         return done.stderr
 
-    write_onnx(Exported(lively(tiny_spec()).eval()), tmp_path / "a.onnx")
+    write(Exported(lively(tiny_spec()).eval()), tmp_path / "a.onnx")
     (tmp_path / "text.ppm").write_text("no picture")
     Image.new("RGB", (200, 10)).save(tmp_path / "wide.ppm")
     (tmp_path / "short.ppm").write_bytes(b"P6 9 9 255\n\0\0\0")

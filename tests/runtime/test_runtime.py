@@ -18,9 +18,10 @@ from qmimic.detectors.prediction import predict
 from qmimic.errors import InputError
 from qmimic.runtime import Detector
 from qmimic.runtime.__main__ import main
-from qmimic.runtime.metadata import KEY, SUM, as_properties
-from qmimic.ship.onnx_file import Exported, describe_onnx, write_onnx
-from qmimic.ship.write import describe
+from qmimic.runtime.formats import FORMATS
+from qmimic.runtime.metadata import KEY, SUM
+from qmimic.ship.onnx_file import Exported
+from qmimic.ship.write import describe, write_described
 from tiny_detectors import lively, tiny_spec
 
 
@@ -35,8 +36,7 @@ def models(trained_one: TrainedDetector, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp("models")
     for name, batch in (("four", 4), ("any", None)):
         path = folder / f"{name}.onnx"
-        write_onnx(Exported(trained_one, batch), path)
-        describe_onnx(path, as_properties(describe(trained_one, {})))
+        write_described(Exported(trained_one, batch), FORMATS["onnx"], describe(trained_one, {}), path)
     return folder
 
 
@@ -53,9 +53,9 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("name", "batch"), [("four", 1), ("any", 1), ("any", 3)])
+@pytest.mark.parametrize(("name", "batch"), [("four", None), ("any", None), ("any", 3)])
 def test_it_finds_what_the_trained_model_finds(
-    trained_one: TrainedDetector, models: Path, photos: Path, name: str, batch: int
+    trained_one: TrainedDetector, models: Path, photos: Path, name: str, batch: int | None
 ) -> None:
     paths = sorted(photos.iterdir())
     detector = Detector(models / f"{name}.onnx")
@@ -115,7 +115,7 @@ def test_an_edited_description_is_refused(models: Path, tmp_path: Path) -> None:
         Detector(changed(KEY, text.replace("cat", "cow")))
     with pytest.raises(InputError, match="was edited"):
         Detector(changed(SUM, "0"))
-    with pytest.raises(InputError, match="is no detector of qmimic"):
+    with pytest.raises(InputError, match="is not a detector of qmimic"):
         Detector(changed(KEY, None))
 
 
@@ -159,11 +159,11 @@ def test_the_command_s_bad_input(
     cases = {
         ("none.onnx", photo): "There is no file none.onnx",
         (model, str(tmp_path / "none.png")): "There is no image",
-        (model, str(tmp_path / "broken.jpg")): "is not a whole image",
+        (model, str(tmp_path / "broken.jpg")): "is not a picture in a known format",
         (model, str(tmp_path / "empty")): "holds no picture",
         (model,): "Name pictures or --video",
         (model, photo, "--video", "0"): "Name pictures or --video",
-        (model, photo, "--min-score", "2"): "is no score",
+        (model, photo, "--min-score", "2"): "is not a score",
         (model, photo, "--threads", "0"): "need 1 or more",
         (model, photo, photo, "--out", str(tmp_path)): "Several pictures are named 0",
         (model, photo, "--out", str(photos)): "could replace",

@@ -12,12 +12,12 @@ from PIL import Image
 from serve_cases import served
 
 from qmimic.detectors.files import save_detector
-from qmimic.runtime.metadata import as_properties
+from qmimic.runtime.formats import FORMATS
 from qmimic.serve.app import application
 from qmimic.serve.limits import Limits
 from qmimic.serve.models import Shelf, collect
-from qmimic.ship.onnx_file import Exported, describe_onnx, write_onnx
-from qmimic.ship.write import describe
+from qmimic.ship.onnx_file import Exported
+from qmimic.ship.write import describe, label, write_described
 from tiny_detectors import lively, some_images, tiny_spec
 
 
@@ -34,11 +34,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_detector(lively(tiny_spec(backbone="resnet18/8"), 1), folder / "teacher.safetensors", {"map50": 0.75})
     save_detector(student, folder / "student.safetensors", {"map50": 0.5})
     shipped, other = folder / "deploy" / "student.onnx", folder / "deploy" / "student-int8.onnx"
-    write_onnx(Exported(student), shipped)
-    shutil.copyfile(shipped, other)
     description = describe(student, {"map50": 0.5})
-    describe_onnx(shipped, as_properties(description))
-    describe_onnx(other, as_properties(replace(description, precision="int8")))
+    write_described(Exported(student), FORMATS["onnx"], description, shipped)
+    shutil.copyfile(shipped, other)
+    label(other, FORMATS["onnx"], replace(description, precision="int8"))
     return folder
 
 

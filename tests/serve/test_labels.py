@@ -87,9 +87,6 @@ def test_requests_that_cannot_become_labels(client: TestClient) -> None:
         assert "folder in it; give the file's name alone" in says(named(name))
     for name in ("", "a", ".jpg", "...jpg", "a.exe", "a\n.jpg", "a .jpg", "a\x00.jpg", "x" * 190 + ".j"):
         assert "is no picture's name" in says(named(name)), name
-    twice = wanted("coco")
-    twice["pictures"][1]["name"] = "a.b.c.png"
-    assert "'a.b.c.jpg' and 'a.b.c.png' would share one label file" in says(twice)
     assert "'zebra', which is not among" in says(boxed(**{"class": "zebra"}))
     assert "box" in says(boxed(box=[1, 2, 3]))
     assert "score" in says(boxed(score=2))
@@ -108,3 +105,20 @@ def test_requests_that_cannot_become_labels(client: TestClient) -> None:
     answer = client.post("/api/labels", content=infinite, headers={"content-type": "application/json"})
     assert answer.status_code == 422
     assert "finite" in answer.json()["error"]
+
+
+def test_a_clash_of_names_is_numbered_and_blocks_nothing(client: TestClient, tmp_path: Path) -> None:
+    asked = wanted("yolo")
+    first = asked["pictures"][0]
+    names = ["a.jpg", "a.png", "a-2.jpg", "a.jpg"]
+    asked["pictures"] = [{**first, "name": name} for name in names]
+    answer = client.post("/api/labels", json=asked)
+    assert answer.status_code == 200, answer.text
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        files = [Path(name) for name in archive.namelist()]
+        labels = [path.stem for path in files if "labels" in path.parts and path.suffix == ".txt"]
+        said = archive.read("README.txt").decode()
+    assert sorted(labels) == ["a", "a-2", "a-3", "a-4"]
+    assert "Rename a.png to a-3.png" in said
+    assert "Rename a.jpg to a-4.jpg" in said
+    assert said.count("Rename") == 2

@@ -19,10 +19,11 @@ from qmimic.detectors.detector import Detector
 from qmimic.detectors.quantize import Quantizer
 from qmimic.errors import InputError
 from qmimic.runtime import Detector as ShippedDetector
-from qmimic.runtime.metadata import KEY, as_properties
+from qmimic.runtime.formats import FORMATS
+from qmimic.runtime.metadata import KEY
 from qmimic.ship import onnx_file
 from qmimic.ship import write as ship
-from qmimic.ship.onnx_file import OPSET, Exported, build_graph, describe_onnx, write_onnx
+from qmimic.ship.onnx_file import OPSET, Exported, build_graph
 from qmimic.ship.parity import Parity, compare, pictures
 from tiny_detectors import lively, some_images, tiny_spec
 
@@ -36,8 +37,7 @@ KINDS = {
 
 def shipped(detector: Detector, path: Path, batch: int | None) -> ShippedDetector:
     """A detector as a file, with no gate."""
-    write_onnx(Exported(detector, batch), path)
-    describe_onnx(path, as_properties(ship.describe(detector, {})))
+    ship.write_described(Exported(detector, batch), FORMATS["onnx"], ship.describe(detector, {}), path)
     return ShippedDetector(path)
 
 
@@ -148,7 +148,7 @@ def test_the_command_writes_a_file_that_describes_itself(
     assert metadata.backbone == "resnet18/32"
     assert metadata.training["stage"] == "student"
     properties = {one.key: one.value for one in onnx.load(tmp_path / "out" / "student.onnx").metadata_props}
-    assert json.loads(properties[KEY])["format"] == 2
+    assert json.loads(properties[KEY])["format"] == 3
 
 
 def test_bad_input(trained: Path, tmp_path: Path, refused: Refused) -> None:

@@ -13,10 +13,11 @@ from qmimic.boxes import suppress as suppress_in_torch
 from qmimic.cli import main
 from qmimic.errors import InputError
 from qmimic.runtime import Detector as ShippedDetector
+from qmimic.runtime.formats import FORMATS
 from qmimic.runtime.suppression import suppress
 from qmimic.ship.onnx_file import Exported
 from qmimic.ship.parity import compare
-from qmimic.ship.write import TARGETS, describe, ship
+from qmimic.ship.write import describe, ship
 from tiny_detectors import lively, some_images, tiny_spec
 
 KINDS = {"faster_rcnn": {}, "rfcn": {"architecture": "rfcn", "roi_size": 3, "nms_threshold": 0.2}}
@@ -42,7 +43,7 @@ def test_a_file_without_suppression_detects_the_same(kind: str, target: str, tmp
         pytest.importorskip("executorch")
     detector = lively(tiny_spec(**KINDS[kind])).eval()
     exported = Exported(detector, 1 if target == "executorch" else None, suppression=False)
-    path = ship(exported, describe(detector, {}), TARGETS[target], tmp_path / "a", lambda *_: {})
+    path = ship(exported, describe(detector, {}), FORMATS[target], tmp_path / "a", lambda *_: {})
     shipped = ShippedDetector(path)
     images = some_images(7, 5).permute(0, 2, 3, 1).contiguous().numpy()
     parity = compare(detector, shipped, images)

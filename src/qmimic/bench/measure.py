@@ -13,7 +13,8 @@ import numpy as np
 
 from qmimic.bench.timing import alternate
 from qmimic.errors import InputError
-from qmimic.runtime.engine import ENGINES, Arrays, Engine, load
+from qmimic.runtime.engine import Engine
+from qmimic.runtime.formats import Arrays, bytes_of, suffixes
 from qmimic.runtime.metadata import from_properties
 
 
@@ -24,8 +25,8 @@ class Cost:
     Attributes:
         path: of the file.
         threads: it was run with.
-        p50, p95: milliseconds of one run.
-        megapixels: of the input, of all images of its batch.
+        p50, p95: milliseconds a picture; a file that takes several at once is run with all of them.
+        megapixels: of one picture of the input.
         load: milliseconds until it is ready.
         peak: largest resident memory of a process of its own that loads and runs it, engine included, MB; 0 if it was
             not measured.
@@ -46,7 +47,7 @@ class Cost:
 
     @property
     def per_second(self) -> float:
-        """Runs a second."""
+        """Pictures a second."""
         return 1000 / self.p50
 
     @property
@@ -80,15 +81,14 @@ def measure(
         engines, loads = {}, {}
         for path in paths:
             start = time.perf_counter()
-            engines[path] = load(path, count)
+            engines[path] = Engine(path, count, spin=True)
             loads[path] = 1000 * (time.perf_counter() - start)
         runs = {str(path): as_run(engine) for path, engine in engines.items()}
         seconds = alternate(runs, rounds, partial(_after, watch, turn * rounds))
         for path, engine in engines.items():
-            own = 1000 * seconds[str(path)]
+            own = 1000 * seconds[str(path)] / pictures(engine)
             p50, p95 = (float(np.percentile(own, share)) for share in (50, 95))
-            parts = [path, *([path.with_suffix(".bin")] if path.suffix == ".xml" else [])]
-            kilobytes = sum(part.stat().st_size for part in parts) / 1000
+            kilobytes = bytes_of(path) / 1000
             pixels, numbers = megapixels(engine), _counts(engine, path)
             found.append(Cost(path, count, p50, p95, pixels, loads[path], peaks[path], kilobytes, *numbers))
     return found
@@ -115,9 +115,9 @@ def files_of(paths: Sequence[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in paths:
-        own = sorted(one for one in path.iterdir() if one.suffix in ENGINES) if path.is_dir() else [path]
+        own = sorted(one for one in path.iterdir() if one.suffix in suffixes()) if path.is_dir() else [path]
         if not own:
-            raise InputError(f"{path} holds no file to run; looked for {' '.join(ENGINES)}.")
+            raise InputError(f"{path} holds no file to run; looked for {' '.join(suffixes())}.")
         found += own
     return list(dict.fromkeys(found))
 
@@ -132,22 +132,34 @@ def noise(engine: Engine) -> Arrays:
     """Inputs of an engine: random pixels, one image where any number will do.
 
     Raises:
-        InputError: another axis than the first takes any number; nobody knows what size was meant.
+        InputError: another axis than the first takes any number, so that nobody knows what size was meant; or an input
+            is of a type that numpy lacks.
     """
     generator = np.random.default_rng(0)
+    feeds = {}
     for name, one in engine.inputs.items():
         if None in one.shape[1:]:
-            raise InputError(f"The input {name} of shape {list(one.shape)} has no fixed size; export it with one.")
-    return {
-        name: generator.integers(0, 256, [side or 1 for side in one.shape]).astype(one.dtype)
-        for name, one in engine.inputs.items()
-    }
+            shown = ", ".join(str(side or "any") for side in one.shape)
+            raise InputError(
+                f"{engine.path.name} takes {name} of any size ([{shown}]), so its time says nothing; export it with "
+                "fixed height and width."
+            )
+        if one.dtype is None:
+            raise InputError(f"{engine.path.name} takes {name} as text or bfloat16, which is not timed; leave it out.")
+        feeds[name] = generator.integers(0, 256, [side or 1 for side in one.shape]).astype(one.dtype)
+    return feeds
+
+
+def pictures(engine: Engine) -> int:
+    """How many pictures an engine's first input takes at once: the first of four axes; 1 where any number will do."""
+    shape = next(iter(engine.inputs.values())).shape
+    return shape[0] or 1 if len(shape) == 4 else 1
 
 
 def megapixels(engine: Engine) -> float:
-    """Pixels of an engine's first input, all images of its batch, in millions; colours count once."""
+    """Pixels of one picture of an engine's first input, in millions; colours count once."""
     shape = [side or 1 for side in next(iter(engine.inputs.values())).shape]
-    return math.prod(shape) / min(shape[1:] or [1]) / 1e6
+    return math.prod(shape) / pictures(engine) / min(shape[1:] or [1]) / 1e6
 
 
 def peak_of(path: Path) -> float:
@@ -156,10 +168,10 @@ def peak_of(path: Path) -> float:
     Raises:
         InputError: it cannot be run.
     """
-    load(path, 1)  # what is wrong with it is said here
+    Engine(path)  # what is wrong with it is said here
     script = (
-        "import sys; from pathlib import Path; from qmimic.bench.measure import as_run, largest_resident, load\n"
-        "run = as_run(load(Path(sys.argv[1]), 1)); [run() for _ in range(5)]\n"
+        "import sys; from pathlib import Path; from qmimic.bench.measure import Engine, as_run, largest_resident\n"
+        "run = as_run(Engine(Path(sys.argv[1]))); [run() for _ in range(5)]\n"
         "print(largest_resident())"
     )
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False)

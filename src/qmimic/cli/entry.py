@@ -29,7 +29,7 @@ from qmimic.cli import (
     train,
 )
 from qmimic.cli.grammar import QUIET, USUAL, VERBOSE, Parser
-from qmimic.errors import InputError
+from qmimic.errors import InputError, notices_said
 from qmimic.extras import extra_of, install
 from qmimic.run.memory import is_lack_of_memory
 
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         loudness = options.loudness
         if options.resumes:
             goes_on = "; the last checkpoint is kept, the same command goes on from it"
-        with warnings.catch_warnings():
+        with notices_said():
             if loudness != USUAL:
                 warnings.simplefilter("ignore" if loudness == QUIET else "default")
             code: int = options.run(options)

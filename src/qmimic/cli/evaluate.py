@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Add to the command line's grammar."""
-    evaluate = commands.add_parser("eval", help="score a trained detector on a split")
-    detector = evaluate.add_argument("detector", type=Path, help="a .safetensors file of a run")
+    evaluate = commands.add_parser("eval", help="score a detector, trained or deployed, on a split")
+    detector = evaluate.add_argument("detector", type=Path, help="trained or deployed: .safetensors, .onnx, .xml, .pte")
     complete(detector, detectors)
     evaluate.add_argument("--data", required=True, help="folder of a dataset, or synthetic:digits")
     evaluate.add_argument("--split", default="val")
@@ -36,7 +36,7 @@ def add(commands: Commands) -> None:
         "--detections",
         type=Path,
         required=True,
-        help="JSON list, as COCO results; of WIDER FACE its folder of text files",
+        help="as COCO results, or as qmimic.runtime or predict printed by --json; of WIDER FACE its folder",
     )
     add_json(score)
     score.set_defaults(run=_score)

@@ -9,7 +9,14 @@ from qmimic.cli.completion import complete, keys
 from qmimic.cli.grammar import OVERRIDES, Commands, add_json, targets
 from qmimic.errors import InputError
 
-SEARCHED = ("data.size", "student.backbone", "detector.architecture", "detector.anchors", "run.dir")
+SEARCHED = "searches for this itself"
+SET_BY_FIT = {
+    **dict.fromkeys(("data.size", "student.backbone", "detector.architecture", "detector.anchors"), SEARCHED),
+    "data.root": "takes the data as its first argument",
+    "run.dir": "takes the folder by --out",
+    "name": "names its runs itself",
+    "published": "prints no figures of others",
+}
 
 
 def add(commands: Commands) -> None:
@@ -37,6 +44,7 @@ def add(commands: Commands) -> None:
 def _fit(options: argparse.Namespace) -> int:
     from qmimic.cli.output import Output, table
     from qmimic.config import load_recipe, recipe_text
+    from qmimic.config.reading import named_keys
     from qmimic.report.page import report_of
     from qmimic.run.candidates import Budget
     from qmimic.run.search import fit
@@ -44,9 +52,9 @@ def _fit(options: argparse.Namespace) -> int:
     limits = {"ms": options.max_ms, "kB": options.max_kb, "MB": options.max_mb}
     if not any(limits.values()) or any(limit is not None and not limit > 0 for limit in limits.values()):
         raise InputError("Give at least one limit above 0: --max-ms, --max-kb, --max-mb.")
-    taken = next((one for one in options.overrides if one.startswith(SEARCHED)), None)
+    taken = next((key for key in named_keys(options.overrides) if key in SET_BY_FIT), None)
     if taken:
-        raise InputError(f"--set {taken}: `qmimic fit` searches for this itself; leave it out, or use `qmimic train`.")
+        raise InputError(f"--set {taken}: `qmimic fit` {SET_BY_FIT[taken]}; leave it out, or use `qmimic train`.")
     # A pruned teacher was the best student of every study that has one (docs/results.md).
     given = [f"data.root={json.dumps(options.data)}", "baselines=[scratch,taylor]"]
     recipe = load_recipe(None, [*given, *options.overrides])

@@ -67,10 +67,10 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 def targets(text: str) -> list[str]:
     """Names of formats to ship in, from `--to`. Raises InputError: one of them is unknown."""
-    from qmimic.ship.write import TARGETS
+    from qmimic.runtime.formats import FORMATS  # numpy is slow to import
+    from qmimic.tables import look_up
 
     names = list(dict.fromkeys(text.split(",")))
-    unknown = next((name for name in names if name not in TARGETS), None)
-    if unknown is not None:
-        raise InputError(f"--to {unknown} is not a format; give one or more of {','.join(TARGETS)}.")
+    for name in names:
+        look_up(FORMATS, name, "--to")
     return names

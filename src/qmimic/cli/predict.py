@@ -1,6 +1,7 @@
 """`qmimic predict`: what a detector finds, drawn."""
 
 import argparse
+import sys
 from pathlib import Path
 
 from qmimic.cli.completion import complete, detectors
@@ -10,9 +11,9 @@ from qmimic.cli.grammar import Commands, add_json
 def add(commands: Commands) -> None:
     """Add to the command line's grammar."""
     predict = commands.add_parser("predict", help="draw what a detector finds in pictures")
-    detector = predict.add_argument("detector", type=Path, help="a .safetensors file of a run")
+    detector = predict.add_argument("detector", type=Path, help="trained or deployed: .safetensors, .onnx, .xml, .pte")
     complete(detector, detectors)
-    predict.add_argument("images", type=Path, nargs="+")
+    predict.add_argument("images", type=Path, nargs="+", help="files, or folders of files")
     predict.add_argument("--out", type=Path, required=True, help="folder for the drawn pictures")
     predict.add_argument("--min-score", type=float, default=0.4, help="0..1")
     add_json(predict)
@@ -21,11 +22,30 @@ def add(commands: Commands) -> None:
 
 def _predict(options: argparse.Namespace) -> int:
     from qmimic.cli.output import Output
-    from qmimic.detectors.prediction import draw_predictions
+    from qmimic.runtime.drawing import Finder, as_plain, looked_at, pictures_of
+    from qmimic.runtime.formats import is_deployed
+    from qmimic.runtime.pictures import score_limit
 
-    out, pictures = Output(options), []
-    for one in draw_predictions(options.detector, options.images, options.out, options.min_score):
-        out.result(f"{one.picture}: {len(one.objects)} objects, drawn in {one.drawing}")
-        pictures.append({"picture": one.picture, "drawing": one.drawing, "detections": one.objects})
-    out.end({"pictures": pictures})
-    return 0
+    least = score_limit(options.min_score)
+    out, plain, faults = Output(options), [], []
+
+    def fault(sentence: str) -> None:
+        faults.append(sentence)
+        print(f"qmimic: {sentence}", file=sys.stderr)
+
+    finder: Finder
+    if is_deployed(options.detector):
+        from qmimic.runtime.detector import Detector
+
+        finder = Detector(options.detector)
+    else:
+        from qmimic.detectors.prediction import TrainedFinder
+
+        finder = TrainedFinder(options.detector)
+    pictures = pictures_of(options.images, fault)
+    for one in looked_at(finder, pictures, options.out, least, fault):
+        objects = as_plain(one.detections, finder.classes)
+        out.result(f"{one.picture}: {len(objects)} objects, drawn in {one.drawing}")
+        plain.append({"picture": one.picture, "drawing": one.drawing, "detections": objects})
+    out.end({"pictures": plain, "faults": faults})
+    return 1 if faults else 0

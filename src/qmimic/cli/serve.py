@@ -19,6 +19,9 @@ def add(commands: Commands) -> None:
     serve.add_argument(
         "--host", default="127.0.0.1", help="address to bind to; 0.0.0.0 opens the page to other machines"
     )
+    serve.add_argument(
+        "--public", metavar="URL", help="the page's address behind a proxy: https://name or https://name/path"
+    )
     serve.add_argument("--max-mib", type=float, default=32, help="of one picture's file")
     serve.add_argument("--max-mpx", type=float, default=50, help="of one picture, million pixels")
     serve.add_argument("--threads", type=int, default=min(4, os.cpu_count() or 1), help="pictures computed at once")
@@ -28,12 +31,13 @@ def add(commands: Commands) -> None:
 def _serve(options: argparse.Namespace) -> int:
     from qmimic.serve.limits import MIB, Limits
     from qmimic.serve.models import collect
-    from qmimic.serve.safety import is_local
+    from qmimic.serve.safety import is_local, public_address
     from qmimic.serve.server import bound, serve
 
     if not 0 < options.max_mib <= 1024 or not 0 < options.max_mpx <= 100 or not 1 <= options.threads <= 256:
         raise InputError("--max-mib is above 0 up to 1024, --max-mpx up to 100, --threads 1 to 256.")
     limits = Limits(int(options.max_mib * MIB), int(options.max_mpx * 1e6), options.threads)
+    public = public_address(options.public) if options.public is not None else None
     with bound(options.host, options.port) as listening:  # before seconds are spent on models
         shelf = collect(options.what)
         for sentence in shelf.left_out:
@@ -47,7 +51,7 @@ def _serve(options: argparse.Namespace) -> int:
 
         def ready() -> None:
             print(f"{len(shelf.models)} models: {', '.join(shelf.models)}")
-            print(f"Open {address} (Ctrl-C ends it)", flush=True)
+            print(f"Open {f'{public.origin}{public.path}/' if public else address} (Ctrl-C ends it)", flush=True)
 
-        serve(shelf, limits, listening, options.host, ready)
+        serve(shelf, limits, listening, options.host, public, ready)
     return 0

@@ -1,11 +1,13 @@
 """From YAML and `key.sub=value` to a checked recipe, or to one sentence on what is wrong with it; and back to YAML."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
+from qmimic.config.base import Section
 from qmimic.config.listing import settings
 from qmimic.config.sections import Recipe
 from qmimic.errors import InputError
@@ -42,7 +44,47 @@ def load_recipe(path: Path | str | None, overrides: list[str]) -> Recipe:
     Raises:
         InputError: the file is missing, is not YAML, or has an unknown key (the nearest one is named) or a bad value.
     """
-    tree = load_tree(recipe_file(Path(path)), "recipe") if path else {}
+    tree = _tree(overrides, load_tree(recipe_file(Path(path)), "recipe") if path else {})
+    return recipe_from(tree, str(path) if path else "the overrides")
+
+
+def named_keys(overrides: Sequence[str]) -> list[str]:
+    """The dotted keys that `key.sub=value` overrides set, also where a value is a whole section.
+
+    Raises:
+        InputError: one of them is not an override.
+    """
+    return list(_leaves(_tree(overrides, {})))
+
+
+def refuse_keys(overrides: Sequence[str], reads: Sequence[str], command: str, reason: str) -> None:
+    """Refuse overrides that a command would accept and not use.
+
+    Args:
+        overrides: as typed.
+        reads: keys that the command reads, and sections of which it reads all.
+        command: its name, for the message.
+        reason: why it reads no others, a clause.
+
+    Raises:
+        InputError: one of the keys is none of these.
+    """
+    for key in named_keys(overrides):
+        if not any(key == one or key.startswith(f"{one}.") for one in reads):
+            raise InputError(f"--set {key}: `qmimic {command}` does not use this key, {reason}; leave it out.")
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        field = Recipe.model_fields.get(f"{prefix}{key}")
+        kind = field.annotation if field else None
+        if isinstance(value, dict) and isinstance(kind, type) and issubclass(kind, Section):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+def _tree(overrides: Sequence[str], tree: dict[str, Any]) -> dict[str, Any]:
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals or not key:
@@ -50,7 +92,7 @@ def load_recipe(path: Path | str | None, overrides: list[str]) -> Recipe:
                 f"{override[:100]!r} is not an override; write key.sub=value, for example data.root=photos/."
             )
         put(tree, key, parse_yaml(value, override[:100]), override[:100])
-    return recipe_from(tree, str(path) if path else "the overrides")
+    return tree
 
 
 def load_tree(path: Path, what: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from PIL import Image
 from qmimic.config import DetectorConfig
 from qmimic.data.accounts import Accounts
 from qmimic.data.faults import Seen, crowded, limits, sift
-from qmimic.data.images import picture_hash
+from qmimic.data.images import levels, picture_facts
 from qmimic.data.letterbox import fit
 from qmimic.data.sample import NOTES, Dataset, LabelDefect, Sample
 from qmimic.detections import Detections
@@ -22,6 +22,7 @@ from qmimic.errors import InputError
 
 BINS = (8, 16, 32, 64, 128, 256)
 OUTPUT_STRIDE = 16
+FLAT = 16  # levels of 255; a picture that spans fewer shows hardly anything
 DRAWN = 16  # pictures on the sheet
 SHOWN = 20  # defects of a kind that a person is shown
 
@@ -110,7 +111,8 @@ def check(dataset: Dataset, size: tuple[int, int], tick: Callable[[], None] = la
         if split in unions:
             continue  # the other splits show all of it
         with ThreadPoolExecutor() as pool:
-            for sample, (found, digest) in zip(samples, pool.map(lambda s: _look(dataset, s), samples), strict=True):
+            looks = pool.map(lambda s: _look(dataset, s), samples)
+            for sample, (found, digest, span) in zip(samples, looks, strict=True):
                 tick()
                 seen[id(sample)] = found
                 counts.update(sample.labels.tolist())
@@ -118,6 +120,9 @@ def check(dataset: Dataset, size: tuple[int, int], tick: Callable[[], None] = la
                     attributes.setdefault(name, Counter()).update(values.tolist())
                 if isinstance(found, InputError):
                     continue
+                if span < FLAT:
+                    text = f"Its pixels span {span} of 255 levels, as of 10 or 12 bits in a file of 16; look at it."
+                    twice.append(LabelDefect("nearly_constant_image", sample.image_id, text))
                 boxes = sample.boxes * fit(*found.size, size).scale
                 sides.append(boxes[:, 2:] - boxes[:, :2])
                 first = hashes.setdefault(digest, (split, sample.image_id))
@@ -161,16 +166,16 @@ def defects_drawn(dataset: Dataset, defects: Sequence[LabelDefect]) -> Image.Ima
     return contact_sheet(list(cells.values()), columns=min(4, len(cells))) if cells else None
 
 
-def _look(dataset: Dataset, sample: Sample) -> tuple[Seen | InputError, str]:
-    """What a picture is and a hash of its pixels, or what is wrong with it."""
+def _look(dataset: Dataset, sample: Sample) -> tuple[Seen | InputError, str, int]:
+    """What a picture is, a hash of its pixels and the levels that they span, or what is wrong with it."""
     try:
         if sample.image is not None:
-            size, digest = picture_hash(sample.image, dataset.root)
-            return Seen(size, 0), digest
+            size, digest, span = picture_facts(sample.image, dataset.root)
+            return Seen(size, 0), digest, span
         image = dataset.load(sample)
     except InputError as error:
-        return error, ""
-    return Seen(image.size, 0), hashlib.sha256(image.tobytes()).hexdigest()
+        return error, "", 0
+    return Seen(image.size, 0), hashlib.sha256(image.tobytes()).hexdigest(), levels(image)
 
 
 def _crowds(dataset: Dataset) -> list[LabelDefect]:

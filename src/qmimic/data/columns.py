@@ -213,7 +213,7 @@ def _file(image: Path | None) -> tuple[int, int]:
     """Bytes and last change (ns) of a file; zeros of one that is missing, which whoever reads it will tell."""
     try:
         found = image.stat() if image else None
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name that no disk can hold
         found = None
     return (found.st_size, found.st_mtime_ns) if found else (0, 0)
 

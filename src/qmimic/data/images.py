@@ -19,6 +19,7 @@ from qmimic.errors import InputError
 from qmimic.files import MissingError, open_file
 
 MAX_BYTES = 1 << 30  # of a file
+BITS, LEAST, GREATEST = 258, 340, 341  # tags of TIFF: BitsPerSample, SMinSampleValue, SMaxSampleValue
 MAX_PIXELS = 100_000_000  # of a picture, and of all that are decoded at the same time in this process
 MAX_SCANS = 100  # of a JPEG; each costs a pass over all pixels, however few bytes it has. Usual ones have up to 12
 Source: TypeAlias = Path | BinaryIO  # a file, or one that was sent to us
@@ -47,6 +48,10 @@ class TooLargeError(InputError):
     """The picture has too many pixels."""
 
 
+class UndeclaredDepthError(ValueError):
+    """A picture does not say which of its values are black and white."""
+
+
 def read_image(path: Path, root: Path | None = None) -> Image.Image:
     """An image file as an RGB picture: EXIF rotation applied, 16 bits scaled to 8, the first frame of an animation,
     transparency on black.
@@ -63,13 +68,21 @@ def read_image(path: Path, root: Path | None = None) -> Image.Image:
 
 
 def picture_hash(path: Path, root: Path | None = None) -> tuple[tuple[int, int], str]:
-    """(width, height) of the picture that `read_image` gives, and a hash of its pixels. Args, raises: as there.
+    """The first two of `picture_facts`."""
+    return picture_facts(path, root)[:2]
+
+
+def picture_facts(path: Path, root: Path | None = None) -> tuple[tuple[int, int], str, int]:
+    """(width, height) of the picture that `read_image` gives, a hash of its pixels, and the levels that they span.
+
+    Args, raises: as `read_image`.
 
     Unlike pictures, these may be made in many threads: memory follows the pixels in progress.
     """
     with _opened(path, root) as file, _decoded(file):
         picture = upright(file)
-        return picture.size, hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
+        digest = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
+        return picture.size, digest, levels(picture)
 
 
 def read_resized(
@@ -171,6 +184,8 @@ def _opened(path: Source, root: Path | None) -> Iterator[ImageFile.ImageFile]:
             raise InputError(f"There is no image {name}; check the name.") from error
         except InputError:
             raise
+        except UndeclaredDepthError as error:
+            raise InputError(f"{name} cannot be read: {error}.") from error
         except UnidentifiedImageError as error:
             raise UnknownFormatError(
                 f"{name} is not a picture in a known format ({', '.join(FORMATS)}); convert, replace or remove it."
@@ -228,6 +243,8 @@ def _check_scans(file: ImageFile.ImageFile) -> None:
     stream.seek(0)
     content = stream.read(MAX_BYTES)
     stream.seek(back)
+    if content.count(b"\xff\xda") <= MAX_SCANS:
+        return  # not even if all of them were markers
     place, scans = 2, 0
     while (found := MARKER.search(content, place)) is not None and content[found.start() + 1] != END:
         place = found.end()
@@ -247,15 +264,42 @@ def _orientation(file: Image.Image) -> int:
         return 1
 
 
+def levels(picture: Image.Image) -> int:
+    """The widest span of values, 0 to 255, of a channel of an RGB picture; 0: it is of one colour."""
+    spans = np.array(picture.getextrema())
+    return int((spans[:, 1] - spans[:, 0]).max())
+
+
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        # Pillow would clip 16 bits to 255; the high byte is the picture.
-        values = np.array(image, dtype=np.float64)
-        if image.mode.startswith("I;16") or values.max(initial=0) > 255:
-            values /= 257  # in place: a large picture is 400 MB of these
+        # Pillow would clip to 255. No pixel decides how the others are scaled: what is black and white is declared.
+        low, high = _black_and_white(image)
+        values = np.array(image, dtype=np.float64)  # a large picture is 400 MB of these, hence all in place
+        values -= low
+        values /= (high - low) / 255
+        np.nan_to_num(values, copy=False)
         np.clip(values, 0, 255, out=values).round(out=values)
         return Image.fromarray(values.astype(np.uint8)).convert("RGB")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image).convert("RGB")
     return image.convert("RGB")
+
+
+def _black_and_white(image: Image.Image) -> tuple[float, float]:
+    """The values that are black and white in a picture of more than 8 bits, by its type or as its file declares.
+
+    Raises:
+        UndeclaredDepthError: neither says it.
+    """
+    tags = getattr(image, "tag_v2", {})
+    if image.mode.startswith("I;16"):
+        bits = int(tags[BITS][0]) if BITS in tags else 16  # Pillow opens 12 bits as 16
+        return 0.0, float(2**bits - 1)
+    low, high = (float(np.ravel(tags.get(tag, 0.0))[0]) for tag in (LEAST, GREATEST))
+    if not high > low:
+        kind = "floats" if image.mode == "F" else "32-bit integers"
+        raise UndeclaredDepthError(
+            f"it holds {kind} and does not say which value is white; save it with 8 or 16 bits, scaled to all of them"
+        )
+    return low, high

@@ -71,7 +71,7 @@ def leaves(boxes: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.bool
 # Kinds of defects that are worth knowing and stop nothing; all others stop training as they fail `data check`.
 NOTES = (
     *("image_without_label", "empty_class", "turned_by_exif", "missing_test", "counted_from_zero", "duplicate_box"),
-    *("another_layout", "crowded_image", "unused_label_file"),
+    *("another_layout", "crowded_image", "unused_label_file", "nearly_constant_image"),
 )
 
 

@@ -1,6 +1,7 @@
 """Detectors from their description, and what every detector can tell of itself."""
 
 import copy
+from collections.abc import Mapping
 
 import torch
 from pydantic import ValidationError
@@ -44,10 +45,28 @@ def at_size(detector: Detector, size: tuple[int, int]) -> Detector:
     Raises:
         InputError: the network cannot have this size.
     """
+    return with_settings(detector, {"size": size}, f"the size {size[0]}x{size[1]}")
+
+
+def with_settings(detector: Detector, settings: Mapping[str, object], called: str = "these settings") -> Detector:
+    """The same weights with other settings that no weight depends on, in evaluation mode.
+
+    Args:
+        detector: any.
+        settings: values by their names in the detector's spec.
+        called: what an error calls them.
+
+    Raises:
+        InputError: the detector has no such setting, or cannot have the value.
+    """
+    kind = type(detector.spec)
+    lacking = next((name for name in settings if name not in kind.model_fields), None)
+    if lacking:
+        raise InputError(f"A detector of architecture {detector.spec.architecture} has no {lacking}; leave it out.")
     try:
-        spec = type(detector.spec).model_validate({**detector.spec.model_dump(), "size": size})
+        spec = kind.model_validate({**detector.spec.model_dump(), **settings})
     except ValidationError as error:
-        raise InputError(f"A detector cannot have the size {size[0]}x{size[1]}: {explain(error)}") from error
+        raise InputError(f"A detector cannot have {called}: {explain(error)}") from error
     other = build(spec)
     other.quantizer = copy.deepcopy(detector.quantizer)
     other.load_state_dict(detector.state_dict())

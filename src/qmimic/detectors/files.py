@@ -18,7 +18,7 @@ from qmimic.detectors.build import build
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.quantize import Quantizer
 from qmimic.errors import InputError
-from qmimic.files import MissingError, parse_json, read_bytes, replacing
+from qmimic.files import MissingError, parse_json, read_bytes, replacing, what_is
 
 FORMAT, LAYOUT, SUMMED = 3, 2, 3  # now; the first with today's order of the head's weights; the first with a checksum
 HEADER, SUM = "qmimic", "sum"
@@ -74,7 +74,10 @@ def read_tensors(path: Path, verify: bool = True) -> TensorFile:
         header = parse_json(described.get("__metadata__", {}).get(HEADER, "{}"), str(path))
         tensors = load(content)
     except (InputError, SafetensorError, ValueError, AttributeError, TypeError, RuntimeError, KeyError) as error:
-        raise InputError(f"{path} is cut short or is not a safetensors file; copy it again or train again.") from error
+        kind = what_is(path)
+        if kind in ("a safetensors file", "an empty file", "a file of another kind"):
+            raise InputError(f"{path} is cut short or is not a safetensors file; copy it or train again.") from error
+        raise InputError(f"{path} is {kind}, not a safetensors file; name one that `qmimic train` wrote.") from error
     if not isinstance(header, dict):
         raise InputError(f"{path} has no readable header; copy it again or train again.")
     number = header.get("format")

@@ -14,7 +14,8 @@ from qmimic.config import TeacherConfig
 from qmimic.contracts import Features, Proposals
 from qmimic.distill.distiller import TeacherView
 from qmimic.errors import InputError
-from qmimic.runtime.engine import Input, onnx_runtime
+from qmimic.runtime.formats import Input
+from qmimic.runtime.onnx_engine import open_file
 from qmimic.tables import near
 
 
@@ -37,13 +38,15 @@ class OnnxTeacher:
             raise InputError("teacher.kind=onnx needs teacher.file, and the output with its map in teacher.maps.")
         self.config, self.size = config, size
         self.path = Path(config.file)
-        self.engine = onnx_runtime(self.path, torch.get_num_threads())
+        self.engine = open_file(self.path, torch.get_num_threads(), spin=False)
         if len(self.engine.inputs) != 1:
             listed = ", ".join(self.engine.inputs)
             raise InputError(
                 f"{self.path} takes {len(self.engine.inputs)} inputs ({listed}); a teacher takes one picture."
             )
         ((self.name, self.input),) = self.engine.inputs.items()
+        if self.input.dtype is None or self.input.dtype.kind not in "uf":
+            raise InputError(f"{self.path} takes {self.input.dtype}; a teacher takes uint8 or float pictures.")
         self.channels_last = self._layout(self.input)
         seen = self._run(np.zeros((1, 3, *size), np.float32))
         for output in (*config.maps, *filter(None, (config.boxes, config.scores))):

@@ -13,9 +13,9 @@ from qmimic.report.kept import FOLDER, kept_value
 from qmimic.report.networks import DeployedFile, detector_of
 from qmimic.run.folder import FinishedRun
 from qmimic.run.keys import network_key, timing_key
-from qmimic.runtime.metadata import as_properties
-from qmimic.ship.onnx_file import Exported, describe_onnx, write_onnx
-from qmimic.ship.write import describe
+from qmimic.runtime.formats import FORMATS
+from qmimic.ship.onnx_file import Exported
+from qmimic.ship.write import describe, write_described
 
 ROUNDS = 60
 BUSY = 1.5  # processes at work for each core; the training itself, just ended, counts as one
@@ -67,11 +67,10 @@ def _measure(run: FinishedRun, deployed: Sequence[DeployedFile], say: Callable[[
             if same not in written:
                 path = Path(folder) / f"{same}.onnx"
                 try:
-                    write_onnx(Exported(detector), path)
+                    write_described(Exported(detector), FORMATS["onnx"], describe(detector, {}), path)
                 except InputError as error:
                     reasons[result.title] = str(error)
                     continue
-                describe_onnx(path, as_properties(describe(detector, {})))
                 written[same] = path
             files[result.title] = written[same]
         files |= {file.title: file.path for file in deployed}

@@ -1,6 +1,7 @@
 """The networks of a run on its val images: detections, what became of them, and their scores with intervals."""
 
 import hashlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ from qmimic.report.kept import FOLDER, kept_detections
 from qmimic.run.folder import DEPLOY, FinishedRun, StageResult
 from qmimic.run.keys import detections_key
 from qmimic.runtime.detector import Detector as ShippedDetector
+from qmimic.runtime.formats import bytes_of, format_of
 from qmimic.runtime.metadata import Metadata
 from qmimic.scores.bootstrap import Interval, draws, interval, mean_ap
 from qmimic.scores.curves import best_threshold
@@ -113,16 +115,21 @@ def deployed_files(run: FinishedRun) -> tuple[tuple[DeployedFile, ...], tuple[st
         return (), ()
     for path in paths:
         try:
-            metadata = ShippedDetector(path).metadata
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # it is said below
+                metadata = ShippedDetector(path).metadata
         except InputError as error:
             said.append(str(error))
             continue
         if metadata.training.get("key") not in keys:
             said.append(f"{path.name} was made from a network of another run and is left out.")
             continue
-        parts = [path, *(path.with_suffix(other) for other in (".bin",) if path.suffix == ".xml")]
+        if metadata.changed:
+            said.append(f"{path.name} was changed since it was proved and is left out.")
+            continue
+        parts = format_of(path).files(path)
         digest = hashlib.sha256(b"".join(read_bytes(part, LARGE) for part in parts)).hexdigest()
-        found.append(DeployedFile(path, metadata, sum(part.stat().st_size for part in parts), digest[:16]))
+        found.append(DeployedFile(path, metadata, bytes_of(path), digest[:16]))
     return tuple(found), tuple(said)
 
 

@@ -21,9 +21,9 @@ from qmimic.detectors.build import build, mac_count
 from qmimic.errors import InputError
 from qmimic.files import read_json, write_text
 from qmimic.run.keys import costs_key
-from qmimic.runtime.metadata import as_properties
+from qmimic.runtime.formats import FORMATS
 from qmimic.ship.onnx_file import Exported
-from qmimic.ship.write import TARGETS, describe
+from qmimic.ship.write import describe, write_described
 
 BACKBONES = ("resnet18/8", "resnet18/16", "resnet18/32", "vgg16/32")
 SIDES = (128, 192, 256)  # of a square of the same area
@@ -180,11 +180,10 @@ def _costs(
         for precision, network in (("fp32", detector), ("int8", integer)):
             exported = Exported(network)
             for target in targets:
-                kind = TARGETS[target]
+                kind = FORMATS[target]
                 if precision == "fp32" or kind.integers:
                     path = Path(folder) / f"{precision}{kind.suffixes[0]}"
-                    kind.write(exported, path)
-                    kind.describe(path, as_properties(describe(network, {})))
+                    write_described(exported, kind, describe(network, {}), path)
                     files[path] = target, precision
         costs: dict[Path, Cost] = {cost.path: cost for cost in measure(list(files), [1], ROUNDS, memory)}
     macs = mac_count(detector)

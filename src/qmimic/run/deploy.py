@@ -10,7 +10,9 @@ import numpy as np
 
 from qmimic.bench.timing import alternate
 from qmimic.config import Recipe, load_recipe
+from qmimic.config.reading import named_keys, refuse_keys
 from qmimic.data.formats import load_dataset
+from qmimic.detectors.build import with_settings
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.files import load_detector
 from qmimic.errors import InputError
@@ -20,12 +22,27 @@ from qmimic.run.int8 import Int8RefusedError, IntegerDetector, to_integers
 from qmimic.run.lock import exclusive_lock
 from qmimic.run.prepare import Prepared, prepare
 from qmimic.runtime.detector import Detector as ShippedDetector
+from qmimic.runtime.formats import FORMATS, bytes_of
 from qmimic.ship.accuracy import Accuracy, map50_of_file
 from qmimic.ship.onnx_file import Exported
 from qmimic.ship.parity import pictures, require
-from qmimic.ship.write import TARGETS, Proof, describe, ship
+from qmimic.ship.write import Proof, describe, ship
 from qmimic.training.loop import Watcher
 
+# Settings of a trained detector that no weight depends on.
+APPLIED = tuple(
+    f"detector.{name}" for name in ("score_threshold", "nms_threshold", "max_detections", "pre_nms", "post_nms")
+)
+READ_IN_FLOAT = (*APPLIED, "data.root")
+READ = (
+    *READ_IN_FLOAT,
+    *("seed", "augment", "int8", "data.train", "data.val", "data.fold", "data.drop_bad_boxes", "data.cache_mib"),
+    *("run.threads", "run.trackers"),
+)
+WHY = {
+    False: "for the detector is trained already (int8 and augment are used with --int8)",
+    True: "for the detector is trained already",
+}
 FASTER = 1.05  # times, to be called faster
 
 
@@ -35,7 +52,7 @@ class Deployed:
 
     Attributes:
         path: that a runtime opens.
-        target: its format, of `TARGETS`.
+        target: its format, of `FORMATS`.
         precision: fp32 or int8.
         bytes: of all its files.
         milliseconds: median of a picture, one thread, in an alternating run with the others.
@@ -67,7 +84,8 @@ def deploy(
         path: the detector's file.
         out: folder; None: `deploy` beside the detector.
         data: dataset that the proof looks at; None: that of the `recipe.yaml` beside the detector.
-        overrides: changes to that recipe, such as `int8.steps=1000`.
+        overrides: changes to that recipe, such as `int8.steps=1000`. Those of thresholds and counts (`APPLIED`) change
+            the detector, trained and deployed, before they are compared.
         batch: images that the graph takes at once; None: any number.
         suppression: whether detections are suppressed in the graph, where the format can.
         targets: names of formats.
@@ -78,9 +96,13 @@ def deploy(
         InputError: the detector or the data cannot be read, a float file differs from the trained model, or the disk
             is full. What failed was not written.
     """
+    refuse_keys(overrides, READ if int8 else READ_IN_FLOAT, "export", WHY[int8])
     refuse_links(path.parent, OURS)
     detector, notes = load_detector(path)
     recipe = _recipe(path, data, overrides, detector)
+    applied = [key.rpartition(".")[2] for key in named_keys(overrides) if key in APPLIED]
+    if applied:
+        detector = with_settings(detector, {name: getattr(recipe.detector, name) for name in applied})
     folder = out or path.parent / DEPLOY
     dataset = load_dataset(recipe.data.root)
     if not any(len(samples) for samples in dataset.splits.values()):
@@ -92,7 +114,7 @@ def deploy(
 
     exported = Exported(detector, batch, suppression)
     written = _write(exported, notes, folder / path.stem, targets, parity)
-    able = [target for target in targets if TARGETS[target].integers]
+    able = [target for target in targets if FORMATS[target].integers]
     if int8 and able:
         prepared = _prepared(recipe, detector)
         try:
@@ -165,7 +187,7 @@ def _write(
 ) -> dict[Path, str]:
     """Files and their formats."""
     metadata = describe(exported.detector, notes)
-    return {ship(exported, metadata, TARGETS[target], path, proof): target for target in targets}
+    return {ship(exported, metadata, FORMATS[target], path, proof): target for target in targets}
 
 
 def _timed(written: Mapping[Path, str]) -> list[Deployed]:
@@ -181,7 +203,7 @@ def _timed(written: Mapping[Path, str]) -> list[Deployed]:
             path,
             target,
             loaded[path].metadata.precision,
-            sum(path.with_suffix(suffix).stat().st_size for suffix in TARGETS[target].suffixes),
+            bytes_of(path),
             1000 * float(np.median(seconds[str(path)])) / (loaded[path].batch or 1),
             loaded[path].metadata.parity,
         )

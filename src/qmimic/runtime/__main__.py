@@ -4,123 +4,114 @@ import argparse
 import io
 import json
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from qmimic.data.images import read_image
-from qmimic.data.labels import SUFFIXES
 from qmimic.detections import Detections
 from qmimic.draw import draw
-from qmimic.errors import InputError
+from qmimic.errors import InputError, notices_said
 from qmimic.files import replacing
 from qmimic.runtime.detector import Detector
+from qmimic.runtime.drawing import Fault, as_plain, looked_at, pictures_of
+from qmimic.runtime.formats import suffixes
 from qmimic.runtime.video import frames
+
+EXIT_FAULTS, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130  # 128 and the signal's number
 
 
 def grammar() -> argparse.ArgumentParser:
     """The command line's grammar."""
     parser = argparse.ArgumentParser(prog="python -m qmimic.runtime", description=__doc__)
-    parser.add_argument("model", type=Path, help="an .onnx file that `qmimic export` wrote")
+    parser.add_argument("model", type=Path, help=f"a file that `qmimic export` wrote: {' '.join(suffixes())}")
     parser.add_argument("pictures", type=Path, nargs="*", help="files, or folders of files")
-    parser.add_argument("--video", help="a video file, or the number of a camera, instead of pictures")
+    parser.add_argument(
+        "--video", help="instead of pictures: a video file, rtsp:// or http:// stream, /dev/videoN or a camera's number"
+    )
     parser.add_argument("--min-score", type=float, default=0.4, help="0..1")
     parser.add_argument("--out", type=Path, help="folder for drawings")
     parser.add_argument("--json", action="store_true", help="one JSON object a picture")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--batch", type=int, default=1, help="pictures at once, if the file takes any number")
+    parser.add_argument("--batch", type=int, help="pictures at once, if the file takes any number")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run; returns 0, or 2 after bad input, with one sentence on stderr."""
+    """Run.
+
+    Returns:
+        0; 1 if pictures or frames could not be read, or files were skipped; 2 after bad input; 130 after Ctrl-C.
+        Each is said in a sentence on stderr.
+    """
     options = grammar().parse_args(arguments)
+    faults: list[str] = []
+
+    def fault(sentence: str) -> None:
+        faults.append(sentence)
+        _complain(sentence)
+
     try:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be printable
-        _run(options)
+        with notices_said():
+            _run(options, fault)
     except InputError as error:
-        print(f"qmimic: {' '.join(str(error).splitlines())}", file=sys.stderr)
-        return 2
+        _complain(str(error))
+        return EXIT_BAD_INPUT
     except BrokenPipeError:  # the reader of our output has gone
         sys.stderr.close()
-        return 2
+        return EXIT_BAD_INPUT
     except OSError as error:
-        print(f"qmimic: {error.filename or 'output'}: {error.strerror or error}; check it.", file=sys.stderr)
-        return 2
+        _complain(f"{error.filename or 'output'}: {error.strerror or error}; check it.")
+        return EXIT_BAD_INPUT
     except KeyboardInterrupt:
-        print("qmimic: interrupted.", file=sys.stderr)
-        return 130  # 128 and the signal's number
-    return 0
+        _complain("interrupted.")
+        return EXIT_INTERRUPTED
+    return EXIT_FAULTS if faults else 0
 
 
-def _run(options: argparse.Namespace) -> None:
-    if not 0 <= options.min_score <= 1:
-        raise InputError(f"--min-score {options.min_score:g} is no score; give a number from 0 to 1.")
-    if options.threads < 1 or options.batch < 1:
-        raise InputError("--threads and --batch need 1 or more.")
-    if bool(options.pictures) == bool(options.video):
-        raise InputError("Name pictures or --video, one of the two.")
-    detector = Detector(options.model, options.threads)
-    for name, picture, found in _looked_at(detector, options):
+def _run(options: argparse.Namespace, fault: Fault) -> None:
+    detector = _loaded(options)
+    for name, found in _looked_at(detector, options, fault):
         if options.json:
-            print(json.dumps(as_json(name, found, detector.metadata.classes)), flush=True)
+            plain = {"picture": name, "detections": as_plain(found, detector.classes)}
+            print(json.dumps(plain), flush=True)
         else:
-            objects = ", ".join(f"{detector.metadata.classes[k]} {s:.2f}" for k, s in _listed(found)) or "nothing"
+            listed = zip(found.labels.tolist(), found.scores.tolist(), strict=True)
+            objects = ", ".join(f"{detector.classes[k]} {s:.2f}" for k, s in listed) or "nothing"
             print(f"{name}: {objects}", flush=True)
-        if options.out:
-            image = Image.fromarray(picture) if isinstance(picture, np.ndarray) else read_image(picture)
-            with replacing(options.out / f"{Path(name).stem}.png") as temporary:
-                draw(image, found, detector.metadata.classes, options.min_score).save(temporary)
 
 
-def as_json(name: str, found: Detections, classes: Sequence[str]) -> dict[str, Any]:
-    """Detections of a picture as plain values: boxes x1, y1, x2, y2 in its pixels."""
-    objects = zip(found.boxes.tolist(), _listed(found), strict=True)
-    return {
-        "picture": name,
-        "detections": [
-            {"box": [round(side, 2) for side in box], "class": classes[label], "score": round(score, 4)}
-            for box, (label, score) in objects
-        ],
-    }
+def _complain(sentence: str) -> None:
+    print(f"qmimic: {' '.join(sentence.splitlines())}", file=sys.stderr)
 
 
-def _listed(found: Detections) -> list[tuple[int, float]]:
-    return list(zip(found.labels.tolist(), found.scores.tolist(), strict=True))
+def _loaded(options: argparse.Namespace) -> Detector:
+    if not 0 <= options.min_score <= 1:
+        raise InputError(f"--min-score {options.min_score:g} is not a score; give a number from 0 to 1.")
+    if options.threads < 1 or (options.batch is not None and options.batch < 1):
+        raise InputError("--threads and --batch need 1 or more.")
+    if bool(options.pictures) == (options.video is not None):
+        raise InputError("Name pictures or --video, one of the two.")
+    if options.video is not None and options.batch:
+        raise InputError("--batch is for pictures: frames of a video are looked at as they come; leave it out.")
+    return Detector(options.model, options.threads)
 
 
-def _looked_at(
-    detector: Detector, options: argparse.Namespace
-) -> Iterator[tuple[str, Path | NDArray[np.uint8], Detections]]:
-    """Names, pictures and what is in them."""
-    if options.video:
-        for number, frame in enumerate(frames(options.video)):
-            yield f"{number:06}", frame, detector(frame, options.min_score)
+def _looked_at(detector: Detector, options: argparse.Namespace, fault: Fault) -> Iterator[tuple[str, Detections]]:
+    """Names of pictures or frames, and what is in them."""
+    if options.video is None:
+        pictures = pictures_of(options.pictures, fault)
+        for one in looked_at(detector, pictures, options.out, options.min_score, fault, options.batch):
+            yield str(one.picture), one.detections
         return
-    paths = [path for given in options.pictures for path in _files(given)]
-    names = Counter(path.stem for path in paths)
-    twice = next((name for name, times in names.items() if options.out and times > 1), None)
-    if twice:
-        raise InputError(f"Several pictures are named {twice}, and one drawing would replace the other.")
-    if options.out and any(path.parent.resolve() == options.out.resolve() for path in paths):
-        raise InputError(f"--out {options.out} holds pictures that a drawing could replace; name another.")
-    for path, found in zip(paths, detector.many(paths, options.min_score, options.batch), strict=True):
-        yield str(path), path, found
-
-
-def _files(given: Path) -> list[Path]:
-    if not given.is_dir():
-        return [given]
-    found = sorted(path for path in given.iterdir() if path.suffix.lower() in SUFFIXES)
-    if not found:
-        raise InputError(f"{given} holds no picture; looked for {' '.join(SUFFIXES)}.")
-    return found
+    for number, frame in frames(options.video, fault):
+        found = detector(frame, options.min_score)
+        if options.out:
+            with replacing(options.out / f"{number:06}.png") as temporary:
+                draw(Image.fromarray(frame), found, detector.classes, options.min_score).save(temporary)
+        yield f"{number:06}", found
 
 
 if __name__ == "__main__":

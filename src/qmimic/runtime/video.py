@@ -1,37 +1,115 @@
-"""Frames of a video or a camera, by OpenCV, an option of the runtime."""
+"""Frames of a video, a stream or a camera, by OpenCV, an option of the runtime."""
 
-from collections.abc import Iterator
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qmimic.errors import InputError
 
+STREAMS = ("rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp")
+PATIENCE = 10_000  # milliseconds that a stream may take to answer
+WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before each try to reach a stream or camera again
+MOST_IN_A_ROW = 10_000  # frames that fail one after the other, after which nothing more is expected
 
-def frames(source: str) -> Iterator[NDArray[np.uint8]]:
-    """Frames uint8 [H, W, 3], RGB, until the video ends or the camera stops.
+
+def frames(source: str, fault: Callable[[str], None]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """Numbers, from 0, and frames uint8 [H, W, 3], RGB, until the video ends or the stream stops for good.
+
+    A frame that cannot be read is passed over. A stream or camera that stops is reached again.
 
     Args:
-        source: a file, or the number of a camera.
+        source: a file, an address (rtsp, http and the like), `/dev/videoN`, or the number of a camera.
+        fault: told in a sentence what was not read, at the end.
 
     Raises:
-        InputError: OpenCV is not installed, there is no such file or camera, or it gives no frame.
+        InputError: OpenCV is not installed, there is no such file or camera, or it gives no frame at all.
     """
     try:
+        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # it would print addresses with their passwords
         import cv2
     except ImportError as error:
         raise InputError("Videos and cameras need OpenCV: pip install 'qmimic[video]'.") from error
-    if not source.isdecimal() and not Path(source).is_file():
-        raise InputError(f"There is no video {source}; name a file, or the number of a camera.")
-    what = f"camera {source}" if source.isdecimal() else f"video {source}"
-    capture = cv2.VideoCapture(int(source) if source.isdecimal() else source)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    what, live = _what(source)
+    capture = _opened(cv2, source)
     try:
-        opened, frame = capture.read()
-        if not opened:
+        good, frame = capture.read()
+        count = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
+        live = live and count == 0
+        if not good and not (count and not live):
             raise InputError(f"The {what} gives no picture; check that it is connected, or whole.")
-        while opened:
-            yield np.ascontiguousarray(frame[..., ::-1])
-            opened, frame = capture.read()
+        number = read = in_a_row = 0
+        while good or (not live and number < count and in_a_row < MOST_IN_A_ROW):
+            if good:
+                yield number, np.ascontiguousarray(frame[..., ::-1])
+                read, in_a_row = read + 1, 0
+            else:
+                in_a_row += 1
+            number += 1
+            good, frame = capture.read()
+            if live and not good:
+                capture.release()
+                capture, good, frame = _again(cv2, source)
+        if not read:
+            raise InputError(f"The {what} gives no picture, though it says that it has {count} frames; copy it again.")
+        if live:
+            fault(f"The {what} stopped after {read} frames and could not be reached again in {len(WAITS)} tries.")
+        elif read < count:
+            fault(f"The {what} says that it has {count} frames, but {count - read} could not be read; copy it again.")
     finally:
         capture.release()
+
+
+def _what(source: str) -> tuple[str, bool]:
+    """What a source is, in words that tell no password, and whether it may be live."""
+    if source.isdecimal():
+        return f"camera {source}", True
+    scheme = source.partition("://")[0].lower()
+    if "://" in source:
+        if scheme not in STREAMS:
+            raise InputError(f"Streams of {scheme}:// are not read; give one of {', '.join(STREAMS)}, or a file.")
+        try:
+            parts = urlsplit(source)
+            where = f"{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+        except ValueError as error:
+            raise InputError("The address of the stream cannot be read; check its host and port.") from error
+        return f"stream {scheme}://{where}", True
+    path = Path(source)
+    if path.exists() and stat.S_ISCHR(path.stat().st_mode):
+        return f"camera {source}", True
+    if source.startswith("/dev/video"):
+        raise InputError(f"There is no camera {source}; `ls /dev/video*` lists those that are connected.")
+    if not source or not path.is_file():
+        raise InputError(
+            f"There is no video {source!r}; name a file, an address such as rtsp://host/path, /dev/video0, or the "
+            "number of a camera."
+        )
+    return f"video {source}", False
+
+
+def _opened(cv2: Any, source: str) -> Any:
+    if source.isdecimal():
+        return cv2.VideoCapture(int(source))
+    if "://" in source:
+        limits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, PATIENCE, cv2.CAP_PROP_READ_TIMEOUT_MSEC, PATIENCE]
+        return cv2.VideoCapture(source, cv2.CAP_FFMPEG, limits)
+    return cv2.VideoCapture(source)
+
+
+def _again(cv2: Any, source: str) -> tuple[Any, bool, Any]:
+    """A source that stopped, opened anew, and its next frame."""
+    for seconds in WAITS:
+        time.sleep(seconds)
+        capture = _opened(cv2, source)
+        good, frame = capture.read()
+        if good:
+            break
+        capture.release()
+    return capture, good, frame

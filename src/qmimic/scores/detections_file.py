@@ -14,7 +14,7 @@ from qmimic.data.sample import Dataset
 from qmimic.data.splits import samples_of
 from qmimic.detections import Detections
 from qmimic.errors import InputError
-from qmimic.files import parse_json, write_text
+from qmimic.files import parse_json, what_is, write_text
 
 Ids = dict[Any, Any]  # ids of a COCO file: of images to their names, of categories to labels
 
@@ -33,7 +33,7 @@ class _Entry(BaseModel):
 
 
 def read_detections(path: Path, dataset: Dataset, split: str) -> dict[str, Detections]:
-    """Read detections of a split, by image id.
+    """Detections of a split, by image id, from a file: COCO's results, or what the runtime and `qmimic predict` print.
 
     `file_name` may have a folder or lack its suffix. Integer ids are those of the folder's COCO file of the split;
     without one, `category_id` counts the dataset's classes from 1 and `image_id` is the image's name.
@@ -43,7 +43,7 @@ def read_detections(path: Path, dataset: Dataset, split: str) -> dict[str, Detec
             finite; the entry is named by its place, counted from 0.
     """
     try:
-        entries = TypeAdapter(list[_Entry]).validate_python(parse_json(read_text(path), str(path), strict=False))
+        entries = TypeAdapter(list[_Entry]).validate_python(_listed(_values(read_text(path), path), path))
     except ValidationError as error:
         raise InputError(f"{path} is not a list of detections: {_fault(error)}.") from error
     names = {sample.image_id for sample in samples_of(dataset, split)}
@@ -73,6 +73,36 @@ def read_detections(path: Path, dataset: Dataset, split: str) -> dict[str, Detec
             raise InputError(f"{place} has a side or score beyond {LARGEST:.0f}; bbox is in pixels.")
         rows.setdefault(image, []).append((corners, entry.score, label))
     return {image: _detections(found) for image, found in rows.items()}
+
+
+def _values(text: str, path: Path) -> Any:
+    """A JSON value, or one a line as a list."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    if len(lines) > 1 and all(line.startswith("{") and line.rstrip().endswith("}") for line in lines):
+        return [parse_json(line, f"Line {number} of {path}", strict=False) for number, line in enumerate(lines, 1)]
+    kind = what_is(path)
+    if kind not in ("a JSON file", "an empty file", "a file of another kind"):
+        raise InputError(f"{path} is {kind}, not detections; name a JSON file.")
+    return parse_json(text, str(path), strict=False)
+
+
+def _listed(value: Any, path: Path) -> Any:
+    """What the runtime and `qmimic predict` print for each picture, as a list of entries; anything else as it is."""
+    if isinstance(value, dict):
+        value = value.get("pictures", [value])
+    if not isinstance(value, list) or not all(isinstance(one, dict) and "detections" in one for one in value):
+        return value
+    entries = []
+    for picture in value:
+        for number, one in enumerate(picture["detections"]):
+            try:
+                x1, y1, x2, y2 = (float(side) for side in one["box"])
+                own = {"bbox": (x1, y1, x2 - x1, y2 - y1), "score": one["score"], "category": one["class"]}
+                entries.append({**own, "file_name": picture["picture"]})
+            except (KeyError, TypeError, ValueError) as error:
+                place = f"{path}: detection {number} of {picture.get('picture')!r}"
+                raise InputError(f"{place} has not all of box, class and score; write the file again.") from error
+    return entries
 
 
 def write_detections(

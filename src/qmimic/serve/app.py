@@ -14,14 +14,14 @@ from starlette.types import ASGIApp
 from qmimic.serve.endpoints import about_labels, about_models, about_pictures, about_reports, refusals
 from qmimic.serve.limits import Gate, Limits, RefusedError
 from qmimic.serve.models import Shelf
-from qmimic.serve.safety import Safe
+from qmimic.serve.safety import Public, Safe
 
 PAGE = Path(__file__).parent / "page"
 KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 DESCRIPTION = "Detections in pictures. Every answer that is no success is JSON with one sentence, `error`."
 
 
-def application(shelf: Shelf, limits: Limits, pool: Executor, host: str) -> ASGIApp:
+def application(shelf: Shelf, limits: Limits, pool: Executor, host: str, public: Public | None = None) -> ASGIApp:
     """What a server runs.
 
     Args:
@@ -29,6 +29,7 @@ def application(shelf: Shelf, limits: Limits, pool: Executor, host: str) -> ASGI
         limits: of requests.
         pool: threads that decode and compute, `limits.threads` of them.
         host: that the server is bound to; at this machine's own address, only this machine's names are answered to.
+        public: the page's address behind a proxy, whose name is answered to as well.
     """
     api = FastAPI(
         title="qmimic",
@@ -49,7 +50,7 @@ def application(shelf: Shelf, limits: Limits, pool: Executor, host: str) -> ASGI
     api.add_exception_handler(RequestValidationError, _unusable)
     api.add_exception_handler(HTTPException, _unknown)
     api.add_exception_handler(Exception, _fault)
-    return Safe(Gate(api, limits), host)
+    return Safe(Gate(api, limits), host, public)
 
 
 def _always(content: bytes, kind: str) -> Callable[[Request], Awaitable[Response]]:

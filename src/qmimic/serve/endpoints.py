@@ -17,6 +17,7 @@ from qmimic.serve.answers import Allowed, Found, Model, Models, Refusal
 from qmimic.serve.labels import Detection, LabelsWanted, labels_zip
 from qmimic.serve.limits import LARGE, MIB, Limits, RefusedError, picture_size
 from qmimic.serve.models import Served, Shelf, look_at
+from qmimic.serve.uploads import picture_of, spoilt_by_curl
 
 REPORT = "report.html"
 MAX_REPORT = 64 * MIB
@@ -85,8 +86,11 @@ def about_pictures(shelf: Shelf, limits: Limits, pool: Executor) -> APIRouter:
         openapi_extra={
             "requestBody": {
                 "required": True,
-                "description": "the bytes of the file: JPEG, PNG, WebP, GIF (its first frame), BMP or TIFF",
-                "content": dict.fromkeys(("image/*", "application/octet-stream"), PICTURE),
+                "description": "a file's bytes, or a form with it: JPEG, PNG, WebP, GIF (its first frame), BMP, TIFF",
+                "content": {
+                    **dict.fromkeys(("image/*", "application/octet-stream"), PICTURE),
+                    "multipart/form-data": {"schema": {"type": "object", "properties": {"file": PICTURE["schema"]}}},
+                },
             }
         },
     )
@@ -96,8 +100,12 @@ def about_pictures(shelf: Shelf, limits: Limits, pool: Executor) -> APIRouter:
         min_score: Annotated[float, Query(ge=0, le=1, description="detections below are left out")] = 0.0,
     ) -> Found:
         chosen = _chosen(shelf, model)
-        content = await request.body()
-        pixels = await threaded(partial(picture_size, content, limits))
+        kind = request.headers.get("content-type", "")
+        content = picture_of(await request.body(), kind)
+        try:
+            pixels = await threaded(partial(picture_size, content, limits))
+        except RefusedError as error:
+            raise RefusedError(error.status, f"{error}{spoilt_by_curl(kind)}") from error
         looking = partial(look_at, chosen, io.BytesIO(content))
         try:
             if pixels > LARGE:
@@ -106,7 +114,7 @@ def about_pictures(shelf: Shelf, limits: Limits, pool: Executor) -> APIRouter:
             else:
                 looked = await threaded(looking)
         except InputError as error:
-            raise RefusedError(400, str(error)) from error
+            raise RefusedError(400, f"{error}{spoilt_by_curl(kind)}") from error
         width, height = looked.size
         found = detections(looked.found, chosen.classes, min_score)
         return Found(

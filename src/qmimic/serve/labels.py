@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Literal
 
@@ -65,12 +66,7 @@ class LabelsWanted(Strict):
         classes = set(self.classes)
         if len(classes) < len(self.classes) or not all(map(one_line, self.classes)):
             raise ValueError("a class is named twice, or its name has a line break")
-        stems: dict[str, str] = {}
         for picture in self.pictures:
-            stem = PurePosixPath(picture.name).stem
-            if stem in stems:
-                raise ValueError(f"{stems[stem]!r} and {picture.name!r} would share one label file; rename one of them")
-            stems[stem] = picture.name
             unknown = next((one.name for one in picture.detections if one.name not in classes), None)
             if unknown is not None:
                 raise ValueError(f"{picture.name!r} has an object of class {unknown!r}, which is not among `classes`")
@@ -98,13 +94,15 @@ class _Folder:
 def labels_zip(wanted: LabelsWanted) -> bytes:
     """A zip of label files in the layout that `qmimic data` reads; pictures are to be put beside them.
 
-    Boxes are clipped to their pictures; those without area are left out, as no labels.
+    Pictures that would share a label file are numbered, as the README.txt in the zip says. Boxes are
+    clipped to their pictures; those without area are left out, as no labels.
 
     Raises:
         InputError: the layout cannot hold a name.
     """
     index = {name: label for label, name in enumerate(wanted.classes)}
-    samples = [_sample(picture, index) for picture in wanted.pictures]
+    named = _apart([picture.name for picture in wanted.pictures])
+    samples = [_sample(picture, name, index) for picture, name in zip(wanted.pictures, named, strict=True)]
     if wanted.format == "voc" and any(name != name.strip() for name in wanted.classes):
         raise InputError("VOC cannot hold class names with spaces around them; take another format.")
     dataset = Dataset("labels", None, tuple(wanted.classes), {SPLIT: samples}, checked=True)
@@ -112,17 +110,36 @@ def labels_zip(wanted: LabelsWanted) -> bytes:
     with zipfile.ZipFile(content, "w") as archive:
         places = WRITERS[wanted.format].write(_Folder(archive, PurePosixPath()), dataset)
         folder = next(iter(places)).parent
-        archive.writestr("README.txt", f"Put the pictures into the folder {folder.as_posix()}/ beside these labels.\n")
+        lines = [f"Put the pictures into the folder {folder.as_posix()}/ beside these labels."]
+        pairs = [(one.name, name) for one, name in zip(wanted.pictures, named, strict=True) if one.name != name]
+        lines += [f"Rename {old} to {new}: it would share its labels with another picture." for old, new in pairs]
+        archive.writestr("README.txt", "\n".join(lines) + "\n")
     return content.getvalue()
 
 
-def _sample(picture: LabelledPicture, index: dict[str, int]) -> Sample:
+def _apart(names: Sequence[str]) -> list[str]:
+    """Names of pictures with a number behind those that would share a label file with one before."""
+    own = {PurePosixPath(name).stem for name in names}
+    taken: set[str] = set()
+    found = []
+    for name in names:
+        path, number = PurePosixPath(name), 1
+        stem = path.stem
+        while stem in taken or (number > 1 and stem in own):
+            number += 1
+            stem = f"{path.stem}-{number}"
+        taken.add(stem)
+        found.append(path.with_stem(stem).name)
+    return found
+
+
+def _sample(picture: LabelledPicture, name: str, index: dict[str, int]) -> Sample:
     boxes = np.array([one.box for one in picture.detections], np.float32).reshape(-1, 4)
     boxes = boxes.clip(0, np.array([picture.width, picture.height] * 2, np.float32))
     kept = [(box, one) for box, one, good in zip(boxes, picture.detections, has_area(boxes), strict=True) if good]
     return make_sample(
-        PurePosixPath(picture.name).stem,
-        Path(picture.name),  # for its name alone: the size is known, so no writer opens it
+        PurePosixPath(name).stem,
+        Path(name),  # for its name alone: the size is known, so no writer opens it
         [tuple(box.tolist()) for box, _ in kept],
         [index[one.name] for _, one in kept],
         (picture.width, picture.height),

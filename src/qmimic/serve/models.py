@@ -1,6 +1,5 @@
 """What is served: the detectors of run folders and single files, each as a function from pixels to detections."""
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,10 +13,10 @@ from qmimic.arms import ARMS, STUDENT, order
 from qmimic.data.letterbox import letterbox_file
 from qmimic.detections import Detections
 from qmimic.errors import InputError
-from qmimic.runtime.engine import ENGINES
+from qmimic.runtime.formats import bytes_of, format_of, suffixes
 
 TRAINED = ".safetensors"
-ENGINE_NAMES = {TRAINED: "PyTorch", ".onnx": "ONNX Runtime", ".xml": "OpenVINO", ".pte": "ExecuTorch"}
+TORCH = "PyTorch"
 SIDE_BY_SIDE = 3
 
 Look = Callable[[NDArray[np.uint8]], Detections]  # of an image [H, W, 3], fitted; boxes in its pixels
@@ -106,7 +105,7 @@ def collect(given: Sequence[Path]) -> Shelf:
             files = detector_files(path)
             if not files:
                 raise InputError(
-                    f"{path} holds no detector ({' '.join(ENGINE_NAMES)}); name a run that has ended, or a file."
+                    f"{path} holds no detector ({' '.join(_endings())}); name a run that has ended, or a file."
                 )
             for file in files:
                 try:
@@ -130,7 +129,7 @@ def detector_files(folder: Path) -> list[Path]:
     """A folder's detectors and those in its `deploy/`: stages in the order of the table, then the files that ship."""
     trained = {path.stem: path for path in sorted(folder.glob(f"*{TRAINED}"))}
     stages = [trained.pop(stage) for stage in order() if stage in trained]
-    files = [path for own in (folder, folder / "deploy") for path in own.glob("*") if path.suffix in ENGINES]
+    files = [path for own in (folder, folder / "deploy") for path in own.glob("*") if path.suffix in suffixes()]
     shipped = sorted(files, key=lambda path: (path.stem, path.suffix))  # a float file before its int8
     return [*stages, *trained.values(), *shipped]
 
@@ -171,11 +170,16 @@ def _unlike(name: str, taken: dict[str, Served] | dict[str, Path]) -> str:
     return free
 
 
+def _endings() -> list[str]:
+    """Of the names of detectors' files."""
+    return [TRAINED, *suffixes()]
+
+
 def _load(path: Path, run: str) -> Served:
-    if path.suffix not in ENGINE_NAMES:
+    if path.suffix not in _endings():
         raise InputError(
-            f"{path} is no run folder and no detector; name a folder that `qmimic train` wrote, or a file that ends "
-            f"in one of {' '.join(ENGINE_NAMES)}."
+            f"{path} is neither a run folder nor a detector; name a folder that `qmimic train` wrote, or a file whose "
+            f"name ends in {' or '.join(_endings())}."
         )
     loaded = _trained(path, run) if path.suffix == TRAINED else _deployed(path, run)
     loaded.look(np.zeros((*loaded.size, 3), np.uint8))  # the first time is slow, and is not to be a person's
@@ -198,7 +202,7 @@ def _trained(path: Path, run: str) -> Served:
     return Served(
         path.stem,
         run,
-        ENGINE_NAMES[TRAINED],
+        TORCH,
         "fp32",
         detector.spec.backbone,
         detector.spec.classes,
@@ -216,30 +220,22 @@ def _deployed(path: Path, run: str) -> Served:
 
     detector = Detector(path)
     own = detector.metadata
-    # ONNX Runtime's sessions may be shared by threads; the requests of the others hold their results.
-    guard = threading.Lock() if path.suffix != ".onnx" else None
 
     def look(pixels: NDArray[np.uint8]) -> Detections:
-        if guard is None:
-            boxes, scores, labels = (values[0] for values in detector.raw(pixels[None]))
-        else:
-            with guard:
-                boxes, scores, labels = (values[0] for values in detector.raw(pixels[None]))
+        boxes, scores, labels = (values[0] for values in detector.raw(pixels[None]))
         return Detections(boxes, scores, labels).keep(scores >= 0)
 
-    weights = path.with_suffix(".bin")
-    size = path.stat().st_size + (weights.stat().st_size if path.suffix == ".xml" else 0)
-    score = own.parity.get("map50", own.training.get("map50"))
+    score = None if own.changed else own.parity.get("map50", own.training.get("map50"))
     return Served(
         path.name,
         run,
-        ENGINE_NAMES[path.suffix],
+        format_of(path).engine,
         own.precision,
         own.backbone,
         own.classes,
         own.size,
         own.parameters,
-        size,
+        bytes_of(path),
         _share(score),
         own.score_threshold,
         look,

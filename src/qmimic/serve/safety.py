@@ -7,10 +7,13 @@ that another site's page sends.
 
 import ipaddress
 import re
+from dataclasses import dataclass
+from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from qmimic.errors import InputError
 from qmimic.serve.limits import RefusedError
 
 HEADERS = {
@@ -37,17 +40,52 @@ def is_local(host: str) -> bool:
         return False
 
 
+@dataclass(frozen=True)
+class Public:
+    """The page's address behind a proxy.
+
+    Attributes:
+        origin: scheme, name and port, as browsers send it.
+        name: of the machine that a browser asks.
+        path: below which the page lies, without a slash at its end; empty: the page is all of the site.
+    """
+
+    origin: str
+    name: str
+    path: str
+
+
+def public_address(text: str) -> Public:
+    """From `https://name/path`. Raises InputError: it is not such an address."""
+    try:
+        parts = urlsplit(text)
+        name, port = parts.hostname, parts.port
+    except ValueError:
+        parts, name, port = urlsplit(""), None, None
+    if parts.scheme not in ("http", "https") or not name or parts.query or parts.fragment or parts.username:
+        raise InputError(
+            f"--public {text} is not the address of a page; write it as https://name or https://name/path."
+        )
+    usual = {"http": 80, "https": 443}[parts.scheme]
+    shown = f"[{name}]" if ":" in name else name
+    ending = f":{port}" if port and port != usual else ""
+    return Public(f"{parts.scheme}://{shown}{ending}", name, parts.path.rstrip("/"))
+
+
 class Safe:
     """ASGI middleware: refuses requests by foreign names and from foreign pages, and sets the headers above.
 
     Args:
         app: what answers.
         host: that the server is bound to.
+        public: the page's address behind a proxy; None: it has no other than the server's own.
     """
 
-    def __init__(self, app: ASGIApp, host: str) -> None:
+    def __init__(self, app: ASGIApp, host: str, public: Public | None = None) -> None:
         self._app = app
-        self._names = {*LOCAL, host} if is_local(host) else None
+        self._public = public
+        others = {public.name} if public else set()
+        self._names = {*LOCAL, host, *others} if is_local(host) else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -67,16 +105,26 @@ class Safe:
         except RefusedError as error:
             await error.response()(scope, receive, guarded)
             return
-        await self._app(scope, receive, guarded)
+        await self._app(self._below(scope), receive, guarded)
+
+    def _below(self, scope: Scope) -> Scope:
+        """A request without the path of the page behind its proxy, which some proxies leave in and some take off."""
+        path = self._public.path if self._public else ""
+        if not path or not f"{scope['path']}/".startswith(f"{path}/"):
+            return scope
+        return {**scope, "path": scope["path"][len(path) :] or "/", "raw_path": None}
 
     def _check(self, headers: Headers, method: str) -> None:
         host = headers.get("host", "")
         if self._names is not None and _name(host) not in self._names:
             raise RefusedError(
-                403, "This server answers to this machine alone; open it as http://localhost with its port."
+                403,
+                "This server answers to this machine alone; open it as http://localhost with its port, or tell it its "
+                "address behind a proxy by --public.",
             )
         origin = headers.get("origin")
         own = origin is None or origin in (f"http://{host}", f"https://{host}")
+        own = own or (self._public is not None and origin == self._public.origin)
         if method not in ("GET", "HEAD") and (not own or headers.get("sec-fetch-site") == "cross-site"):
             raise RefusedError(403, "Another site's page sent this; use this server's own page, or a program.")
 

@@ -11,6 +11,7 @@ from qmimic.errors import InputError
 from qmimic.serve.app import application
 from qmimic.serve.limits import Limits
 from qmimic.serve.models import Shelf
+from qmimic.serve.safety import Public
 
 KEEP_ALIVE = 75  # seconds; a page that looks at pictures one by one keeps its connection
 GRACE = 3  # seconds that requests in progress get at the end
@@ -36,7 +37,14 @@ def bound(host: str, port: int) -> socket.socket:
         raise InputError(f"Cannot listen on {host} port {port}: {reason}; take another --port or --host.") from error
 
 
-def serve(shelf: Shelf, limits: Limits, listening: socket.socket, host: str, ready: Callable[[], None]) -> None:
+def serve(
+    shelf: Shelf,
+    limits: Limits,
+    listening: socket.socket,
+    host: str,
+    public: Public | None,
+    ready: Callable[[], None],
+) -> None:
     """Answer requests until Ctrl-C.
 
     Args:
@@ -44,10 +52,11 @@ def serve(shelf: Shelf, limits: Limits, listening: socket.socket, host: str, rea
         limits: of requests.
         listening: from `bound`.
         host: that it is bound to.
+        public: the page's address behind a proxy, if there is one.
         ready: called before the first request is answered.
     """
     with ThreadPoolExecutor(limits.threads, "look") as pool:
-        app = application(shelf, limits, pool, host)
+        app = application(shelf, limits, pool, host, public)
         config = uvicorn.Config(
             app,
             http="h11",

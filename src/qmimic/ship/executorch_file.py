@@ -31,7 +31,7 @@ from qmimic.ship.network import ShippedNetwork
 from qmimic.ship.onnx_file import Exported
 
 
-def write_executorch(exported: Exported, path: Path) -> None:
+def write(exported: Exported, path: Path) -> None:
     """Write a float detector as a `.pte` file whose convolutions are XNNPACK's.
 
     Args:
@@ -58,7 +58,7 @@ def write_executorch(exported: Exported, path: Path) -> None:
         path.write_bytes(edge.to_executorch().buffer)
 
 
-def describe_executorch(path: Path, properties: Mapping[str, str]) -> None:
+def describe(path: Path, properties: Mapping[str, str]) -> None:
     """Write beside a program, as JSON, what it is to say of itself, and its checksum."""
     own = {**properties, WEIGHTS_SUM: hashlib.sha256(path.read_bytes()).hexdigest()}
     path.with_suffix(".json").write_text(json.dumps(own), encoding="utf-8")

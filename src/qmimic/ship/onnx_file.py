@@ -79,13 +79,13 @@ def build_graph(exported: Exported) -> onnx.ModelProto:
     return model
 
 
-def write_onnx(exported: Exported, path: Path) -> None:
-    """Write a detector's graph. Raises: as `build_graph`."""
+def write(exported: Exported, path: Path) -> None:
+    """See `qmimic.runtime.formats`. Raises: as `build_graph`."""
     path.write_bytes(exported.graph.SerializeToString())
 
 
-def describe_onnx(path: Path, properties: Mapping[str, str]) -> None:
-    """Put into a file what it is to say of itself."""
+def describe(path: Path, properties: Mapping[str, str]) -> None:
+    """See `qmimic.runtime.formats`."""
     model = onnx.load(path)
     onnx.helper.set_model_props(model, dict(properties))
     path.write_bytes(model.SerializeToString())

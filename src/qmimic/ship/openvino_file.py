@@ -10,7 +10,7 @@ from qmimic.runtime.metadata import WEIGHTS_SUM
 from qmimic.ship.onnx_file import Exported
 
 
-def write_openvino(exported: Exported, path: Path) -> None:
+def write(exported: Exported, path: Path) -> None:
     """Write a detector, float or with integers, by way of its ONNX graph.
 
     Args:
@@ -24,7 +24,7 @@ def write_openvino(exported: Exported, path: Path) -> None:
     _save(openvino, _core(openvino).read_model(exported.graph.SerializeToString()), path)
 
 
-def describe_openvino(path: Path, properties: Mapping[str, str]) -> None:
+def describe(path: Path, properties: Mapping[str, str]) -> None:
     """Put into an `.xml` what the file is to say of itself, and which `.bin` belongs to it."""
     openvino = _imported()
     model = _core(openvino).read_model(path)

@@ -3,7 +3,7 @@
 import json
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,45 +17,20 @@ from qmimic.detectors.rpn import NMS_IOU
 from qmimic.errors import InputError
 from qmimic.files import read_json, replacing, write_text
 from qmimic.runtime.detector import Detector as ShippedDetector
-from qmimic.runtime.metadata import Metadata, as_properties
-from qmimic.ship.executorch_file import describe_executorch, write_executorch
-from qmimic.ship.onnx_file import Exported, describe_onnx, write_onnx
-from qmimic.ship.openvino_file import describe_openvino, write_openvino
+from qmimic.runtime.formats import Format
+from qmimic.runtime.metadata import GRAPH_SUM, Metadata, as_properties
+from qmimic.ship.onnx_file import Exported
 
 Proof = Callable[[ShippedDetector, str], Mapping[str, Any]]
 
 
-@dataclass(frozen=True)
-class Target:
-    """A format to ship in.
-
-    Attributes:
-        suffixes: of its files, that which a runtime opens first.
-        write: a detector as files, at a path of the first suffix.
-        describe: put properties into such files.
-        integers: whether a detector on grids can be written.
-    """
-
-    suffixes: tuple[str, ...]
-    write: Callable[[Exported, Path], None]
-    describe: Callable[[Path, Mapping[str, str]], None]
-    integers: bool = True
-
-
-TARGETS = {
-    "onnx": Target((".onnx",), write_onnx, describe_onnx),
-    "openvino": Target((".xml", ".bin"), write_openvino, describe_openvino),
-    "executorch": Target((".pte", ".json"), write_executorch, describe_executorch, integers=False),
-}
-
-
-def ship(exported: Exported, metadata: Metadata, target: Target, path: Path, prove: Proof) -> Path:
+def ship(exported: Exported, metadata: Metadata, kind: Format, path: Path, prove: Proof) -> Path:
     """Write a detector in a format, with the proof of it in the file and in `parity.json` beside it.
 
     Args:
         exported: the detector.
         metadata: of the detector, without proof.
-        target: the format.
+        kind: the format.
         path: of the file, without suffix.
         prove: called with the file as it would ship and its name; gives figures, or raises InputError.
 
@@ -65,15 +40,14 @@ def ship(exported: Exported, metadata: Metadata, target: Target, path: Path, pro
     Raises:
         InputError: the proof fails, or the disk is full. Then nothing was written.
     """
-    first, *others = (path.with_name(path.name + suffix) for suffix in target.suffixes)
+    first, *others = (path.with_name(path.name + suffix) for suffix in kind.suffixes)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{path.name[:16]}-", dir=path.parent) as folder:
             temporary = Path(folder) / first.name
-            target.write(exported, temporary)
-            target.describe(temporary, as_properties(metadata))
+            write_described(exported, kind, metadata, temporary)
             figures = dict(prove(ShippedDetector(temporary), first.name))
-            target.describe(temporary, as_properties(replace(metadata, parity=figures)))
+            label(temporary, kind, replace(metadata, parity=figures))
             for own in (*others, first):  # the one that a runtime opens last, so that it never finds half
                 with replacing(own) as place:
                     (Path(folder) / own.name).replace(place)
@@ -82,6 +56,19 @@ def ship(exported: Exported, metadata: Metadata, target: Target, path: Path, pro
         raise InputError(f"Cannot write {first}: {reason}; free some space or choose another folder.") from error
     _note(path.parent / "parity.json", first.name, figures)
     return first
+
+
+def label(path: Path, kind: Format, metadata: Metadata) -> None:
+    """Put into a file of a format what it says of itself, and of which graph and weights it says it."""
+    properties = as_properties(metadata)
+    kind.describe(path, properties)  # which may write the graph in other words
+    kind.describe(path, {**properties, GRAPH_SUM: kind.checksum(path)})
+
+
+def write_described(exported: Exported, kind: Format, metadata: Metadata, path: Path) -> None:
+    """Write a detector in a format without proof, to be timed. Raises InputError: the format cannot hold it."""
+    kind.write(exported, path)
+    label(path, kind, metadata)
 
 
 def describe(detector: Detector, notes: dict[str, object]) -> Metadata:

@@ -40,6 +40,12 @@ class Study(BaseModel):
         for key in (key for keys in (self.set, self.grid, *self.arms.values()) for key in keys):
             if key.split(".")[0] in ("seed", "baselines", "name") or key in ("run", "run.dir", "run.threads"):
                 raise ValueError(f"{key}: the study sets this itself for every run; leave it out")
+            if key.split(".")[0] == "published":
+                raise ValueError("published: a study has a key of this name itself; write it there")
+            if key.split(".")[0] == "int8" or key == "run.report":
+                raise ValueError(f"{key}: a study writes neither int8 files nor reports of runs; leave it out")
+            if self.folds > 1 and key == "data.fold":
+                raise ValueError("data.fold: the study's `folds` sets this for every run; leave one of them out")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError("seeds: one is listed twice, so its pairs would count twice")
         if self.fold_of_seed and len(self.seeds) % self.folds:

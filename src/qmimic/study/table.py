@@ -20,20 +20,8 @@ from qmimic.run.folder import STAGE_RESULT, stage_folder
 from qmimic.study.spec import Run, Study, jobs_of
 
 FILE = "study.sqlite"
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS study (description TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS jobs (
-    id TEXT PRIMARY KEY, kind TEXT NOT NULL, needs TEXT NOT NULL, recipe TEXT NOT NULL,
-    status TEXT NOT NULL DEFAULT 'waiting', error TEXT NOT NULL DEFAULT '',
-    step INTEGER NOT NULL DEFAULT 0, steps INTEGER NOT NULL DEFAULT 0, seconds REAL NOT NULL DEFAULT 0,
-    result TEXT NOT NULL DEFAULT '{}'
-);
-CREATE TABLE IF NOT EXISTS runs (
-    arm TEXT NOT NULL, point TEXT NOT NULL, seed INTEGER NOT NULL, fold INTEGER NOT NULL,
-    job TEXT NOT NULL, teacher TEXT NOT NULL, quantized TEXT NOT NULL
-);
-DROP VIEW IF EXISTS results;
-CREATE VIEW results AS
+# One row a run. Read by these words and never by the file's own view, which a stranger may have written.
+RESULTS = """
 SELECT runs.arm, runs.point, runs.seed, runs.fold, job.status, job.error, job.seconds,
     json_extract(job.result, '$.backbone') AS backbone,
     json_extract(job.result, '$.map50') AS map50,
@@ -50,7 +38,23 @@ SELECT runs.arm, runs.point, runs.seed, runs.fold, job.status, job.error, job.se
 FROM runs JOIN jobs AS job ON job.id = runs.job
 LEFT JOIN jobs AS teacher ON teacher.id = runs.teacher
 LEFT JOIN jobs AS quantized ON quantized.id = runs.quantized
-ORDER BY runs.rowid;
+ORDER BY runs.rowid
+"""
+SCHEMA = f"""
+CREATE TABLE IF NOT EXISTS study (description TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS jobs (
+    id TEXT PRIMARY KEY, kind TEXT NOT NULL, needs TEXT NOT NULL, recipe TEXT NOT NULL,
+    status TEXT NOT NULL DEFAULT 'waiting', error TEXT NOT NULL DEFAULT '',
+    step INTEGER NOT NULL DEFAULT 0, steps INTEGER NOT NULL DEFAULT 0, seconds REAL NOT NULL DEFAULT 0,
+    result TEXT NOT NULL DEFAULT '{{}}'
+);
+CREATE TABLE IF NOT EXISTS runs (
+    arm TEXT NOT NULL, point TEXT NOT NULL, seed INTEGER NOT NULL, fold INTEGER NOT NULL,
+    job TEXT NOT NULL, teacher TEXT NOT NULL, quantized TEXT NOT NULL
+);
+DROP VIEW IF EXISTS results;
+CREATE VIEW results AS
+{RESULTS};
 """
 
 
@@ -168,10 +172,7 @@ def read_jobs(folder: Path) -> list[JobRow]:
 def read_results(folder: Path) -> list[dict[str, Any]]:
     """The view `results`: one row a run."""
     with opened(folder) as table:
-        return [
-            {**row, "point": parse_json(row["point"], str(folder / FILE))}
-            for row in table.execute("SELECT * FROM results")
-        ]
+        return [{**row, "point": parse_json(row["point"], str(folder / FILE))} for row in table.execute(RESULTS)]
 
 
 def names(folder: Path) -> dict[str, str]:

@@ -1,4 +1,5 @@
-// What this server answers. Every failure becomes an Error whose message is one sentence for a person.
+// What this server answers. Addresses are relative: a proxy may put the page below a path of its own.
+// Every failure becomes an Error whose message is one sentence for a person.
 
 const GONE = "The server does not answer; look whether `qmimic serve` still runs.";
 
@@ -18,12 +19,12 @@ async function ask(address, options) {
 
 // {models, side_by_side, reports, limits}, see /openapi.json
 export async function served() {
-  return (await ask("/api/models")).json();
+  return (await ask("api/models")).json();
 }
 
 // {width, height, milliseconds, detections: [{class, score, box: [x1, y1, x2, y2]}]}
 export async function detect(model, picture) {
-  const address = `/api/detect?model=${encodeURIComponent(model)}`;
+  const address = `api/detect?model=${encodeURIComponent(model)}`;
   const headers = { "content-type": "application/octet-stream" };
   return (await ask(address, { method: "POST", body: picture, headers })).json();
 }
@@ -31,5 +32,5 @@ export async function detect(model, picture) {
 // A zip.
 export async function labels(wanted) {
   const headers = { "content-type": "application/json" };
-  return (await ask("/api/labels", { method: "POST", body: JSON.stringify(wanted), headers })).blob();
+  return (await ask("api/labels", { method: "POST", body: JSON.stringify(wanted), headers })).blob();
 }

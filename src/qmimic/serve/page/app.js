@@ -75,18 +75,29 @@ async function look(one, model) {
 
 // ---------------------------------------------------------------- pictures
 
-function add(files) {
+// A name that no picture has yet, not even with another suffix: labels are files named like their pictures.
+function free(name) {
+  const [, stem, suffix] = /^(.*?)(\.[^.]*)?$/.exec(name);
+  const taken = new Set(state.pictures.map((one) => one.name.replace(/\.[^.]*$/, "").toLowerCase()));
+  let number = 1;
+  while (taken.has(`${stem}${number > 1 ? `-${number}` : ""}`.toLowerCase())) number += 1;
+  return number > 1 ? `${stem}-${number}${suffix ?? ""}` : name;
+}
+
+function add(files, pasted = false) {
   let sentence = "";
-  const known = new Set(state.pictures.map(({ name, blob }) => `${name} ${blob.size}`));
+  const known = new Set(state.pictures.map(({ source, blob }) => `${source} ${blob.size}`));
   const { bytes } = state.limits;
   let first = null;
   for (const file of files) {
-    if (known.has(`${file.name} ${file.size}`)) continue;
+    if (!pasted && known.has(`${file.name} ${file.size}`)) continue;
     if (file.size > bytes) {
       sentence = `${file.name} has ${(file.size / 2 ** 20).toFixed(0)} MiB; at most ${bytes / 2 ** 20} are taken. Shrink it.`;
       continue;
     }
-    const one = picture(file.name || "pasted.png", file);
+    const name = free(pasted ? `pasted.${file.type.split("/")[1] ?? "png"}` : file.name);
+    if (!pasted && name !== file.name) sentence = `A second ${file.name} is called ${name} here and in label files; save it under that name.`;
+    const one = picture(name, file, pasted || name !== file.name, pasted ? null : file.name);
     state.pictures.push(one);
     at("pictures").append(thumbnail(one, choose));
     first ??= one;
@@ -359,7 +370,7 @@ function listen() {
     document.body.classList.remove("over");
     add(event.dataTransfer.files);
   });
-  addEventListener("paste", (event) => add(event.clipboardData.files));
+  addEventListener("paste", (event) => add(event.clipboardData.files, true));
   addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     const own = event.target.closest("select, input, .scroll"); // these have uses of their own for arrows
@@ -396,7 +407,7 @@ async function begin() {
   at("limits").textContent = `Up to ${limits.bytes / 2 ** 20} MiB and ${limits.pixels / 1e6} million pixels each.`;
   for (const run of reports) {
     const item = document.createElement("li");
-    item.append(Object.assign(document.createElement("a"), { href: `/reports/${encodeURIComponent(run)}`, textContent: `Report of ${run}` }));
+    item.append(Object.assign(document.createElement("a"), { href: `reports/${encodeURIComponent(run)}`, textContent: `Report of ${run}` }));
     at("links").prepend(item);
   }
   const count = Math.min(3, models.length, window.innerWidth < 700 ? 1 : 3);

@@ -3,9 +3,10 @@
 const EDGE = 1600; // pixels of the longer side that is kept to draw from
 const THUMB = 96;
 
-// {name, blob, url, results: model -> result or {error}, pending: set of models, frame: whether a camera took it}
-export function picture(name, blob, frame = false) {
-  return { name, blob, frame, url: URL.createObjectURL(blob), results: new Map(), pending: new Set() };
+// {name, blob, url, results: model -> result or {error}, pending: set of models, frame: whether there is no file of this name, so that it can
+// be saved; source: the file's own name}
+export function picture(name, blob, frame = false, source = null) {
+  return { name, blob, frame, source, url: URL.createObjectURL(blob), results: new Map(), pending: new Set() };
 }
 
 export function forget(one) {

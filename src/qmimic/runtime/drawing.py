@@ -1,0 +1,140 @@
+"""What a detector finds in files, told and drawn, one after the other. A file that cannot be read is named."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from qmimic.data.images import read_image
+from qmimic.data.labels import SUFFIXES
+from qmimic.detections import Detections
+from qmimic.draw import draw
+from qmimic.errors import InputError
+from qmimic.files import replacing
+
+NAMED = 5  # files that a sentence names
+BESIDE = (".txt", ".xml", ".json", ".yaml", ".yml", ".csv", ".md")  # what lies beside pictures and is none
+
+Fault = Callable[[str], None]
+
+
+class Finder(Protocol):
+    """A detector of any kind: its classes, and what it finds, or what is wrong, in each of several pictures."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; the index is the label."""
+        ...
+
+    def each(
+        self, pictures: Iterable[Path], min_score: float = 0.0, batch: int | None = None
+    ) -> Iterator[Detections | InputError]:
+        """Detections of at least a score in each picture, in pixels of the picture as a person sees it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Found:
+    """A picture and what is in it.
+
+    Attributes:
+        picture: its file.
+        detections: boxes in pixels of the picture.
+        drawing: its file; None if nothing was to be drawn.
+    """
+
+    picture: Path
+    detections: Detections
+    drawing: Path | None
+
+
+def pictures_of(given: Sequence[Path], fault: Fault) -> list[Path]:
+    """Files as they are, and the pictures that lie in folders, by name.
+
+    Args:
+        given: files and folders.
+        fault: told of what else lies in a folder, but for texts such as labels.
+
+    Raises:
+        InputError: a folder holds no picture.
+    """
+    found: list[Path] = []
+    for path in given:
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(one for one in path.iterdir() if not one.name.startswith("."))
+        pictures = [one for one in inside if one.suffix.lower() in SUFFIXES]
+        if not pictures:
+            raise InputError(f"{path} holds no picture; looked for {' '.join(SUFFIXES)}.")
+        unknown = [one for one in inside if one.suffix.lower() not in (*SUFFIXES, *BESIDE)]
+        others = [one.name + ("/" if one.is_dir() else "") for one in unknown]
+        if others:
+            more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
+            names = ", ".join(others[:NAMED]) + more
+            fault(f"{len(others)} in {path} were skipped, which are not known as pictures: {names}.")
+        found += pictures
+    return found
+
+
+def looked_at(
+    finder: Finder,
+    pictures: Sequence[Path],
+    out: Path | None,
+    min_score: float,
+    fault: Fault,
+    batch: int | None = None,
+) -> Iterator[Found]:
+    """Pictures with what a detector finds in them; each is drawn, if there is a folder for drawings.
+
+    Args:
+        finder: the detector.
+        pictures: files.
+        out: folder for the drawings, made if it is missing; a drawing is a PNG named like its picture.
+        min_score: detections below this score are left out, 0..1.
+        batch: pictures computed at once; None: as the detector likes it.
+        fault: told of each picture that cannot be read, and at the end of how many these are.
+
+    Raises:
+        InputError: no picture could be read; two drawings would have one name, or one could replace a picture;
+            or a drawing cannot be written.
+    """
+    if out:
+        _check_names(pictures, out)
+    failed: list[InputError] = []
+    for path, found in zip(pictures, finder.each(pictures, min_score, batch), strict=True):
+        if isinstance(found, InputError):
+            failed.append(found)
+            if len(pictures) > 1:
+                fault(str(found))
+            continue
+        drawing = out / f"{path.stem}.png" if out else None
+        if drawing:
+            with replacing(drawing) as temporary:
+                draw(read_image(path), found, finder.classes, min_score).save(temporary)
+        yield Found(path, found, drawing)
+    if failed and len(failed) == len(pictures):
+        raise failed[0] if len(failed) == 1 else InputError(f"None of the {len(failed)} pictures could be read.")
+    if failed:
+        fault(f"{len(failed)} of {len(pictures)} pictures could not be read.")
+
+
+def _check_names(pictures: Sequence[Path], out: Path) -> None:
+    twice = next((name for name, times in Counter(path.stem for path in pictures).items() if times > 1), None)
+    if twice:
+        raise InputError(
+            f"Several pictures are named {twice}, and one drawing would replace the other; "
+            "draw them one folder at a time."
+        )
+    if any(path.parent.resolve() == out.resolve() for path in pictures):
+        raise InputError(f"--out {out} is a folder of the pictures, and a drawing could replace one; name another.")
+
+
+def as_plain(found: Detections, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Detections as plain values: boxes x1, y1, x2, y2 in pixels of their picture."""
+    rows = zip(found.boxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True)
+    return [
+        {"box": [round(side, 2) for side in box], "class": classes[label], "score": round(score, 4)}
+        for box, label, score in rows
+    ]

@@ -1,0 +1,63 @@
+"""ExecuTorch programs, `.pte` with its `.json`, by the interpreter for trying programs out; it needs torch."""
+
+import hashlib
+import threading
+from pathlib import Path
+
+import numpy as np
+
+from qmimic.errors import InputError
+from qmimic.files import LARGE, read_bytes, read_json
+from qmimic.runtime.formats import Arrays, Input, Session, cannot_run
+from qmimic.runtime.metadata import INPUT, JUDGE, LOOK, REGIONS, WEIGHTS_SUM, from_properties
+from qmimic.runtime.suppression import propose
+
+
+def open_file(path: Path, threads: int, spin: bool) -> Session:
+    """See `qmimic.runtime.formats`. The two methods of a program and the suppression between them are one run;
+    a detector of one stage has one method.
+
+    All programs of a process share their threads, whose number is that of the last one opened; they sleep between runs
+    in any case.
+    """
+    try:
+        import torch
+        from executorch.extension.pybindings import portable_lib
+        from executorch.runtime import Runtime
+    except ImportError as error:
+        raise InputError("ExecuTorch is not installed: pip install 'qmimic[executorch]'.") from error
+    said = path.with_suffix(".json")
+    try:
+        properties = read_json(said)
+        if checksum(path) != properties.get(WEIGHTS_SUM):
+            raise InputError(f"{path} is not the file that {said.name} was written with; copy both files again.")
+    except AttributeError as error:
+        raise InputError(f"{said}, the description of {path.name}, cannot be read; copy both files.") from error
+    metadata = from_properties(properties, path)
+    try:
+        portable_lib._unsafe_reset_threadpool(threads)  # XNNPACK's, which torch's own number does not govern
+        program = Runtime.get().load_program(path)
+        look = program.load_method(LOOK)
+        judge = program.load_method(JUDGE) if JUDGE in program.method_names else None
+    except Exception as error:  # its exceptions have no common type but this
+        raise cannot_run(path, "ExecuTorch", "executorch", error) from error
+    guard = threading.Lock()  # a method holds the results of its last run
+
+    def run(feeds: Arrays) -> Arrays:
+        with guard:
+            seen = look.execute([torch.from_numpy(np.ascontiguousarray(feeds[INPUT]))])
+            if judge is None:
+                scores, boxes = seen
+                return dict(zip(REGIONS, (boxes.numpy().copy(), scores.numpy().copy()), strict=True))
+            features, candidates = seen
+            regions, valid = propose(candidates.numpy()[0], metadata)
+            scores, boxes = judge.execute([features, torch.from_numpy(regions)[None]])
+            counted = np.where(valid[:, None], scores.numpy()[0], np.float32(-1))
+            return dict(zip(REGIONS, (boxes.numpy().copy(), counted[None]), strict=True))
+
+    return Session(run, {INPUT: Input((1, *metadata.size, 3), np.dtype(np.uint8))}, properties)
+
+
+def checksum(path: Path) -> str:
+    """See `qmimic.runtime.formats`."""
+    return hashlib.sha256(read_bytes(path, LARGE)).hexdigest()

@@ -1,0 +1,137 @@
+"""The formats that detectors ship in: what each has to provide, and the table of them. Suffixes stand here alone.
+
+A format is one line of the table and two halves, which may be two modules or one. The half that runs a file knows numpy
+and its engine; the half that writes it knows torch. Both are imported only when they are needed.
+
+The half that runs has
+    open_file(path, threads, spin) -> Session     InputError: the engine is not installed, or cannot run the file
+    checksum(path) -> str                         of the graph and its weights, not of what the file says of itself
+The half that writes has
+    write(exported, path) -> None                 see `qmimic.ship.onnx_file.Exported`; path has the first suffix
+    describe(path, properties) -> None            put properties into such a file; the checksum stays what it was
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qmimic.errors import InputError
+from qmimic.files import what_is
+from qmimic.tables import Table
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a graph takes: its shape, None where any number will do, and its type; None: a type that numpy lacks."""
+
+    shape: tuple[int | None, ...]
+    dtype: np.dtype[Any] | None
+
+
+@dataclass(frozen=True)
+class Session:
+    """A file that its engine has loaded.
+
+    Attributes:
+        run: from inputs to outputs, by name; several threads may call it at once, and its results are the caller's.
+        inputs: by name.
+        properties: what the file says of itself.
+    """
+
+    run: Callable[[Arrays], Arrays]
+    inputs: Mapping[str, Input]
+    properties: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A format to ship in.
+
+    Attributes:
+        engine: what runs its files, as a person calls it.
+        suffixes: of its files; the first is that of the file which a runtime opens.
+        runs, writes: the modules of its two halves.
+        integers: whether a detector on grids can be written.
+    """
+
+    engine: str
+    suffixes: tuple[str, ...]
+    runs: str
+    writes: str
+    integers: bool = True
+
+    def open_file(self, path: Path, threads: int, spin: bool) -> Session:
+        """Load a file. Raises InputError: the engine is not installed, or cannot run it."""
+        session: Session = import_module(self.runs).open_file(path, threads, spin)
+        return session
+
+    def checksum(self, path: Path) -> str:
+        """Of the graph and its weights, not of what the file says of itself."""
+        value: str = import_module(self.runs).checksum(path)
+        return value
+
+    def write(self, exported: Any, path: Path) -> None:
+        """Write a detector (`qmimic.ship.onnx_file.Exported`). Raises InputError: the format cannot hold it."""
+        import_module(self.writes).write(exported, path)
+
+    def describe(self, path: Path, properties: Mapping[str, str]) -> None:
+        """Put properties into a file."""
+        import_module(self.writes).describe(path, properties)
+
+    def files(self, path: Path) -> list[Path]:
+        """The files that one of this format consists of, `path` first."""
+        return [path.with_suffix(suffix) for suffix in self.suffixes]
+
+
+FORMATS: Table[Format] = Table(
+    "--to",
+    {
+        "onnx": Format("ONNX Runtime", (".onnx",), "qmimic.runtime.onnx_engine", "qmimic.ship.onnx_file"),
+        "openvino": Format("OpenVINO", (".xml", ".bin"), "qmimic.runtime.openvino_engine", "qmimic.ship.openvino_file"),
+        "executorch": Format(
+            "ExecuTorch",
+            (".pte", ".json"),
+            "qmimic.runtime.executorch_engine",
+            "qmimic.ship.executorch_file",
+            integers=False,
+        ),
+    },
+)
+
+
+def suffixes() -> list[str]:
+    """Of the files that a runtime opens, all formats."""
+    return [one.suffixes[0] for one in FORMATS.values()]
+
+
+def is_deployed(path: Path) -> bool:
+    """Whether a file's name is that of a deployed detector, or of a file that belongs to one."""
+    return any(path.suffix in one.suffixes for one in FORMATS.values())
+
+
+def format_of(path: Path) -> Format:
+    """The format of a file, by its suffix. Raises InputError: no format has it."""
+    for one in FORMATS.values():
+        if path.suffix == one.suffixes[0]:
+            return one
+        if path.suffix in one.suffixes:
+            raise InputError(f"{path} belongs to {path.with_suffix(one.suffixes[0]).name}; name that file.")
+    raise InputError(f"{path} is {what_is(path)}, not a deployed detector; name one of {' '.join(suffixes())}.")
+
+
+def bytes_of(path: Path) -> int:
+    """Size of a deployed file with those that belong to it."""
+    return sum(part.stat().st_size for part in format_of(path).files(path) if part.is_file())
+
+
+def cannot_run(path: Path, engine: str, package: str, error: Exception) -> InputError:
+    """What is said of a file that an engine refuses."""
+    reason = " ".join(str(error).split())[:200]
+    return InputError(f"{path} cannot be run by {engine} ({reason}); copy or export it again, or upgrade {package}.")

@@ -1,0 +1,97 @@
+"""ONNX files by ONNX Runtime on the CPU."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from qmimic.errors import InputError
+from qmimic.files import LARGE, read_bytes
+from qmimic.runtime.formats import Arrays, Input, Session, cannot_run
+
+TYPES = {"float": "float32", "double": "float64"}  # where ONNX and numpy call a type by different names
+# Of a ModelProto: graph, operator sets, functions. What it says of itself and who wrote it are other fields.
+COMPUTED = {7, 8, 25}
+
+
+def open_file(path: Path, threads: int, spin: bool) -> Session:
+    """See `qmimic.runtime.formats`."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise InputError("ONNX Runtime is not installed: pip install 'qmimic[runtime]'.") from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    options.log_severity_level = 3  # its warnings are for those who build graphs
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exceptions have no common type but this
+        raise cannot_run(path, f"ONNX Runtime {onnxruntime.__version__}", "onnxruntime", error) from error
+    names = [value.name for value in session.get_outputs()]
+
+    def run(feeds: Arrays) -> Arrays:
+        return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+
+    inputs = {
+        value.name: Input(
+            tuple(side if isinstance(side, int) else None for side in value.shape), _numpy_type(value.type)
+        )
+        for value in session.get_inputs()
+    }
+    return Session(run, inputs, session.get_modelmeta().custom_metadata_map)
+
+
+def _numpy_type(kind: str) -> "np.dtype[np.generic] | None":
+    """Of `tensor(float)` and the like."""
+    name = kind.removeprefix("tensor(").removesuffix(")")
+    try:
+        own: np.dtype[np.generic] = np.dtype(TYPES.get(name, name))
+    except TypeError:
+        return None
+    return own if own.kind in "biuf" else None
+
+
+def checksum(path: Path) -> str:
+    """See `qmimic.runtime.formats`."""
+    digest = hashlib.sha256()
+    for number, content in sorted(_fields(read_bytes(path, LARGE)), key=lambda field: field[0]):
+        if number in COMPUTED:
+            digest.update(number.to_bytes(4, "big") + len(content).to_bytes(8, "big"))
+            digest.update(content)
+    return digest.hexdigest()
+
+
+def _fields(content: bytes) -> Iterator[tuple[int, memoryview]]:
+    """Numbers and contents of the fields of a protobuf message, for which its library is not needed."""
+    view, place = memoryview(content), 0
+    while place < len(view):
+        key, place = _varint(view, place)
+        start = place
+        match key & 7:
+            case 0:
+                _, place = _varint(view, place)
+            case 1:
+                place += 8
+            case 2:
+                length, start = _varint(view, place)
+                place = start + length
+            case 5:
+                place += 4
+            case _:  # no graph that an engine loads has others
+                place = len(view)
+        yield key >> 3, view[start:place]
+
+
+def _varint(view: memoryview, place: int) -> tuple[int, int]:
+    """A number of variable length, and the place behind it."""
+    value = shift = 0
+    while place < len(view):
+        byte = view[place]
+        place += 1
+        value |= (byte & 127) << shift
+        shift += 7
+        if byte < 128:
+            break
+    return value, place

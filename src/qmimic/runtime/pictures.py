@@ -1,0 +1,99 @@
+"""What a person hands over as a picture: fitted into an input, or refused with the reason and the way out."""
+
+import os
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from qmimic.data.images import upright
+from qmimic.data.letterbox import Letterbox, letterbox, letterbox_file
+from qmimic.errors import InputError
+
+Picture = Image.Image | Path | str | NDArray[np.uint8]
+TAKEN = "a picture is a path, a Pillow image, or an RGB array uint8 [height, width, 3]"
+
+
+def fitted(picture: Any, size: tuple[int, int]) -> tuple[NDArray[np.uint8], Letterbox]:
+    """Pixels uint8 [H, W, 3] of a picture in an input of a size, and where it lies there.
+
+    Raises:
+        InputError: it is not a `Picture`, or its file is missing, truncated, too large or not an image.
+    """
+    if isinstance(picture, np.ndarray):
+        picture = Image.fromarray(_rgb(picture))
+    if isinstance(picture, Image.Image):
+        try:
+            return letterbox(upright(picture), size)
+        except Exception as error:  # Pillow's, of a file that it reads only now, or a mode that it cannot convert
+            raise InputError(f"The Pillow image cannot be read as RGB ({error}); convert or load it first.") from error
+    if isinstance(picture, str | os.PathLike):
+        return letterbox_file(_file(os.fspath(picture)), size)
+    raise InputError(f"{_not_a_picture(picture)}; {TAKEN}.")
+
+
+def score_limit(score: object) -> float:
+    """A least score, checked. Raises InputError: it is not a number from 0 to 1."""
+    if isinstance(score, Real) and 0 <= float(score) <= 1:
+        return float(score)
+    percent = f" ({score} % is {float(score) / 100:g})" if isinstance(score, Real) and 1 < float(score) <= 100 else ""
+    raise InputError(f"{score!r} is not a least score; give a number from 0 to 1{percent}.")
+
+
+def is_one(pictures: object) -> bool:
+    """Whether somebody gave a single picture where several are wanted."""
+    single = isinstance(pictures, str | os.PathLike | Image.Image | bytes)
+    return single or (isinstance(pictures, np.ndarray) and pictures.ndim < 4)
+
+
+def _file(name: str | bytes) -> Path:
+    if isinstance(name, bytes):
+        name = os.fsdecode(name)
+    if "://" in name or name.startswith("data:"):
+        raise InputError(f"{name[:60]!r} is an address, not a file; download it and name the file.")
+    if not name:
+        raise InputError("The name of the picture is empty; name a file.")
+    return Path(name)
+
+
+def _not_a_picture(given: object) -> str:
+    kind = type(given)
+    if given is None:
+        return "The picture is None, which cv2.imread gives for a file that is missing or damaged; check the file"
+    if isinstance(given, bytes | bytearray | memoryview):
+        return "These are the bytes of a file; open them by PIL.Image.open(io.BytesIO(data))"
+    if hasattr(given, "read"):
+        return "This is an open file; name its path, or open it by PIL.Image.open"
+    if kind.__module__.partition(".")[0] == "torch":
+        return "This is a tensor; pass tensor.permute(1, 2, 0).byte().numpy() if it is uint8 [3, height, width]"
+    if isinstance(given, list | tuple) or hasattr(given, "__next__"):
+        return "These are several pictures; use many()"
+    return f"A {kind.__module__}.{kind.__qualname__} is not a picture"
+
+
+def _rgb(array: NDArray[Any]) -> NDArray[np.uint8]:
+    if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3 and array.size:
+        return array
+    if not array.size:
+        fix = "it has no pixel"
+    elif array.dtype.kind == "f":
+        fix = "if it is from 0 to 1, pass (255 * array).round().astype(np.uint8)"
+    elif array.dtype != np.uint8:
+        fix = "scale it to 0..255 by what its values mean, then .astype(np.uint8)"
+    elif array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1):
+        fix = "of a grey one pass np.dstack([array] * 3)"
+    elif array.ndim == 4:
+        fix = "of several use many()"
+    elif array.ndim == 3 and array.shape[2] == 4:
+        fix = "leave out its fourth channel by array[..., :3]"
+    elif array.ndim == 3 and array.shape[0] == 3:
+        fix = "its channels come first: pass array.transpose(1, 2, 0)"
+    else:
+        fix = "make it one"
+    shape = list(array.shape)
+    raise InputError(
+        f"A picture as an array is uint8 [height, width, 3], RGB; this one is {array.dtype} {shape}: {fix}."
+    )
