@@ -120,6 +120,14 @@ _POOLINGS: dict[str, Any] = {
 ROI_POOLINGS: Table[Any] = Table("detector.roi_pooling", _POOLINGS)
 # How a distiller pools regions: as heads do, or not at all.
 REGION_POOLINGS: Table[Any] = Table("mimic.pooling", {**_POOLINGS, "crop": None})
+# Who teaches: a detector that the run trains, or a class that is made of `recipe.teacher` and the input's size.
+TEACHERS: Table[Any] = Table(
+    "teacher.kind",
+    {
+        "detector": None,
+        "onnx": "qmimic.distill.onnx_teacher:OnnxTeacher",
+    },
+)
 # What a student learns from its teacher: subclasses of `Distiller` (distill/distiller.py).
 DISTILLERS: Table[Any] = Table(
     "mimic.distiller",
@@ -132,7 +140,10 @@ DISTILLERS: Table[Any] = Table(
 # How far a student's regions are from the teacher's: functions as `squared_distance` (distill/mimic.py).
 DISTANCES: Table[Any] = Table(
     "mimic.distance",
-    {"squared": "qmimic.distill.mimic:squared_distance", "cell": "qmimic.distill.mimic:cell_distance"},
+    {
+        "squared": "qmimic.distill.mimic:squared_distance",
+        "cell": "qmimic.distill.mimic:cell_distance",
+    },
 )
 DICTIONARIES: Table[Any] = Table(
     "quantizer.kind",

@@ -26,7 +26,7 @@ for words in json.load(sys.stdin):
     assert code == 0, f"{words} ended with {code}"
 from qmimic.detectors.channels import channel_groups
 from qmimic import build_detector
-print(len(channel_groups(build_detector("plain/8", ("a",), (64, 64)))), "groups of channels")
+print(len(channel_groups(build_detector("strided/8", ("a",), (64, 64)))), "groups of channels")
 """
 
 
@@ -56,16 +56,20 @@ def test_one_file_and_one_line_are_enough(tmp_path: Path) -> None:
             words += [setting for setting in QUICK if "backbone" not in setting]
         elif words[1] == "export":
             words += ["--set", *INTEGERS]
-    assert [words[1] for words in orders] == ["cost", "data", "train", "export", "bench", "-m"]
+    assert [words[1] for words in orders] == ["cost", "data", "train", "train", "export", "bench", "-m"]
     own = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], input=json.dumps(orders), cwd=tmp_path, env=own, capture_output=True, text=True,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    assert "plain/4" in done.stdout
+    assert "strided/4" in done.stdout
     assert "train: 8 images" in done.stdout
     saved = (tmp_path / "runs" / "own" / "recipe.yaml").read_text()
+    assert "distiller: generated" in saved
+    assert "architecture: light_rcnn" in saved
+    saved = (tmp_path / "runs" / "gradients" / "recipe.yaml").read_text()
+    assert "kind: gradients" in saved
     assert "distance: cosine" in saved
     assert "kind: squares" in saved
     assert {"student.gz", "student-int8.gz"} <= {path.name for path in (tmp_path / "runs/own/deploy").iterdir()}

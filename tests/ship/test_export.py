@@ -154,9 +154,9 @@ def test_the_command_writes_a_file_that_describes_itself(
 def test_bad_input(trained: Path, tmp_path: Path, refused: Refused) -> None:
     alone = tmp_path / "student.safetensors"
     alone.write_bytes((trained / "run" / "student.safetensors").read_bytes())
-    assert "no recipe.yaml beside" in refused("export", alone)
+    assert "No recipe.yaml beside" in refused("export", alone)
     assert "There is no checkpoint" in refused("export", tmp_path / "none.safetensors")
-    assert "is no number of images" in refused("export", alone, "--batch", "-1")
+    assert "is not a number of images" in refused("export", alone, "--batch", "-1")
     assert "There is no folder" in refused("export", alone, "--data", tmp_path / "nowhere")
     (tmp_path / "full").write_text("a file where the folder should be")
     assert "Cannot write" in refused("export", alone, "--data", trained / "cats", "--out", tmp_path / "full")

@@ -15,6 +15,7 @@ from qmimic.tables import (
     MODES,
     REGION_POOLINGS,
     ROI_POOLINGS,
+    TEACHERS,
     TRACKERS,
     unknown,
 )
@@ -158,8 +159,22 @@ WEIGHTS = (
 
 
 class TeacherConfig(ScheduleConfig):
-    """The large detector."""
+    """The large detector: one that the run trains, or a file (`kind`)."""
 
+    kind: Annotated[str, InTable(TEACHERS)] = Field(
+        "detector", description="detector: trained by the run; onnx: teacher.file as it is, never trained"
+    )
+    file: Advanced[str | None] = Field(None, description="onnx: the teacher's file")
+    maps: Advanced[tuple[str, ...]] = Field(
+        (), description="onnx: outputs that are maps [B, C, h, w], by growing stride"
+    )
+    boxes: Advanced[str | None] = Field(None, description="onnx: output of boxes, xyxy in pixels of its input")
+    scores: Advanced[str | None] = Field(None, description="onnx: output of their scores, by which boxes are ordered")
+    mean: Advanced[tuple[float, float, float]] = Field((0, 0, 0), description="onnx: subtracted from pixels 0..255")
+    std: Advanced[tuple[float, float, float]] = Field(
+        (255, 255, 255), description="onnx: that they are divided by then"
+    )
+    bgr: Advanced[bool] = Field(False, description="onnx: it was trained on blue, green, red")
     backbone: str = Field("resnet18/4", description="family and width divisor, or timm:NAME")
     detector: str | None = Field(None, description="the teacher's architecture; null: detector.architecture")
     weights: str | None = Field(None, description=WEIGHTS)

@@ -1,12 +1,13 @@
 """A detector's detections on a split, and the size of its map's values."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from qmimic.contracts import BatchDetections
+from qmimic.contracts import BatchDetections, Features
 from qmimic.data.loader import Loader
 from qmimic.detections import Detections
 from qmimic.detectors.detector import Detector
@@ -67,20 +68,25 @@ def unpad(output: BatchDetections, row: int) -> Detections:
 
 
 @torch.no_grad()
-def level_rms(detector: Detector, loader: Loader, batches: int = 16) -> tuple[Tensor, ...]:
-    """Root mean square of every channel of a detector's raw levels on a split's first images, each float32 [C]."""
-    squares = [torch.zeros(1) for _ in detector.strides]
-    entries = [0 for _ in detector.strides]
-    for index, batch in enumerate(loader.once()):
-        if index == batches:
-            break
-        for place, one in enumerate(detector.raw_features(batch.images.to(detector.device)).maps):
-            features = one.double().cpu()
-            squares[place] = squares[place] + features.square().sum((0, 2, 3))
-            entries[place] += features[:, 0].numel()
+def level_rms(levels: Callable[[Tensor], Features], loader: Loader, batches: int = 16) -> tuple[Tensor, ...]:
+    """Root mean square of every channel of the levels that a network sees in a split's first images, each float32 [C].
+
+    Args:
+        levels: of images uint8 [B, 3, H, W].
+        loader: of the split.
+        batches: how many of it.
+    """
+    squares: list[Tensor] = []
+    entries: list[int] = []
+    for _, batch in zip(range(batches), loader.once(), strict=False):
+        maps = [one.double().cpu() for one in levels(batch.images).maps]
+        squares = squares or [torch.zeros(1)] * len(maps)
+        entries = entries or [0] * len(maps)
+        squares = [sum_ + own.square().sum((0, 2, 3)) for sum_, own in zip(squares, maps, strict=True)]
+        entries = [count + own[:, 0].numel() for count, own in zip(entries, maps, strict=True)]
     return tuple((own / count).sqrt().float() for own, count in zip(squares, entries, strict=True))
 
 
 def channel_rms(detector: Detector, loader: Loader) -> Tensor:
-    """The same of all levels one after another, float32 [sum of C]."""
-    return torch.cat(level_rms(detector, loader))
+    """The same of all of a detector's raw levels one after another, float32 [sum of C]."""
+    return torch.cat(level_rms(lambda images: detector.raw_features(images.to(detector.device)), loader))

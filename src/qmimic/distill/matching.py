@@ -10,6 +10,7 @@ from qmimic.data.loader import Loader
 from qmimic.detectors.detector import Detector
 from qmimic.distill.mimic import Mimic
 from qmimic.distill.regions import choose_regions
+from qmimic.distill.teacher import DetectorTeacher, Teacher
 from qmimic.tables import MODES
 
 NEAR = 0.3  # absolute: the paper's section 4 counts entries with |f_t - f_s| below it
@@ -82,30 +83,32 @@ class RegionPair:
         return near.flatten(2).mean(2)[self.valid]
 
 
-def matching(student: Detector, teacher: Detector, mimic: Mimic, loader: Loader) -> MatchCounts:
-    """How far two detectors' maps agree on the regions of a split, see `region_pairs`."""
+def matching(student: Detector, teacher: Teacher, mimic: Mimic, loader: Loader) -> MatchCounts:
+    """How far a student's and a teacher's maps agree on the regions of a split, see `region_pairs`."""
     return sum((pair.counts() for pair in region_pairs(student, teacher, mimic, loader)), MatchCounts())
 
 
 @torch.no_grad()
-def region_pairs(student: Detector, teacher: Detector, mimic: Mimic, loader: Loader) -> Iterator[RegionPair]:
-    """Two detectors' maps on the regions of a split, batch by batch and level by level, without augmentation.
+def region_pairs(student: Detector, teacher: Teacher, mimic: Mimic, loader: Loader) -> Iterator[RegionPair]:
+    """A student's and a teacher's maps on the regions of a split, batch by batch and level by level, as the images are.
 
-    Regions are the recipe's; where it has none (the whole map), the teacher's proposals and the ground truth serve.
+    Regions are the recipe's; where it has none (the whole map), the teacher's and the ground truth serve, or the ground
+    truth alone where the teacher is a file.
     """
     config = mimic.config
     if config.regions == "map":
-        config = config.model_copy(update={"regions": "teacher"})
+        whose = "teacher" if isinstance(teacher, DetectorTeacher) else "ground_truth"
+        config = config.model_copy(update={"regions": whose})
     device = student.device
     generator = torch.Generator(device).manual_seed(0)
     for batch in loader.once():
         images, targets = batch.images.to(device), batch.targets.to(device)
-        own, master = student.raw_features(images), teacher.raw_features(images)
-        proposer, levels = (teacher, master) if config.regions == "teacher" else (student, own)
-        proposals = proposer.propose(proposer.quantize(levels))
+        own = student.raw_features(images)
+        seen = teacher.look(images, config.regions == "teacher")
+        proposals = seen.regions if seen.regions else student.propose(student.quantize(own))
         regions = choose_regions(config, proposals, targets, student.spec.size, generator)
         for place, (ours, theirs) in enumerate(mimic.pairs):
-            pair = (own.maps[ours], master.maps[theirs], regions, place)
+            pair = (own.maps[ours], seen.features.maps[theirs], regions, place)
             of_teacher, of_student = mimic.sides_of(*pair)
             teacher_levels, student_levels = mimic.levels(of_teacher), mimic.levels(of_student)
             mode = MODES[mimic.config.mode]

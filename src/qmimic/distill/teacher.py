@@ -1,6 +1,7 @@
 """The contract of a teacher, and the first kind: a trained detector of ours.
 
-Another kind, such as a file that somebody else trained, is a class with the same attributes and `look`.
+Another kind is a class with the same attributes and `look`, made from the recipe's `teacher` and the size of the
+pictures, and a line in `TEACHERS` (tables.py); `OnnxTeacher` is one.
 """
 
 from typing import Protocol
@@ -64,3 +65,8 @@ class DetectorTeacher:
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
             features = detector.raw_features(images)
             return TeacherView(features, detector.propose(detector.quantize(features)) if regions else None)
+
+
+def in_float32(teacher: Teacher) -> Teacher:
+    """The same teacher, computed in float32 where it is computed in bf16: for what is measured and not learnt from."""
+    return DetectorTeacher(teacher.detector, bf16=False) if isinstance(teacher, DetectorTeacher) else teacher

@@ -17,6 +17,7 @@ from qmimic.detectors.files import read_tensors
 from qmimic.distill.distiller import Sides
 from qmimic.distill.matching import region_pairs
 from qmimic.distill.mimic import Mimic
+from qmimic.distill.teacher import DetectorTeacher, Teacher
 from qmimic.errors import InputError
 from qmimic.report.kept import FOLDER, kept_value
 from qmimic.report.networks import BATCH, detector_of
@@ -138,7 +139,7 @@ def feature_maps(run: FinishedRun, dataset: Dataset, say: Callable[[str], None])
         def compared() -> Matching:
             say("The report compares the student's map with its teacher's.")
             loader = Loader(part, VAL, student.spec.size, BATCH)
-            return _compared(student, master, mimic, loader)
+            return _compared(student, DetectorTeacher(master, bf16=False), mimic, loader)
 
         key = matching_key(by_name["student"].key, dataset_fingerprint(part))
         matching = kept_value(run.folder / FOLDER / FILE, key, Matching, compared)
@@ -196,7 +197,7 @@ def _mimic(run: FinishedRun, result: StageResult, student: Detector, teacher: De
     return pair.eval()
 
 
-def _compared(student: Detector, teacher: Detector, mimic: Mimic, loader: Loader) -> Matching:
+def _compared(student: Detector, teacher: Teacher, mimic: Mimic, loader: Loader) -> Matching:
     entries, matched = np.zeros(MOST_LEVELS + 1, np.int64), np.zeros(MOST_LEVELS + 1, np.int64)
     regions = np.zeros(BINS, np.int64)
     for pair in region_pairs(student, teacher, mimic, loader):

@@ -29,6 +29,7 @@ VERSION = 2  # raised when the same recipe would give other weights
 MIMIC_VERSION = 1  # the same for students that are taught
 TAYLOR_VERSION = 1  # and for teachers pruned by Taylor expansion
 INT8_VERSION = 1  # when the same detector would get other grids
+OPENED = {"kind", "file", "maps", "boxes", "scores", "mean", "std", "bgr"}  # of a teacher that is a file
 # Settings since VERSION.
 LATER = {
     "frozen_stages",
@@ -41,6 +42,7 @@ LATER = {
     "levels",
     "detector",
 }
+LATER |= OPENED
 BANK_VERSION = 4  # when a bank's records change
 COSTS_VERSION = 1  # when the same candidate of a search would cost something else
 REPORT_VERSION = 2  # when a report would show something else of the same networks
@@ -82,6 +84,11 @@ def cache_key(dataset: str, data: DataConfig) -> str:
 def teacher_key(recipe: Recipe, data: str, bf16: bool) -> str:
     """The full-precision teacher. Args: as `student_key`."""
     return fingerprint(VERSION, data, _schedule(recipe.teacher, "min_map"), recipe.augment, recipe.seed, bf16)
+
+
+def opened_key(recipe: Recipe, data: str) -> str:
+    """A teacher that is a file, with its quantizer. Args: as `student_key`."""
+    return fingerprint(VERSION, data, _schedule(recipe.teacher, "min_map"), recipe.quantizer)
 
 
 def quantized_key(recipe: Recipe, teacher: str) -> str:
@@ -200,6 +207,9 @@ def job_keys(recipe: Recipe) -> dict[str, str]:
     run = (VERSION, recipe.seed, _plain(recipe.data), _plain(recipe.detector), recipe.augment, recipe.run.precision)
     if not recipe.needs_teachers:
         return {"student": fingerprint("student", *run, _job_schedule(recipe.student))}
+    if recipe.teacher.kind != "detector":
+        opened = [_job_schedule(recipe.teacher, "min_map"), recipe.quantizer, _mimic(recipe.mimic)]
+        return {"student": fingerprint("student", *run, _job_schedule(recipe.student), *opened)}
     teacher = fingerprint("teacher", *run, _job_schedule(recipe.teacher, "min_map"))
     quantized = fingerprint("quantized", teacher, _job_schedule(recipe.quantized_teacher), recipe.quantizer)
     pruning = _pruning(recipe) if recipe.pruning.method != "none" else []
@@ -211,6 +221,8 @@ def job_keys(recipe: Recipe) -> dict[str, str]:
 def _schedule(config: FineTuningConfig, *left_out: str) -> Mapping[str, object]:
     """A network's settings, with the content of its weights in their path's place."""
     plain = _plain(config, *left_out)
+    if "file" in plain:
+        plain["file"] = weights_key(plain["file"])
     return {**plain, "weights": weights_key(plain["weights"])} if "weights" in plain else plain
 
 

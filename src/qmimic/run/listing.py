@@ -16,7 +16,7 @@ from pathlib import Path
 from qmimic.arms import is_teacher
 from qmimic.config import load_recipe
 from qmimic.errors import InputError
-from qmimic.files import parse_json, read_bytes, read_json
+from qmimic.files import is_there, parse_json, read_bytes, read_json
 from qmimic.run.folder import (
     ENVIRONMENT,
     FAILURE,
@@ -147,7 +147,9 @@ def _run(folder: Path) -> tuple[str, str, dict[str, float]]:
     try:
         scores = {result.name: result.map50 for result in read_run(folder).results}
         ended = (folder / RESULTS).stat().st_mtime
-    except InputError:
+    except InputError as error:
+        if is_there(folder / RESULTS):
+            return "failed", str(error), scores
         ended = 0.0
     if _is_file(folder / FAILURE):
         return "failed", read_bytes(folder / FAILURE).decode("utf-8", "replace"), scores

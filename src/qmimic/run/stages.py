@@ -24,13 +24,13 @@ from qmimic.detectors.pretrained import load_backbone
 from qmimic.detectors.quantize import Quantizer, absolute_stride
 from qmimic.distill.matching import matching
 from qmimic.distill.mimic import Mimic
-from qmimic.distill.teacher import DetectorTeacher
+from qmimic.distill.teacher import DetectorTeacher, Teacher, in_float32
 from qmimic.errors import InputError
 from qmimic.files import MissingError
 from qmimic.run.folder import RECIPE, StageResult, read_stage, stage_folder, stage_result, write_stage
 from qmimic.run.keys import Parents, pruned_key, quantized_key, student_key, teacher_key
 from qmimic.run.prepare import Prepared
-from qmimic.run.teaching import taught
+from qmimic.run.teaching import Lesson, OpenedTeacher, open_teacher, taught
 from qmimic.run.tracking import scores_of, trackers_of
 from qmimic.run.validation import Validation
 from qmimic.scores.summary import Scores
@@ -60,6 +60,23 @@ class Teachers:
 
     full_precision: Stage
     quantized: Stage
+
+    def lesson(self, prepared: Prepared) -> Lesson:
+        """What a student of a recipe is taught by, and on which grid."""
+        recipe = prepared.recipe
+        master = self.quantized if MODES[recipe.mimic.mode].teacher else self.full_precision
+
+        def teacher() -> Teacher:
+            detector, _ = load_detector(master.file)
+            detector.to(prepared.accelerator.device)
+            return DetectorTeacher(detector, prepared.bf16(recipe.teacher.backbone))
+
+        def quantizer() -> Quantizer:
+            detector, _ = load_detector(self.quantized.file)
+            assert detector.quantizer is not None, "a quantized teacher has a quantizer"
+            return detector.quantizer
+
+        return Lesson(master.result.key, self.quantized.result.key, teacher, quantizer)
 
 
 def train_teacher(prepared: Prepared, watcher: Watcher) -> Stage:
@@ -197,7 +214,22 @@ def prune_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> Stage
     return stage
 
 
-def train_student(prepared: Prepared, name: str, teachers: Teachers | None, watcher: Watcher) -> Stage:
+def teachers_of(prepared: Prepared, watcher: Watcher) -> Teachers | OpenedTeacher:
+    """The teachers of a recipe: trained, or opened where the recipe names a file.
+
+    Raises:
+        InputError: the teacher is too weak, its training failed, or its file does not fit.
+    """
+    kind = prepared.recipe.teacher.kind
+    if kind != "detector":
+        opened = open_teacher(prepared)
+        watcher.say(f"The teacher is {prepared.recipe.teacher.file}, as it is (teacher.kind={kind}).")
+        return opened
+    teacher = train_teacher(prepared, watcher)
+    return Teachers(teacher, quantize_teacher(prepared, teacher, watcher))
+
+
+def train_student(prepared: Prepared, name: str, teachers: Teachers | OpenedTeacher | None, watcher: Watcher) -> Stage:
     """Train one arm. All arms share order, views and schedule, and initial weights where they start afresh.
 
     Args:
@@ -208,35 +240,33 @@ def train_student(prepared: Prepared, name: str, teachers: Teachers | None, watc
     """
     recipe = prepared.recipe
     config, mimic = recipe.student, recipe.mimic
-    taught_by = None
-    if mimic.mode != "none" and teachers:
-        taught_by = teachers.quantized if MODES[mimic.mode].teacher else teachers.full_precision
+    imitates = mimic.mode != "none"
     # Whoever is taught, or sees its map quantized, depends on the stride s.
-    grid = teachers.quantized if teachers and (mimic.mode != "none" or config.quantize_map) else None
-    start = (
-        prune_teacher(prepared, teachers.full_precision, watcher)
-        if teachers and recipe.pruning.method != "none"
-        else None
+    lesson = teachers.lesson(prepared) if teachers and (imitates or config.quantize_map) else None
+    start = None
+    if isinstance(teachers, Teachers) and recipe.pruning.method != "none":
+        start = prune_teacher(prepared, teachers.full_precision, watcher)
+    parents = Parents(
+        taught_by=lesson.key if lesson and imitates else None,
+        grid=lesson.grid_key if lesson else None,
+        start=start.result.key if start else None,
     )
-    parents = Parents(*(stage.result.key if stage else None for stage in (taught_by, grid, start)))
     key = student_key(recipe, prepared.key, prepared.bf16(config.backbone), parents)
 
     def objective() -> Objective:
         student = _untrained(prepared, start)
-        if config.quantize_map and grid:
-            student.quantizer = _quantizer_of(grid)
-        if not taught_by or not grid:
+        if lesson and config.quantize_map:
+            student.quantizer = lesson.quantizer()
+        if not lesson or not imitates:
             return DetectionObjective(student, recipe.augment)
-        master, _ = load_detector(taught_by.file)
-        master.to(prepared.accelerator.device)
-        return taught(prepared, student, master, taught_by.result.key, _quantizer_of(grid), watcher)
+        return taught(prepared, student, lesson, watcher)
 
     def extra(trained: Objective) -> dict[str, Any]:
         if not isinstance(trained, DistillationObjective):
             return {"mode": mimic.mode}
         measured: dict[str, Any] = {"mode": mimic.mode, **trained.dose.overall()}
-        if isinstance(trained.distiller, Mimic) and isinstance(trained.teacher, DetectorTeacher):
-            counts = matching(trained.detector, trained.teacher.detector, trained.distiller, prepared.val)
+        if isinstance(trained.distiller, Mimic):
+            counts = matching(trained.detector, in_float32(trained.teacher), trained.distiller, prepared.val)
             measured |= {
                 "matching": counts.ratio,
                 "matching_nonzero": counts.nonzero_ratio,
@@ -351,9 +381,3 @@ def _finished(folder: Path, say: Callable[[str], None]) -> StageResult | None:
         say(f"{folder.name} was done before and cannot be used, so it is done again: {error}")
         return None
     return result
-
-
-def _quantizer_of(stage: Stage) -> Quantizer:
-    detector, _ = load_detector(stage.file)
-    assert detector.quantizer is not None, "a quantized teacher has a quantizer"
-    return detector.quantizer

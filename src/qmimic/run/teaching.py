@@ -1,56 +1,116 @@
 """What a student's stage needs to be taught: teacher, distiller, and a bank where one can serve."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
+from torch import Tensor
 
 from qmimic.data.augment import exact_views
 from qmimic.data.records import RecordFile
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.evaluation import level_rms
-from qmimic.detectors.quantize import Quantizer
+from qmimic.detectors.quantize import Quantizer, absolute_stride
 from qmimic.distill.bank import Bank, Layout, channels_last, layout_of, record_bytes
 from qmimic.distill.distiller import Distiller, Sides, Target
-from qmimic.distill.teacher import DetectorTeacher, Teacher
-from qmimic.run.keys import bank_key
+from qmimic.distill.teacher import Teacher, in_float32
+from qmimic.errors import InputError
+from qmimic.run.keys import bank_key, opened_key
 from qmimic.run.prepare import Prepared
-from qmimic.tables import DISTILLERS
+from qmimic.tables import DISTILLERS, TEACHERS
 from qmimic.training.loop import Watcher
 from qmimic.training.step import DistillationObjective
 
 BATCHES_MEASURED = 4
 
 
-def taught(
-    prepared: Prepared, student: Detector, master: Detector, key: str, quantizer: Quantizer, watcher: Watcher
-) -> DistillationObjective:
+@dataclass(frozen=True)
+class Lesson:
+    """What a student is taught by. Networks are opened where they are needed: a finished student needs none.
+
+    Attributes:
+        key: of all that decides what the teacher sees.
+        grid_key: of all that decides the quantizer.
+        teacher: opens the teacher.
+        quantizer: opens Q, with the stride s of the teacher's map.
+    """
+
+    key: str
+    grid_key: str
+    teacher: Callable[[], Teacher]
+    quantizer: Callable[[], Quantizer]
+
+
+@dataclass(frozen=True)
+class OpenedTeacher:
+    """A teacher that the run did not train.
+
+    Attributes:
+        teacher: looks at pictures.
+        key: of all that decides what it sees and how that is quantized.
+        quantizer: Q, with the stride s of its maps.
+    """
+
+    teacher: Teacher
+    key: str
+    quantizer: Quantizer
+
+    def lesson(self, prepared: Prepared) -> Lesson:
+        """The same for every student."""
+        return Lesson(self.key, self.key, lambda: self.teacher, lambda: self.quantizer)
+
+
+def open_teacher(prepared: Prepared) -> OpenedTeacher:
+    """The recipe's teacher, where it is a file.
+
+    Raises:
+        InputError: it cannot be opened, or does not fit the recipe.
+    """
+    recipe = prepared.recipe
+    kind = recipe.teacher.kind
+    if recipe.quantizer.per_channel:
+        raise InputError(f"quantizer.per_channel=true needs teacher.kind=detector; it is {kind}.")
+    teacher: Teacher = TEACHERS[kind](recipe.teacher, recipe.data.size)
+    rms = torch.cat(_rms(prepared, teacher))
+    quantizer = Quantizer(recipe.quantizer, absolute_stride(recipe.quantizer, rms))
+    return OpenedTeacher(teacher, opened_key(recipe, prepared.key), quantizer)
+
+
+def taught(prepared: Prepared, student: Detector, lesson: Lesson, watcher: Watcher) -> DistillationObjective:
     """A student's objective with a teacher.
 
     Args:
         prepared: the run, with the arm's recipe.
         student: before its first step.
-        master: the teacher, on the run's device.
-        key: of the teacher's stage.
-        quantizer: Q of the loss, with the teacher's stride s.
+        lesson: who teaches.
         watcher: told of the bank, or why there is none.
 
     Raises:
         InputError: the two networks do not go together, or the disk has no room for the bank.
     """
     recipe = prepared.recipe
-    teacher = DetectorTeacher(master, prepared.bf16(recipe.teacher.backbone))
-    rms = level_rms(master, prepared.train.with_batch_size(recipe.student.batch_size))
+    teacher = lesson.teacher()
     sides = Sides(
         student_channels=student.channels,
         teacher_channels=teacher.channels,
         student_strides=student.strides,
         teacher_strides=teacher.strides,
-        rms=tuple(one.square().mean().sqrt() for one in rms),
-        quantizer=quantizer,
+        rms=tuple(one.square().mean().sqrt() for one in _rms(prepared, teacher)),
+        quantizer=lesson.quantizer(),
         size=student.spec.size,
         seed=recipe.seed,
     )
-    distiller = DISTILLERS[recipe.mimic.distiller](recipe.mimic, sides)
-    bank = _bank(prepared, teacher, distiller, key, watcher)
+    distiller: Distiller = DISTILLERS[recipe.mimic.distiller](recipe.mimic, sides)
+    bank = _bank(prepared, teacher, distiller, lesson.key, watcher)
     return DistillationObjective(student, distiller, teacher, bank, recipe.mimic, recipe.augment)
+
+
+def _rms(prepared: Prepared, teacher: Teacher) -> tuple[Tensor, ...]:
+    """Of every channel of each level, float32 [C]; in float32, however the teacher is computed in training."""
+    exact = in_float32(teacher)
+    loader = prepared.train.with_batch_size(prepared.recipe.student.batch_size)
+    device = prepared.accelerator.device
+    return level_rms(lambda images: exact.look(images.to(device), False).features, loader)
 
 
 def _bank(prepared: Prepared, teacher: Teacher, distiller: Distiller, key: str, watcher: Watcher) -> Bank | None:

@@ -24,9 +24,8 @@ from qmimic.run.stages import (
     Stage,
     Teachers,
     macs_to_prune_to,
-    quantize_teacher,
+    teachers_of,
     train_student,
-    train_teacher,
 )
 from qmimic.training.log import LOG, draw_curves, read_log
 from qmimic.training.loop import Watcher
@@ -101,9 +100,9 @@ def _train(prepared: Prepared, watcher: Watcher) -> RunResult:
     stages: list[Stage] = []
     teachers = None
     if any(own.needs_teachers for own in students.values()):
-        teacher = train_teacher(prepared, watcher)
-        teachers = Teachers(teacher, quantize_teacher(prepared, teacher, watcher))
-        stages += [teachers.full_precision, teachers.quantized]
+        teachers = teachers_of(prepared, watcher)
+        if isinstance(teachers, Teachers):
+            stages += [teachers.full_precision, teachers.quantized]
     for name, own in students.items():
         stages.append(train_student(replace(prepared, recipe=own), name, teachers, watcher))
 
@@ -158,7 +157,13 @@ def arms(prepared: Prepared) -> dict[str, Recipe]:
             family = f"{parse_name(student)[0].split('_')[0]}_{arm.convolutions}"
             found[name] = found[name].changed({"student.backbone": equal_cost(prepared.spec(student), family)})
     found[STUDENT] = recipe
-    if any(own.pruning.method != "none" for own in found.values()):
+    pruned = [name for name, own in found.items() if own.pruning.method != "none"]
+    if pruned and recipe.teacher.kind != "detector":
+        raise InputError(
+            f"{pruned[0]} is cut out of a teacher that the run trains; teacher.kind={recipe.teacher.kind} is a file. "
+            "Leave it out of baselines and pruning.method, or set teacher.kind=detector."
+        )
+    if pruned:
         macs_to_prune_to(prepared)
     return found
 

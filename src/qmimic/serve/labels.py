@@ -111,12 +111,8 @@ def labels_zip(wanted: LabelsWanted) -> bytes:
         places = WRITERS[wanted.format].write(_Folder(archive, PurePosixPath()), dataset)
         folder = next(iter(places)).parent
         lines = [f"Put the pictures into the folder {folder.as_posix()}/ beside these labels."]
-        pairs = zip(wanted.pictures, named, strict=True)
-        lines += [
-            f"Rename the other {one.name} to {name}: {one.name} was there twice."
-            for one, name in pairs
-            if one.name != name
-        ]
+        pairs = [(one.name, name) for one, name in zip(wanted.pictures, named, strict=True) if one.name != name]
+        lines += [f"Rename {old} to {new}: it would share its labels with another picture." for old, new in pairs]
         archive.writestr("README.txt", "\n".join(lines) + "\n")
     return content.getvalue()
 

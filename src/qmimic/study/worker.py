@@ -13,7 +13,7 @@ from qmimic.errors import InputError
 from qmimic.run.folder import StageResult
 from qmimic.run.lock import exclusive_lock
 from qmimic.run.prepare import prepare
-from qmimic.run.stages import Teachers, quantize_teacher, train_student, train_teacher
+from qmimic.run.stages import Teachers, quantize_teacher, teachers_of, train_student, train_teacher
 from qmimic.study.table import recipe_of, update
 from qmimic.training.loop import Watcher
 
@@ -91,6 +91,8 @@ def work(kind: str, recipe: Recipe, watcher: Watcher) -> StageResult:
     prepared = prepare(recipe)
     if kind == "student" and not recipe.needs_teachers:
         return train_student(prepared, "student", None, watcher).result
+    if recipe.teacher.kind != "detector":
+        return train_student(prepared, "student", teachers_of(prepared, watcher), watcher).result
     teacher = train_teacher(prepared, watcher)
     if kind == "teacher":
         return teacher.result

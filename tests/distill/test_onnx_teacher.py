@@ -1,0 +1,107 @@
+"""A teacher that is an ONNX file: what it sees is what the graph says, computed here by numpy."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from qmimic.config import TeacherConfig
+from qmimic.distill.onnx_teacher import OnnxTeacher
+from qmimic.errors import InputError
+
+SIZE = (64, 96)
+BOXES = np.array([[4, 5, 30, 40], [10, 10, 200, 50], [8, 8, 8, 20]], np.float32)  # the last one has no width
+SCORES = np.array([[0.2, 0.1], [0.3, 0.9], [0.95, 0.99]], np.float32)
+
+
+def a_file(path: Path, last: bool = False, batch: int | None = None, kind: int = TensorProto.FLOAT) -> Path:
+    """A graph whose map is the means of 16 x 16 pixels, with constant boxes: all the outputs of a detector."""
+    shape = [batch or "batch", 3, *SIZE] if not last else [batch or "batch", *SIZE, 3]
+    nodes = []
+    source = "picture"
+    if kind != TensorProto.FLOAT:
+        nodes.append(helper.make_node("Cast", [source], ["float"], to=TensorProto.FLOAT))
+        source = "float"
+    if last:
+        nodes.append(helper.make_node("Transpose", [source], ["first"], perm=[0, 3, 1, 2]))
+        source = "first"
+    nodes += [
+        helper.make_node("AveragePool", [source], ["map"], kernel_shape=[16, 16], strides=[16, 16]),
+        helper.make_node("Identity", ["constant_boxes"], ["boxes"]),
+        helper.make_node("Identity", ["constant_scores"], ["scores"]),
+    ]
+    outputs = {"map": [batch or "batch", 3, 4, 6], "boxes": [3, 4], "scores": [3, 2]}
+    graph = helper.make_graph(
+        nodes,
+        "teacher",
+        [helper.make_tensor_value_info("picture", kind, shape)],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, own) for name, own in outputs.items()],
+        [numpy_helper.from_array(BOXES, "constant_boxes"), numpy_helper.from_array(SCORES, "constant_scores")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def config(path: Path, **changes: object) -> TeacherConfig:
+    return TeacherConfig(kind="onnx", file=str(path), maps=("map",), **changes)
+
+
+def pictures(batch: int = 2) -> torch.Tensor:
+    return torch.randint(0, 256, (batch, 3, *SIZE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("bgr", [False, True])
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("batch", [None, 1])
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.UINT8])
+def test_it_sees_what_the_graph_computes(tmp_path: Path, last: bool, batch: int | None, kind: int, bgr: bool) -> None:
+    path = a_file(tmp_path / "teacher.onnx", last, batch, kind)
+    teacher = OnnxTeacher(config(path, mean=(1, 2, 3), std=(2, 4, 8), bgr=bgr), SIZE)
+    assert (teacher.channels, teacher.strides) == ((3,), (16,))
+    images = pictures()
+    seen = teacher.look(images, False)
+    values = images.double().numpy()[:, ::-1] if bgr else images.double().numpy()
+    if kind == TensorProto.FLOAT:
+        values = (values - np.array([1, 2, 3]).reshape(1, 3, 1, 1)) / np.array([2, 4, 8]).reshape(1, 3, 1, 1)
+    by_hand = values.reshape(2, 3, 4, 16, 6, 16).mean((3, 5))
+    np.testing.assert_allclose(seen.features.map.numpy(), by_hand, rtol=1e-4, atol=1e-3)
+    assert seen.regions is None
+
+
+def test_its_boxes_are_regions_the_best_first(tmp_path: Path) -> None:
+    path = a_file(tmp_path / "teacher.onnx", batch=1)
+    found = OnnxTeacher(config(path, boxes="boxes", scores="scores"), SIZE).look(pictures(), True).regions
+    assert found is not None
+    # Cut at the picture of 96 x 64 pixels; what has no area counts for nothing, whatever its score.
+    assert found.boxes[1][found.valid[1]].tolist() == [[10, 10, 96, 50], [4, 5, 30, 40]]
+    unordered = OnnxTeacher(config(path, boxes="boxes"), SIZE).look(pictures(), True).regions
+    assert unordered is not None
+    assert unordered.boxes[0][unordered.valid[0]].tolist() == [[4, 5, 30, 40], [10, 10, 96, 50]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "size", "said"),
+    [
+        ({"maps": ("mapp",)}, SIZE, "has no output 'mapp'; did you mean map[?] It has: map, boxes, scores"),
+        ({"scores": "score"}, SIZE, "has no output 'score'; did you mean scores"),
+        ({"maps": ()}, SIZE, "needs teacher.file, and the output with its map in teacher.maps"),
+        ({"file": None}, SIZE, "needs teacher.file"),
+        ({}, (96, 96), r"takes pictures of 64 x 96 pixels; set data.size=\[64,96\] \(it is \[96, 96\]\)"),
+        ({"maps": ("boxes",)}, SIZE, r"'boxes' of .* has shape \[3, 4\]; a map is"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    tmp_path: Path, changes: dict[str, object], size: tuple[int, int], said: str
+) -> None:
+    own = config(a_file(tmp_path / "teacher.onnx")).model_copy(update=changes)
+    with pytest.raises(InputError, match=said):
+        OnnxTeacher(own, size)
+
+
+def test_regions_without_boxes_are_refused(tmp_path: Path) -> None:
+    teacher = OnnxTeacher(config(a_file(tmp_path / "teacher.onnx")), SIZE)
+    with pytest.raises(InputError, match=r"mimic.regions=teacher needs the teacher's boxes: name its output in"):
+        teacher.look(pictures(), True)
