@@ -26,7 +26,9 @@ from qmimic.detections import Detections
 from qmimic.detectors.evaluation import unpad
 from qmimic.detectors.files import load_detector, read_tensors
 from qmimic.detectors.quantize import Quantizer
-from qmimic.distill.mimic import Mimic, choose_regions, mimic_loss
+from qmimic.distill.distiller import Sides
+from qmimic.distill.mimic import Mimic, mimic_loss
+from qmimic.distill.regions import choose_regions
 from qmimic.errors import InputError
 from qmimic.files import replacing
 
@@ -80,19 +82,20 @@ def look(run: Path) -> Seen:
     saved = sorted((run / "stages" / f"student-{notes.get('key')}" / "checkpoints").glob("step-*.safetensors"))
     if not saved or teacher.quantizer is None:
         raise InputError(f"{run} has no checkpoint of a student that mimics; name a finished run of recipes/demo.yaml.")
-    weights = {
-        name: value for name, value in read_tensors(saved[-1]).tensors.items() if name.startswith("module.mimic.")
-    }
-    mimic = Mimic(
-        recipe.mimic,
-        student.channels[0],
-        teacher.channels[0],
-        teacher.quantizer,
-        weights["module.mimic.rms"],
-        teacher.spec.output_stride,
-        recipe.seed,
+    prefix = "module.distiller."
+    weights = {name: value for name, value in read_tensors(saved[-1]).tensors.items() if name.startswith(prefix)}
+    sides = Sides(
+        student_channels=student.channels,
+        teacher_channels=teacher.channels,
+        student_strides=student.strides,
+        teacher_strides=teacher.strides,
+        rms=tuple(torch.ones(()) for _ in teacher.strides),
+        quantizer=teacher.quantizer,
+        size=student.spec.size,
+        seed=recipe.seed,
     )
-    mimic.load_state_dict({name.removeprefix("module.mimic."): value for name, value in weights.items()})
+    mimic = Mimic(recipe.mimic, sides)
+    mimic.load_state_dict({name.removeprefix(prefix): value for name, value in weights.items()})
     loader = Loader(load_dataset(recipe.data.root), recipe.data.val, recipe.data.size, PICTURE + 1)
     batch = next(iter(loader.once()))
     row = slice(len(batch.images) - 1, None)  # that picture, or the last one of a smaller set

@@ -168,6 +168,8 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
         Image.fromarray(pixels).save("photo.jpg")
         Image.fromarray(pixels).save("photos/another.jpg")  # a dataset, and a folder of pictures
+        Path("pictures").mkdir()
+        Image.fromarray(pixels).save("pictures/one.jpg")
         Path("dets.json").write_text(
             '[{"file_name": "val-0-1-0", "category": "1", "bbox": [1, 2, 30, 40], "score": 0.9}]'
         )

@@ -168,7 +168,7 @@ def test_what_is_no_run_ends_in_a_sentence(refused: Refused, run: Path, tmp_path
     assert "only run" in refused("report", run, run)
     own = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("stages", "report", "*.safetensors"))
     (own / "results.json").write_text("{")
-    assert "is not JSON" in refused("report", own)
+    assert "is not a whole JSON file" in refused("report", own)
     (own / "results.json").unlink()
     assert "has not finished" in refused("report", own)
     assert "Cannot write" in refused("report", run, "--out", "/proc/no/report.html")
@@ -185,9 +185,7 @@ def test_a_run_ends_with_its_report(run: Path, written: Path, capsys: pytest.Cap
 
 def test_an_export_writes_it_anew_with_the_files(run: Path, written: Path, tmp_path: Path) -> None:
     own = shutil.copytree(run, tmp_path / "run")
-    assert (
-        main(["export", str(own / "student.safetensors"), "--int8", "--set", "run.report=true", "int8.max_loss=1"]) == 0
-    )
+    assert main(["export", str(own / "student.safetensors"), "--int8", "--set", "int8.max_loss=1"]) == 0
     page = read_page(own / "report.html")
     files = {row[0]: row for row in page.table("Files in")[1:]}
     assert set(files) == {"student.onnx", "student-int8.onnx"}

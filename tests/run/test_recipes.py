@@ -43,7 +43,7 @@ def faces(root: Path) -> Path:
         lines = []
         for k in range(2):
             name = f"0--Parade/{split}_{k}"
-            picture(root / f"WIDER_{split}" / "images" / f"{name}.jpg", (100, 80), k)
+            picture(root / f"WIDER_{split}" / "images" / f"{name}.jpg", (100, 80), k + 10 * (split == "val"))
             lines += [f"{name}.jpg", "2", "10 10 40 50 0 0 0 0 0 0", "60 20 8 9 2 0 0 1 0 0"]
         path = root / "wider_face_split" / f"wider_face_{split}_bbx_gt.txt"
         path.parent.mkdir(parents=True, exist_ok=True)

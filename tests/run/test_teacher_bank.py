@@ -107,7 +107,7 @@ def test_the_bank_s_size_is_told_and_so_is_why_there_is_none(make_recipe: MakeRe
     assert any("The teacher bank: 0.2 MB in" in text and "64 views" in text for text in heard.said)
     heard = Heard()
     qmimic.train(make_recipe(run={"dir": str(tmp_path / "views")}), heard)
-    assert any("runs in every step: augment's scale" in text for text in heard.said)
+    assert any("runs in every step: with augment's scale" in text for text in heard.said)
     small = recipe_in(make_recipe, tmp_path / "small", 1, {})
     wide = small.model_copy(update={"data": small.data.model_copy(update={"size": (256, 256)})})
     heard = Heard()

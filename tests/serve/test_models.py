@@ -39,7 +39,7 @@ def test_what_cannot_be_served(run: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no detector"):
         collect([tmp_path])
     (tmp_path / "recipe.yaml").write_text("")
-    with pytest.raises(InputError, match="no run folder and no detector"):
+    with pytest.raises(InputError, match="neither a run folder nor a detector"):
         collect([tmp_path / "recipe.yaml"])
     for name in ("none.onnx", "none.safetensors"):
         with pytest.raises(InputError, match="There is no"):

@@ -245,5 +245,5 @@ def test_bad_input(trained: Path, tmp_path: Path, refused: Refused) -> None:
     student = trained / "run" / "student.safetensors"
     assert "Unknown --to 'tflite'" in refused("export", student, "--to", "onnx,tflite")
     (tmp_path / "a.pt").write_bytes(b"")
-    with pytest.raises(InputError, match="its name ends in one of"):
+    with pytest.raises(InputError, match="is an empty file, not a deployed detector; name one of"):
         ShippedDetector(tmp_path / "a.pt")

@@ -165,9 +165,7 @@ class TeacherConfig(ScheduleConfig):
         "detector", description="detector: trained by the run; onnx: teacher.file as it is, never trained"
     )
     file: Advanced[str | None] = Field(None, description="onnx: the teacher's file")
-    maps: Advanced[tuple[str, ...]] = Field(
-        (), description="onnx: outputs that are maps [B, C, h, w], by growing stride"
-    )
+    maps: Advanced[tuple[str, ...]] = Field((), description="onnx: its outputs that are maps, by growing stride")
     boxes: Advanced[str | None] = Field(None, description="onnx: output of boxes, xyxy in pixels of its input")
     scores: Advanced[str | None] = Field(None, description="onnx: output of their scores, by which boxes are ordered")
     mean: Advanced[tuple[float, float, float]] = Field((0, 0, 0), description="onnx: subtracted from pixels 0..255")
