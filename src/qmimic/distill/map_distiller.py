@@ -18,8 +18,8 @@ class MapDistiller(Distiller):
     """A distiller with an adaptor r, a 1x1 convolution from the student's channels to the teacher's, for each level.
 
     Levels are compared where both networks have the same output stride; of several levels the losses are averaged.
-    `mimic.mode` says which of the two maps are quantized, as for the mimic loss. A kind of such a distiller defines
-    `map_loss`, and no more.
+    `mimic.mode` says which of the two maps are quantized, as for the mimic loss. Most kinds define `map_loss` alone;
+    `Mimic`, which compares regions, has a target and a loss of its own.
 
     Args: as `Distiller`.
 
@@ -74,7 +74,9 @@ class MapDistiller(Distiller):
         return torch.stack(losses).mean()
 
     def target_settings(self) -> Mapping[str, object]:
-        """See `Distiller.target_settings`."""
+        """See `Distiller.target_settings`; where the target is another one, all settings count."""
+        if type(self).target is not MapDistiller.target:
+            return super().target_settings()
         return {"levels": MODES[self.config.mode].teacher}
 
     def grids(self) -> Mapping[str, Quantizer]:
