@@ -72,16 +72,8 @@ def mimicking(spec: DetectorSpec, images: torch.Tensor, targets: Targets, folder
     images = images.contiguous(memory_format=torch.channels_last)
     teacher = build(spec.model_copy(update={"backbone": TEACHER})).to(images.device)
     student, config = build(spec), MimicConfig(last_step=1)
-    sides = Sides(
-        student_channels=student.channels,
-        teacher_channels=teacher.channels,
-        student_strides=student.strides,
-        teacher_strides=teacher.strides,
-        rms=(torch.ones(()),),
-        quantizer=Quantizer(QuantizerConfig(), torch.ones(1)),
-        size=spec.size,
-        seed=0,
-    )
+    quantizer = Quantizer(QuantizerConfig(), torch.ones(1))
+    sides = Sides.between(student, teacher, (torch.ones(()),), quantizer, seed=0)
     distiller = DISTILLERS[config.distiller](config, sides)
     taught = DetectorTeacher(teacher, bf16_by_default(TEACHER, images.device))
     seen = taught.look(images, distiller.teacher_regions)

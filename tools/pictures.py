@@ -84,16 +84,8 @@ def look(run: Path) -> Seen:
         raise InputError(f"{run} has no checkpoint of a student that mimics; name a finished run of recipes/demo.yaml.")
     prefix = "module.distiller."
     weights = {name: value for name, value in read_tensors(saved[-1]).tensors.items() if name.startswith(prefix)}
-    sides = Sides(
-        student_channels=student.channels,
-        teacher_channels=teacher.channels,
-        student_strides=student.strides,
-        teacher_strides=teacher.strides,
-        rms=tuple(torch.ones(()) for _ in teacher.strides),
-        quantizer=teacher.quantizer,
-        size=student.spec.size,
-        seed=recipe.seed,
-    )
+    ones = tuple(torch.ones(()) for _ in teacher.strides)
+    sides = Sides.between(student, teacher, ones, teacher.quantizer, recipe.seed)
     mimic = Mimic(recipe.mimic, sides)
     mimic.load_state_dict({name.removeprefix(prefix): value for name, value in weights.items()})
     loader = Loader(load_dataset(recipe.data.root), recipe.data.val, recipe.data.size, PICTURE + 1)

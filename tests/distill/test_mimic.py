@@ -303,9 +303,15 @@ def test_levels_are_of_quantized_regions_whatever_the_mode_trains(mode: str) -> 
     student, teacher, regions = maps(1), maps(2), regions_of(3)
     mimic = identity_mimic(mode=mode, order="pool_quantize", pooling="pool")
     of_teacher, of_student = mimic.sides_of(student, teacher, regions)
-    torch.testing.assert_close(mimic.levels(of_teacher), whole_numbers(pooled(teacher, regions, "pool")))
-    torch.testing.assert_close(mimic.levels(of_student), whole_numbers(pooled(F.relu(student), regions, "pool")))
-    assert torch.equal(mimic.values(mimic.levels(of_teacher)), mimic.quantizer(of_teacher))
+    torch.testing.assert_close(
+        mimic.quantizer.levels_inside(of_teacher), whole_numbers(pooled(teacher, regions, "pool"))
+    )
+    torch.testing.assert_close(
+        mimic.quantizer.levels_inside(of_student), whole_numbers(pooled(F.relu(student), regions, "pool"))
+    )
+    assert torch.equal(
+        mimic.quantizer.values_inside(mimic.quantizer.levels_inside(of_teacher)), mimic.quantizer(of_teacher)
+    )
 
 
 TRUTH = Targets(

@@ -122,6 +122,14 @@ class Quantizer(nn.Module):
         """The values with these indices: `values(levels(f))` is Q(f), to the last bit."""
         return DICTIONARIES[self.config.kind].values(levels, self._stride_beside(levels))
 
+    def levels_inside(self, f: Tensor) -> Tensor:
+        """As `levels`, of maps or regions [B, ..., C, h, w] with the channels third from the end."""
+        return self.levels(f.movedim(-3, 1)).movedim(1, -3)
+
+    def values_inside(self, levels: Tensor) -> Tensor:
+        """The inverse of `levels_inside`."""
+        return self.values(levels.movedim(-3, 1)).movedim(1, -3)
+
     def _stride_beside(self, f: Tensor) -> Tensor:
         return self.stride.to(f.dtype).view(1, -1, *[1] * (f.dim() - 2))
 

@@ -54,7 +54,7 @@ def layout_of(targets: list[Target], grids: Mapping[str, Quantizer]) -> dict[str
         kind = str(first.dtype).removeprefix("torch.")
         quantizer = grids.get(name)
         if quantizer is not None:
-            highest = quantizer.config.upper or max(int(_levels(quantizer, one[name]).max()) for one in targets)
+            highest = quantizer.config.upper or max(int(quantizer.levels_inside(one[name]).max()) for one in targets)
             kind = "uint8" if highest <= np.iinfo(np.uint8).max else "uint16"
         layout[name] = Entry(tuple(first.shape[1:]), kind, quantizer)
     return layout
@@ -109,7 +109,7 @@ class Bank:
                 target[name] = _channels_first(torch.from_numpy(stored.reshape(shape)))
             else:
                 levels = torch.from_numpy(stored.astype(np.float32).reshape(shape))
-                target[name] = _values(entry.levels, _channels_first(levels))
+                target[name] = entry.levels.values_inside(_channels_first(levels))
         return target
 
     def write(self, rows: NDArray[np.int64], target: Target) -> None:
@@ -118,7 +118,7 @@ class Bank:
         for name, entry in self.layout.items():
             values = target[name].detach()
             if entry.levels is not None:
-                values = _levels(entry.levels, values)
+                values = entry.levels.levels_inside(values)
             stored = _channels_last(values).cpu().numpy().reshape(len(rows), -1)
             with np.errstate(invalid="ignore"):
                 packed = stored.astype(entry.kind)
@@ -146,13 +146,3 @@ def _channels_first(one: Tensor) -> Tensor:
 
 def _stored_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (*shape[:-3], shape[-2], shape[-1], shape[-3]) if len(shape) >= 3 else shape
-
-
-def _levels(quantizer: Quantizer, values: Tensor) -> Tensor:
-    levels: Tensor = quantizer.levels(values.movedim(-3, 1)).movedim(1, -3)
-    return levels
-
-
-def _values(quantizer: Quantizer, levels: Tensor) -> Tensor:
-    values: Tensor = quantizer.values(levels.movedim(-3, 1)).movedim(1, -3)
-    return values

@@ -13,12 +13,14 @@ Who calls what, in each training step (training/step.py):
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor, nn
 
 from qmimic.config import MimicConfig
 from qmimic.contracts import Features, Proposals
 from qmimic.data.targets import Targets
+from qmimic.detectors.detector import Detector
 from qmimic.detectors.quantize import Quantizer
 from qmimic.errors import InputError
 from qmimic.processes import Source
@@ -60,6 +62,16 @@ class StudentView:
     whole_map: bool = False
 
 
+class Levelled(Protocol):
+    """Whatever has levels: a teacher, a detector."""
+
+    @property
+    def channels(self) -> tuple[int, ...]: ...
+
+    @property
+    def strides(self) -> tuple[int, ...]: ...
+
+
 @dataclass(frozen=True)
 class Sides:
     """Two networks whose maps are compared.
@@ -81,6 +93,22 @@ class Sides:
     quantizer: Quantizer
     size: tuple[int, int]
     seed: int
+
+    @classmethod
+    def between(
+        cls, student: Detector, teacher: Levelled, rms: tuple[Tensor, ...], quantizer: Quantizer, seed: int
+    ) -> "Sides":
+        """Of a student and whoever teaches it; both see pictures of the student's size."""
+        return cls(
+            student_channels=student.channels,
+            teacher_channels=teacher.channels,
+            student_strides=student.strides,
+            teacher_strides=teacher.strides,
+            rms=rms,
+            quantizer=quantizer,
+            size=student.spec.size,
+            seed=seed,
+        )
 
     def pairs(self) -> tuple[tuple[int, int], ...]:
         """Places (student's, teacher's) of the levels that have a stride in common.

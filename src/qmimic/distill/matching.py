@@ -99,7 +99,7 @@ def region_pairs(student: Detector, teacher: Teacher, mimic: Mimic, loader: Load
     if config.regions == "map":
         whose = "teacher" if isinstance(teacher, DetectorTeacher) else "ground_truth"
         config = config.model_copy(update={"regions": whose})
-    device = student.device
+    device, q = student.device, mimic.quantizer
     generator = torch.Generator(device).manual_seed(0)
     for batch in loader.once():
         images, targets = batch.images.to(device), batch.targets.to(device)
@@ -110,11 +110,11 @@ def region_pairs(student: Detector, teacher: Teacher, mimic: Mimic, loader: Load
         for place, (ours, theirs) in enumerate(mimic.pairs):
             pair = (own.maps[ours], seen.features.maps[theirs], regions, place)
             of_teacher, of_student = mimic.sides_of(*pair)
-            teacher_levels, student_levels = mimic.levels(of_teacher), mimic.levels(of_student)
+            teacher_levels, student_levels = q.levels_inside(of_teacher), q.levels_inside(of_student)
             mode = MODES[mimic.config.mode]
             yield RegionPair(
-                mimic.values(teacher_levels) if mode.teacher else of_teacher,
-                mimic.values(student_levels) if mode.student else of_student,
+                q.values_inside(teacher_levels) if mode.teacher else of_teacher,
+                q.values_inside(student_levels) if mode.student else of_student,
                 teacher_levels,
                 student_levels,
                 regions.valid,

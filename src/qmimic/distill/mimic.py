@@ -201,16 +201,6 @@ class Mimic(MapDistiller):
             loss = loss / entries
         return loss
 
-    def levels(self, regions: Tensor) -> Tensor:
-        """Indices in the dictionary of regions [B, P, C_t, k, k], whole numbers in their shape."""
-        levels: Tensor = self.quantizer.levels(regions.movedim(-3, 1)).movedim(1, -3)
-        return levels
-
-    def values(self, levels: Tensor) -> Tensor:
-        """The inverse of `levels`, for what lies on the dictionary."""
-        values: Tensor = self.quantizer.values(levels.movedim(-3, 1)).movedim(1, -3)
-        return values
-
     def sides_of(
         self, student_map: Tensor, teacher_map: Tensor, regions: Proposals, place: int = 0
     ) -> tuple[Tensor, Tensor]:

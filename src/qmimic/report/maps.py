@@ -176,16 +176,8 @@ def _mimic(run: FinishedRun, result: StageResult, student: Detector, teacher: De
     if file.header.get("key") != result.key:
         raise InputError(f"{files[-1]} is not a checkpoint of this student; run the recipe again.")
     assert quantized.quantizer is not None
-    sides = Sides(
-        student_channels=student.channels,
-        teacher_channels=teacher.channels,
-        student_strides=student.strides,
-        teacher_strides=teacher.strides,
-        rms=tuple(torch.ones(()) for _ in teacher.strides),
-        quantizer=quantized.quantizer,
-        size=student.spec.size,
-        seed=0,
-    )
+    ones = tuple(torch.ones(()) for _ in teacher.strides)
+    sides = Sides.between(student, teacher, ones, quantized.quantizer, seed=0)
     pair = DISTILLERS[config.distiller](config, sides)
     if not isinstance(pair, Mimic):
         raise InputError(f"The report compares maps for mimic.distiller=mimic alone; this run has {config.distiller}.")

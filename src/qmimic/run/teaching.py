@@ -90,16 +90,8 @@ def taught(prepared: Prepared, student: Detector, lesson: Lesson, watcher: Watch
     """
     recipe = prepared.recipe
     teacher = lesson.teacher()
-    sides = Sides(
-        student_channels=student.channels,
-        teacher_channels=teacher.channels,
-        student_strides=student.strides,
-        teacher_strides=teacher.strides,
-        rms=tuple(one.square().mean().sqrt() for one in _rms(prepared, teacher)),
-        quantizer=lesson.quantizer(),
-        size=student.spec.size,
-        seed=recipe.seed,
-    )
+    rms = tuple(one.square().mean().sqrt() for one in _rms(prepared, teacher))
+    sides = Sides.between(student, teacher, rms, lesson.quantizer(), recipe.seed)
     distiller: Distiller = DISTILLERS[recipe.mimic.distiller](recipe.mimic, sides)
     bank = _bank(prepared, teacher, distiller, lesson.key, watcher)
     return DistillationObjective(student, distiller, teacher, bank, recipe.mimic, recipe.augment)
