@@ -12,6 +12,7 @@ from PIL import Image
 from folders import contents, picture, sample_of, voc_list, voc_object, voc_xml
 from qmimic.config import DataConfig, DetectorConfig
 from qmimic.data.chosen import open_dataset, remarks
+from qmimic.data.faults import limits
 from qmimic.data.formats import load_dataset
 from qmimic.data.sample import Dataset
 from qmimic.data.splits import TRAIN, VAL, choose, samples_of, with_classes
@@ -155,7 +156,7 @@ def test_what_is_said_before_the_first_step(tmp_path: Path) -> None:
     voc_list(tmp_path, "train", "a", "b")
     voc_list(tmp_path, "val", "c")
     config = DataConfig(root=str(tmp_path), size=(64, 64))
-    said = "\n".join(remarks(open_dataset(config), DetectorConfig(post_nms=4, pre_nms=64)))
+    said = "\n".join(remarks(open_dataset(config), limits(DetectorConfig(post_nms=4, pre_nms=64))))
     for part in (
         "pictures: 3 found, 3 used",
         "boxes: 12 found, 11 used, 1 left out (duplicate box)",

@@ -2,18 +2,18 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qmimic.config import DataConfig, DetectorConfig
+from qmimic.config import DataConfig
 from qmimic.data import index
 from qmimic.data.accounts import Accounts
 from qmimic.data.columns import Columns, in_columns
-from qmimic.data.faults import crowded, limits
+from qmimic.data.faults import crowded
 from qmimic.data.formats import load_dataset, usable
 from qmimic.data.letterbox import fit
 from qmimic.data.sample import Dataset, has_area
@@ -46,12 +46,12 @@ def open_dataset(config: DataConfig) -> Dataset:
     return replace(apart, accounted=_without(accounts, chosen, apart, "also_in_val"))
 
 
-def remarks(dataset: Dataset, config: DetectorConfig) -> tuple[str, ...]:
+def remarks(dataset: Dataset, limits: Mapping[str, int]) -> tuple[str, ...]:
     """What a person has to know of the data before the first step: what is used, what is not, and why.
 
     Args:
         dataset: from `open_dataset`.
-        config: the detector's settings.
+        limits: settings that cap what the detector finds, see `faults.limits`.
     """
     said = [dataset.accounted.as_text()] if dataset.accounted else []
     kinds = Counter(defect.kind for defect in dataset.defects if defect.kind in SAID)
@@ -63,7 +63,7 @@ def remarks(dataset: Dataset, config: DetectorConfig) -> tuple[str, ...]:
     if empty:
         said.append(f"{empty:,} training pictures are labelled as empty and teach background.")
     counts = np.concatenate([splits[TRAIN].counts, splits[VAL].counts])
-    crowd = crowded(counts, limits(config))
+    crowd = crowded(counts, limits)
     return tuple([*said, crowd] if crowd else said)
 
 

@@ -1,7 +1,7 @@
 """What is wrong with labels and pictures: one list, by which `data check` fails and training refuses."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +14,7 @@ from qmimic.data.sample import Dataset, LabelDefect, Sample, has_area, leaves
 from qmimic.errors import InputError
 
 WHOLE = ("unreadable_image", "label_without_image", "size_mismatch")  # nothing of such a picture can be used
+CAPS = ("pre_nms", "post_nms", "max_detections")  # settings of detectors that cap what they find in a picture
 
 
 @dataclass(frozen=True)
@@ -149,10 +150,14 @@ def once(dataset: Dataset) -> Dataset:
     return replace(dataset, splits=splits, defects=(*dataset.defects, *notes), accounted=accounts)
 
 
-def limits(config: DetectorConfig) -> dict[str, int]:
-    """The settings that cap what a detector finds in a picture, by their keys in a recipe."""
-    keys = ("max_detections",) if config.architecture == "one_stage" else ("pre_nms", "post_nms", "max_detections")
-    return {f"detector.{key}": getattr(config, key) for key in keys}
+def limits(config: DetectorConfig, known: Container[str] = CAPS) -> dict[str, int]:
+    """The settings that cap what a detector finds in a picture, by their keys in a recipe.
+
+    Args:
+        config: the settings.
+        known: names of those that the detector's architecture knows.
+    """
+    return {f"detector.{key}": getattr(config, key) for key in CAPS if key in known}
 
 
 def crowded(counts: NDArray[np.int64], limits: Mapping[str, int]) -> str | None:

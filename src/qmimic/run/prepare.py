@@ -15,6 +15,7 @@ from qmimic.config import DataConfig, DetectorConfig, Recipe, explain
 from qmimic.data import chosen
 from qmimic.data.chosen import box_sizes, dataset_fingerprint, open_dataset
 from qmimic.data.columns import Columns, in_columns
+from qmimic.data.faults import limits
 from qmimic.data.loader import Loader
 from qmimic.data.pixel_cache import PixelCache
 from qmimic.data.sample import Dataset
@@ -115,7 +116,7 @@ def prepare(recipe: Recipe) -> Prepared:
         raise InputError(explain(error)) from error
     key = data_key(dataset_fingerprint(dataset), data, detector)
     said = remarks(recipe.detector, detector, data.size, int(splits[TRAIN].counts.max()))
-    told = (*chosen.remarks(dataset, detector), *said)
+    told = (*chosen.remarks(dataset, limits(detector, architecture_of(detector.architecture).spec.model_fields)), *said)
     return Prepared(recipe, dataset, train, val, detector, key, accelerator, told)
 
 
