@@ -432,6 +432,11 @@ class Recipe(Section):
         """Whether the student depends on teachers: taught, cut out of one, or its map quantized by one's stride."""
         return self.mimic.mode != "none" or self.student.quantize_map or self.pruning.method != "none"
 
+    @property
+    def trains_teacher(self) -> bool:
+        """Whether the run trains its teacher; if not, it is a file, opened as it is."""
+        return self.teacher.kind == "detector"
+
     def changed(self, settings: Mapping[str, object]) -> "Recipe":
         """A copy with other values of some dotted keys, which are taken as they are."""
         sections: dict[str, dict[str, object]] = {}

@@ -29,20 +29,13 @@ VERSION = 2  # raised when the same recipe would give other weights
 MIMIC_VERSION = 1  # the same for students that are taught
 TAYLOR_VERSION = 1  # and for teachers pruned by Taylor expansion
 INT8_VERSION = 1  # when the same detector would get other grids
-OPENED = {"kind", "file", "maps", "boxes", "scores", "mean", "std", "bgr"}  # of a teacher that is a file
-# Settings since VERSION.
+# Settings since VERSION, which count only where they are set.
 LATER = {
-    "frozen_stages",
-    "frozen_norm",
-    "grey",
-    "anchor_cells",
-    "anchor_ratios",
-    "distiller",
-    "sampling",
-    "levels",
-    "detector",
+    *(f"teacher.{name}" for name in ("frozen_stages", "frozen_norm", "detector")),
+    *(f"teacher.{name}" for name in ("kind", "file", "maps", "boxes", "scores", "mean", "std", "bgr")),
+    *(f"detector.{name}" for name in ("anchor_cells", "anchor_ratios", "levels")),
+    *("data.grey", "mimic.distiller", "mimic.sampling"),
 }
-LATER |= OPENED
 BANK_VERSION = 4  # when a bank's records change
 COSTS_VERSION = 1  # when the same candidate of a search would cost something else
 REPORT_VERSION = 2  # when a report would show something else of the same networks
@@ -207,7 +200,7 @@ def job_keys(recipe: Recipe) -> dict[str, str]:
     run = (VERSION, recipe.seed, _plain(recipe.data), _plain(recipe.detector), recipe.augment, recipe.run.precision)
     if not recipe.needs_teachers:
         return {"student": fingerprint("student", *run, _job_schedule(recipe.student))}
-    if recipe.teacher.kind != "detector":
+    if not recipe.trains_teacher:
         opened = [_job_schedule(recipe.teacher, "min_map"), recipe.quantizer, _mimic(recipe.mimic)]
         return {"student": fingerprint("student", *run, _job_schedule(recipe.student), *opened)}
     teacher = fingerprint("teacher", *run, _job_schedule(recipe.teacher, "min_map"))
@@ -246,7 +239,8 @@ def _plain(config: Section, *left_out: str) -> dict[str, Any]:
     section = next(name for name, field in Recipe.model_fields.items() if field.annotation is type(config))
     fixed = {key.rpartition(".")[2]: value for key, value in GONE.items() if key.startswith(f"{section}.")}
     plain = {**fixed, **config.model_dump(mode="json", exclude=set(left_out))}
-    inert = {name for name in LATER & set(plain) if getattr(config, name) == type(config).model_fields[name].default}
+    own = type(config).model_fields
+    inert = {n for n in plain if f"{section}.{n}" in LATER and getattr(config, n) == own[n].default}
     return {name: value for name, value in plain.items() if name not in inert}
 
 

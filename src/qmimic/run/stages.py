@@ -221,7 +221,7 @@ def teachers_of(prepared: Prepared, watcher: Watcher) -> Teachers | OpenedTeache
         InputError: the teacher is too weak, its training failed, or its file does not fit.
     """
     kind = prepared.recipe.teacher.kind
-    if kind != "detector":
+    if not prepared.recipe.trains_teacher:
         opened = open_teacher(prepared)
         watcher.say(f"The teacher is {prepared.recipe.teacher.file}, as it is (teacher.kind={kind}).")
         return opened

@@ -158,7 +158,7 @@ def arms(prepared: Prepared) -> dict[str, Recipe]:
             found[name] = found[name].changed({"student.backbone": equal_cost(prepared.spec(student), family)})
     found[STUDENT] = recipe
     pruned = [name for name, own in found.items() if own.pruning.method != "none"]
-    if pruned and recipe.teacher.kind != "detector":
+    if pruned and not recipe.trains_teacher:
         raise InputError(
             f"{pruned[0]} is cut out of a teacher that the run trains; teacher.kind={recipe.teacher.kind} is a file. "
             "Leave it out of baselines and pruning.method, or set teacher.kind=detector."

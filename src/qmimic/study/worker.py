@@ -91,7 +91,7 @@ def work(kind: str, recipe: Recipe, watcher: Watcher) -> StageResult:
     prepared = prepare(recipe)
     if kind == "student" and not recipe.needs_teachers:
         return train_student(prepared, "student", None, watcher).result
-    if recipe.teacher.kind != "detector":
+    if not recipe.trains_teacher:
         return train_student(prepared, "student", teachers_of(prepared, watcher), watcher).result
     teacher = train_teacher(prepared, watcher)
     if kind == "teacher":
