@@ -103,7 +103,7 @@ def _noted(root: Path, name: str, dataset: Dataset) -> Dataset:
     """The dataset, with a note where its folder also holds labels of another layout, which are not read."""
     notes = []
     for other, known in READERS.items():
-        with contextlib.suppress(InputError):  # of a layout that is not read nothing needs mending
+        with contextlib.suppress(InputError):  # a layout that is not read need not be in order
             if other != name and known.sniff(root):
                 text = f"It also holds labels in the layout {other}; they are not read, those of {name} are."
                 notes.append(LabelDefect("another_layout", root.name, text))

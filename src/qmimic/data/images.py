@@ -67,11 +67,6 @@ def read_image(path: Path, root: Path | None = None) -> Image.Image:
         return upright(file)
 
 
-def picture_hash(path: Path, root: Path | None = None) -> tuple[tuple[int, int], str]:
-    """The first two of `picture_facts`."""
-    return picture_facts(path, root)[:2]
-
-
 def picture_facts(path: Path, root: Path | None = None) -> tuple[tuple[int, int], str, int]:
     """(width, height) of the picture that `read_image` gives, a hash of its pixels, and the levels that they span.
 

@@ -15,7 +15,7 @@ class Targets:
     Attributes:
         boxes: float32 [B, M, 4], xyxy in pixels of the network's input.
         labels: int64 [B, M], class index; PADDING where there is no box; IGNORED for difficult and crowd boxes,
-            which are neither learnt nor learnt against.
+            which count neither as objects nor as background.
     """
 
     boxes: Tensor

@@ -169,7 +169,7 @@ def _mat_images(content: dict[str, Any]) -> Iterator[FaceImage]:
             sides = np.asarray(content["face_bbx_list"][row][place], np.float64).reshape(-1, 4)
             attributes = {key: _whole(own[place]) for key, own in flags.items()}
             if not finite(*sides.ravel().tolist()) or any(len(own) != len(sides) for own in attributes.values()):
-                raise ValueError(f"{name} has a face that is no box")
+                raise ValueError(f"{name} has a face that is not a box")
             counted = None
             if subset is not None:
                 counted = _whole(subset[place]) - 1

@@ -16,7 +16,7 @@ def picture_of(content: bytes, kind: str) -> bytes:
         kind: its `Content-Type`, which may be empty or wrong.
 
     Raises:
-        RefusedError: it is a form without one file, or something that is known not to be a picture.
+        RefusedError: the form does not hold exactly one file, or the body is not a picture.
     """
     header = Message()
     header["content-type"] = kind
