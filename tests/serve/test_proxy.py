@@ -1,5 +1,6 @@
 """The page behind a proxy, at the root of a site and below a path: whatever the proxy says of itself."""
 
+import asyncio
 import os
 import re
 import shutil
@@ -77,6 +78,34 @@ def test_page_and_pictures(
     assert post(sec_fetch_site="cross-site") == 403
     if bound == "127.0.0.1":
         assert client.get(f"{below}/", headers={"host": "evil.example"}).status_code == 403
+
+
+@pytest.mark.parametrize("body", ["whole", "endless", "stuck"])
+def test_a_refusal_waits_for_the_body_but_not_for_long(
+    shelf: Shelf, pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch, body: str
+) -> None:
+    """A connection that is closed on a body half sent is reset: nginx says 502 then, and nobody reads the 403."""
+    monkeypatch.setattr("qmimic.serve.safety.DISCARD_SECONDS", 0.3)
+    app = application(shelf, Limits(), pool, "127.0.0.1", public_address(f"https://{NAME}"))
+    scope = {"type": "http", "method": "POST", "path": "/api/detect", "query_string": b"", "http_version": "1.1"}
+    scope |= {"headers": [(b"host", NAME.encode()), (b"origin", b"https://evil.example")], "scheme": "http"}
+    taken, sent = [0], list[tuple[int, int]]()
+
+    async def receive() -> dict[str, object]:
+        if body == "stuck" and taken[0]:
+            await asyncio.sleep(60)
+        taken[0] += 1
+        more = body != "whole" or taken[0] < 5
+        return {"type": "http.request", "body": bytes(1 << 16), "more_body": more}
+
+    async def send(message: dict[str, object]) -> None:
+        if message["type"] == "http.response.start":
+            sent.append((int(str(message["status"])), taken[0]))
+
+    began = time.monotonic()
+    asyncio.run(app(scope, receive, send))
+    assert sent == [(403, {"whole": 5, "endless": 16, "stuck": 1}[body])]
+    assert time.monotonic() - began < 10
 
 
 def free_port() -> int:
