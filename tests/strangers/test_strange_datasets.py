@@ -28,7 +28,7 @@ from scipy.io import savemat
 from cli_cases import Refused, coco
 from qmimic.cli import main
 from qmimic.data import matlab
-from qmimic.data.images import _Room, image_size, picture_facts, read_image, whole_size
+from qmimic.data.images import _Room, image_size, look, read_image
 from qmimic.data.matlab import read_matlab
 from qmimic.errors import InputError
 from wider_cases import cells, write_mat
@@ -123,7 +123,7 @@ def test_what_is_no_picture_starts_no_program_and_is_named_everywhere(
     root = yolo(tmp_path / "data")
     path = root / "images" / "train" / "train.png"
     path.write_bytes(content)
-    for read in (read_image, picture_facts, whole_size):
+    for read in (read_image, look, lambda own: look(own, whole=False)):
         with pytest.raises(InputError, match=r"train\.png is not a (picture in a known format|whole image)"):
             read(path)
     assert main(["data", "check", str(root)]) == 1
@@ -179,7 +179,7 @@ def test_pixels_in_progress_are_bounded_over_all_threads(tmp_path: Path, monkeyp
     for path in paths:
         Image.new("RGB", (60, 70)).save(path)
     with ThreadPoolExecutor(8) as pool:
-        assert len({digest for _, digest, _ in pool.map(picture_facts, paths)}) == 1
+        assert len({found.pixels for found in pool.map(look, paths)}) == 1
     assert most == 2 * 60 * 70
 
 

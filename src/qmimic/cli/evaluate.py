@@ -9,6 +9,7 @@ from qmimic.cli.completion import complete, detectors
 from qmimic.cli.grammar import Commands, add_json
 
 if TYPE_CHECKING:
+    from qmimic.data.sample import Dataset
     from qmimic.scores.summary import Scores
 
 
@@ -61,6 +62,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     detector, _ = load_detector(options.detector)
     dataset = load_dataset(options.data)
     samples_of(dataset, options.split)  # a wrong split is named first
+    _say_split(dataset, options.split)
     dataset = with_classes(dataset, detector.spec.classes)
     found = detect(detector, dataset, options.split, options.sizes, options.flip)
     if options.detections:
@@ -68,6 +70,14 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.widerface:
         write_widerface(options.widerface, found)
     return _print_scores(score(dataset, options.split, found), options.json)
+
+
+def _say_split(dataset: "Dataset", split: str) -> None:
+    from qmimic.data.splits import said_of
+
+    said = said_of(dataset, split)
+    if said:
+        print(said)
 
 
 def _score(options: argparse.Namespace) -> int:
@@ -78,6 +88,7 @@ def _score(options: argparse.Namespace) -> int:
     from qmimic.scores.summary import score
 
     dataset = load_dataset(options.data)
+    _say_split(dataset, options.split)
     found = read_detections(options.detections, dataset, options.split)
     return _print_scores(score(dataset, options.split, found), options.json)
 

@@ -9,6 +9,7 @@ import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
@@ -67,17 +68,56 @@ def read_image(path: Path, root: Path | None = None) -> Image.Image:
         return upright(file)
 
 
-def picture_facts(path: Path, root: Path | None = None) -> tuple[tuple[int, int], str, int]:
-    """(width, height) of the picture that `read_image` gives, a hash of its pixels, and the levels that they span.
+@dataclass(frozen=True)
+class Look:
+    """What a picture is.
 
-    Args, raises: as `read_image`.
+    Attributes:
+        size: width and height as a person sees it.
+        pixels: a number of 63 bits, not 0, that equal pictures share.
+        span: the levels that its pixels span, see `levels`.
+        turn: how EXIF turns it; None: it is stored as it is seen.
+        drafted: `pixels` is of a JPEG's lowest frequencies: equal pictures share it only if they are stored alike.
+    """
+
+    size: tuple[int, int]
+    pixels: int
+    span: int
+    turn: Image.Transpose | None = None
+    drafted: bool = False
+
+
+def look(path: Path, root: Path | None = None, whole: bool = True) -> Look:
+    """What the picture that `read_image` gives is.
+
+    Args:
+        path, root: as in `read_image`.
+        whole: decode all of it; else as little and as fast as its format allows, which shows that it can be read.
+
+    Raises:
+        InputError: as `read_image`.
 
     Unlike pictures, these may be made in many threads: memory follows the pixels in progress.
     """
-    with _opened(path, root) as file, _decoded(file):
-        picture = upright(file)
-        digest = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
-        return picture.size, digest, levels(picture)
+    with _opened(path, root) as file:
+        turn = TURNS.get(_orientation(file))
+        size = (file.height, file.width) if turn in LYING else (file.width, file.height)
+        drafted = not whole and file.draft(None, (1, 1)) is not None
+        with _decoded(file):
+            picture = _rgb(file) if drafted else upright(file)
+            return look_at(picture, size, turn, drafted)
+
+
+def look_at(
+    picture: Image.Image,
+    size: tuple[int, int] | None = None,
+    turn: Image.Transpose | None = None,
+    drafted: bool = False,
+) -> Look:
+    """What an RGB picture is; all else as in `Look`, None: the size that it has."""
+    size = size or picture.size
+    digest = hashlib.blake2b(repr((size, turn if drafted else None)).encode() + picture.tobytes(), digest_size=8)
+    return Look(size, (int.from_bytes(digest.digest()) >> 1) or 1, levels(picture), turn, drafted)
 
 
 def read_resized(
@@ -134,33 +174,6 @@ def image_size(path: Source, root: Path | None = None) -> tuple[int, int]:
     with _opened(path, root) as file:
         lies = TURNS.get(_orientation(file)) in LYING
         return (file.height, file.width) if lies else (file.width, file.height)
-
-
-def turned_by_exif(path: Path, root: Path | None = None) -> bool:
-    """Whether a picture is stored lying, so that a viewer turns it by its EXIF.
-
-    Raises:
-        InputError: as `image_size`.
-    """
-    with _opened(path, root) as file:
-        return TURNS.get(_orientation(file)) in LYING
-
-
-def whole_size(path: Path, root: Path | None = None) -> tuple[tuple[int, int], int]:
-    """The same of an image that training can read, and a number of 63 bits that images of equal pixels share.
-
-    It is decoded as small and fast as its format allows, so a JPEG and its copy in another format differ in the number.
-
-    Raises:
-        InputError: as `read_image`.
-    """
-    size = image_size(path, root)
-    with _opened(path, root) as file:
-        file.draft(None, (1, 1))
-        with _decoded(file):
-            facts = repr((size, TURNS.get(_orientation(file)))).encode()
-            digest = hashlib.blake2b(facts + _rgb(file).tobytes(), digest_size=8).digest()
-    return size, (int.from_bytes(digest) >> 1) or 1
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
 """What readers and writers of label files share: limits, safe names and paths, boxes that become a `Sample`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Protocol, Self
 from unicodedata import category
@@ -18,10 +18,13 @@ from qmimic.files import inside, is_there
 MAX_LABEL_BYTES = files.LARGE
 MAX_DEPTH = 32  # folders in a name that a label gives
 MAX_COORDINATE = 1e9  # pixels; float32 overflows far beyond, and no image is that large
-SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff"),
-    *(".jp2", ".j2k", ".avif", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".pcx", ".ico"),
+READ = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff")
+NOT_READ = (  # of pictures all the same: they are counted, and named where a label is theirs
+    *(".jp2", ".j2k", ".j2c", ".jpf", ".jpx", ".jxl", ".jxr", ".avif", ".heic", ".heif", ".hif"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".tga", ".pcx", ".ico", ".svg", ".psd", ".exr", ".hdr"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".dcm"),
 )
+SUFFIXES = (*READ, *NOT_READ)
 
 
 class Folder(Protocol):
@@ -55,6 +58,17 @@ def read_bytes(path: Path, root: Path | None = None) -> bytes:
 def is_picture(path: Path) -> bool:
     """Whether a file's name is that of a picture; names that begin with a dot are not data."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def apart(pictures: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """Pictures, and those that lie beside one of the same name that can be read, as a camera's .heic does.
+
+    Only the first can have labels; the others are copies in a format that is not read.
+    """
+    own = list(pictures)
+    read = {path.with_suffix("") for path in own if path.suffix.lower() in READ}
+    copies = {path for path in own if path.suffix.lower() in NOT_READ and path.with_suffix("") in read}
+    return [path for path in own if path not in copies], sorted(copies)
 
 
 def locate(root: Path, folders: Sequence[Path], name: str) -> Path | None:

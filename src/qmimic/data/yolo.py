@@ -11,10 +11,11 @@ from typing import Any
 import yaml
 
 from qmimic.data.accounts import Tally, data_files
-from qmimic.data.images import image_size, turned_by_exif
+from qmimic.data.images import image_size
 from qmimic.data.labels import (
     Folder,
     actual_size,
+    apart,
     file_of,
     finite,
     is_file,
@@ -62,7 +63,7 @@ def read(root: Path) -> Dataset:
     config = read_config(root)
     defects: list[LabelDefect] = []
     files = list(data_files(root))
-    pictures = [path for path in files if is_picture(path)]
+    pictures, copies = apart(path for path in files if is_picture(path))
     lists: set[Path] = set()
     members = split_members(root, config, pictures, lists, defects)
     names = class_names(root, config)
@@ -75,7 +76,6 @@ def read(root: Path) -> Dataset:
             defects.append(LabelDefect("two_images_for_one_label", str(stem.relative_to(root)), text))
     doubtful = {path for own in ambiguous.values() for path in own}
     used: set[Path] = set()
-    turned = 0
     made: dict[Path, Sample | None] = {}
     for path, name in spelled.items():
         label = _label_of(root, path)
@@ -83,16 +83,12 @@ def read(root: Path) -> Dataset:
             made[path] = None
             tally.pictures_out[path] = "two_images_for_one_label"
             continue
-        sample, turns = _sample(root, path, label, name, names, defects, tally)
-        turned += turns
+        sample = _sample(root, path, label, name, names, defects, tally)
         made[path] = sample
         if label is not None:
             used.add(label)
     labels = [path for path in files if _is_label(root, path, pictures) and path not in lists]
     _unused(root, set(labels) - used, pictures, set(spelled), doubtful, defects, tally)
-    if turned:
-        text = f"{turned} pictures are turned by EXIF; labels drawn without that are wrong."
-        defects.append(LabelDefect("turned_by_exif", root.name, text))
     if not names and labels:
         text = "The classes have no names: write `names: [...]` into data.yaml, or one name a line into classes.txt."
         defects.append(LabelDefect("no_class_names", root.name, text))
@@ -101,7 +97,7 @@ def read(root: Path) -> Dataset:
     splits = {
         split: tuple(sample for path in own if (sample := made[path]) is not None) for split, own in members.items()
     }
-    return Dataset(root.name, root, names, splits, tuple(defects), accounted=tally.close(pictures, splits))
+    return Dataset(root.name, root, names, splits, tuple(defects), accounted=tally.close([*pictures, *copies], splits))
 
 
 def write(root: Folder, dataset: Dataset) -> dict[Path, Sample]:
@@ -241,8 +237,8 @@ def _sample(
     names: tuple[str, ...],
     defects: list[LabelDefect],
     tally: Tally,
-) -> tuple[Sample | None, bool]:
-    """A picture's sample, or None with a defect; and whether EXIF turns it."""
+) -> Sample | None:
+    """A picture's sample, or None with a defect."""
     shown = str(path.relative_to(root))
     inside(root, path)
     lines: list[str] = []
@@ -257,16 +253,15 @@ def _sample(
     tally.boxes += count
     try:
         width, height = image_size(path, root)
-        turns = turned_by_exif(path, root)
     except InputError as error:
         defects.append(LabelDefect("unreadable_image", shown, str(error)))
         if label is not None:
             tally.drop("unreadable_image", count)
         tally.pictures_out[path] = "unreadable_image"
-        return None, False
+        return None
     if label is None:
         defects.append(LabelDefect("image_without_label", shown, "It has no label file and is not used."))
-        return None, turns
+        return None
     boxes, classes, kind = [], [], "bad_label"
     for number, line in enumerate(lines, start=1):
         if fault is not None or not line.strip():
@@ -289,8 +284,8 @@ def _sample(
         if kind == "bad_label" or names:
             defects.append(LabelDefect(kind, str(label.relative_to(root)), fault))
         tally.drop("unreadable_label" if kind == "bad_label" else "unknown_class", count, path)
-        return None, turns
-    return make_sample(name, path, boxes, classes, (width, height)), turns
+        return None
+    return make_sample(name, path, boxes, classes, (width, height))
 
 
 def _row(line: str) -> tuple[int, float, float, float, float] | str:

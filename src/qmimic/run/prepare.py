@@ -116,7 +116,8 @@ def prepare(recipe: Recipe) -> Prepared:
         raise InputError(explain(error)) from error
     key = data_key(dataset_fingerprint(dataset), data, detector)
     said = remarks(recipe.detector, detector, data.size, int(splits[TRAIN].counts.max()))
-    told = (*chosen.remarks(dataset, limits(detector, architecture_of(detector.architecture).spec.model_fields)), *said)
+    caps = limits(detector, architecture_of(detector.architecture).spec.model_fields)
+    told = (*chosen.remarks(dataset, caps, data.allow_capped), *said)
     return Prepared(recipe, dataset, train, val, detector, key, accelerator, told)
 
 
