@@ -107,7 +107,8 @@ subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "none", folder], check
 run = shutil.copytree(source, os.path.join(folder, "run"))
 def sums():
     walk = ((at, name) for at, _, names in os.walk(folder) for name in names if name != "filler")
-    return {os.path.join(at, name): hashlib.sha256(open(os.path.join(at, name), "rb").read()).hexdigest() for at, name in walk}
+    paths = [os.path.join(at, name) for at, name in walk]
+    return {path: hashlib.sha256(open(path, "rb").read()).hexdigest() for path in paths}
 before = sums()
 with open(os.path.join(folder, "filler"), "wb", buffering=0) as file:
     left = os.statvfs(folder)

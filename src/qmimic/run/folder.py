@@ -5,6 +5,7 @@ A run folder may come from a stranger: what is read is checked, and no name in i
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -127,7 +128,7 @@ def read_run(folder: Path) -> FinishedRun:
     recipe = load_recipe(folder / RECIPE, [])
     if not is_there(folder / RESULTS):
         raise InputError(f"The run in {folder} has not finished; `qmimic train {folder / RECIPE}` continues it.")
-    tree = read_json(folder / RESULTS)
+    tree = _read_summed(folder / RESULTS)
     try:
         if not isinstance(tree, dict):
             raise InputError(f"{folder / RESULTS} is not a table of results; run the recipe again.")
@@ -156,9 +157,7 @@ def stage_result(folder: Path) -> StageResult:
         InputError: its file is damaged.
     """
     path = folder / STAGE_RESULT
-    tree = read_json(path)
-    if isinstance(tree, dict) and "sum" in tree and tree.pop("sum") != _sum(tree):
-        raise InputError(f"{path} is damaged: its checksum does not fit; run the recipe again.")
+    tree = _read_summed(path)
     try:
         return TypeAdapter(StageResult).validate_python(tree)
     except ValidationError as error:
@@ -171,8 +170,28 @@ def write_stage(folder: Path, result: StageResult) -> None:
     Raises:
         InputError: the folder cannot be written or the disk is full.
     """
-    tree = asdict(result)
-    write_text(folder / STAGE_RESULT, json.dumps({**tree, "sum": _sum(tree)}, indent=1))
+    _write_summed(folder / STAGE_RESULT, asdict(result))
+
+
+def write_results(folder: Path, results: Sequence[StageResult], remarks: Sequence[str]) -> None:
+    """Keep a run's table with its checksum: the mark of a finished run. Raises: as `write_stage`."""
+    _write_summed(folder / RESULTS, {"stages": [asdict(one) for one in results], "remarks": list(remarks)})
+
+
+def _write_summed(path: Path, tree: dict[str, Any]) -> None:
+    write_text(path, json.dumps({**tree, "sum": _sum(tree)}, indent=1))
+
+
+def _read_summed(path: Path) -> Any:
+    """The value of a JSON file, without its checksum; files of earlier versions have none.
+
+    Raises:
+        MissingError, InputError: as `read_json`; or the checksum does not fit.
+    """
+    tree = read_json(path)
+    if isinstance(tree, dict) and "sum" in tree and tree.pop("sum") != _sum(tree):
+        raise InputError(f"{path} is damaged: its checksum does not fit; run the recipe again.")
+    return tree
 
 
 def _sum(tree: dict[str, Any]) -> str:
