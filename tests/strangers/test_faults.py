@@ -241,3 +241,45 @@ def test_weights_after_signals_are_those_of_an_unbroken_run(trained: Path, tmp_p
         assert one.keys() == other.keys()
         for key in one:
             np.testing.assert_array_equal(one[key], other[key])
+
+
+# Each look at the clock says another year, forwards or backwards.
+JUMPING = """
+import itertools, time
+true, jumps = time.time, itertools.cycle((0, 4e8, -9e8, 2e9, -1e9))
+time.time = lambda: max(0.0, true() + next(jumps))
+time.time_ns = lambda: int(1e9 * time.time())
+"""
+
+
+def test_clocks_that_jump_change_nothing(trained: Path, tmp_path: Path) -> None:
+    recipe = [str(trained / "recipe.yaml"), f"data.root={trained / 'cats'}", f"run.dir={tmp_path / 'run'}"]
+    code = f"{JUMPING}\nimport sys\nfrom qmimic.cli import main\nsys.exit(main(sys.argv[1:]))"
+    for _ in range(2):  # and again, when all is done
+        done = subprocess.run(
+            [sys.executable, "-c", code, "train", *recipe], capture_output=True, text=True, timeout=300
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+    for name in ("teacher", "student"):
+        one, other = (load_file(folder / f"{name}.safetensors") for folder in (tmp_path / "run", trained / "run"))
+        for key in one:
+            np.testing.assert_array_equal(one[key], other[key])
+
+
+@pytest.mark.parametrize("years", [-40, 40])
+def test_what_a_run_has_come_to_does_not_depend_on_the_times_of_its_files(
+    trained: Path, tmp_path: Path, years: int
+) -> None:
+    run = shutil.copytree(trained / "run", tmp_path / "runs" / "one")
+    then = time.time() + years * 365 * 86400
+    stage = shutil.copytree(next((run / "stages").glob("student-*")), run / "stages" / "student-0123456789ab")
+    (stage / "result.json").unlink()  # of other settings, never ended
+    for path in (run / "results.json", stage / "log.jsonl"):
+        os.utime(path, (then, then))
+        (found,) = list_runs(tmp_path / "runs")
+        assert found.status == "done"
+    mark_begun(run)
+    os.utime(run / "results.json", (then, then))
+    (found,) = list_runs(tmp_path / "runs")
+    assert (found.status, found.detail) == ("interrupted", "student step 2 of 2")
+    assert read_run(run).results  # what it had reached is still there

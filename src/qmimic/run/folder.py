@@ -3,6 +3,7 @@
 A run folder may come from a stranger: what is read is checked, and no name in it leads out of the folder.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -16,10 +17,11 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from qmimic.arms import STUDENT, TEACHERS
 from qmimic.config import Recipe, explain, load_recipe
 from qmimic.errors import InputError
-from qmimic.files import is_there, read_json, write_text
+from qmimic.files import MissingError, is_there, read_json, write_text
 from qmimic.tables import MODES
 
 DEPLOY = "deploy"
+AGAIN = "begun again"  # in the results of a run that was started once more
 RECIPE, RESULTS, STAGES, STAGE_RESULT = "recipe.yaml", "results.json", "stages", "result.json"
 ENVIRONMENT, FAILURE, DATA = "environment.json", "failed.txt", "data.json"
 # What a run, a fit or a study makes in its folder, and what trackers make there. None of it may be a link.
@@ -176,6 +178,27 @@ def write_stage(folder: Path, result: StageResult) -> None:
 def write_results(folder: Path, results: Sequence[StageResult], remarks: Sequence[str]) -> None:
     """Keep a run's table with its checksum: the mark of a finished run. Raises: as `write_stage`."""
     _write_summed(folder / RESULTS, {"stages": [asdict(one) for one in results], "remarks": list(remarks)})
+
+
+def mark_begun(folder: Path) -> None:
+    """Note in the results of a run that it is started again, until it writes new ones. Raises: as `write_stage`."""
+    with contextlib.suppress(MissingError):
+        tree = _read_summed(folder / RESULTS)
+        if isinstance(tree, dict):
+            _write_summed(folder / RESULTS, {**tree, AGAIN: True})
+
+
+def is_at_its_end(folder: Path) -> bool:
+    """Whether a run has written its results and was not started again since; no clock is asked, for clocks jump.
+
+    Raises:
+        InputError: the results are damaged.
+    """
+    try:
+        tree = _read_summed(folder / RESULTS)
+    except MissingError:
+        return False
+    return isinstance(tree, dict) and AGAIN not in tree
 
 
 def _write_summed(path: Path, tree: dict[str, Any]) -> None:

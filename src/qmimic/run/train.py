@@ -17,7 +17,7 @@ from qmimic.detectors.prediction import predict
 from qmimic.draw import contact_sheet, draw
 from qmimic.errors import InputError
 from qmimic.files import replacing, write_text
-from qmimic.run.folder import DATA, ENVIRONMENT, FAILURE, RECIPE, StageResult, ranked, write_results
+from qmimic.run.folder import DATA, ENVIRONMENT, FAILURE, RECIPE, StageResult, mark_begun, ranked, write_results
 from qmimic.run.lock import exclusive_lock
 from qmimic.run.prepare import Prepared, environment, prepare
 from qmimic.run.stages import (
@@ -83,6 +83,8 @@ def train(recipe: Recipe, watcher: Watcher) -> RunResult:
         write_text(where, json.dumps(environment(prepared.accelerator), indent=1))  # first: it marks the folder as ours
         save_recipe(recipe, resolved)
         _write_data(prepared)
+        with contextlib.suppress(InputError):  # damaged ones are written anew at the end
+            mark_begun(recipe.folder)
         (recipe.folder / FAILURE).unlink(missing_ok=True)
         try:
             return _train(prepared, watcher)
