@@ -19,6 +19,8 @@ from safetensors.numpy import load_file
 from cli_cases import coco
 from qmimic.cli import main
 from qmimic.data import index
+from qmimic.run.folder import mark_begun, read_run
+from qmimic.run.listing import list_runs
 
 SMALL = """
 import os, subprocess, sys
