@@ -5,6 +5,8 @@ This is the only place that decodes: training, `data check`, `predict` and the p
 
 import contextlib
 import hashlib
+import io
+import os
 import re
 import threading
 import warnings
@@ -20,6 +22,7 @@ from qmimic.errors import InputError
 from qmimic.files import MissingError, open_file
 
 MAX_BYTES = 1 << 30  # of a file
+SMALL = 4 << 20  # bytes of a file that is read at once
 BITS, LEAST, GREATEST = 258, 340, 341  # tags of TIFF: BitsPerSample, SMinSampleValue, SMaxSampleValue
 MAX_PIXELS = 100_000_000  # of a picture, and of all that are decoded at the same time in this process
 MAX_SCANS = 100  # of a JPEG; each costs a pass over all pixels, however few bytes it has. Usual ones have up to 12
@@ -183,7 +186,7 @@ def _opened(path: Source, root: Path | None) -> Iterator[ImageFile.ImageFile]:
     with warnings.catch_warnings(), contextlib.ExitStack() as opened:
         warnings.simplefilter("ignore")  # Pillow warns of large images; the limit below refuses them
         try:
-            own = opened.enter_context(open_file(path, root, MAX_BYTES)) if isinstance(path, Path) else path
+            own = opened.enter_context(_read(path, root)) if isinstance(path, Path) else path
             with Image.open(own, formats=FORMATS) as file:
                 if file.width * file.height > MAX_PIXELS:
                     raise Image.DecompressionBombError
@@ -204,6 +207,16 @@ def _opened(path: Source, root: Path | None) -> Iterator[ImageFile.ImageFile]:
             raise InputError(
                 f"{name} is not a whole image ({str(error) or type(error).__name__}); replace or remove it."
             ) from error
+
+
+def _read(path: Path, root: Path | None) -> BinaryIO:
+    """A file to decode from: in memory where it is small, for decoders read in many small pieces."""
+    file = open_file(path, root, MAX_BYTES)
+    size = os.fstat(file.fileno()).st_size
+    if size > SMALL:
+        return file
+    with file:
+        return io.BytesIO(file.read(size))
 
 
 class _Room:
@@ -247,10 +260,13 @@ def _check_scans(file: ImageFile.ImageFile) -> None:
     """
     stream = file.fp
     assert stream is not None, "the picture is open"
-    back = stream.tell()
-    stream.seek(0)
-    content = stream.read(MAX_BYTES)
-    stream.seek(back)
+    if isinstance(stream, io.BytesIO):
+        content = stream.getvalue()  # no copy
+    else:
+        back = stream.tell()
+        stream.seek(0)
+        content = stream.read(MAX_BYTES)
+        stream.seek(back)
     if content.count(b"\xff\xda") <= MAX_SCANS:
         return  # not even if all of them were markers
     place, scans = 2, 0
