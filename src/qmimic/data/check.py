@@ -190,6 +190,13 @@ def _class_defects(
     for label, name in enumerate(dataset.classes):
         if not counts[label]:
             found.append(LabelDefect("empty_class", name, "It is listed, but no box has it."))
+    alike: dict[str, list[str]] = {}
+    for name in dataset.classes:
+        alike.setdefault("".join(name.casefold().split()), []).append(name)
+    for names in alike.values():
+        if len(names) > 1:
+            text = f"{' and '.join(map(repr, names))} differ by case or spaces alone, and are two classes."
+            found.append(LabelDefect("similar_classes", names[0], text))
     for split, labels in seen.items():
         for label in sorted(labels - seen.get("train", labels)) if split not in unions else ():
             text = f"Its boxes are in {split}, but none is in train."

@@ -48,7 +48,11 @@ def sift(dataset: Dataset, seen: Mapping[int, Look | InputError]) -> Sifted:
     lost_boxes: Counter[str] = Counter()
     for sample in _distinct(dataset):
         found = seen[id(sample)]
-        own = [unreadable(sample, found)] if isinstance(found, InputError) else label_faults(sample, found.size)
+        own = (
+            [unreadable(sample, found)]
+            if isinstance(found, InputError)
+            else label_faults(sample, found.size, found.turn is not None)
+        )
         defects += own
         whole = next((one.kind for one in own if one.kind in WHOLE), None)
         if isinstance(found, InputError) or whole is not None:
@@ -93,14 +97,21 @@ def unreadable(sample: Sample, error: InputError) -> LabelDefect:
     return LabelDefect("unreadable_image" if there else "label_without_image", sample.image_id, str(error))
 
 
-def label_faults(sample: Sample, actual: tuple[int, int]) -> list[LabelDefect]:
-    """What is wrong with a sample's labels, its picture being of this width and height."""
+def label_faults(sample: Sample, actual: tuple[int, int], turned: bool) -> list[LabelDefect]:
+    """What is wrong with a sample's labels.
+
+    Args:
+        sample: any.
+        actual: width and height of its picture.
+        turned: EXIF turns the picture.
+    """
     found = []
     width, height = actual
     if sample.size and sample.size != actual:
         text = f"The label says {sample.size[0]} x {sample.size[1]}, the image has {width} x {height}."
         if sample.size[::-1] == actual:
-            text += " Width and height are swapped: it was labelled without the rotation that its EXIF asks for."
+            text += " Width and height are swapped"
+            text += ": it was labelled without the rotation that its EXIF asks for." if turned else "."
         found.append(LabelDefect("size_mismatch", sample.image_id, text))
     facts = zip(sample.boxes.tolist(), has_area(sample.boxes), leaves(sample.boxes, actual), strict=True)
     for (x1, y1, x2, y2), solid, outside in facts:

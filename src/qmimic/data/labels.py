@@ -1,9 +1,10 @@
 """What readers and writers of label files share: limits, safe names and paths, boxes that become a `Sample`."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Protocol, Self
-from unicodedata import category
+from unicodedata import category, normalize
 from urllib.parse import unquote
 
 import numpy as np
@@ -86,6 +87,28 @@ def locate(root: Path, folders: Sequence[Path], name: str) -> Path | None:
                 if is_file(path):
                     return inside(root, path)
     return None
+
+
+def by_folded_name(pictures: Iterable[Path]) -> dict[str, Path]:
+    """Pictures by `folded` name, those alone whose name no other has: disks and tools differ in case and accents."""
+    found: dict[str, list[Path]] = {}
+    for path in pictures:
+        found.setdefault(folded(path.name), []).append(path)
+    return {name: own[0] for name, own in found.items() if len(own) == 1}
+
+
+def folded(name: str) -> str:
+    """The last part of a name, without differences of case and of how accents are written."""
+    return normalize("NFC", PurePosixPath(name.replace("\\", "/")).name).casefold()
+
+
+def bounds(box: tuple[float, float, float, float], degrees: float) -> tuple[float, float, float, float]:
+    """The upright box around a box that is turned about its centre; x1, y1, x2, y2."""
+    x1, y1, x2, y2 = box
+    cos, sin = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
+    width, height = (x2 - x1) * cos + (y2 - y1) * sin, (x2 - x1) * sin + (y2 - y1) * cos
+    x, y = (x1 + x2) / 2, (y1 + y2) / 2
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 
 
 def is_file(path: Path) -> bool:

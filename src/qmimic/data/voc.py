@@ -18,6 +18,7 @@ from qmimic.data.labels import (
     Folder,
     apart,
     file_of,
+    folded,
     is_picture,
     one_line,
     reserve,
@@ -151,11 +152,14 @@ def _read(base: Path) -> tuple[Dataset, bool]:
 
 
 def _stems(pictures: Sequence[Path]) -> dict[str, list[Path]]:
-    """Pictures by name, with and without suffix."""
+    """Pictures by name, with and without suffix, and by what other disks make of it."""
     found: dict[str, list[Path]] = {}
     for path in pictures:
         found.setdefault(path.stem, []).append(path)
         found.setdefault(path.name, []).append(path)
+    for name, own in list(found.items()):
+        if folded(name) != name:
+            found.setdefault(folded(name), []).extend(own)
     return found
 
 

@@ -31,6 +31,8 @@ from qmimic.data.yolo_config import (
     SPLITS,
     class_names,
     config_file,
+    disagreements,
+    keypoint_numbers,
     labelled_folders,
     lines_of,
     read_config,
@@ -40,6 +42,7 @@ from qmimic.errors import InputError
 from qmimic.files import inside
 
 NOT_LABELS = ("classes.txt", "labels.txt", "obj.txt", "readme.txt", "license.txt", "requirements.txt")
+LABELS = {"Images": "Labels", "IMAGES": "LABELS"}
 MAX_CLASS = 9999  # the highest index of a class
 MAX_SHARE = 2.0  # beyond, a number is not a share of the picture with a rounding error
 
@@ -67,6 +70,8 @@ def read(root: Path) -> Dataset:
     lists: set[Path] = set()
     members = split_members(root, config, pictures, lists, defects)
     names = class_names(root, config)
+    keypoints = keypoint_numbers(config)
+    defects += disagreements(root, config, names)
     spelled = _spelled(root, members)
     tally = Tally()
     ambiguous = _ambiguous(pictures)
@@ -83,7 +88,7 @@ def read(root: Path) -> Dataset:
             made[path] = None
             tally.pictures_out[path] = "two_images_for_one_label"
             continue
-        sample = _sample(root, path, label, name, names, defects, tally)
+        sample = _sample(root, path, label, name, names, keypoints, defects, tally)
         made[path] = sample
         if label is not None:
             used.add(label)
@@ -175,14 +180,14 @@ def _spelled(root: Path, members: dict[str, list[Path]]) -> dict[Path, str]:
 
 def _label_of(root: Path, picture: Path) -> Path | None:
     """The label file of a picture: `images` in its path becomes `labels`, or it lies beside the picture."""
-    parts = picture.relative_to(root).with_name(f"{picture.stem}.txt").parts
-    places = [place for place, part in enumerate(parts[:-1]) if part == "images"]
-    for place in reversed(places):
-        path = root.joinpath(*parts[:place], "labels", *parts[place + 1 :])
-        if is_file(path):
-            return path
-    beside = root.joinpath(*parts)
-    return beside if is_file(beside) else None
+    parts = picture.relative_to(root).parts
+    places = [place for place, part in enumerate(parts[:-1]) if part.lower() == "images"]
+    folders = [
+        root.joinpath(*parts[:place], LABELS.get(parts[place], "labels"), *parts[place + 1 : -1])
+        for place in reversed(places)
+    ]
+    paths = (folder / f"{picture.stem}{suffix}" for folder in (*folders, picture.parent) for suffix in (".txt", ".TXT"))
+    return next((path for path in paths if is_file(path)), None)
 
 
 def _ambiguous(pictures: list[Path]) -> dict[Path, list[Path]]:
@@ -195,7 +200,7 @@ def _ambiguous(pictures: list[Path]) -> dict[Path, list[Path]]:
 def _is_label(root: Path, path: Path, pictures: list[Path]) -> bool:
     if path.suffix.lower() != ".txt" or path.name.lower() in NOT_LABELS:
         return False
-    return "labels" in path.relative_to(root).parts[:-1] or any(
+    return not {"labels", "Labels", "LABELS"}.isdisjoint(path.relative_to(root).parts[:-1]) or any(
         is_file(path.with_suffix(suffix)) for suffix in (".jpg", ".png", ".jpeg", ".JPG")
     )
 
@@ -212,6 +217,7 @@ def _unused(
     """Name or count the label files that no picture of a split has."""
     known = {label: path for path in pictures if path not in listed and (label := _label_of(root, path)) is not None}
     clashing = {_label_of(root, path) for path in doubtful}
+    beside = {path.with_suffix(""): path for path in listed}
     for label in sorted(labels):
         tally.labels += 1
         try:
@@ -223,6 +229,10 @@ def _unused(
             tally.drop("two_images_for_one_label", boxes)
         elif label in known:
             tally.drop("not_listed", boxes)
+        elif (other := beside.get(label.with_suffix(""))) is not None:
+            tally.drop("two_labels_for_one_image", boxes)
+            text = f"{other.name} has its label in {_label_of(root, other)}; remove one of the two."
+            defects.append(LabelDefect("two_labels_for_one_image", str(label.relative_to(root)), text))
         else:
             tally.drop("without_picture", boxes)
             text = "No picture has its name; put the picture there, or remove the label."
@@ -235,6 +245,7 @@ def _sample(
     label: Path | None,
     name: str,
     names: tuple[str, ...],
+    keypoints: int,
     defects: list[LabelDefect],
     tally: Tally,
 ) -> Sample | None:
@@ -266,7 +277,7 @@ def _sample(
     for number, line in enumerate(lines, start=1):
         if fault is not None or not line.strip():
             continue
-        row = _row(line)
+        row = _row(line, keypoints)
         if isinstance(row, str):
             fault = f"Line {number} {row}: {line.strip()[:80]!r}."
         elif row[0] >= len(names):
@@ -288,8 +299,13 @@ def _sample(
     return make_sample(name, path, boxes, classes, (width, height))
 
 
-def _row(line: str) -> tuple[int, float, float, float, float] | str:
-    """A line's class and box x1 y1 x2 y2 as shares of the picture, or what is wrong with it."""
+def _row(line: str, keypoints: int = 0) -> tuple[int, float, float, float, float] | str:
+    """A line's class and box x1 y1 x2 y2 as shares of the picture, or what is wrong with it.
+
+    Args:
+        line: of a label file.
+        keypoints: numbers behind the box, in data sets of poses.
+    """
     fields = line.split()
     if "," in line:
         return "has commas; separate `class cx cy w h` by spaces"
@@ -301,6 +317,8 @@ def _row(line: str) -> tuple[int, float, float, float, float] | str:
         values = [float(field) for field in fields[1:]]
     except ValueError:
         return "has something that is not a number"
+    if keypoints and len(values) == 4 + keypoints:
+        values = values[:4]
     if len(values) == 5:
         return "has six numbers, as detections have with their score; a label is `class cx cy w h`"
     polygon = len(values) >= 6 and len(values) % 2 == 0

@@ -19,6 +19,7 @@ from qmimic.yaml_text import parse_yaml
 
 SPLITS = ("train", "val", "test")  # the keys of data.yaml
 NO_SPLITS = ("images", "names", "path", "nc", "download")  # what else these words mean in this layout
+MAX_KEYPOINTS = 10_000  # numbers of a line
 NO_VALUE = ("", "~", "null", "Null", "NULL")
 
 
@@ -30,15 +31,43 @@ def config_file(root: Path) -> Path | None:
     """
     if is_file(root / "data.yaml"):
         return root / "data.yaml"
+    found = _config_files(root)
+    if len(found) > 1:
+        raise InputError(f"{found[0]} and {found[1]} both describe {root}; keep one of them, as data.yaml.")
+    return found[0] if found else None
+
+
+def _config_files(root: Path) -> list[Path]:
     found = []
     for path in sorted([*root.glob("*.yaml"), *root.glob("*.yml")]):
         if not path.name.startswith("."):
             text = read_text(path, root)
             if "names:" in text and ("train:" in text or (root / "labels").is_dir()):
                 found.append(path)
-    if len(found) > 1:
-        raise InputError(f"{found[0]} and {found[1]} both describe {root}; keep one of them, as data.yaml.")
-    return found[0] if found else None
+    return found
+
+
+def keypoint_numbers(config: dict[str, Any]) -> int:
+    """How many numbers stand behind the box of a line, where the configuration says that there are keypoints."""
+    shape = config.get("kpt_shape")
+    if not isinstance(shape, list) or len(shape) != 2 or not all(str(own).isdecimal() for own in shape):
+        return 0
+    return min(int(str(shape[0])[:6]) * int(str(shape[1])[:6]), MAX_KEYPOINTS)
+
+
+def disagreements(root: Path, config: dict[str, Any], names: tuple[str, ...]) -> list[LabelDefect]:
+    """Where the configuration contradicts itself, and others like it that are not read."""
+    found = []
+    own = str(config.get("") or "")
+    count = str(config.get("nc") or len(names)).strip()
+    if own and names and count != str(len(names)):
+        text = f"`nc: {count[:20]}` and {len(names)} names do not agree; correct one of them."
+        found.append(LabelDefect("class_count", Path(own).name, text))
+    for path in _config_files(root) if own else []:
+        if str(path) != own:
+            text = f"It describes the folder too and is not read; {Path(own).name} is."
+            found.append(LabelDefect("unused_label_file", path.name, text))
+    return found
 
 
 def read_config(root: Path) -> dict[str, Any]:
