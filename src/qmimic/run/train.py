@@ -10,7 +10,6 @@ from pathlib import Path
 from qmimic.arms import ARMS, STUDENT, TEACHERS
 from qmimic.config import Recipe, save_recipe
 from qmimic.data.splits import VAL
-from qmimic.detectors.backbones import TIMM, parse_name
 from qmimic.detectors.build import equal_cost
 from qmimic.detectors.files import load_detector
 from qmimic.detectors.prediction import predict
@@ -27,6 +26,7 @@ from qmimic.run.stages import (
     teachers_of,
     train_student,
 )
+from qmimic.tables import TIMM, parse_backbone
 from qmimic.training.log import LOG, draw_curves, read_log
 from qmimic.training.loop import Watcher
 from qmimic.training.progress import Silent
@@ -154,7 +154,7 @@ def arms(prepared: Prepared) -> dict[str, Recipe]:
                     f"There is no {student} of {arm.convolutions} convolutions: leave {name} out of baselines, or take "
                     "a student of qmimic's own, such as resnet18/16."
                 )
-            family = f"{parse_name(student)[0].split('_')[0]}_{arm.convolutions}"
+            family = f"{parse_backbone(student)[0].split('_')[0]}_{arm.convolutions}"
             found[name] = found[name].changed({"student.backbone": equal_cost(prepared.spec(student), family)})
     found[STUDENT] = recipe
     pruned = [name for name, own in found.items() if own.pruning.method != "none"]
