@@ -1,4 +1,4 @@
-"""Backbones by name: `resnet18/16` is ResNet-18 with 1/16 of its channels. The names stand in `BACKBONES` (tables.py)."""
+"""Backbones by name: `resnet18/16` is ResNet-18 with 1/16 of its channels. The families are in tables.py."""
 
 from qmimic.contracts import Backbone
 from qmimic.tables import BACKBONES, TIMM, parse_backbone
