@@ -235,7 +235,8 @@ class MimicConfig(Section):
         0.3, description="lambda of the total loss, whose meaning depends on `normalize`; auto: holds mimic.share"
     )
     share: float = Field(
-        0.1, description="norm of the mimic gradient at the student's map in that of detection's, held by weight=auto"
+        0.1,
+        description="norm of the distillation gradient at the student's map in that of detection's, held by weight=auto",
     )
     distiller: Annotated[str, InTable(DISTILLERS)] = Field(
         "mimic", description="what the student learns from its teacher; mimic is the paper's"

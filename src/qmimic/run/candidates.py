@@ -26,7 +26,7 @@ from qmimic.ship.onnx_file import Exported
 from qmimic.ship.write import describe, write_described
 from qmimic.tables import ARCHITECTURES
 
-BACKBONES = ("resnet18/8", "resnet18/16", "resnet18/32", "vgg16/32")
+TRIED = ("resnet18/8", "resnet18/16", "resnet18/32", "vgg16/32")
 SIDES = (128, 192, 256)  # of a square of the same area
 BOXES = np.geomspace(8, 256, 64, dtype=np.float32)[:, None].repeat(2, 1)  # widths and heights
 MULTIPLE = 32  # pixels; of the input's sides
@@ -108,7 +108,7 @@ def candidates(image_sizes: NDArray[np.int32]) -> list[Candidate]:
         return max(MULTIPLE, MULTIPLE * round(pixels / MULTIPLE))
 
     sizes = [(side(one / ratio), side(one * ratio)) for one in SIDES]
-    return [Candidate(backbone, head, size) for size, backbone, head in product(sizes, BACKBONES, ARCHITECTURES)]
+    return [Candidate(backbone, head, size) for size, backbone, head in product(sizes, TRIED, ARCHITECTURES)]
 
 
 def cost_table(
