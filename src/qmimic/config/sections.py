@@ -236,7 +236,7 @@ class MimicConfig(Section):
     )
     share: float = Field(
         0.1,
-        description="norm of the distillation gradient at the student's map in that of detection's, held by weight=auto",
+        description="norm of the distillation gradient at the student's map over detection's, held by weight=auto",
     )
     distiller: Annotated[str, InTable(DISTILLERS)] = Field(
         "mimic", description="what the student learns from its teacher; mimic is the paper's"

@@ -188,8 +188,8 @@ def remarks(results: tuple[StageResult, ...]) -> tuple[str, ...]:
     for one in results:
         if one.distillation_share is not None and one.distillation_cosine is not None:
             said.append(
-                f"The distillation gradient of {one.name} was {100 * one.distillation_share:.0f} % of detection's at the "
-                f"student's map on average, at a cosine of {one.distillation_cosine:.2f}."
+                f"The distillation gradient of {one.name} was {100 * one.distillation_share:.0f} % of detection's at "
+                f"the student's map on average, at a cosine of {one.distillation_cosine:.2f}."
             )
     best = ranked(results)[0]
     if best.name != "student":
