@@ -46,12 +46,12 @@ class Here:
     def stop(self) -> None: ...
 
 
-def run_here(path: Path, folder: Path) -> tuple[list[JobRow], list[str]]:
+def run_here(path: Path, folder: Path, workers: int = 2) -> tuple[list[JobRow], list[str]]:
     """Run a study in this process; its jobs, and the ids in the order in which they were started."""
     study = load_study(path)
     started: list[str] = []
     start = type("Noted", (Here,), {"started": started})
-    return run_study(study, expand(study, path, folder), folder, 2, lambda jobs: None, start), started
+    return run_study(study, expand(study, path, folder), folder, workers, lambda jobs: None, start), started
 
 
 def without_times(folder: Path) -> list[dict[str, Any]]:

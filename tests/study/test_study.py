@@ -18,18 +18,21 @@ from qmimic.study import worker
 from qmimic.study.report import report
 from qmimic.study.schedule import run_study
 from qmimic.study.spec import expand, load_study
-from qmimic.study.table import read_jobs, read_results, update
+from qmimic.study.table import names, read_jobs, read_results, update
 
 
 def test_a_study_computes_what_is_shared_once_and_first(tmp_path: Path) -> None:
     path, folder = study_file(tmp_path), tmp_path / "out"
-    jobs, started = run_here(path, folder)
+    jobs, started = run_here(path, folder, workers=1)
     assert {job.status for job in jobs} == {"done"}
     kinds = {job.id: job.kind for job in jobs}
     assert sorted(kinds[job] for job in started) == ["quantized"] * 2 + ["student"] * 6 + ["teacher"] * 2
     needs = {job.id: job.needs for job in jobs}
     for place, job in enumerate(started):
         assert not needs[job] or needs[job] in started[:place]
+    # Seed by seed, so that a study that is cut short has whole pairs.
+    called = names(folder)
+    assert [called[job].split(", ")[1] for job in started if job in called] == ["seed 3"] * 3 + ["seed 4"] * 3
     results = read_results(folder)
     assert [(row["arm"], row["seed"]) for row in results] == [
         (arm, seed) for arm in ("scratch", "mimic", "quantized") for seed in (3, 4)

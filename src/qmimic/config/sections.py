@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from qmimic.arms import ARMS, order
-from qmimic.config.base import Advanced, InputSize, InTable, Levels, Section, Share, Side
+from qmimic.config.base import Advanced, BackboneName, InputSize, InTable, Levels, Section, Share, Side
 from qmimic.tables import (
+    ARCHITECTURES,
     DICTIONARIES,
     DISTANCES,
     DISTILLERS,
@@ -53,9 +54,7 @@ class DataConfig(Section):
 class DetectorConfig(Section):
     """The detector around the backbone, the same for teacher and student."""
 
-    architecture: str = Field(
-        "faster_rcnn", description="faster_rcnn, rfcn, one_stage: a name in the table of architectures"
-    )
+    architecture: Annotated[str, InTable(ARCHITECTURES)] = Field("faster_rcnn", description="kind of detector")
     output_stride: Literal[16, 8] = Field(16, description="pixels from one entry of the feature map to the next")
     levels: Levels | None = Field(
         None, description="one_stage: strides of its maps, some of 8, 16 and 32; null: chosen by the training boxes"
@@ -196,8 +195,10 @@ class TeacherConfig(ScheduleConfig):
         (255, 255, 255), description="onnx: that they are divided by then"
     )
     bgr: Advanced[bool] = Field(False, description="onnx: it was trained on blue, green, red")
-    backbone: str = Field("resnet18/4", description="family and width divisor, or timm:NAME")
-    detector: str | None = Field(None, description="the teacher's architecture; null: detector.architecture")
+    backbone: BackboneName = Field("resnet18/4", description="family and width divisor, or timm:NAME")
+    detector: Annotated[str, InTable(ARCHITECTURES)] | None = Field(
+        None, description="the teacher's architecture; null: detector.architecture"
+    )
     weights: str | None = Field(None, description=WEIGHTS)
     frozen_stages: Advanced[int] = Field(
         0, ge=0, le=64, description="first stages of the backbone that keep their weights"
@@ -224,7 +225,7 @@ class StudentConfig(ScheduleConfig):
     """The very tiny detector. Every arm (scratch, mimic, quantization mimic) has this same schedule."""
 
     learning_rate: float = Field(6e-3, gt=0, description="peak learning rate; the fewer channels, the more")
-    backbone: str = Field("resnet18/16", description="family and width divisor, or timm:NAME")
+    backbone: BackboneName = Field("resnet18/16", description="family and width divisor, or timm:NAME")
     weights: str | None = Field(None, description=WEIGHTS)
     quantize_map: bool = Field(False, description="every student's own heads see its map quantized by the teacher's s")
 
@@ -257,7 +258,8 @@ class MimicConfig(Section):
         0.3, description="lambda of the total loss, whose meaning depends on `normalize`; auto: holds mimic.share"
     )
     share: float = Field(
-        0.1, description="norm of the mimic gradient at the student's map in that of detection's, held by weight=auto"
+        0.1,
+        description="norm of the distillation gradient at the student's map over detection's, held by weight=auto",
     )
     distiller: Annotated[str, InTable(DISTILLERS)] = Field(
         "mimic", description="what the student learns from its teacher; mimic is the paper's"

@@ -26,7 +26,7 @@ from qmimic.extras import version_of
 from qmimic.files import MissingError, open_file
 
 VERSION = 2  # raised when the same recipe would give other weights
-MIMIC_VERSION = 1  # the same for students that are taught
+TAUGHT_VERSION = 1  # the same for students that are taught
 TAYLOR_VERSION = 1  # and for teachers pruned by Taylor expansion
 INT8_VERSION = 1  # when the same detector would get other grids
 # Settings since VERSION, which count only where they are set.
@@ -129,7 +129,7 @@ def student_key(recipe: Recipe, data: str, bf16: bool, parents: Parents) -> str:
         _plain(recipe.augment),
         recipe.seed,
         bf16,
-        _mimic(recipe.mimic) if parents.taught_by else None,
+        _distillation(recipe.mimic) if parents.taught_by else None,
         [parents.taught_by, parents.grid, parents.start],
     )
 
@@ -211,13 +211,13 @@ def job_keys(recipe: Recipe) -> dict[str, str]:
     if not recipe.needs_teachers:
         return {"student": fingerprint("student", *run, _job_schedule(recipe.student))}
     if not recipe.trains_teacher:
-        opened = [_job_schedule(recipe.teacher, "min_map"), recipe.quantizer, _mimic(recipe.mimic)]
+        opened = [_job_schedule(recipe.teacher, "min_map"), recipe.quantizer, _distillation(recipe.mimic)]
         return {"student": fingerprint("student", *run, _job_schedule(recipe.student), *opened)}
     teacher = fingerprint("teacher", *run, _job_schedule(recipe.teacher, "min_map"))
     quantized = fingerprint("quantized", teacher, _job_schedule(recipe.quantized_teacher), recipe.quantizer)
     pruning = _pruning(recipe) if recipe.pruning.method != "none" else []
-    mimic = _mimic(recipe.mimic) if recipe.mimic.mode != "none" else []
-    student = fingerprint("student", quantized, _job_schedule(recipe.student), mimic, *pruning)
+    taught = _distillation(recipe.mimic) if recipe.mimic.mode != "none" else []
+    student = fingerprint("student", quantized, _job_schedule(recipe.student), taught, *pruning)
     return {"teacher": teacher, "quantized": quantized, "student": student}
 
 
@@ -259,6 +259,6 @@ def _pruning(recipe: Recipe) -> list[object]:
     return [recipe.pruning, *([TAYLOR_VERSION] if recipe.pruning.method == "taylor" else [])]
 
 
-def _mimic(config: MimicConfig) -> list[object]:
-    """What the mimic loss depends on: a share only where it is held."""
-    return [MIMIC_VERSION, _plain(config, *(() if config.weight == "auto" else ("share",)))]
+def _distillation(config: MimicConfig) -> list[object]:
+    """What a distillation loss depends on: a share only where it is held."""
+    return [TAUGHT_VERSION, _plain(config, *(() if config.weight == "auto" else ("share",)))]

@@ -1,4 +1,4 @@
-"""Running a study's jobs side by side, each in a process of its own; what others wait for comes first."""
+"""Running a study's jobs side by side, each in a process of its own, one seed after another."""
 
 import os
 import subprocess
@@ -16,7 +16,6 @@ from qmimic.study.table import JobRow, plan, read_jobs, update
 POLL_SECONDS = 0.3
 LOG_END = 1 << 16  # bytes of a log that are looked at
 NEED_FAILED = "The job that it depends on failed: "
-ORDER = ("teacher", "quantized", "student")  # many wait for a teacher, nobody for a student
 
 
 class Worker(Protocol):
@@ -106,10 +105,9 @@ def run_study(
 
 
 def ready(jobs: list[JobRow]) -> list[JobRow]:
-    """Waiting jobs whose prerequisite is done; those that most others wait for come first."""
+    """Waiting jobs whose prerequisite is done, in the order of the plan."""
     done = {job.id for job in jobs if job.status == "done"}
-    waiting = [job for job in jobs if job.status == "waiting" and (not job.needs or job.needs in done)]
-    return sorted(waiting, key=lambda job: ORDER.index(job.kind))
+    return [job for job in jobs if job.status == "waiting" and (not job.needs or job.needs in done)]
 
 
 def _settle(folder: Path, job: str, code: int) -> None:

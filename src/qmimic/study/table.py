@@ -91,23 +91,28 @@ def opened(folder: Path) -> Iterator[sqlite3.Connection]:
 
 
 def plan(folder: Path, study: Study, runs: Iterable[Run]) -> None:
-    """Make the table hold exactly these runs. What is done and still wanted stays; all else waits, failed jobs too."""
+    """Make the table hold exactly these runs. What is done and still wanted stays; all else waits, failed jobs too.
+
+    Jobs are planned seed by seed, so that a study that is cut short has whole pairs; runs stand as they are listed.
+    """
+    runs = tuple(runs)
+    seeds = list(dict.fromkeys(run.seed for run in runs))
     with opened(folder) as table:
         table.executescript(SCHEMA)
         table.execute("DELETE FROM study")
         table.execute("INSERT INTO study VALUES (?)", (study.model_dump_json(),))
         table.execute("DELETE FROM runs")
         wanted = set()
-        for run in runs:
-            jobs = jobs_of(run)
-            for job in jobs:
+        for run in sorted(runs, key=lambda run: (seeds.index(run.seed), run.fold)):
+            for job in jobs_of(run):
                 wanted.add(job.id)
                 table.execute(
                     "INSERT INTO jobs (id, kind, needs, recipe) VALUES (?, ?, ?, ?) "
                     "ON CONFLICT (id) DO UPDATE SET recipe = excluded.recipe",  # the folder may have moved
                     (job.id, job.kind, job.needs, job.recipe.model_dump_json()),
                 )
-            ids = {job.kind: job.id for job in jobs}
+        for run in runs:
+            ids = {job.kind: job.id for job in jobs_of(run)}
             table.execute(
                 "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (

@@ -121,7 +121,7 @@ class DistillationObjective(nn.Module):
         progress: float,
         indices: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The terms of the loss, `mimic` already weighted by lambda. Args as `DetectionObjective.forward`."""
+        """The terms of the loss, `distillation` already weighted by lambda. Args as `DetectionObjective.forward`."""
         phase = self.phase(progress)
         student = self.detector
 
@@ -149,9 +149,9 @@ class DistillationObjective(nn.Module):
         view = StudentView(raw, regions, views.targets, generators.samples, whole_map=phase == "map")
         distance = self.distiller.loss(view, target)
         if losses:
-            losses["mimic"] = self.dose.weighed(raw.maps, torch.stack(list(losses.values())).sum(), distance)
+            losses["distillation"] = self.dose.weighed(raw.maps, torch.stack(list(losses.values())).sum(), distance)
         else:
-            losses["mimic"] = self.dose.weight() * distance
+            losses["distillation"] = self.dose.weight() * distance
         return losses
 
     def target(self, views: Views, indices: Tensor | None) -> Target:
