@@ -55,7 +55,7 @@ KEYS = {
     "seed": ALL,
     "baselines": NONE,
     # The folder and its splits come in by the dataset's own fingerprint.
-    **dict.fromkeys(("data.root", "data.train", "data.val", "data.fold", "data.cache_mib"), NONE),
+    **dict.fromkeys(("data.root", "data.train", "data.val", "data.fold", "data.cache_mib", "data.allow_capped"), NONE),
     **dict.fromkeys(("data.size", "data.drop_bad_boxes", "data.grey"), ALL),
     "teacher.min_map": NONE,
     **dict.fromkeys(("student.backbone", "student.batch_size"), OF_PRUNED),

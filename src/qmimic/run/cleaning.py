@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qmimic.arms import ARMS, STUDENT, TEACHERS
+from qmimic.arms import ARMS, STUDENT, TEACHER_STAGES
 from qmimic.errors import InputError
 from qmimic.run.folder import DEPLOY, STAGE_RESULT, STAGES, TRACKERS, read_run
 from qmimic.run.listing import BANK, PIXELS, WINNER, kind_of, list_runs, look, usage
@@ -25,7 +25,7 @@ FILES = re.compile(  # that we make, by their path below a run's, a fit's or a s
         (
             r"(recipe|study)\.yaml|(environment|data|results|fit|costs)\.json|failed\.txt|results\.md|report\.(html|md)",
             rf"(curves|examples|front|report-{NAME})\.png|study\.sqlite(-[a-z]+)?|mlflow\.db",
-            rf"({'|'.join((*TEACHERS, *ARMS, STUDENT))})\.safetensors",
+            rf"({'|'.join((*TEACHER_STAGES, *ARMS, STUDENT))})\.safetensors",
             rf"({BANK}|{PIXELS})/{KEY}\.bin|logs/{NAME}\.log",
             rf"report/((data|latency|matching)\.json|{NAME}-{KEY}\.safetensors)",
             rf"{DEPLOY}/({NAME}\.(onnx|xml|bin|pte|json))",
