@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from qmimic.cli.completion import complete, detectors
 from qmimic.cli.grammar import Commands, add_json
+from qmimic.errors import single_line
 
 if TYPE_CHECKING:
     from qmimic.data.sample import Dataset
@@ -109,7 +110,7 @@ def _score_widerface(options: argparse.Namespace) -> int:
 
 def _print_scores(scores: "Scores", as_json: bool) -> int:
     for name, own in scores.per_class.items():
-        print(f"{name:<20} VOC07 {100 * own.ap07:5.1f}   VOC {100 * own.ap:5.1f}   boxes {own.positives}")
+        print(f"{single_line(name):<20} VOC07 {100 * own.ap07:5.1f}   VOC {100 * own.ap:5.1f}   boxes {own.positives}")
     mean = (
         f"VOC07 {100 * scores.voc07_map50:5.1f}   VOC {100 * scores.voc_map50:5.1f}   COCO {100 * scores.coco_map:5.1f}"
     )

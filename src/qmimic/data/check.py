@@ -17,7 +17,7 @@ from qmimic.data.letterbox import fit
 from qmimic.data.sample import NOTES, Dataset, LabelDefect, Sample
 from qmimic.detections import Detections
 from qmimic.draw import captioned, contact_sheet, draw
-from qmimic.errors import InputError
+from qmimic.errors import InputError, single_line
 
 BINS = (8, 16, 32, 64, 128, 256)
 OUTPUT_STRIDE = 16
@@ -62,9 +62,14 @@ class Report:
     def as_text(self) -> str:
         """For a person."""
         lines = [self.accounted.as_text()] if self.accounted else []
-        lines += [f"{split}: {self.images[split]} images, {self.boxes[split]} boxes" for split in self.images]
+        lines += [
+            f"{single_line(split)}: {self.images[split]} images, {self.boxes[split]} boxes" for split in self.images
+        ]
         every = sum(self.classes.values()) or 1
-        lines += [f"class {name}: {count} boxes ({100 * count / every:.0f} %)" for name, count in self.classes.items()]
+        lines += [
+            f"class {single_line(name)}: {count} boxes ({100 * count / every:.0f} %)"
+            for name, count in self.classes.items()
+        ]
         for name, values in self.attributes.items():
             lines.append(f"{name}: " + ", ".join(f"{value}: {count} boxes" for value, count in values.items()))
         lines += ["box sizes in pixels at the training size:"]
@@ -81,7 +86,7 @@ class Report:
         for defect in self.defects:
             told[defect.kind] += 1
             if told[defect.kind] <= SHOWN:
-                lines.append(f"  {defect.kind}  {defect.file}: {defect.detail}")
+                lines.append(f"  {defect.kind}  {single_line(defect.file)}: {single_line(defect.detail)}")
         lines += [
             f"  {kind}: {count - SHOWN:,} more; --json lists all" for kind, count in told.items() if count > SHOWN
         ]

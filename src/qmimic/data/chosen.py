@@ -18,7 +18,7 @@ from qmimic.data.formats import load_dataset, usable
 from qmimic.data.letterbox import fit
 from qmimic.data.sample import Dataset, has_area
 from qmimic.data.splits import TRAIN, VAL, choose
-from qmimic.errors import InputError
+from qmimic.errors import InputError, single_line
 
 SAID = (
     "split_stands_in",
@@ -62,7 +62,9 @@ def remarks(dataset: Dataset, limits: Mapping[str, int], allow_capped: bool) -> 
     kinds = Counter(defect.kind for defect in dataset.defects if defect.kind in SAID)
     for kind, count in kinds.items():
         first = next(defect for defect in dataset.defects if defect.kind == kind)
-        said.append(f"{first.file}: {first.detail}" + (f" ({count - 1:,} more like it.)" if count > 1 else ""))
+        said.append(
+            single_line(f"{first.file}: {first.detail}") + (f" ({count - 1:,} more like it.)" if count > 1 else "")
+        )
     splits = in_columns(dataset.splits, dataset.root)
     empty = int((splits[TRAIN].counts == 0).sum())
     if empty:

@@ -119,7 +119,8 @@ def look_at(
 ) -> Look:
     """What an RGB picture is; all else as in `Look`, None: the size that it has."""
     size = size or picture.size
-    digest = hashlib.blake2b(repr((size, turn if drafted else None)).encode() + picture.tobytes(), digest_size=8)
+    digest = hashlib.blake2b(repr((size, turn if drafted else None)).encode(), digest_size=8)
+    digest.update(picture.tobytes())
     return Look(size, (int.from_bytes(digest.digest()) >> 1) or 1, levels(picture), turn, drafted)
 
 
