@@ -185,7 +185,7 @@ def test_ids_that_are_text_in_one_place_make_no_background(tmp_path: Path) -> No
     dataset, report, said = looked(coco(tmp_path, change))
     assert [sample.image_id for sample in dataset.splits["train"]] == ["b", "c"]
     assert report.exit_code == 1
-    assert "`images` has 0, write it so" in said["bad_label"]
+    assert "is 0 in `images`; write it so" in said["bad_label"]
 
 
 def test_a_category_id_of_two_names_is_no_class(tmp_path: Path) -> None:

@@ -183,8 +183,9 @@ def _label_of(root: Path, picture: Path) -> Path | None:
     parts = picture.relative_to(root).parts
     places = [place for place, part in enumerate(parts[:-1]) if part.lower() == "images"]
     folders = [
-        root.joinpath(*parts[:place], LABELS.get(parts[place], "labels"), *parts[place + 1 : -1])
+        root.joinpath(*parts[:place], word, *parts[place + 1 : -1])
         for place in reversed(places)
+        for word in dict.fromkeys((LABELS.get(parts[place], "labels"), "labels"))
     ]
     paths = (folder / f"{picture.stem}{suffix}" for folder in (*folders, picture.parent) for suffix in (".txt", ".TXT"))
     return next((path for path in paths if is_file(path)), None)
