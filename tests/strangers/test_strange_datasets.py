@@ -1,6 +1,7 @@
 """A dataset from a stranger: traps in place of its files, pictures that are none, MATLAB files that harm."""
 
 import io
+import json
 import os
 import re
 import resource
@@ -26,11 +27,12 @@ from PIL import Image
 from scipy.io import savemat
 
 from cli_cases import Refused, coco
+from folders import picture
 from qmimic.cli import main
 from qmimic.data import matlab
 from qmimic.data.images import _Room, image_size, look, read_image
 from qmimic.data.matlab import read_matlab
-from qmimic.errors import InputError
+from qmimic.errors import InputError, printable, single_line
 from wider_cases import cells, write_mat
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n0 0 64 64 rectfill\nshowpage\n%%EOF\n"
@@ -300,3 +302,48 @@ def test_a_dataset_that_cannot_be_written_keeps_no_index_and_says_so(tmp_path: P
         assert main(["data", "check", str(root)]) == 0
     finally:
         root.chmod(0o755)
+
+
+STRANGE = (
+    "\x1b[31mred",
+    "a\u202egpj",
+    "[red]x[/red]",
+    "two\nNothing needs mending.",
+    "<script>x<",
+    "bell\x07",
+    "\x9b2J",
+)
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_names_do_nothing_to_a_terminal_and_forge_no_line(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a picture, a class and a split, in what `data check` and training print, and in what they refuse."""
+    root = tmp_path / "data"
+    stem = name.replace("/", "_")
+    boxes = [{"image_id": 0, "category_id": 1, "bbox": [1, 1, 9, 9]}] * 2
+    content = {
+        "images": [{"id": 0, "file_name": f"{stem}.png"}],
+        "annotations": boxes,
+        "categories": [{"id": 1, "name": name or "x"}],
+    }
+    picture(root / "images" / f"{stem}.png", (20, 20))
+    (root / f"instances_{stem}.json").write_text(json.dumps(content))
+    main(["data", "check", str(root)])
+    shown = capsys.readouterr().out
+    assert all(sign.isprintable() or sign == "\n" for sign in shown)
+    assert shown.count("needs mending.\n") == 1
+    main(["train", "demo", f"data.root={root}", f"run.dir={tmp_path / 'run'}"])
+    said = capsys.readouterr()
+    assert all(sign.isprintable() or sign == "\n" for sign in said.out + said.err)
+    assert said.err.count("\n") == 1
+
+
+@given(st.text())
+def test_what_is_printable_has_no_sign_that_does_something(text: str) -> None:
+    shown = printable(text)
+    assert len(shown) == len(text)
+    assert all(sign.isprintable() or sign == "\n" for sign in shown)
+    assert all(one == other for one, other in zip(text, shown, strict=True) if one.isprintable())
+    assert single_line(text).isprintable()
