@@ -276,3 +276,43 @@ def test_classes_that_differ_by_case_or_spaces_are_noted(tmp_path: Path) -> None
     _, report, said = looked(root)
     assert report.exit_code == 0
     assert "'Cat' and 'cat'" in said["similar_classes"]
+
+
+def test_darknets_configuration_by_any_name(tmp_path: Path) -> None:
+    photos(tmp_path, "obj/{}.jpg")
+    for name in NAMES:
+        write(tmp_path, f"obj/{name}.txt", YOLO)
+    write(tmp_path, "pets.names", "cat\ndog\n")
+    write(tmp_path, "pets.data", "classes= 2\ntrain = data/train.txt\nvalid = data/test.txt\nnames = data/pets.names\n")
+    write(tmp_path, "train.txt", "data/obj/a.jpg\ndata/obj/b.jpg\n")
+    write(tmp_path, "test.txt", "data/obj/c.jpg\n")
+    dataset, report, _ = looked(tmp_path)
+    assert {split: len(own) for split, own in dataset.splits.items()} == {"train": 2, "val": 1}
+    assert boxes_of(dataset) == EXPECTED[:4]
+    assert report.exit_code == 0
+    write(tmp_path, "pets.data", (tmp_path / "pets.data").read_text().replace("2", "3"))
+    assert looked(tmp_path)[1].exit_code == 1
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_names_beside_the_pictures_of_each_split(tmp_path: Path, same: bool) -> None:
+    """Roboflow's export for Darknet; names that contradict each other are no names."""
+    for split in ("train", "valid"):
+        photos(tmp_path, f"{split}/{split}{{}}.jpg")
+        for name in NAMES:
+            write(tmp_path, f"{split}/{split}{name}.txt", YOLO)
+        names = "cat\ndog\n" if same or split == "train" else "dog\ncat\n"
+        write(tmp_path, f"{split}/_darknet.labels", names)
+    dataset, report, said = looked(tmp_path)
+    if same:
+        assert boxes_of(dataset) == boxes_of(dataset, "valid") == EXPECTED
+        assert report.exit_code == 0
+    else:
+        assert dataset.classes == ()
+        assert "no_class_names" in said
+
+
+def test_a_dataset_one_folder_below_is_named(tmp_path: Path) -> None:
+    yolo(tmp_path / "pets-v1")
+    with pytest.raises(InputError, match=r"There is one in .*pets-v1; name that folder"):
+        load_dataset(tmp_path)

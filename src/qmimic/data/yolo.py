@@ -31,6 +31,7 @@ from qmimic.data.yolo_config import (
     SPLITS,
     class_names,
     config_file,
+    darknet_file,
     disagreements,
     keypoint_numbers,
     labelled_folders,
@@ -49,7 +50,7 @@ MAX_SHARE = 2.0  # beyond, a number is not a share of the picture with a roundin
 
 def sniff(root: Path) -> bool:
     """Whether a folder looks like YOLO, as Ultralytics, Roboflow, CVAT, Label Studio and LabelImg leave it."""
-    if (root / "labels").is_dir() or is_file(root / "obj.data") or config_file(root) is not None:
+    if (root / "labels").is_dir() or darknet_file(root) is not None or config_file(root) is not None:
         return True
     return any(labelled_folders(root))
 
