@@ -7,7 +7,6 @@ import re
 import resource
 import shutil
 import signal
-import stat
 import struct
 import subprocess
 import sys
@@ -29,7 +28,7 @@ from scipy.io import savemat
 from cli_cases import Refused, coco
 from folders import picture
 from qmimic.cli import main
-from qmimic.data import matlab
+from qmimic.data import index, matlab
 from qmimic.data.images import _Room, image_size, look, read_image
 from qmimic.data.matlab import read_matlab
 from qmimic.errors import InputError, printable, single_line
@@ -292,16 +291,22 @@ def test_a_picture_that_is_replaced_in_place_is_noticed(tmp_path: Path, refused:
     assert index.read(root, drop_bad=False).splits["train"][0].image == path
 
 
-def test_a_dataset_that_cannot_be_written_keeps_no_index_and_says_so(tmp_path: Path, refused: Refused) -> None:
+def test_a_dataset_that_cannot_be_written_has_its_index_elsewhere_or_none(
+    tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = coco(tmp_path / "cats")
-    if os.geteuid() == 0:
-        pytest.skip("root writes into read-only folders")
-    root.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    try:
-        assert "Cannot write" in refused("data", "index", root)
-        assert main(["data", "check", str(root)]) == 0
-    finally:
-        root.chmod(0o755)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    can = os.access
+    monkeypatch.setattr(os, "access", lambda path, *rest: can(path, *rest) and Path(path) != root)  # root can do all
+    assert main(["data", "index", str(root)]) == 0
+    assert "cannot be written" in capsys.readouterr().out
+    assert not (root / index.FOLDER).exists()
+    assert len(index.read(root, drop_bad=False).splits["train"]) == 4
+    shutil.rmtree(tmp_path / "cache")
+    assert not index.exists(root)
+    (tmp_path / "cache").write_text("no folder")
+    assert "Cannot write" in refused("data", "index", root)
+    assert main(["data", "check", str(root)]) == 0
 
 
 STRANGE = (
