@@ -126,8 +126,7 @@ print("CODES", code, subprocess.run(command).returncode)
 """
 
 
-@pytest.mark.parametrize("room", [0, 20_000, 80_000])
-@pytest.mark.parametrize("what", ["export", "report"])
+@pytest.mark.parametrize(("what", "room"), [("export", 0), ("export", 80_000), ("report", 0)])
 def test_a_full_disk_leaves_nothing_half_written(
     namespace: list[str], trained: Path, tmp_path: Path, what: str, room: int
 ) -> None:
@@ -146,8 +145,7 @@ def test_a_full_disk_leaves_nothing_half_written(
     assert len(said) == 1
     assert "No space left on device" in said[0]
     assert "Traceback" not in done.stderr
-    if what == "export" or room == 0:  # a report may have kept what it had measured, whole
-        assert "SAME True" in done.stdout
+    assert "SAME True" in done.stdout
 
 
 READ_ONLY = """
@@ -228,7 +226,7 @@ def test_weights_after_signals_are_those_of_an_unbroken_run(trained: Path, tmp_p
         while process.poll() is None and set(run.rglob("step-*.safetensors")) <= before:
             time.sleep(0.02)
         time.sleep(0.07 * turn)
-        if process.poll() is None and stopped < 4:
+        if process.poll() is None and stopped < 3:
             process.send_signal(number)
         _, said = process.communicate(timeout=120)
         if process.returncode == 0:
