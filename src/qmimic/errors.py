@@ -8,8 +8,10 @@ from contextlib import contextmanager
 
 def printable(text: str) -> str:
     """A text for a terminal: signs that do something there, such as escape sequences and marks that turn the direction
-    of writing, become ?; line breaks stay. Names of a stranger's files and classes may hold any."""
-    return text if text.isprintable() else "".join(s if s.isprintable() or s == "\n" else "?" for s in text)
+    of writing, are shown by their codes; line breaks stay. Names of a stranger's files and classes may hold any."""
+    if text.isprintable():
+        return text
+    return "".join(s if s.isprintable() or s == "\n" else s.encode("unicode_escape").decode() for s in text)
 
 
 def single_line(text: str) -> str:

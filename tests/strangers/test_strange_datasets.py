@@ -348,7 +348,7 @@ def test_names_do_nothing_to_a_terminal_and_forge_no_line(
 @given(st.text())
 def test_what_is_printable_has_no_sign_that_does_something(text: str) -> None:
     shown = printable(text)
-    assert len(shown) == len(text)
     assert all(sign.isprintable() or sign == "\n" for sign in shown)
-    assert all(one == other for one, other in zip(text, shown, strict=True) if one.isprintable())
+    assert all(sign in shown for sign in text if sign.isprintable())
+    assert text.isprintable() == (shown == text) or "\n" in text
     assert single_line(text).isprintable()
