@@ -187,12 +187,6 @@ def map_grids(detector: Detector) -> list[Grid]:
     return [found[level] for level in sorted(found)]
 
 
-def map_grid(detector: Detector) -> Grid:
-    """The grid of the map of a detector with one level."""
-    (grid,) = map_grids(detector)
-    return grid
-
-
 @torch.no_grad()
 def calibrate(detector: Detector, batches: Iterable[Tensor]) -> None:
     """Choose the scales of a detector's maps on images [B, 3, H, W] as they come.

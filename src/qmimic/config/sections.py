@@ -1,13 +1,14 @@
 """The sections of a recipe: every setting with its type, its limits, its default and a sentence."""
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from qmimic.arms import ARMS, order
-from qmimic.config.base import Advanced, BackboneName, InputSize, InTable, Levels, Section, Share, Side
+from qmimic.config.base import Advanced, BackboneName, InputSize, InTable, Levels, Section, Share, Side, check_own
 from qmimic.tables import (
     ARCHITECTURES,
     DICTIONARIES,
@@ -187,6 +188,10 @@ class TeacherConfig(ScheduleConfig):
     def _frozen(self) -> "TeacherConfig":
         if not self.weights and (self.frozen_stages or self.frozen_norm):
             raise ValueError("teacher.frozen_stages and frozen_norm keep published weights: set teacher.weights too")
+        fields = type(self).model_fields
+        for name in ("file", "maps", "boxes", "scores", "mean", "std", "bgr"):
+            if self.kind == fields["kind"].default and getattr(self, name) != fields[name].default:
+                raise ValueError(f"teacher.{name} has no effect with teacher.kind={self.kind}; set teacher.kind=onnx")
         return self
 
 
@@ -241,6 +246,7 @@ class MimicConfig(Section):
     distiller: Annotated[str, InTable(DISTILLERS)] = Field(
         "mimic", description="what the student learns from its teacher; mimic is the paper's"
     )
+    settings: Advanced[dict[str, Any]] = Field({}, description="the distiller's own settings, `name: value` each")
     distance: Annotated[str, InTable(DISTANCES)] = Field(
         "squared",
         description="how far regions are from the teacher's: squared is the paper's; cell is 0 in the teacher's cell",
@@ -273,12 +279,30 @@ class MimicConfig(Section):
     def _phases(self) -> "MimicConfig":
         if not 0 < self.share <= 10:
             raise ValueError("mimic.share must be above 0 and at most 10; 0.1 is a tenth of detection's gradient")
-        if self.distance == "cell" and self.mode in ("mimic", "student_only"):
-            raise ValueError("mimic.distance=cell needs the teacher's map quantized: set mimic.mode=quantization")
+        if DISTANCES[self.distance].to_cells and self.mode != "none" and not MODES[self.mode].teacher:
+            raise ValueError(
+                f"mimic.distance={self.distance} needs the teacher's map quantized: set mimic.mode=quantization"
+            )
         if self.sampling == "balanced" and self.regions != "student":
             raise ValueError("mimic.sampling=balanced draws anew in every step: set mimic.regions=student")
+        if not self.with_truth and self.regions == "ground_truth":
+            raise ValueError("mimic.with_truth=false has no effect with mimic.regions=ground_truth; leave it out")
         if self.last_step < self.map_steps:
             raise ValueError("mimic.last_step needs to be at least mimic.map_steps")
+        return self
+
+    @model_validator(mode="after")
+    def _read(self) -> "MimicConfig":
+        """What is set is read by the distiller. The section's own settings are the default distiller's."""
+        fields = type(self).model_fields
+        default = fields["distiller"].default
+        if (self.distiller == default and not self.settings) or not find_spec("torch"):
+            return self
+        kind = DISTILLERS[self.distiller]
+        for name in sorted(DISTILLERS[default].reads - kind.reads):
+            if getattr(self, name) != fields[name].default:
+                raise ValueError(f"mimic.{name} has no effect with mimic.distiller={self.distiller}; leave it out")
+        check_own(self.settings, kind.Settings, "mimic.settings", f"mimic.distiller={self.distiller}")
         return self
 
 
@@ -407,8 +431,10 @@ class Recipe(Section):
             )
         if self.quantizer.per_channel and (self.student.quantize_map or "quantized" in self.baselines):
             raise ValueError("student.quantize_map needs one s for the whole map; set quantizer.per_channel=false")
-        if self.mimic.distance == "cell" and self.quantizer.kind != "uniform":
-            raise ValueError("mimic.distance=cell needs cells of one size: set quantizer.kind=uniform")
+        if DISTANCES[self.mimic.distance].to_cells and self.quantizer.kind != "uniform":
+            raise ValueError(
+                f"mimic.distance={self.mimic.distance} needs cells of one size: set quantizer.kind=uniform"
+            )
         if (
             self.mimic.weight == "auto"
             and self.mimic.mode == "none"

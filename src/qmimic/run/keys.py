@@ -34,7 +34,7 @@ LATER = {
     *(f"teacher.{name}" for name in ("frozen_stages", "frozen_norm", "detector")),
     *(f"teacher.{name}" for name in ("kind", "file", "maps", "boxes", "scores", "mean", "std", "bgr")),
     *(f"detector.{name}" for name in ("anchor_cells", "anchor_ratios", "levels")),
-    *("data.grey", "mimic.distiller", "mimic.sampling"),
+    *("data.grey", "mimic.distiller", "mimic.settings", "mimic.sampling"),
 }
 BANK_VERSION = 4  # when a bank's records change
 COSTS_VERSION = 1  # when the same candidate of a search would cost something else
