@@ -96,8 +96,6 @@ def test_an_unknown_key_without_a_near_one_leads_to_the_list() -> None:
         ("quantizer.kind=unifrom", "did you mean uniform?"),
         ("run.trackers=[tensorbord]", "Unknown run.trackers 'tensorbord'; did you mean tensorboard?"),
         ("student.optimizer=adam", "Unknown student.optimizer 'adam'; did you mean adamw? Known: adamw, sgd"),
-        ("teacher.bgr=true", "teacher.bgr has no effect with teacher.kind=detector; set teacher.kind=onnx"),
-        ("mimic={regions: ground_truth, with_truth: false}", "mimic.with_truth=false has no effect"),
         ("mimic.regions=[teacher]", "mimic.regions: "),
         ("data.root=", "data.root: "),
     ],

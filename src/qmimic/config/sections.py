@@ -188,10 +188,6 @@ class TeacherConfig(ScheduleConfig):
     def _frozen(self) -> "TeacherConfig":
         if not self.weights and (self.frozen_stages or self.frozen_norm):
             raise ValueError("teacher.frozen_stages and frozen_norm keep published weights: set teacher.weights too")
-        fields = type(self).model_fields
-        for name in ("file", "maps", "boxes", "scores", "mean", "std", "bgr"):
-            if self.kind == fields["kind"].default and getattr(self, name) != fields[name].default:
-                raise ValueError(f"teacher.{name} has no effect with teacher.kind={self.kind}; set teacher.kind=onnx")
         return self
 
 
@@ -285,8 +281,6 @@ class MimicConfig(Section):
             )
         if self.sampling == "balanced" and self.regions != "student":
             raise ValueError("mimic.sampling=balanced draws anew in every step: set mimic.regions=student")
-        if not self.with_truth and self.regions == "ground_truth":
-            raise ValueError("mimic.with_truth=false has no effect with mimic.regions=ground_truth; leave it out")
         if self.last_step < self.map_steps:
             raise ValueError("mimic.last_step needs to be at least mimic.map_steps")
         return self
