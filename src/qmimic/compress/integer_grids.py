@@ -147,7 +147,7 @@ def prepare_qat(detector: Detector) -> Detector:
     """
     whole = fold_batch_norm(detector)
     absorb_deviation(whole)
-    whole.requires_grad_(True)  # what folding made is to be trained as well
+    whole.requires_grad_(True)  # the weights that folding made are trained as well
     _put_grids(whole, detector.quantization_points())
     for layer in layers(whole).values():
         parametrize.register_parametrization(layer, "weight", WeightGrid())
