@@ -103,6 +103,12 @@ class AugmentConfig(Section):
 
     flip: float = Field(0.5, ge=0, le=1, description="probability of a left-right flip")
     flip_vertical: float = Field(0.0, ge=0, le=1, description="probability of an up-down flip")
+    transpose: float = Field(
+        0.0, ge=0, le=1, description="probability that rows and columns change places; with both flips: quarter turns"
+    )
+    mosaic: float = Field(
+        0.0, ge=0, le=1, description="probability that four pictures, halved, take the place of one; then it is zoomed"
+    )
     scale: tuple[float, float] = Field((0.8, 1.25), description="smallest and largest zoom")
     shift: float = Field(0.1, ge=0, le=0.5, description="largest shift, as a share of the image's side (a crop)")
     colour: float = Field(0.2, ge=0, le=1, description="largest change of brightness, contrast and saturation")
@@ -146,6 +152,23 @@ class ScheduleConfig(FineTuningConfig):
     )
     clip_norm: Advanced[float] = Field(5.0, ge=0, description="largest gradient norm; 0: no clipping")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0: none")
+    closing_steps: int = Field(
+        0, ge=0, description="last steps that see whole pictures: flipped and transposed, without any other change"
+    )
+
+    @property
+    def closing_from(self) -> float:
+        """Share of the steps after which the closing steps begin."""
+        return (self.steps - self.closing_steps) / self.steps
+
+    @model_validator(mode="after")
+    def _longer_than_its_end(self) -> "ScheduleConfig":
+        if self.closing_steps >= self.steps:
+            raise ValueError(
+                f"closing_steps={self.closing_steps} leaves none of {self.steps} steps before them; raise steps or "
+                "lower closing_steps"
+            )
+        return self
 
 
 WEIGHTS = (
@@ -305,6 +328,8 @@ class Recipe(Section):
             raise ValueError(
                 "data.train and data.val share a split: name two, since scores on training images say little"
             )
+        if self.augment.transpose and self.data.size[0] != self.data.size[1]:
+            raise ValueError("augment.transpose needs a square picture: set it to 0, or data.size to two equal sides")
         if self.quantizer.per_channel and (self.student.quantize_map or "quantized" in self.baselines):
             raise ValueError("student.quantize_map needs one s for the whole map; set quantizer.per_channel=false")
         if DISTANCES[self.mimic.distance].to_cells and self.quantizer.kind != "uniform":
