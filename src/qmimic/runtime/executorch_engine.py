@@ -8,7 +8,7 @@ import numpy as np
 
 from qmimic.errors import InputError
 from qmimic.files import LARGE, read_bytes, read_json
-from qmimic.runtime.formats import Arrays, Input, Session, cannot_run
+from qmimic.runtime.formats import Arrays, Input, Session, cannot_run, refuse_other_kinds
 from qmimic.runtime.metadata import INPUT, JUDGE, LOOK, REGIONS, WEIGHTS_SUM, from_properties
 from qmimic.runtime.suppression import propose
 
@@ -26,6 +26,7 @@ def open_file(path: Path, threads: int, spin: bool) -> Session:
         from executorch.runtime import Runtime
     except ImportError as error:
         raise InputError("ExecuTorch is not installed: pip install 'qmimic[executorch]'.") from error
+    refuse_other_kinds(path)
     said = path.with_suffix(".json")
     try:
         properties = read_json(said)
