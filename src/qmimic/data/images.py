@@ -19,7 +19,8 @@ from qmimic.errors import InputError
 from qmimic.files import MissingError, open_file
 
 MAX_BYTES = 1 << 30  # of a file
-BITS, LEAST, GREATEST = 258, 340, 341  # tags of TIFF: BitsPerSample, SMinSampleValue, SMaxSampleValue
+# Tags of TIFF: BitsPerSample, MaxSampleValue, SMinSampleValue, SMaxSampleValue.
+BITS, MAXIMUM, LEAST, GREATEST = 258, 281, 340, 341
 MAX_PIXELS = 100_000_000  # of a picture, and of all that are decoded at the same time in this process
 MAX_SCANS = 100  # of a JPEG; each costs a pass over all pixels, however few bytes it has. Usual ones have up to 12
 Source: TypeAlias = Path | BinaryIO  # a file, or one that was sent to us
@@ -35,6 +36,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+FLAT = 16  # levels of 255; a picture that spans fewer shows hardly anything
 LYING = {TURNS[5], TURNS[6], TURNS[7], TURNS[8]}
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # in a JPEG, but for those within the pixels of a scan
 SCAN, END = 0xDA, 0xD9
@@ -290,7 +292,7 @@ def _black_and_white(image: Image.Image) -> tuple[float, float]:
     tags = getattr(image, "tag_v2", {})
     if image.mode.startswith("I;16"):
         bits = int(tags[BITS][0]) if BITS in tags else 16  # Pillow opens 12 bits as 16
-        return 0.0, float(2**bits - 1)
+        return 0.0, float(np.ravel(tags.get(MAXIMUM, 2**bits - 1))[0])
     low, high = (float(np.ravel(tags.get(tag, 0.0))[0]) for tag in (LEAST, GREATEST))
     if not high > low:
         kind = "floats" if image.mode == "F" else "32-bit integers"
