@@ -19,6 +19,7 @@ from qmimic.detectors.detector import Detector
 from qmimic.detectors.evaluation import detect_all, merge
 from qmimic.detectors.files import load_detector
 from qmimic.errors import InputError
+from qmimic.run.effects import recipe_to_train
 from qmimic.run.train import RunResult
 from qmimic.run.train import train as run_recipe
 from qmimic.runtime.detector import Detector as ShippedDetector
@@ -60,6 +61,9 @@ def build_detector(
         return build(spec_for(fitted, name, classes, size), seed)
     except ValidationError as error:
         raise InputError(explain(error)) from error
+
+
+load_recipe = recipe_to_train
 
 
 def train(recipe: Recipe, watcher: Watcher | None = None) -> RunResult:

@@ -31,11 +31,18 @@ class Architecture:
         spec: the class of its description; it has the settings of a recipe's `detector` that this kind knows.
         detector: makes one with fresh weights from such a description.
         fitted: chooses what a recipe leaves open by the sizes of the training boxes [N, 2] and the input's size.
+        ignores: settings in `spec` that it has from others and does not read.
     """
 
     spec: type[DetectorSpec]
     detector: Callable[[Any], Detector]
     fitted: Callable[[DetectorConfig, Sizes, tuple[int, int]], DetectorConfig] = lambda config, _, __: config
+    ignores: tuple[str, ...] = ()
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Settings of a recipe's `detector` that have an effect."""
+        return frozenset(self.spec.model_fields) - {*self.ignores}
 
 
 def _with_anchors(config: DetectorConfig, box_sizes: Sizes, size: tuple[int, int]) -> DetectorConfig:
@@ -54,8 +61,8 @@ def _with_levels(config: DetectorConfig, box_sizes: Sizes, size: tuple[int, int]
 
 
 ARCHITECTURES = {
-    "faster_rcnn": Architecture(TwoStageSpec, FasterRCNN, _with_anchors),
-    "rfcn": Architecture(TwoStageSpec, RFCN, _with_anchors),
+    "faster_rcnn": Architecture(TwoStageSpec, FasterRCNN, _with_anchors, ("levels",)),
+    "rfcn": Architecture(TwoStageSpec, RFCN, _with_anchors, ("levels",)),
     "one_stage": Architecture(OneStageSpec, OneStage, _with_levels),
 }
 
