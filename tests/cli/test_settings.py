@@ -149,7 +149,7 @@ ONLY_WITH: dict[str, tuple[Any, dict[str, Any]]] = {
 # The same of what every recipe reads unless it says otherwise.
 UNLESS: dict[str, tuple[Any, dict[str, Any]]] = {
     **{
-        f"detector.{name}": (9, {"detector.architecture": "one_stage"})
+        f"detector.{name}": (11, {"detector.architecture": "one_stage"})
         for name in ("anchor_count", "roi_size", "rpn_samples", "roi_samples", "pre_nms", "post_nms")
     },
     "detector.output_stride": (8, {"detector.architecture": "one_stage"}),
