@@ -14,13 +14,13 @@ from qmimic.cli import main
 from qmimic.config import Recipe, Section
 from qmimic.config.listing import settings
 from qmimic.config.reading import named_keys, refuse_keys
-from qmimic.detectors.architectures import ARCHITECTURES
 from qmimic.errors import InputError
 from qmimic.run.deploy import READ, READ_IN_FLOAT
 from qmimic.run.effects import READERS, recipe_to_train, why_idle
 from qmimic.run.validation import Validation
 from qmimic.runtime import Detector
 from qmimic.study.spec import Study, expand, load_study
+from qmimic.tables import ARCHITECTURES
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "qmimic"

@@ -11,8 +11,8 @@ from pathlib import Path
 from qmimic.arms import ARMS
 from qmimic.config import DetectorConfig, FineTuningConfig, Recipe, TeacherConfig, load_recipe, load_tree, recipe_from
 from qmimic.config.reading import keys_of, named_keys, recipe_file
-from qmimic.detectors.architectures import architecture_of
 from qmimic.errors import InputError
+from qmimic.tables import ARCHITECTURES
 
 IN_TEACHERS_FILE = ("file", "maps", "boxes", "scores", "mean", "std", "bgr")
 
@@ -140,7 +140,7 @@ def why_idle(recipe: Recipe, key: str) -> str:
             return reader.why
     if section == "detector" and name in DetectorConfig.model_fields:
         kinds = dict.fromkeys((recipe.detector.architecture, recipe.teacher_architecture))
-        if not any(name in architecture_of(kind).reads for kind in kinds):
+        if not any(name in ARCHITECTURES[kind].reads for kind in kinds):
             return f"{' and '.join(kinds)} has no such setting"
     return ""
 
