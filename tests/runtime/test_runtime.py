@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from folders import picture
 from qmimic.cli import main as qmimic_main
 from qmimic.detectors.detector import Detector as TrainedDetector
 from qmimic.detectors.prediction import predict
-from qmimic.errors import InputError
+from qmimic.errors import InputError, Notice
 from qmimic.runtime import Detector
 from qmimic.runtime.__main__ import main
 from qmimic.runtime.formats import FORMATS
@@ -67,6 +68,17 @@ def test_it_finds_what_the_trained_model_finds(
         assert own.labels.tolist() == wanted.labels.tolist()
         np.testing.assert_allclose(own.scores, wanted.scores, atol=1e-4)
         np.testing.assert_allclose(own.boxes, wanted.boxes, atol=0.02 * 300 / 64)
+
+
+def test_a_nearly_black_file_is_said(models: Path, tmp_path: Path) -> None:
+    twelve_bits = np.random.default_rng(0).integers(0, 4096, (50, 60)).astype(np.uint16)
+    Image.fromarray(twelve_bits).save(tmp_path / "a.png")
+    with pytest.warns(Notice, match=r"a\.png is nearly of one colour: its pixels span 1\d of 255 levels; if it holds"):
+        Detector(models / "any.onnx")(tmp_path / "a.png")
+    Image.fromarray(16 * twelve_bits).save(tmp_path / "b.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Detector(models / "any.onnx")(tmp_path / "b.png")
 
 
 def test_files_pictures_and_arrays_are_one(models: Path, photos: Path) -> None:
