@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from qmimic.errors import InputError
-from qmimic.files import MissingError, open_file
+from qmimic.files import OTHER_KIND, MissingError, open_file, what_is
 
 MAX_BYTES = 1 << 30  # of a file
 # Tags of TIFF: BitsPerSample, MaxSampleValue, SMinSampleValue, SMaxSampleValue.
@@ -185,7 +185,8 @@ def _opened(path: Source, root: Path | None) -> Iterator[ImageFile.ImageFile]:
             raise InputError(f"{name} cannot be read: {error}.") from error
         except UnidentifiedImageError as error:
             raise UnknownFormatError(
-                f"{name} is not a picture in a known format ({', '.join(FORMATS)}); convert, replace or remove it."
+                f"{name} is not a picture in a known format ({', '.join(FORMATS)}){_but(path)}; convert, replace or "
+                "remove it."
             ) from error
         except Image.DecompressionBombError as error:
             raise TooLargeError(f"{name} has over {MAX_PIXELS // 10**6} million pixels; shrink it first.") from error
@@ -193,6 +194,14 @@ def _opened(path: Source, root: Path | None) -> Iterator[ImageFile.ImageFile]:
             raise InputError(
                 f"{name} is not a whole image ({str(error) or type(error).__name__}); replace or remove it."
             ) from error
+
+
+def _but(path: Source) -> str:
+    """What a file that is not read is instead, a clause; empty where nobody knows."""
+    kind = what_is(path) if isinstance(path, Path) else OTHER_KIND
+    if kind.rpartition(" ")[0].rpartition(" ")[2].upper() in FORMATS:
+        return f", but {kind} of a kind that is not read, such as floats in colour"
+    return "" if kind == OTHER_KIND else f", but {kind}"
 
 
 class _Room:

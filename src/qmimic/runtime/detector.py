@@ -98,6 +98,8 @@ class Detector:
         """
         if is_one(pictures):
             raise InputError("many() takes several pictures; call the detector itself with one.")
+        if not isinstance(pictures, Iterable):
+            raise InputError(f"many() takes a list or generator of pictures, not {type(pictures).__name__}.")
         for found in self.each(pictures, min_score, batch):
             if isinstance(found, InputError):
                 raise found
@@ -108,9 +110,11 @@ class Detector:
     ) -> Iterator[Detections | InputError]:
         """As `many`, but what is wrong with a picture is given in its place, and the others follow."""
         least = score_limit(min_score)
-        if batch is not None and (batch < 1 or self.batch not in (None, batch)):
+        if batch is not None and (
+            not isinstance(batch, int | np.integer) or batch < 1 or self.batch not in (None, batch)
+        ):
             takes = f"{self.batch} at once" if self.batch else "1 or more at once"
-            raise InputError(f"batch={batch} cannot be: {self._engine.path.name} takes {takes} (`export --batch`).")
+            raise InputError(f"batch={batch!r} cannot be: {self._engine.path.name} takes {takes} (`export --batch`).")
         rest = iter(pictures)
         while part := list(islice(rest, self.batch or batch or 1)):
             yield from self._of(part, least)

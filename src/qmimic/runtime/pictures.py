@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from qmimic.data.images import FLAT, upright
+from qmimic.data.images import FLAT, MAX_PIXELS, upright
 from qmimic.data.letterbox import Letterbox, letterbox, letterbox_file
 from qmimic.errors import InputError, Notice
 
@@ -57,7 +57,9 @@ def score_limit(score: object) -> float:
 
 def is_one(pictures: object) -> bool:
     """Whether somebody gave a single picture where several are wanted."""
-    single = isinstance(pictures, str | os.PathLike | Image.Image | bytes)
+    single = isinstance(pictures, str | os.PathLike | Image.Image | bytes | bytearray | memoryview) or hasattr(
+        pictures, "read"
+    )
     return single or (isinstance(pictures, np.ndarray) and pictures.ndim < 4)
 
 
@@ -88,6 +90,8 @@ def _not_a_picture(given: object) -> str:
 
 def _rgb(array: NDArray[Any]) -> NDArray[np.uint8]:
     if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3 and array.size:
+        if array.size > 3 * MAX_PIXELS:
+            raise InputError(f"The array has over {MAX_PIXELS // 10**6} million pixels; shrink it first.")
         return array
     if not array.size:
         fix = "it has no pixel"
