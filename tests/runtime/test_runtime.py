@@ -247,7 +247,7 @@ def test_numbers_that_cannot_be_are_refused(number: Any, models: Path) -> None:
     with pytest.raises(InputError, match="threads cannot run a file; give 1 or more"):
         Detector(models / "any.onnx", threads=number)
     if number is not None:
-        with pytest.raises(InputError, match="cannot be: any.onnx takes"):
+        with pytest.raises(InputError, match="cannot be: "):
             list(Detector(models / "any.onnx").many([np.zeros((9, 9, 3), np.uint8)], batch=number))
     assert Detector(models / "any.onnx", threads=np.int64(1))
 
