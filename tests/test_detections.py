@@ -17,7 +17,7 @@ def test_a_mask_keeps_whole_rows_in_their_order() -> None:
 
 def test_they_are_counted_compared_and_written_as_json() -> None:
     boxes = np.array([[0, 0, 1.006, 2], [1, 1, 3, 3]], np.float32)
-    found = Detections(boxes, np.array([0.98765, 0.5], np.float32), np.array([1, 0]))
+    found = Detections(boxes, np.array([0.98768, 0.5], np.float32), np.array([1, 0]))
     assert len(found) == 2
     assert found == found.keep(np.array([0, 1]))
     assert found != found.keep(np.array([0]))

@@ -270,7 +270,7 @@ def test_pasted_and_clashing_names_are_numbered_saved_and_labelled(page: Chrome,
     settled(page, "a-2.png")
     assert "A second a.png is called a-2.png here and in label files" in page.find_element(By.ID, "message").text
     assert page.find_element(By.ID, "save").get_attribute("download") == "a-2.png"
-    Select(page.find_element(By.ID, "format")).select_by_visible_text("VOC")
+    Select(page.find_element(By.ID, "format")).select_by_visible_text("Pascal VOC")
     page.find_element(By.ID, "fetch").send_keys(Keys.ENTER)
     path = page.downloads / "labels-voc.zip"
     until(path.is_file)

@@ -36,7 +36,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-FLAT = 16  # levels of 255; a picture that spans fewer shows hardly anything
+FLAT = 17  # levels of 255; a picture that spans fewer shows hardly anything, as 12 bits in a file of 16
 LYING = {TURNS[5], TURNS[6], TURNS[7], TURNS[8]}
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # in a JPEG, but for those within the pixels of a scan
 SCAN, END = 0xDA, 0xD9
