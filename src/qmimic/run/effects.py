@@ -12,6 +12,7 @@ from qmimic.arms import ARMS
 from qmimic.config import DetectorConfig, FineTuningConfig, Recipe, TeacherConfig, load_recipe, load_tree, recipe_from
 from qmimic.config.reading import keys_of, named_keys, recipe_file
 from qmimic.errors import InputError
+from qmimic.run.folder import ENVIRONMENT
 from qmimic.tables import ARCHITECTURES
 
 IN_TEACHERS_FILE = ("file", "maps", "boxes", "scores", "mean", "std", "bgr")
@@ -172,7 +173,7 @@ def recipe_to_train(path: Path | str | None, overrides: Sequence[str] = ()) -> R
     """
     recipe = load_recipe(path, list(overrides))
     refuse_idle(recipe, named_keys(overrides), "the overrides")
-    if path:
+    if path and not (Path(path).parent / ENVIRONMENT).exists():  # a run writes what it resolved, idle or not
         tree = load_tree(recipe_file(Path(path)), "recipe")
         try:
             alone = recipe_from(tree, str(path))
