@@ -25,6 +25,7 @@ def add(commands: Commands) -> None:
     )
     complete(overrides, keys)
     export.add_argument("--batch", type=int, default=1, help="images per call; 0: any number, a little slower")
+    export.add_argument("--opset", type=int, help="of ONNX files: 20 (the default), or 17 to 19 for older engines")
     add_json(export)
     export.set_defaults(run=_export)
 
@@ -44,17 +45,22 @@ def _report_again(run: Path, folder: Path, say: Callable[[str], None]) -> None:
 def _export(options: argparse.Namespace) -> int:
     from qmimic.cli.output import Output, table
     from qmimic.run.deploy import advice, deploy
+    from qmimic.ship.opset import OLDEST, OPSET
     from qmimic.ship.write import proved
 
     if options.batch < 0:
         raise InputError(f"--batch {options.batch} is not a number of images: give 1 or more, or 0 for any number.")
     names = targets(options.to)
+    if options.opset is not None and not OLDEST <= options.opset <= OPSET:
+        raise InputError(f"--opset {options.opset}: ONNX files are written in opset {OLDEST} to {OPSET}.")
+    if options.opset is not None and "onnx" not in names:
+        raise InputError("--opset is for ONNX files; add onnx to --to, or leave it out.")
     out = Output(options)
     with out.watching() as watcher:
         batch = options.batch or None
         inside = options.nms == "inside"
         given = options.detector, options.out, options.data, options.overrides
-        files = deploy(*given, batch, inside, names, options.int8, watcher)
+        files = deploy(*given, batch, inside, names, options.int8, watcher, options.opset or OPSET)
         _report_again(options.detector.parent, files[0].path.parent, watcher.say)
     rows = [(one.path.name, proved(one.proof), f"{one.bytes / 1000:.0f}", f"{one.milliseconds:.2f}") for one in files]
     heads = "file", "proof", "kB", "ms"

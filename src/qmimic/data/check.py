@@ -12,7 +12,7 @@ from PIL import Image
 from qmimic.config import Recipe
 from qmimic.data.accounts import Accounts
 from qmimic.data.faults import crowds, limits, sift
-from qmimic.data.images import Look, look, look_at
+from qmimic.data.images import FLAT, Look, look, look_at
 from qmimic.data.letterbox import fit
 from qmimic.data.sample import NOTES, Dataset, LabelDefect, Sample
 from qmimic.detections import Detections
@@ -21,7 +21,6 @@ from qmimic.errors import InputError, single_line
 
 BINS = (8, 16, 32, 64, 128, 256)
 OUTPUT_STRIDE = 16
-FLAT = 16  # levels of 255; a picture that spans fewer shows hardly anything
 DRAWN = 16  # pictures on the sheet
 SHOWN = 20  # defects of a kind that a person is shown
 
