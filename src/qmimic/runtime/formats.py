@@ -59,6 +59,7 @@ class Format:
         suffixes: of its files; the first is that of the file which a runtime opens.
         runs, writes: the modules of its two halves.
         integers: whether a detector on grids can be written.
+        two_stages: whether a detector of two stages can be written.
     """
 
     engine: str
@@ -66,6 +67,7 @@ class Format:
     runs: str
     writes: str
     integers: bool = True
+    two_stages: bool = True
 
     def open_file(self, path: Path, threads: int, spin: bool) -> Session:
         """Load a file. Raises InputError: the engine is not installed, or cannot run it."""
@@ -101,6 +103,9 @@ FORMATS: Table[Format] = Table(
             "qmimic.runtime.executorch_engine",
             "qmimic.ship.executorch_file",
             integers=False,
+        ),
+        "litert": Format(
+            "LiteRT", (".tflite",), "qmimic.runtime.litert_engine", "qmimic.ship.litert_file", two_stages=False
         ),
     },
 )
