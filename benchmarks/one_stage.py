@@ -24,9 +24,9 @@ from qmimic.compress.integer_grids import calibrate, prepare_qat
 from qmimic.config import DetectorConfig
 from qmimic.detectors.build import parameter_count
 from qmimic.detectors.one_stage import OneStage
-from qmimic.runtime.engine import Engine, load
-from qmimic.ship.onnx_file import Exported, write_onnx
-from qmimic.ship.openvino_file import write_openvino
+from qmimic.runtime.engine import Engine
+from qmimic.ship import onnx_file, openvino_file
+from qmimic.ship.onnx_file import Exported
 
 BACKBONES = ("resnet18/16", "repvgg/16", "repvgg/24", "yunet/16")
 PEERS = ("yunet_n", "yunet_s")
@@ -78,19 +78,19 @@ def load_all(folder: Path, data: Path | None) -> tuple[dict[tuple[str, str], Eng
         integer = prepare_qat(detector)
         calibrate(integer, [noise])
         whole = Exported(detector)
-        write_onnx(whole, Path(f"{path}.onnx"))
+        onnx_file.write(whole, Path(f"{path}.onnx"))
         onnx.save(up_to_the_last_convolutions(whole.graph), f"{path}-convolutions.onnx")
-        write_openvino(whole, Path(f"{path}.xml"))
-        write_onnx(Exported(integer), Path(f"{path}-int8.onnx"))
-        write_openvino(Exported(integer), Path(f"{path}-int8.xml"))
-        engines[backbone, "fp32"] = load(Path(f"{path}.onnx"), 1)
-        engines[backbone, "convolutions"] = load(Path(f"{path}-convolutions.onnx"), 1)
-        engines[backbone, "fp32 of OpenVINO"] = load(Path(f"{path}.xml"), 1)
-        engines[backbone, "int8"] = load(Path(f"{path}-int8.xml"), 1)
+        openvino_file.write(whole, Path(f"{path}.xml"))
+        onnx_file.write(Exported(integer), Path(f"{path}-int8.onnx"))
+        openvino_file.write(Exported(integer), Path(f"{path}-int8.xml"))
+        engines[backbone, "fp32"] = Engine(Path(f"{path}.onnx"))
+        engines[backbone, "convolutions"] = Engine(Path(f"{path}-convolutions.onnx"))
+        engines[backbone, "fp32 of OpenVINO"] = Engine(Path(f"{path}.xml"))
+        engines[backbone, "int8"] = Engine(Path(f"{path}-int8.xml"))
         kilobytes = Path(f"{path}-int8.onnx").stat().st_size / 1000
         known[backbone] = {"weights": parameter_count(detector), "int8_kb": kilobytes}
     for peer in PEERS if data else ():
-        engines[peer, "fp32"] = load(data / "peers" / f"{peer}.onnx", 1)
+        engines[peer, "fp32"] = Engine(data / "peers" / f"{peer}.onnx")
     return engines, known
 
 

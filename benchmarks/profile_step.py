@@ -33,7 +33,7 @@ from qmimic.data.sample import Dataset, Sample
 from qmimic.detectors import rpn as rpn_module
 from qmimic.detectors import two_layer_head, two_stage
 from qmimic.run.memory import keep_freed_memory
-from qmimic.training import objectives
+from qmimic.training import step as objectives
 from train_step import BOXES, Made, made_batch, mimicking, ours, spec_of
 
 FIRST, LATER = "data, first epoch", "data, later"

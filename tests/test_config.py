@@ -82,6 +82,17 @@ def test_an_unknown_key_without_a_near_one_leads_to_the_list() -> None:
         ("baselines=[mimik]", "Unknown baselines 'mimik'; did you mean mimic?"),
         ("detector.roi_pooling=algn", "Unknown detector.roi_pooling 'algn'; did you mean align?"),
         ("mimic.mode=quantisation", "Unknown mimic.mode 'quantisation'; did you mean quantization? Known: none, mimic"),
+        (
+            "detector.architecture=fast_rcnn",
+            "architecture: Unknown architecture 'fast_rcnn'; did you mean faster",
+        ),
+        ("teacher.detector=onestage", "teacher.detector: Unknown architecture 'onestage'; did you mean one_stage?"),
+        (
+            "student.backbone=resnet19/16",
+            "student.backbone: Unknown backbone 'resnet19'; did you mean resnet18?",
+        ),
+        ("teacher.backbone=vgg16/0", "teacher.backbone: Backbone 'vgg16/0' needs a width divisor from 1 to 4096"),
+        ("teacher.backbone=timm:resnet18/4", "teacher.backbone: timm has no network 'resnet18/4'; "),
         ("quantizer.kind=unifrom", "did you mean uniform?"),
         ("run.trackers=[tensorbord]", "Unknown run.trackers 'tensorbord'; did you mean tensorboard?"),
         ("student.optimizer=adam", "Unknown student.optimizer 'adam'; did you mean adamw? Known: adamw, sgd"),

@@ -23,7 +23,7 @@ def test_there_are_tables() -> None:
 @pytest.mark.parametrize("table", TABLES, ids=lambda table: table.key)
 def test_every_name_stands_for_something(table: Table[object]) -> None:
     keys = {one.key for one in settings()}
-    assert table.key in keys
+    assert table.key in keys | {key.rpartition(".")[2] for key in keys}  # of one key, or of all that end so
     assert len(table) == len(list(table)) > 1
     for name in table:
         assert table[name] is table[name]
@@ -107,3 +107,14 @@ def test_stages_have_an_order_and_teachers_are_known() -> None:
     assert [name for name in (*arms.order(), "pruned_taylor", "pruned_lasso", "x") if arms.is_teacher(name)] == [
         "teacher", "quantized_teacher", "pruned_taylor", "pruned_lasso",
     ]  # fmt: skip
+
+
+def test_a_name_of_timm_is_looked_up_where_timm_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(tables, "_imported", lambda place: seen.append)
+    for there in (True, False):
+        monkeypatch.setattr(tables, "find_spec", lambda _, there=there: there or None)
+        assert tables.parse_backbone("timm:tf_efficientnet_lite0.in1k") == ("timm:tf_efficientnet_lite0.in1k", 1.0)
+        with pytest.raises(InputError, match=r"timm has no network '\.\./x'"):
+            tables.parse_backbone("timm:../x")
+    assert seen == ["tf_efficientnet_lite0.in1k"]

@@ -13,7 +13,7 @@ from qmimic.data.loader import Loader
 from qmimic.data.sample import Dataset
 from qmimic.data.splits import samples_of, with_classes
 from qmimic.detections import Detections
-from qmimic.detectors.architectures import architecture_of, spec_for
+from qmimic.detectors.architectures import spec_for
 from qmimic.detectors.build import at_size, build
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.evaluation import detect_all, merge
@@ -25,6 +25,7 @@ from qmimic.runtime.detector import Detector as ShippedDetector
 from qmimic.runtime.formats import is_deployed
 from qmimic.scores.summary import Scores, score
 from qmimic.ship.accuracy import detections_of_file
+from qmimic.tables import ARCHITECTURES
 from qmimic.training.loop import Watcher
 from qmimic.training.progress import Silent
 
@@ -55,7 +56,7 @@ def build_detector(
         InputError: the backbone's name is unknown, or the architecture refuses a setting.
     """
     settings = (config or DetectorConfig()).model_copy(update={"anchors": anchors})
-    fitted = architecture_of(settings.architecture).fitted(settings, np.array(anchors, np.float32), size)
+    fitted = ARCHITECTURES[settings.architecture].fitted(settings, np.array(anchors, np.float32), size)
     try:
         return build(spec_for(fitted, name, classes, size), seed)
     except ValidationError as error:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from qmimic.tables import Table
 
 TEACHER, QUANTIZED_TEACHER, STUDENT = "teacher", "quantized_teacher", "student"
-TEACHERS = (TEACHER, QUANTIZED_TEACHER)
+TEACHER_STAGES = (TEACHER, QUANTIZED_TEACHER)
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ def pruned_stage(method: str) -> str:
 
 def is_teacher(stage: str) -> bool:
     """Whether a stage is a teacher, a pruned one included, and so no student."""
-    return stage in TEACHERS or any(stage == pruned_stage(name) for name in ARMS)
+    return stage in TEACHER_STAGES or any(stage == pruned_stage(name) for name in ARMS)
 
 
 def order() -> tuple[str, ...]:
     """Names of the stages of a run in the order of its table."""
-    return (*TEACHERS, *ARMS, STUDENT)
+    return (*TEACHER_STAGES, *ARMS, STUDENT)

@@ -15,7 +15,7 @@ What a detector of another kind has to provide, for example one without anchors 
 description (a `DetectorSpec` with its own settings, and no anchors), and a `Detector` with `losses`, `detect_on` and
 `score_boxes`, made of a `Backbone` and further `Part`s that declare their structure. The base class does the rest:
 pixels to levels, the quantizer, regions for distillers (its detections, where it has no proposals), and the joined
-declarations. It is one file and one line in `ARCHITECTURES` (detectors/architectures.py). A whole one, small enough to
+declarations. It is one file and one line in `ARCHITECTURES` (tables.py). A whole one, small enough to
 read in a minute, is `tests/detectors/anchor_free.py`.
 """
 
@@ -245,7 +245,7 @@ class Part(nn.Module):
 
 
 class Backbone(Part):
-    """Images to levels. `BACKBONES` in `detectors/backbones.py` lists them by name.
+    """Images to levels. `BACKBONES` in `tables.py` lists them by name.
 
     Attributes:
         channels: of each level's map; pruning writes them anew.

@@ -4,10 +4,12 @@ What a name stands for may need torch, while recipes are also read by commands t
 not installed. So an entry may be written as "module:attribute"; it is imported when somebody asks for it.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Generic, TypeVar
 
 from qmimic.errors import InputError
@@ -45,6 +47,12 @@ def look_up(table: Mapping[str, T], name: str, what: str) -> T:
     raise UnknownNameError(unknown(what, name, table))
 
 
+def _imported(place: str) -> Any:
+    """What stands at "module:attribute"."""
+    module, _, attribute = place.partition(":")
+    return getattr(import_module(module), attribute)
+
+
 class UnknownNameError(InputError, KeyError):
     """A table was asked for a name that it does not have."""
 
@@ -68,8 +76,7 @@ class Table(MutableMapping[str, T], Generic[T]):
             raise UnknownNameError(unknown(self.key, name, self))
         entry = self._entries[name]
         if isinstance(entry, str):
-            module, _, attribute = entry.partition(":")
-            self._entries[name] = entry = getattr(import_module(module), attribute)
+            self._entries[name] = entry = _imported(entry)
         return entry
 
     def __setitem__(self, name: str, value: T) -> None:
@@ -113,6 +120,65 @@ MODES = Table(
         "student_only": Mode("student's map quantized", student=True),
     },
 )
+# Kinds of detector: `Architecture` (detectors/architectures.py).
+ARCHITECTURES: Table[Any] = Table(
+    "architecture",
+    {
+        "faster_rcnn": "qmimic.detectors.architectures:FASTER_RCNN",
+        "rfcn": "qmimic.detectors.architectures:R_FCN",
+        "one_stage": "qmimic.detectors.architectures:ONE_STAGE",
+    },
+)
+# Functions of a width divisor and an output stride that give a `Backbone` (contracts.py).
+BACKBONES: Table[Any] = Table(
+    "backbone",
+    {
+        "resnet18": "qmimic.detectors.resnet:resnet18",
+        "resnet34": "qmimic.detectors.resnet:resnet34",
+        "resnet50": "qmimic.detectors.resnet:resnet50",
+        "vgg16": "qmimic.detectors.vgg:vgg16",
+        "resnet18_separable": "qmimic.detectors.resnet:resnet18_separable",
+        "resnet18_grouped": "qmimic.detectors.resnet:resnet18_grouped",
+        "vgg16_separable": "qmimic.detectors.vgg:vgg16_separable",
+        "vgg16_grouped": "qmimic.detectors.vgg:vgg16_grouped",
+        "repvgg": "qmimic.detectors.plain:repvgg",
+        "yunet": "qmimic.detectors.plain:yunet",
+    },
+)
+TIMM = "timm:"  # a backbone that begins so is looked up in timm's own table, where timm is installed
+_TIMM_CHECK = "qmimic.detectors.timm_backbone:check_name"
+
+
+def parse_backbone(name: str) -> tuple[str, float]:
+    """Family and width divisor of a backbone's name: `resnet18/16` is ("resnet18", 16.0), `vgg16` is ("vgg16", 1.0).
+
+    A network of timm, `timm:NAME`, is a family of its own that cannot be divided.
+
+    Raises:
+        InputError: the family is unknown or the divisor is not a number of at least 1.
+    """
+    if name.startswith(TIMM):
+        own = name.removeprefix(TIMM)
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", own):
+            raise InputError(
+                f"timm has no network {own[:MAX_SHOWN]!r}; write timm: and one of its names, without a width divisor."
+            )
+        if find_spec("timm"):
+            _imported(_TIMM_CHECK)(own)
+        return name, 1.0
+    match = re.fullmatch(r"([a-z0-9_]+)(?:/(\d+(?:\.\d+)?))?", name)
+    family = match[1] if match else name.split("/")[0]
+    if family not in BACKBONES:
+        known = unknown("backbone", family, BACKBONES).removesuffix(".")
+        raise UnknownNameError(f"{known}, each with /n, and timm:NAME.")
+    divisor = float(match[2] or 1) if match else 0.0
+    if not 1 <= divisor <= 4096:
+        raise InputError(
+            f"Backbone {name[:MAX_SHOWN]!r} needs a width divisor from 1 to 4096; write for example {family}/16."
+        )
+    return family, divisor
+
+
 _POOLINGS: dict[str, Any] = {
     "align": "qmimic.detectors.roi_pooling:ALIGN",
     "pool": "qmimic.detectors.roi_pooling:POOL",

@@ -163,11 +163,20 @@ def test_grey_stays_grey_when_only_colours_change() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"flip": 0.5}, {"flip_vertical": 0.5}, {"flip": 0.5, "flip_vertical": 0.5}, {"flip": 1.0}]
+    "changes",
+    [
+        {},
+        {"flip": 0.5},
+        {"flip_vertical": 0.5},
+        {"flip": 0.5, "flip_vertical": 0.5},
+        {"flip": 1.0},
+        {"transpose": 0.5},
+        {"flip": 0.5, "flip_vertical": 0.5, "transpose": 0.5},
+    ],
 )
 def test_flips_make_few_views_and_each_says_which_it_is(changes: dict[str, float]) -> None:
     config = OFF.model_copy(update=changes)
-    images = torch.randint(0, 256, (1, 3, 8, 12), dtype=torch.uint8).expand(64, -1, -1, -1)
+    images = torch.randint(0, 256, (1, 3, 12, 12), dtype=torch.uint8).expand(64, -1, -1, -1)
     targets = Targets(torch.zeros(64, 1, 4), torch.full((64, 1), PADDING))
     seen = augment(images, targets, config, torch.Generator().manual_seed(0))
     assert seen.kinds is not None
@@ -178,7 +187,53 @@ def test_flips_make_few_views_and_each_says_which_it_is(changes: dict[str, float
     assert all(len(pictures) <= 1 for pictures in by_kind.values())  # one kind is one picture
     drawn = [picture for pictures in by_kind.values() for picture in pictures]
     assert len(set(drawn)) == len(drawn)
-    for more in ({"scale": (0.9, 1.1)}, {"shift": 0.1}, {"colour": 0.1}):
+    for more in ({"scale": (0.9, 1.1)}, {"mosaic": 0.5}, {"shift": 0.1}, {"colour": 0.1}):
         other = config.model_copy(update=more)
         assert exact_views(other) is None
         assert augment(images, targets, other, torch.Generator().manual_seed(0)).kinds is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"transpose": 1},
+        {"transpose": 0.5, "flip": 0.5, "flip_vertical": 0.5},
+        {"mosaic": 1},
+        {"mosaic": 0.5, "transpose": 0.5, "flip": 0.5, "scale": (0.8, 2.0), "shift": 0.2},
+    ],
+    ids=str,
+)
+def test_boxes_of_square_pictures_move_with_their_pixels(changes: dict[str, object]) -> None:
+    """Every box that counts lies on a rectangle of its own grey, and what is not in a box is ground."""
+    side, count = 128, 16
+    images = torch.full((count, 3, side, side), 20, dtype=torch.uint8)
+    targets = Targets(torch.zeros(count, 2, 4), torch.full((count, 2), PADDING))
+    for row in range(count):
+        x, y = 20 + 4 * (row % 5), 30 + 2 * row
+        images[row, :, y : y + 24, x : x + 48] = 140 + 7 * row
+        targets.boxes[row, 0], targets.labels[row, 0] = torch.tensor([x, y, x + 48, y + 24]), row
+    pixels, moved = view(images, targets, OFF.model_copy(update=changes))
+    seen = 0
+    for image, boxes, labels in zip(pixels.float().mean(1), moved.boxes, moved.labels, strict=True):
+        for box, label in zip(boxes.tolist(), labels.tolist(), strict=True):
+            if label < 0:
+                continue
+            found = (image - (140 + 7 * label)).abs() < 3
+            x1, y1, x2, y2 = (round(value) for value in box)
+            assert found[y1 + 2 : y2 - 2, x1 + 2 : x2 - 2].all()
+            if "scale" not in changes:  # else edges are blurred, and their greys are other rectangles'
+                rows, columns = np.flatnonzero(found.any(1)), np.flatnonzero(found.any(0))
+                near = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+                assert np.abs(np.array(near) - box).max() <= 1
+            seen += 1
+    assert seen >= count
+
+
+def test_a_mosaic_shows_a_picture_with_the_three_that_follow() -> None:
+    images = torch.arange(1, 6, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 64, 64).contiguous()
+    targets = Targets(torch.tensor([0.0, 0, 64, 64]).repeat(5, 1, 1), torch.arange(5)[:, None])
+    pixels, moved = view(images, targets, OFF.model_copy(update={"mosaic": 1.0}))
+    assert pixels.dtype == torch.uint8
+    assert pixels[3, 0, ::32, ::32].tolist() == [[4, 5], [1, 2]]
+    assert moved.labels[3].tolist() == [3, 4, 0, 1]
+    assert moved.boxes[3].tolist() == [[0, 0, 32, 32], [32, 0, 64, 32], [0, 32, 32, 64], [32, 32, 64, 64]]

@@ -15,8 +15,7 @@ from qmimic.compress.cost import Cost, equal_share
 from qmimic.compress.integer_grids import calibrate, map_grids, prepare_qat
 from qmimic.config import QuantizerConfig
 from qmimic.contracts import Backbone, ChannelGroup, Features, FusedPair, QuantizationPoint
-from qmimic.detectors.architectures import ARCHITECTURES, Architecture, parse_spec
-from qmimic.detectors.backbones import BACKBONES
+from qmimic.detectors.architectures import Architecture, parse_spec
 from qmimic.detectors.batch_norm import BatchNorm2d
 from qmimic.detectors.build import at_size, build, fold_batch_norm, mac_count
 from qmimic.detectors.channels import channel_groups, keep_channels, widths
@@ -24,6 +23,7 @@ from qmimic.detectors.files import load_detector, save_detector
 from qmimic.detectors.quantize import Quantizer
 from qmimic.errors import InputError
 from qmimic.ship.onnx_file import Exported, build_graph
+from qmimic.tables import ARCHITECTURES, BACKBONES
 from tiny_detectors import as_targets, some_images, some_truth, tiny_spec
 
 SETTINGS = {

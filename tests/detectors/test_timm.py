@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from qmimic import load_dataset
 from qmimic.compress.cost import Cost
 from qmimic.compress.integer_grids import calibrate, prepare_qat
-from qmimic.detectors.backbones import build_backbone, parse_name
+from qmimic.detectors.backbones import build_backbone
 from qmimic.detectors.build import build, fold_batch_norm, mac_count
 from qmimic.detectors.channels import channel_groups, keep_channels, widths
 from qmimic.detectors.files import load_detector, save_detector
 from qmimic.detectors.pretrained import load_backbone, read_weights, timm_names
 from qmimic.errors import InputError
 from qmimic.ship.onnx_file import Exported, build_graph
+from qmimic.tables import parse_backbone
 from tiny_detectors import some_images, tiny_spec
 
 LITE = "tf_efficientnet_lite0"
@@ -245,13 +246,13 @@ def test_a_file_that_holds_no_weights_is_refused_and_nothing_in_it_runs(
 )
 def test_a_name_that_timm_does_not_have_is_answered_with_near_ones(name: str, near: str) -> None:
     with pytest.raises(InputError, match=f"no network '{name}'; did you mean .*{near}"):
-        parse_name(f"timm:{name}")
+        parse_backbone(f"timm:{name}")
 
 
 @pytest.mark.parametrize("name", ["", "zzzzzzzzz", "hf-hub:some/one", "../resnet18", "resnet18/4"])
 def test_what_is_no_name_of_timm_is_refused(name: str) -> None:
     with pytest.raises(InputError, match="timm has no network"):
-        parse_name(f"timm:{name}")
+        parse_backbone(f"timm:{name}")
 
 
 def test_networks_of_one_size_are_refused() -> None:

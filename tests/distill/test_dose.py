@@ -24,9 +24,11 @@ def test_share_and_cosine_are_those_of_the_gradients_at_the_map(ratio: float, an
     weighed = dose.weighed([features], detection, mimic)
     (gradient,) = torch.autograd.grad(weighed, features)
     assert float(gradient.norm()) == pytest.approx(weight * ratio, rel=1e-5)
-    assert dose.take() == pytest.approx({"mimic_share": weight * ratio, "mimic_cosine": math.cos(angle)}, rel=1e-5)
+    assert dose.take() == pytest.approx(
+        {"distillation_share": weight * ratio, "distillation_cosine": math.cos(angle)}, rel=1e-5
+    )
     assert dose.take() == {}
-    assert dose.overall()["mimic_share"] == pytest.approx(weight * ratio, rel=1e-5)
+    assert dose.overall()["distillation_share"] == pytest.approx(weight * ratio, rel=1e-5)
 
 
 @pytest.mark.parametrize("share", [0.03, 0.3, 1.0])
@@ -38,7 +40,7 @@ def test_auto_holds_the_share_while_the_ratio_falls_as_in_training(share: float)
         noise = math.exp(0.3 * float(torch.randn((), generator=generator)))
         detection, mimic = losses_of(features, noise * (42 * math.exp(-step / 5) + 0.5 * math.exp(-step / 250)), 1.0)
         dose.weighed([features], detection, mimic)
-    held = dose.overall()["mimic_share"]
+    held = dose.overall()["distillation_share"]
     assert share / 1.2 < held < share * 1.2
 
 
@@ -73,4 +75,4 @@ def test_of_several_levels_the_gradients_are_taken_together() -> None:
     mimic = 5 * first[0, 1].sum()  # a level that a loss does not see has no gradient from it
     dose = Dose(2.0, 0.1)
     assert float(dose.weighed([first, second], detection, mimic).detach()) == 0
-    assert dose.take() == pytest.approx({"mimic_share": 10 / 13, "mimic_cosine": 20 / (13 * 5)})
+    assert dose.take() == pytest.approx({"distillation_share": 10 / 13, "distillation_cosine": 20 / (13 * 5)})

@@ -35,7 +35,7 @@ def test_a_student_learns_from_a_file(make_recipe: MakeRecipe, tmp_path: Path) -
     assert [one.name for one in results] == ["scratch", "student"]
     student = results[-1]
     assert student.matching is not None
-    assert student.mimic_share is not None
+    assert student.distillation_share is not None
     assert qmimic.train(recipe).results[-1].key == student.key
     # The same path with another content is another teacher.
     model = onnx.load(path)

@@ -16,6 +16,7 @@ from qmimic.run.candidates import Budget, Candidate, Option, candidates
 from qmimic.run.deploy import Deployed
 from qmimic.run.folder import StageResult
 from qmimic.run.train import RunResult
+from qmimic.tables import ARCHITECTURES
 from qmimic.training.progress import Silent
 
 SHORT = [
@@ -90,8 +91,8 @@ def test_a_network_that_is_slow_at_a_small_size_is_not_measured_at_a_large_one(
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """A small search, for the clock's sake."""
-    monkeypatch.setattr(networks, "BACKBONES", ("resnet18/32", "vgg16/32"))
-    monkeypatch.setattr(networks, "ARCHITECTURES", ("faster_rcnn",))
+    monkeypatch.setattr(networks, "TRIED", ("resnet18/32", "vgg16/32"))
+    monkeypatch.setattr(networks, "ARCHITECTURES", {"faster_rcnn": ARCHITECTURES["faster_rcnn"]})
     monkeypatch.setattr(networks, "SIDES", (64,))
     monkeypatch.setattr(networks, "ROUNDS", 3)
     monkeypatch.setattr(fit, "RUNGS", (2, 1))

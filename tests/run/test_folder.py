@@ -30,6 +30,14 @@ def test_a_run_is_read_as_it_was_written(run: Path) -> None:
     assert found.stage(STUDENT) == run / "stages" / "student-0123abcd"
 
 
+def test_earlier_names_are_read_as_those_of_today(run: Path) -> None:
+    earlier = {name.replace("distillation", "mimic"): value for name, value in asdict(STUDENT).items()}
+    shares = {"mimic_share": 0.1, "mimic_cosine": -0.2}
+    (run / "results.json").write_text(json.dumps({"stages": [{**earlier, **shares}]}))
+    (found,) = read_run(run).results
+    assert (found.distillation_share, found.distillation_cosine) == (0.1, -0.2)
+
+
 @pytest.mark.parametrize(
     ("key", "value"),
     [("name", "../../etc"), ("key", "a/b"), ("map50", 7), ("bytes", -1), ("map50", "much"), ("stranger", 1)],

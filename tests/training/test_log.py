@@ -40,6 +40,14 @@ def test_every_line_is_json(tmp_path: Path) -> None:
     assert read_log(tmp_path / "log.jsonl") == lines(10, 20)
 
 
+def test_earlier_names_are_read_as_those_of_today(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text(
+        '{"step": 1, "loss": 2.0, "mimic": 0.5, "mimic_share": 0.1, "mimic_cosine": 0}\n'
+    )
+    now = {"step": 1, "loss": 2.0, "distillation": 0.5, "distillation_share": 0.1, "distillation_cosine": 0}
+    assert read_log(tmp_path / "log.jsonl") == [now]
+
+
 def test_lines_are_on_disk_at_once(tmp_path: Path) -> None:
     Log(tmp_path, 0, told(tmp_path)).write(lines(10)[0])
     assert read_log(tmp_path / "log.jsonl") == lines(10)

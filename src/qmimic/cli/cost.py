@@ -17,10 +17,10 @@ def add(commands: Commands) -> None:
 def _cost(options: argparse.Namespace) -> int:
     from qmimic.api import build_detector
     from qmimic.cli.output import Output, table
-    from qmimic.detectors.backbones import BACKBONES, parse_name
     from qmimic.detectors.build import at_size, equal_cost, mac_count, parameter_count
+    from qmimic.tables import BACKBONES, parse_backbone
 
-    family, _ = parse_name(options.backbone)
+    family, _ = parse_backbone(options.backbone)
     detector = at_size(build_detector(options.backbone, ("object",)), tuple(options.size))
     names = [equal_cost(detector.spec, other) for other in BACKBONES if other.startswith(f"{family}_")]
     costs = []

@@ -17,7 +17,8 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from qmimic.tables import Table, unknown
+from qmimic.errors import InputError
+from qmimic.tables import BACKBONES, Table, parse_backbone, unknown
 
 T = TypeVar("T")
 ADVANCED = "advanced"
@@ -40,7 +41,7 @@ class Section(BaseModel):
         return value
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class InTable:
     """Of a name: it is one of a table's, when the recipe is read."""
 
@@ -54,8 +55,21 @@ class InTable:
 
     def _known(self, name: str) -> str:
         if name not in self.table:
-            raise PydanticCustomError("unknown_name", "{said}", {"said": unknown(self.table.key, name, self.table)})
+            raise _refusal(unknown(self.table.key, name, self.table), self.table)
         return name
+
+
+def _refusal(sentence: str, table: Table[Any]) -> PydanticCustomError:
+    """What `explain` gives back as it is, after the key where the sentence does not have it."""
+    return PydanticCustomError("sentence", "{said}", {"said": sentence, "names": table.key})
+
+
+def _backbone(name: str) -> str:
+    try:
+        parse_backbone(name)
+    except InputError as error:
+        raise _refusal(str(error), BACKBONES) from error
+    return name
 
 
 def _input_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -72,6 +86,7 @@ def _levels(strides: tuple[int, ...]) -> tuple[int, ...]:
 
 Levels = Annotated[tuple[int, ...], AfterValidator(_levels)]
 InputSize = Annotated[tuple[int, int], AfterValidator(_input_size)]
+BackboneName = Annotated[str, AfterValidator(_backbone)]
 Side = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 

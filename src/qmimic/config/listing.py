@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal, get_args, get_origin
+from typing import Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -53,7 +53,9 @@ def settings(section: type[Section] = Recipe, prefix: str = "") -> Iterator[Sett
 
 
 def _choices(field: FieldInfo) -> tuple[str, ...]:
-    tables = [one.table for one in field.metadata if isinstance(one, InTable)]
+    either = get_args(field.annotation) if get_origin(field.annotation) is Union else ()
+    told = [*field.metadata, *(one for kind in either for one in getattr(kind, "__metadata__", ()))]
+    tables = [one.table for one in told if isinstance(one, InTable)]
     if tables:
         return tuple(tables[0])
     if field.annotation is bool:

@@ -155,8 +155,8 @@ def explain(error: ValidationError) -> str:
     if key not in known and parent in known and not last.isdigit():
         key = parent  # of a union, pydantic adds the kind that it tried
     given, message = first.get("input"), first["msg"].removeprefix("Value error, ")
-    if first["type"] == "unknown_name":
-        return message
+    if first["type"] == "sentence":
+        return message if first["ctx"]["names"] in (key, parent) else f"{key}: {message}"
     if first["type"] == "literal_error" and isinstance(given, str) and key in known:
         return unknown(key, given, known[key].choices)
     if first["type"] in ("model_type", "dict_type"):

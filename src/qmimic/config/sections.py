@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from qmimic.arms import ARMS, order
-from qmimic.config.base import Advanced, InputSize, InTable, Levels, Section, Share, Side
+from qmimic.config.base import Advanced, BackboneName, InputSize, InTable, Levels, Section, Share, Side
 from qmimic.tables import (
+    ARCHITECTURES,
     DICTIONARIES,
     DISTANCES,
     DISTILLERS,
@@ -53,9 +54,7 @@ class DataConfig(Section):
 class DetectorConfig(Section):
     """The detector around the backbone, the same for teacher and student."""
 
-    architecture: str = Field(
-        "faster_rcnn", description="faster_rcnn, rfcn, one_stage: a name in the table of architectures"
-    )
+    architecture: Annotated[str, InTable(ARCHITECTURES)] = Field("faster_rcnn", description="kind of detector")
     output_stride: Literal[16, 8] = Field(16, description="pixels from one entry of the feature map to the next")
     levels: Levels | None = Field(
         None, description="one_stage: strides of its maps, some of 8, 16 and 32; null: chosen by the training boxes"
@@ -107,6 +106,12 @@ class AugmentConfig(Section):
 
     flip: float = Field(0.5, ge=0, le=1, description="probability of a left-right flip")
     flip_vertical: float = Field(0.0, ge=0, le=1, description="probability of an up-down flip")
+    transpose: float = Field(
+        0.0, ge=0, le=1, description="probability that rows and columns change places; with both flips: quarter turns"
+    )
+    mosaic: float = Field(
+        0.0, ge=0, le=1, description="probability that four pictures, halved, take the place of one; then it is zoomed"
+    )
     scale: tuple[float, float] = Field((0.8, 1.25), description="smallest and largest zoom")
     shift: float = Field(0.1, ge=0, le=0.5, description="largest shift, as a share of the image's side (a crop)")
     colour: float = Field(0.2, ge=0, le=1, description="largest change of brightness, contrast and saturation")
@@ -150,6 +155,23 @@ class ScheduleConfig(FineTuningConfig):
     )
     clip_norm: Advanced[float] = Field(5.0, ge=0, description="largest gradient norm; 0: no clipping")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0: none")
+    closing_steps: int = Field(
+        0, ge=0, description="last steps that see whole pictures: flipped and transposed, without any other change"
+    )
+
+    @property
+    def closing_from(self) -> float:
+        """Share of the steps after which the closing steps begin."""
+        return (self.steps - self.closing_steps) / self.steps
+
+    @model_validator(mode="after")
+    def _longer_than_its_end(self) -> "ScheduleConfig":
+        if self.closing_steps >= self.steps:
+            raise ValueError(
+                f"closing_steps={self.closing_steps} leaves none of {self.steps} steps before them; raise steps or "
+                "lower closing_steps"
+            )
+        return self
 
 
 WEIGHTS = (
@@ -173,8 +195,10 @@ class TeacherConfig(ScheduleConfig):
         (255, 255, 255), description="onnx: that they are divided by then"
     )
     bgr: Advanced[bool] = Field(False, description="onnx: it was trained on blue, green, red")
-    backbone: str = Field("resnet18/4", description="family and width divisor, or timm:NAME")
-    detector: str | None = Field(None, description="the teacher's architecture; null: detector.architecture")
+    backbone: BackboneName = Field("resnet18/4", description="family and width divisor, or timm:NAME")
+    detector: Annotated[str, InTable(ARCHITECTURES)] | None = Field(
+        None, description="the teacher's architecture; null: detector.architecture"
+    )
     weights: str | None = Field(None, description=WEIGHTS)
     frozen_stages: Advanced[int] = Field(
         0, ge=0, le=64, description="first stages of the backbone that keep their weights"
@@ -201,7 +225,7 @@ class StudentConfig(ScheduleConfig):
     """The very tiny detector. Every arm (scratch, mimic, quantization mimic) has this same schedule."""
 
     learning_rate: float = Field(6e-3, gt=0, description="peak learning rate; the fewer channels, the more")
-    backbone: str = Field("resnet18/16", description="family and width divisor, or timm:NAME")
+    backbone: BackboneName = Field("resnet18/16", description="family and width divisor, or timm:NAME")
     weights: str | None = Field(None, description=WEIGHTS)
     quantize_map: bool = Field(False, description="every student's own heads see its map quantized by the teacher's s")
 
@@ -234,7 +258,8 @@ class MimicConfig(Section):
         0.3, description="lambda of the total loss, whose meaning depends on `normalize`; auto: holds mimic.share"
     )
     share: float = Field(
-        0.1, description="norm of the mimic gradient at the student's map in that of detection's, held by weight=auto"
+        0.1,
+        description="norm of the distillation gradient at the student's map over detection's, held by weight=auto",
     )
     distiller: Annotated[str, InTable(DISTILLERS)] = Field(
         "mimic", description="what the student learns from its teacher; mimic is the paper's"
@@ -403,6 +428,8 @@ class Recipe(Section):
             raise ValueError(
                 "data.train and data.val share a split: name two, since scores on training images say little"
             )
+        if self.augment.transpose and self.data.size[0] != self.data.size[1]:
+            raise ValueError("augment.transpose needs a square picture: set it to 0, or data.size to two equal sides")
         if self.quantizer.per_channel and (self.student.quantize_map or "quantized" in self.baselines):
             raise ValueError("student.quantize_map needs one s for the whole map; set quantizer.per_channel=false")
         if self.mimic.distance == "cell" and self.quantizer.kind != "uniform":

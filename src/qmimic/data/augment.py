@@ -9,7 +9,7 @@ from torch import Tensor
 from qmimic.boxes import area, clip
 from qmimic.config import AugmentConfig
 from qmimic.data.letterbox import FILL
-from qmimic.data.targets import IGNORED, Targets
+from qmimic.data.targets import IGNORED, PADDING, Targets
 from qmimic.processes import Source, rand
 
 MIN_VISIBLE = 0.3  # a box of which less is left is ignored
@@ -34,9 +34,14 @@ class Views:
 
 def exact_views(config: AugmentConfig) -> int | None:
     """How many views an image has, if flips alone make them; None if scale, shift or colour make each a new one."""
-    if config.scale != (1, 1) or config.shift or config.colour:
+    if config.scale != (1, 1) or config.shift or config.colour or config.mosaic:
         return None
-    return (2 if config.flip else 1) * (2 if config.flip_vertical else 1)
+    return 1 << sum(map(bool, (config.flip, config.flip_vertical, config.transpose)))
+
+
+def closing(config: AugmentConfig) -> AugmentConfig:
+    """The views of a schedule's closing steps: exact ones alone."""
+    return config.model_copy(update={"mosaic": 0.0, "scale": (1.0, 1.0), "shift": 0.0, "colour": 0.0})
 
 
 def augment(images: Tensor, targets: Targets, config: AugmentConfig, source: Source) -> Views:
@@ -61,6 +66,12 @@ def augment(images: Tensor, targets: Targets, config: AugmentConfig, source: Sou
     if exact_views(config):
         across, down = (mirror_x < 0).long(), (mirror_y < 0).long()
         kinds = across + down * (2 if config.flip else 1)
+    if config.mosaic:
+        images, targets = _mosaic(images, targets, rand(source, batch) < config.mosaic)
+    if config.transpose:
+        turned = rand(source, batch) < config.transpose
+        images, targets = _transposed(images, targets, turned)
+        kinds = None if kinds is None else 2 * kinds + turned
     if low == high == 1 and config.shift == 0:
         # Flips alone stay in uint8: a quarter of the memory traffic.
         pixels = torch.where((mirror_x < 0).view(-1, 1, 1, 1), images.flip(3), images) if config.flip else images
@@ -84,6 +95,35 @@ def augment(images: Tensor, targets: Targets, config: AugmentConfig, source: Sou
     seen = clip(boxes, (height, width))
     hidden = (area(seen) < MIN_VISIBLE * area(boxes)) & (targets.labels >= 0)
     return Views(pixels, Targets(seen, targets.labels.masked_fill(hidden, IGNORED)), kinds)
+
+
+def _transposed(images: Tensor, targets: Targets, chosen: Tensor) -> tuple[Tensor, Targets]:
+    """Rows as columns and columns as rows, in the images of the batch that are chosen, bool [B]."""
+    pixels = torch.where(chosen.view(-1, 1, 1, 1), images.transpose(2, 3), images)
+    boxes = torch.where(chosen.view(-1, 1, 1), targets.boxes[..., [1, 0, 3, 2]], targets.boxes)
+    return pixels, Targets(boxes, targets.labels)
+
+
+def _mosaic(images: Tensor, targets: Targets, chosen: Tensor) -> tuple[Tensor, Targets]:
+    """Four images in one, halved: each of those chosen (bool [B]) with the three that follow it in the batch.
+
+    The others keep their boxes in the first places, so that all have four times as many.
+    """
+    batch, _, height, width = images.shape
+    small = F.avg_pool2d(images.float(), 2).round_().to(images.dtype)
+    four = [small.roll(-n, 0) for n in range(4)]
+    joined = torch.cat([torch.cat(four[:2], 3), torch.cat(four[2:], 3)], 2)
+    corners = targets.boxes.new_tensor([[0, 0], [width, 0], [0, height], [width, height]]).repeat(1, 2)
+    boxes = torch.cat([(targets.boxes.roll(-n, 0) + corners[n]) / 2 for n in range(4)], 1)
+    labels = torch.cat([targets.labels.roll(-n, 0) for n in range(4)], 1)
+    own = torch.cat([targets.labels, labels.new_full((batch, 3 * targets.labels.shape[1]), PADDING)], 1)
+    return (
+        torch.where(chosen.view(-1, 1, 1, 1), joined, images),
+        Targets(
+            torch.where(chosen.view(-1, 1, 1), boxes, F.pad(targets.boxes, (0, 0, 0, 3 * targets.boxes.shape[1]))),
+            torch.where(chosen.view(-1, 1), labels, own),
+        ),
+    )
 
 
 def _recolour(pixels: Tensor, drawn: Tensor, strength: float) -> Tensor:

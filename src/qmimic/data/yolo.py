@@ -5,8 +5,7 @@ A line holds no flags: boxes written here are neither difficult nor crowd any mo
 
 import os
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -14,27 +13,31 @@ import yaml
 from qmimic.data.accounts import Tally, data_files
 from qmimic.data.images import image_size, turned_by_exif
 from qmimic.data.labels import (
-    MAX_DEPTH,
     Folder,
     actual_size,
     file_of,
     finite,
     is_file,
     is_picture,
-    locate,
     make_sample,
     read_text,
     reserve,
     stated_size,
 )
 from qmimic.data.sample import Dataset, LabelDefect, Sample
+from qmimic.data.yolo_config import (
+    NO_SPLITS,
+    SPLITS,
+    class_names,
+    config_file,
+    labelled_folders,
+    lines_of,
+    read_config,
+    split_members,
+)
 from qmimic.errors import InputError
-from qmimic.files import inside, is_there
-from qmimic.yaml_text import parse_yaml
+from qmimic.files import inside
 
-SPLITS = ("train", "val", "test")  # the keys of data.yaml
-NO_SPLITS = ("images", "names", "path", "nc", "download")  # what else these words mean in this layout
-NO_VALUE = ("", "~", "null", "Null", "NULL")
 NOT_LABELS = ("classes.txt", "labels.txt", "obj.txt", "readme.txt", "license.txt", "requirements.txt")
 MAX_CLASS = 9999  # the highest index of a class
 MAX_SHARE = 2.0  # beyond, a number is not a share of the picture with a rounding error
@@ -42,9 +45,9 @@ MAX_SHARE = 2.0  # beyond, a number is not a share of the picture with a roundin
 
 def sniff(root: Path) -> bool:
     """Whether a folder looks like YOLO, as Ultralytics, Roboflow, CVAT, Label Studio and LabelImg leave it."""
-    if (root / "labels").is_dir() or is_file(root / "obj.data") or _config_file(root) is not None:
+    if (root / "labels").is_dir() or is_file(root / "obj.data") or config_file(root) is not None:
         return True
-    return any(_labelled_folders(root))
+    return any(labelled_folders(root))
 
 
 def read(root: Path) -> Dataset:
@@ -56,13 +59,13 @@ def read(root: Path) -> Dataset:
     Raises:
         InputError: the YAML cannot be read, lists a name twice, or a path leads out of the folder.
     """
-    config = _config(root)
+    config = read_config(root)
     defects: list[LabelDefect] = []
     files = list(data_files(root))
     pictures = [path for path in files if is_picture(path)]
     lists: set[Path] = set()
-    members = _members(root, config, pictures, lists, defects)
-    names = _names(root, config)
+    members = split_members(root, config, pictures, lists, defects)
+    names = class_names(root, config)
     spelled = _spelled(root, members)
     tally = Tally()
     ambiguous = _ambiguous(pictures)
@@ -161,158 +164,6 @@ def _shares(low: float, high: float, length: int) -> tuple[float, float]:
     return (low / length + high / length) / 2, high / length - low / length
 
 
-def _config_file(root: Path) -> Path | None:
-    if is_file(root / "data.yaml"):
-        return root / "data.yaml"
-    found = []
-    for path in sorted([*root.glob("*.yaml"), *root.glob("*.yml")]):
-        if not path.name.startswith("."):
-            text = read_text(path, root)
-            if "names:" in text and ("train:" in text or (root / "labels").is_dir()):
-                found.append(path)
-    if len(found) > 1:
-        raise InputError(f"{found[0]} and {found[1]} both describe {root}; keep one of them, as data.yaml.")
-    return found[0] if found else None
-
-
-def _config(root: Path) -> dict[str, Any]:
-    """What `data.yaml`, or CVAT's `obj.data`, says; plain values are all text, so that a name stays as it is."""
-    path = _config_file(root)
-    if path is None:
-        return _darknet(root)
-    config = parse_yaml(read_text(path, root), str(path), texts=True)
-    if not isinstance(config, dict):
-        raise InputError(f"{path} needs `names:` and the folders of its splits.")
-    if isinstance(config.get("path"), list | dict):
-        raise InputError(f"`path:` in {path} is not a folder; write one name.")
-    return {**config, "": str(path)}
-
-
-def _darknet(root: Path) -> dict[str, Any]:
-    path = root / "obj.data"
-    if not is_file(path):
-        return {}
-    pairs = [line.split("=", 1) for line in read_text(path, root).splitlines() if "=" in line]
-    said = {key.strip(): value.strip() for key, value in pairs}
-    config: dict[str, Any] = {"val" if key == "valid" else key: said[key] for key in said if key in (*SPLITS, "valid")}
-    listed = locate(root, [root], said.get("names", "obj.names"))
-    if listed is not None:
-        config["names"] = _lines(root, listed)
-    return {**config, "": str(path)}
-
-
-def _lines(root: Path, path: Path) -> list[str]:
-    return [line.strip() for line in read_text(path, root).splitlines() if line.strip()]
-
-
-def _labelled_folders(root: Path) -> Iterator[Path]:
-    """Folders without `images` in their name: `train/` with `images/` and `labels/`, or pictures beside labels."""
-    for folder in [root, *sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))]:
-        if folder != root and (folder / "images").is_dir() and (folder / "labels").is_dir():
-            yield folder / "images"
-        elif any(is_picture(path) and is_file(path.with_suffix(".txt")) for path in folder.iterdir()):
-            yield folder
-
-
-def _members(
-    root: Path, config: dict[str, Any], pictures: list[Path], lists: set[Path], defects: list[LabelDefect]
-) -> dict[str, list[Path]]:
-    """The pictures of every split, in order."""
-    base = str(config.get("path") or ".")
-    members: dict[str, list[Path]] = {}
-    keys = {"val" if key == "valid" else key: key for key in (*SPLITS, "valid") if key in config}
-    for key, value in config.items():  # further lists under names of their own
-        if key not in (*keys.values(), *NO_SPLITS, "") and isinstance(value, str) and value.endswith(".txt"):
-            keys |= {key: key} if _source(root, base, value) is not None else {}
-    for split, key in keys.items():
-        values = config[key] if isinstance(config[key], list) else [config[key]]
-        found: dict[Path, None] = {}
-        for value in values:
-            if isinstance(value, list | dict):
-                raise InputError(f"`{key}:` in {config['']} has to be a folder, a .txt list of pictures, or several.")
-            if value is None or value in NO_VALUE:
-                continue
-            source = _source(root, base, value)
-            if source is None:
-                text = f"`{key}: {value}` names a folder or list that is not in {root}."
-                defects.append(LabelDefect("missing_split" if split != "test" else "missing_test", "data.yaml", text))
-            elif source.is_dir():
-                found.update(dict.fromkeys(path for path in pictures if path.is_relative_to(source)))
-            else:
-                lists.add(source)
-                found.update(dict.fromkeys(_listed(root, source, defects)))
-        if found or any(value not in (None, *NO_VALUE) for value in values):
-            members[split] = list(found)
-    taken = {path for own in members.values() for path in own}
-    images = root / "images"
-    folders = sorted(path for path in images.iterdir() if path.is_dir()) if images.is_dir() else []
-    for folder in folders:
-        inside(root, folder)
-        own = [path for path in pictures if path.is_relative_to(folder)]
-        if folder.name not in members and not taken & set(own) and (root / "labels" / folder.name).is_dir():
-            members[folder.name] = own
-    if not members and images.is_dir():
-        members["train"] = [path for path in pictures if path.is_relative_to(images)]
-    if not members:
-        found_folders = list(_labelled_folders(root))
-        for folder in found_folders:
-            name = folder.parent.name if folder.name == "images" else folder.name
-            split = "train" if len(found_folders) == 1 else name
-            members[split] = [path for path in pictures if path.is_relative_to(folder)]
-    return members
-
-
-def _source(root: Path, base: str, value: str) -> Path | None:
-    """The folder or list that a value of `data.yaml` names, found by its tail inside the root and never outside."""
-    plain = value.replace("\\", "/")
-    parts = [part for part in PurePosixPath(plain).parts if part not in ("/", ".", "..")]
-    # `images` alone, of `test/images`, would be every split's folder.
-    starts = range(max(0, len(parts) - MAX_DEPTH), len(parts))
-    ends = [parts[k:] for k in starts if k == 0 or parts[k:] not in (["images"], ["labels"])]
-    tails = [root / base / plain, root / plain, *(root.joinpath(*end) for end in ends)]
-    real = root.resolve()
-    for path in tails:
-        if not is_there(path):
-            continue
-        try:
-            found = path.resolve()
-        except (OSError, RuntimeError):  # links in a circle
-            continue
-        if found.is_relative_to(real) and (found != real or plain in (".", "./")):
-            return root / found.relative_to(real)  # in the root's own spelling, as the walk through its files has it
-    return None
-
-
-def _listed(root: Path, source: Path, defects: list[LabelDefect]) -> Iterator[Path]:
-    """The pictures of a list, each once."""
-    for line in dict.fromkeys(_lines(root, source)):
-        path = locate(root, [root, source.parent], line)
-        if path is None:
-            text = f"It lists {line}, which is not there."
-            defects.append(LabelDefect("label_without_image", str(source.relative_to(root)), text))
-        elif is_picture(path):
-            yield root / path.resolve().relative_to(root.resolve()) if path.exists() else path
-
-
-def _names(root: Path, config: dict[str, Any]) -> tuple[str, ...]:
-    names = config.get("names")
-    source = config.get("") or str(root / "data.yaml")
-    if isinstance(names, dict) and set(names) == set(map(str, range(len(names)))):
-        names = [names[str(index)] for index in range(len(names))]
-    if names is not None and not (isinstance(names, list) and all(isinstance(n, str) and n.strip() for n in names)):
-        raise InputError(f"`names:` in {source} is not a list of class names from index 0 on; correct it.")
-    for place in (root / "classes.txt", root / "labels" / "classes.txt", root / "obj.names"):
-        if names is None and is_file(place):
-            names, source = _lines(root, place), str(place)
-    if names is None:
-        found = sorted(path for path in root.glob("*/classes.txt") if not path.parent.name.startswith("."))
-        names, source = (_lines(root, found[0]), str(found[0])) if len(found) == 1 else ([], source)
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
-        raise InputError(f"{source} names the class {twice[0]!r} twice; give each class its own name.")
-    return tuple(names)
-
-
 def _spelled(root: Path, members: dict[str, list[Path]]) -> dict[Path, str]:
     """Every listed picture with its name: without suffix below its split's folder, longer where two would be equal."""
     forms: dict[Path, tuple[str, ...]] = {}
@@ -368,7 +219,7 @@ def _unused(
     for label in sorted(labels):
         tally.labels += 1
         try:
-            boxes = len(_lines(root, label))
+            boxes = len(lines_of(root, label))
         except InputError:
             boxes = 0
         tally.boxes += boxes

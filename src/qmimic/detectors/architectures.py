@@ -1,11 +1,10 @@
-"""The table of architectures: the only place that knows their names.
+"""What an architecture is: a description, a class, and what it chooses by the training boxes.
 
-A new one is a file with a description (`DetectorSpec`) and a class (`Detector`), and a line here.
+A new one is a file with an `Architecture`, and a line in `ARCHITECTURES` (tables.py), where the names stand.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from qmimic.detectors.one_stage import OneStage
 from qmimic.detectors.spec import DetectorSpec, OneStageSpec, TwoStageSpec
 from qmimic.detectors.two_stage import RFCN, FasterRCNN
 from qmimic.errors import InputError
+from qmimic.tables import ARCHITECTURES
 
 Sizes = NDArray[np.float32]
 
@@ -38,7 +38,8 @@ class Architecture:
     fitted: Callable[[DetectorConfig, Sizes, tuple[int, int]], DetectorConfig] = lambda config, _, __: config
 
 
-def _with_anchors(config: DetectorConfig, box_sizes: Sizes, size: tuple[int, int]) -> DetectorConfig:
+def with_anchors(config: DetectorConfig, box_sizes: Sizes, size: tuple[int, int]) -> DetectorConfig:
+    """With anchors, in pixels. Args as `Architecture.fitted`."""
     if config.anchor_cells:
         anchors = anchors_in_cells(config.anchor_cells, config.anchor_ratios, config.output_stride)
         return config.model_copy(update={"anchors": anchors, "anchor_cells": None, "anchor_ratios": (1.0,)})
@@ -47,31 +48,16 @@ def _with_anchors(config: DetectorConfig, box_sizes: Sizes, size: tuple[int, int
     return config.model_copy(update={"anchors": fit_anchors(box_sizes, config.anchor_count)})
 
 
-def _with_levels(config: DetectorConfig, box_sizes: Sizes, size: tuple[int, int]) -> DetectorConfig:
+def with_levels(config: DetectorConfig, box_sizes: Sizes, size: tuple[int, int]) -> DetectorConfig:
+    """With the strides of the levels. Args as `Architecture.fitted`."""
     if config.levels is not None:
         return config
     return config.model_copy(update={"levels": choose_levels(box_sizes, size)})
 
 
-ARCHITECTURES = {
-    "faster_rcnn": Architecture(TwoStageSpec, FasterRCNN, _with_anchors),
-    "rfcn": Architecture(TwoStageSpec, RFCN, _with_anchors),
-    "one_stage": Architecture(OneStageSpec, OneStage, _with_levels),
-}
-
-
-def architecture_of(name: object) -> Architecture:
-    """The architecture of this name.
-
-    Raises:
-        InputError: no architecture has this name; the nearest one is given.
-    """
-    if isinstance(name, str) and name in ARCHITECTURES:
-        return ARCHITECTURES[name]
-    near = get_close_matches(str(name), ARCHITECTURES, n=1, cutoff=0.0)[0]
-    raise InputError(
-        f"Unknown detector.architecture {str(name)[:100]!r}; did you mean {near}? Known: {', '.join(ARCHITECTURES)}."
-    )
+FASTER_RCNN = Architecture(TwoStageSpec, FasterRCNN, with_anchors)
+R_FCN = Architecture(TwoStageSpec, RFCN, with_anchors)
+ONE_STAGE = Architecture(OneStageSpec, OneStage, with_levels)
 
 
 def parse_spec(values: object) -> DetectorSpec:
@@ -83,7 +69,7 @@ def parse_spec(values: object) -> DetectorSpec:
     """
     if not isinstance(values, Mapping):
         raise InputError("its description is not a mapping of names to values.")
-    return architecture_of(values.get("architecture")).spec.model_validate(values)
+    return _description(str(values.get("architecture"))).model_validate(values)
 
 
 def spec_for(
@@ -102,6 +88,11 @@ def spec_for(
         InputError: the architecture is unknown.
         ValidationError: the architecture refuses a value.
     """
-    kind = architecture_of(config.architecture).spec
+    kind = _description(config.architecture)
     settings = config.model_dump(include=set(kind.model_fields))
     return kind.model_validate({**settings, "backbone": backbone, "classes": classes, "size": size, "grey": grey})
+
+
+def _description(architecture: str) -> type[DetectorSpec]:
+    kind: type[DetectorSpec] = ARCHITECTURES[architecture].spec
+    return kind

@@ -10,13 +10,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.utils.flop_counter import FlopCounterMode
 
 from qmimic.config import explain
-from qmimic.detectors.architectures import architecture_of
 from qmimic.detectors.batch_norm import BatchNormAct2d, ScaleShift
 from qmimic.detectors.channels import keep_channels
 from qmimic.detectors.convolution import Reparameterised
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.spec import DetectorSpec
 from qmimic.errors import InputError
+from qmimic.tables import ARCHITECTURES
 
 aten = torch.ops.aten
 
@@ -29,7 +29,7 @@ def build(spec: DetectorSpec, seed: int = 0) -> Detector:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        detector = architecture_of(spec.architecture).detector(spec)
+        detector: Detector = ARCHITECTURES[spec.architecture].detector(spec)
     if spec.channels:
         keep_channels(detector, {name: torch.arange(count) for name, count in spec.channels.items()})
     return detector

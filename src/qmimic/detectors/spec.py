@@ -1,6 +1,6 @@
 """The descriptions of detectors: all that is needed to build one before its weights are loaded.
 
-Each architecture has its own; `ARCHITECTURES` in `detectors/architectures.py` says which.
+Each architecture has its own; `ARCHITECTURES` in `tables.py` says which.
 """
 
 from typing import Annotated

@@ -22,7 +22,7 @@ FAST, SLOW = 0.8, 0.3  # how far one measurement moves the estimate, among the f
 
 
 class Dose(nn.Module):
-    """Measures the share of the mimic gradient, and holds one if it is asked to.
+    """Measures the share of the distillation gradient, and holds one if it is asked to.
 
     All that it knows lies in buffers, so that a checkpoint keeps it and a resumed run goes on alike.
 
@@ -51,22 +51,22 @@ class Dose(nn.Module):
         self.register_buffer("total", torch.zeros(3))
         self._done = -1  # the same as `steps` without asking the device; read from it after a resume
 
-    def weighed(self, maps: Sequence[Tensor], detection: Tensor, mimic: Tensor) -> Tensor:
+    def weighed(self, maps: Sequence[Tensor], detection: Tensor, distillation: Tensor) -> Tensor:
         """lambda L_m, scalar; measures in some of the steps.
 
         Args:
             maps: the student's map f_s of each level, [B, C, H, W], part of the graph of both losses.
             detection: the sum of the detection losses, scalar.
-            mimic: L_m, not yet weighed, scalar.
+            distillation: L_m, not yet weighed, scalar.
         """
         if self._done < 0:
             self._done = int(self.steps)
         due = self._done < FIRST or self._done % EVERY == 0
-        if due and mimic.requires_grad and any(one.requires_grad for one in maps):
-            self._measure([one for one in maps if one.requires_grad], detection, mimic)
+        if due and distillation.requires_grad and any(one.requires_grad for one in maps):
+            self._measure([one for one in maps if one.requires_grad], detection, distillation)
         self._done += 1
         self.steps += 1
-        return self.weight() * mimic
+        return self.weight() * distillation
 
     def weight(self) -> Tensor | float:
         """lambda as it is now; 1 before anything was measured."""
@@ -75,7 +75,7 @@ class Dose(nn.Module):
         return torch.where(self.total[0] > 0, self._share / self.log_ratio.exp(), 1.0)
 
     def take(self) -> dict[str, float]:
-        """Means of what was measured since the last call: `mimic_share` and `mimic_cosine`; empty if nothing was."""
+        """Means since the last call, `distillation_share` and `distillation_cosine`; empty if nothing was measured."""
         found = self._means(self.recent)
         self.recent.zero_()
         return found
@@ -84,9 +84,10 @@ class Dose(nn.Module):
         """Means over the whole training, as `take`."""
         return self._means(self.total)
 
-    def _measure(self, maps: Sequence[Tensor], detection: Tensor, mimic: Tensor) -> None:
+    def _measure(self, maps: Sequence[Tensor], detection: Tensor, distillation: Tensor) -> None:
         ours, theirs = (
-            torch.autograd.grad(loss, maps, retain_graph=True, materialize_grads=True) for loss in (mimic, detection)
+            torch.autograd.grad(loss, maps, retain_graph=True, materialize_grads=True)
+            for loss in (distillation, detection)
         )
         pairs = [(own.double(), other.double()) for own, other in zip(ours, theirs, strict=True)]
         products = [
@@ -111,4 +112,4 @@ class Dose(nn.Module):
     @staticmethod
     def _means(sums: Tensor) -> dict[str, float]:
         count, share, cosine = sums.tolist()
-        return {"mimic_share": share / count, "mimic_cosine": cosine / count} if count else {}
+        return {"distillation_share": share / count, "distillation_cosine": cosine / count} if count else {}

@@ -198,7 +198,7 @@ def learning(
 ) -> Panel | None:
     """A value of the logs against steps; None if no log has it.
 
-    `map50` is in per cent, `mimic_cosine` lies in -1..1, losses and shares are logarithmic.
+    `map50` is in per cent, `distillation_cosine` lies in -1..1, losses and shares are logarithmic.
     """
     lines = {
         title: [(line["step"], float(line[key])) for line in own if isinstance(line.get(key), int | float)]
@@ -218,7 +218,7 @@ def learning(
                 axes.plot(steps, _smooth(values), own.dashes, color=own.colour, linewidth=1.1)
         if scores:
             axes.set_ylim(bottom=0)
-        elif key == "mimic_cosine":
+        elif key == "distillation_cosine":
             axes.axhline(0, color=MUTED, linewidth=0.7)
             axes.set_ylim(-1, 1)
         else:

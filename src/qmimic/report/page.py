@@ -111,8 +111,8 @@ def page(facts: Facts) -> str:
         figures.learning(facts.logs, "loss", style, "training loss"),
     ]
     dose = [
-        figures.learning(facts.logs, "mimic_share", style, "mimic over detection gradient"),
-        figures.learning(facts.logs, "mimic_cosine", style, "cosine of the two gradients"),
+        figures.learning(facts.logs, "distillation_share", style, "distillation over detection gradient"),
+        figures.learning(facts.logs, "distillation_cosine", style, "cosine of the two gradients"),
     ]
     context: dict[str, Any] = {
         "facts": facts,
@@ -331,8 +331,8 @@ def _dose(recipe: Recipe) -> str:
     mimic = recipe.mimic
     held = f"held at {100 * mimic.share:g} %" if mimic.weight == "auto" else f"not held: lambda is {mimic.weight:g}"
     return (
-        "The dose: norm of the mimic gradient at the student's map in that of detection's (1: as strong), and the "
-        "cosine between the two, each the mean of ten steps or so. The share was "
+        "The dose: norm of the distillation gradient at the student's map in that of detection's (1: as strong), and "
+        "the cosine between the two, each the mean of ten steps or so. The share was "
         f"{held}, up to {100 * mimic.last_step:g} % of the steps."
     )
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from qmimic.bench.measure import Cost, measure
 from qmimic.compress.integer_grids import calibrate, prepare_qat
 from qmimic.config import Recipe
-from qmimic.detectors.architectures import ARCHITECTURES, architecture_of, spec_for
+from qmimic.detectors.architectures import spec_for
 from qmimic.detectors.build import build, mac_count
 from qmimic.errors import InputError
 from qmimic.files import read_json, write_text
@@ -24,8 +24,9 @@ from qmimic.run.keys import costs_key
 from qmimic.runtime.formats import FORMATS
 from qmimic.ship.onnx_file import Exported
 from qmimic.ship.write import describe, write_described
+from qmimic.tables import ARCHITECTURES
 
-BACKBONES = ("resnet18/8", "resnet18/16", "resnet18/32", "vgg16/32")
+TRIED = ("resnet18/8", "resnet18/16", "resnet18/32", "vgg16/32")
 SIDES = (128, 192, 256)  # of a square of the same area
 BOXES = np.geomspace(8, 256, 64, dtype=np.float32)[:, None].repeat(2, 1)  # widths and heights
 MULTIPLE = 32  # pixels; of the input's sides
@@ -107,7 +108,7 @@ def candidates(image_sizes: NDArray[np.int32]) -> list[Candidate]:
         return max(MULTIPLE, MULTIPLE * round(pixels / MULTIPLE))
 
     sizes = [(side(one / ratio), side(one * ratio)) for one in SIDES]
-    return [Candidate(backbone, head, size) for size, backbone, head in product(sizes, BACKBONES, ARCHITECTURES)]
+    return [Candidate(backbone, head, size) for size, backbone, head in product(sizes, TRIED, ARCHITECTURES)]
 
 
 def cost_table(
@@ -170,7 +171,7 @@ def _costs(
 ) -> list[Option]:
     own = candidate.of(recipe)
     # Time hardly depends on weights and anchors, and boxes of all sizes ask for all levels.
-    settings = architecture_of(candidate.architecture).fitted(own.detector, BOXES, candidate.size)
+    settings = ARCHITECTURES[candidate.architecture].fitted(own.detector, BOXES, candidate.size)
     detector = build(spec_for(settings, candidate.backbone, classes, candidate.size)).eval()
     integer = prepare_qat(detector)
     generator = torch.Generator().manual_seed(0)

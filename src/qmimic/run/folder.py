@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AliasChoices, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from qmimic.arms import STUDENT, TEACHERS
+from qmimic.arms import STUDENT, TEACHER_STAGES
 from qmimic.config import Recipe, explain, load_recipe
 from qmimic.errors import InputError
 from qmimic.files import is_there, read_json, write_text
@@ -33,6 +33,11 @@ Share = Annotated[float, Field(ge=0, le=1.0001)]  # a sum of parts may round abo
 Count = Annotated[int, Field(ge=0)]
 
 
+def _once(earlier: str) -> Any:
+    """Of a field that had another name in earlier results."""
+    return Field(validation_alias=AliasChoices(earlier.replace("mimic", "distillation"), earlier))
+
+
 @checked_dataclass(frozen=True, config=ConfigDict(allow_inf_nan=False, extra="forbid"))
 class StageResult:
     """The result of a finished stage, kept as `result.json`.
@@ -50,8 +55,8 @@ class StageResult:
         matching, matching_nonzero: share of entries on val regions, 0..1, and of the teacher's non-zero ones, that
             are on the same level as the quantized teacher's; None without a mimic.
         matching_near: share of entries within 0.3 of the teacher's, which the paper counts; None without a mimic.
-        mimic_share, mimic_cosine: norm of the mimic gradient at the student's map in that of detection's, and their
-            cosine, means over training; None without a mimic.
+        distillation_share, distillation_cosine: norm of the distillation gradient at the student's map in that of
+            detection's, and their cosine, means over training; None of a student that is not taught.
         map50_before: of a quantized teacher before its fine-tuning.
         mode: `mimic.mode` of a student; empty for teachers.
     """
@@ -68,8 +73,8 @@ class StageResult:
     matching: Share | None = None
     matching_nonzero: Share | None = None
     matching_near: Share | None = None
-    mimic_share: Annotated[float, Field(ge=0)] | None = None
-    mimic_cosine: Annotated[float, Field(ge=-1.0001, le=1.0001)] | None = None
+    distillation_share: Annotated[float | None, Field(ge=0), _once("mimic_share")] = None
+    distillation_cosine: Annotated[float | None, Field(ge=-1.0001, le=1.0001), _once("mimic_cosine")] = None
     map50_before: Share | None = None
     mode: str = ""
 
@@ -83,7 +88,7 @@ class StageResult:
 
 def ranked(results: tuple[StageResult, ...]) -> list[StageResult]:
     """The student and its baselines, without teachers, by mAP@0.5 on val; of equals the later, as the student is."""
-    return sorted((one for one in reversed(results) if one.name not in TEACHERS), key=lambda one: -one.map50)
+    return sorted((one for one in reversed(results) if one.name not in TEACHER_STAGES), key=lambda one: -one.map50)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from qmimic.extras import version_of
 from qmimic.files import MissingError, open_file
 
 VERSION = 2  # raised when the same recipe would give other weights
-MIMIC_VERSION = 1  # the same for students that are taught
+TAUGHT_VERSION = 1  # the same for students that are taught
 TAYLOR_VERSION = 1  # and for teachers pruned by Taylor expansion
 INT8_VERSION = 1  # when the same detector would get other grids
 # Settings since VERSION, which count only where they are set.
@@ -34,7 +34,8 @@ LATER = {
     *(f"teacher.{name}" for name in ("frozen_stages", "frozen_norm", "detector")),
     *(f"teacher.{name}" for name in ("kind", "file", "maps", "boxes", "scores", "mean", "std", "bgr")),
     *(f"detector.{name}" for name in ("anchor_cells", "anchor_ratios", "levels")),
-    *("data.grey", "mimic.distiller", "mimic.sampling"),
+    *("data.grey", "mimic.distiller", "mimic.sampling", "augment.transpose", "augment.mosaic"),
+    *("teacher.closing_steps", "student.closing_steps"),
 }
 BANK_VERSION = 4  # when a bank's records change
 COSTS_VERSION = 1  # when the same candidate of a search would cost something else
@@ -76,7 +77,7 @@ def cache_key(dataset: str, data: DataConfig) -> str:
 
 def teacher_key(recipe: Recipe, data: str, bf16: bool) -> str:
     """The full-precision teacher. Args: as `student_key`."""
-    return fingerprint(VERSION, data, _schedule(recipe.teacher, "min_map"), recipe.augment, recipe.seed, bf16)
+    return fingerprint(VERSION, data, _schedule(recipe.teacher, "min_map"), _plain(recipe.augment), recipe.seed, bf16)
 
 
 def opened_key(recipe: Recipe, data: str) -> str:
@@ -87,7 +88,7 @@ def opened_key(recipe: Recipe, data: str) -> str:
 def quantized_key(recipe: Recipe, teacher: str) -> str:
     """The quantized teacher, from the key of the full-precision one."""
     return fingerprint(
-        VERSION, teacher, _schedule(recipe.quantized_teacher), recipe.quantizer, recipe.augment, recipe.seed
+        VERSION, teacher, _schedule(recipe.quantized_teacher), recipe.quantizer, _plain(recipe.augment), recipe.seed
     )
 
 
@@ -125,10 +126,10 @@ def student_key(recipe: Recipe, data: str, bf16: bool, parents: Parents) -> str:
         VERSION,
         data,
         _schedule(recipe.student),
-        recipe.augment,
+        _plain(recipe.augment),
         recipe.seed,
         bf16,
-        _mimic(recipe.mimic) if parents.taught_by else None,
+        _distillation(recipe.mimic) if parents.taught_by else None,
         [parents.taught_by, parents.grid, parents.start],
     )
 
@@ -141,7 +142,9 @@ def int8_key(recipe: Recipe, data: str, weights: list[float]) -> str:
         data: see `data_key`.
         weights: what tells the detector from others.
     """
-    return fingerprint(INT8_VERSION, data, _schedule(recipe.int8, "max_loss"), recipe.augment, recipe.seed, weights)
+    return fingerprint(
+        INT8_VERSION, data, _schedule(recipe.int8, "max_loss"), _plain(recipe.augment), recipe.seed, weights
+    )
 
 
 def bank_key(recipe: Recipe, data: str, teacher: str, content: object, processes: int) -> str:
@@ -197,17 +200,24 @@ def job_keys(recipe: Recipe) -> dict[str, str]:
 
     The kinds are teacher, quantized and student; where the student needs no teachers, it is all there is.
     """
-    run = (VERSION, recipe.seed, _plain(recipe.data), _plain(recipe.detector), recipe.augment, recipe.run.precision)
+    run = (
+        VERSION,
+        recipe.seed,
+        _plain(recipe.data),
+        _plain(recipe.detector),
+        _plain(recipe.augment),
+        recipe.run.precision,
+    )
     if not recipe.needs_teachers:
         return {"student": fingerprint("student", *run, _job_schedule(recipe.student))}
     if not recipe.trains_teacher:
-        opened = [_job_schedule(recipe.teacher, "min_map"), recipe.quantizer, _mimic(recipe.mimic)]
+        opened = [_job_schedule(recipe.teacher, "min_map"), recipe.quantizer, _distillation(recipe.mimic)]
         return {"student": fingerprint("student", *run, _job_schedule(recipe.student), *opened)}
     teacher = fingerprint("teacher", *run, _job_schedule(recipe.teacher, "min_map"))
     quantized = fingerprint("quantized", teacher, _job_schedule(recipe.quantized_teacher), recipe.quantizer)
     pruning = _pruning(recipe) if recipe.pruning.method != "none" else []
-    mimic = _mimic(recipe.mimic) if recipe.mimic.mode != "none" else []
-    student = fingerprint("student", quantized, _job_schedule(recipe.student), mimic, *pruning)
+    taught = _distillation(recipe.mimic) if recipe.mimic.mode != "none" else []
+    student = fingerprint("student", quantized, _job_schedule(recipe.student), taught, *pruning)
     return {"teacher": teacher, "quantized": quantized, "student": student}
 
 
@@ -249,6 +259,6 @@ def _pruning(recipe: Recipe) -> list[object]:
     return [recipe.pruning, *([TAYLOR_VERSION] if recipe.pruning.method == "taylor" else [])]
 
 
-def _mimic(config: MimicConfig) -> list[object]:
-    """What the mimic loss depends on: a share only where it is held."""
-    return [MIMIC_VERSION, _plain(config, *(() if config.weight == "auto" else ("share",)))]
+def _distillation(config: MimicConfig) -> list[object]:
+    """What a distillation loss depends on: a share only where it is held."""
+    return [TAUGHT_VERSION, _plain(config, *(() if config.weight == "auto" else ("share",)))]

@@ -3,6 +3,7 @@
 import os
 import platform
 from dataclasses import dataclass, replace
+from importlib import import_module
 from importlib.metadata import version
 
 import numpy as np
@@ -20,12 +21,12 @@ from qmimic.data.loader import Loader
 from qmimic.data.pixel_cache import PixelCache
 from qmimic.data.sample import Dataset
 from qmimic.data.splits import TRAIN, VAL
-from qmimic.detectors.architectures import architecture_of, spec_for
-from qmimic.detectors.backbones import parse_name
+from qmimic.detectors.architectures import spec_for
 from qmimic.detectors.spec import DetectorSpec
 from qmimic.errors import InputError
 from qmimic.run.keys import cache_key, data_key
 from qmimic.run.memory import keep_freed_memory
+from qmimic.tables import ARCHITECTURES, TIMM
 from qmimic.training.precision import bf16_by_default
 from qmimic.training.trackers import require
 
@@ -79,11 +80,11 @@ def prepare(recipe: Recipe) -> Prepared:
     """Read and check everything that can be wrong before any training.
 
     Raises:
-        InputError: the dataset cannot be read or used, a split is missing, or a backbone's name is unknown.
+        InputError: the dataset cannot be read or used, or a split is missing.
     """
-    for backbone in (recipe.teacher.backbone, recipe.student.backbone):
-        parse_name(backbone)
-    architectures = tuple(map(architecture_of, (recipe.detector.architecture, recipe.teacher_architecture)))
+    if any(name.startswith(TIMM) for name in (recipe.teacher.backbone, recipe.student.backbone)):
+        import_module("timm")  # an extra: that it is missing must not wait for a stage
+    architectures = [ARCHITECTURES[name] for name in (recipe.detector.architecture, recipe.teacher_architecture)]
     require(recipe.run.trackers)
     keep_freed_memory()
     torch.set_num_threads(recipe.run.threads or os.cpu_count() or 1)
@@ -116,7 +117,7 @@ def prepare(recipe: Recipe) -> Prepared:
         raise InputError(explain(error)) from error
     key = data_key(dataset_fingerprint(dataset), data, detector)
     said = remarks(recipe.detector, detector, data.size, int(splits[TRAIN].counts.max()))
-    told = (*chosen.remarks(dataset, limits(detector, architecture_of(detector.architecture).spec.model_fields)), *said)
+    told = (*chosen.remarks(dataset, limits(detector, ARCHITECTURES[detector.architecture].spec.model_fields)), *said)
     return Prepared(recipe, dataset, train, val, detector, key, accelerator, told)
 
 

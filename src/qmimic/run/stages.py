@@ -94,7 +94,7 @@ def train_teacher(prepared: Prepared, watcher: Watcher) -> Stage:
         if config.weights:
             load_backbone(detector, config.weights)
         _freeze(detector, config)
-        return DetectionObjective(detector, recipe.augment)
+        return DetectionObjective(detector, recipe.augment, config.closing_from)
 
     stage = _run(prepared, TEACHER, key, config, config.backbone, objective, watcher)
     map50 = stage.result.map50
@@ -258,7 +258,7 @@ def train_student(prepared: Prepared, name: str, teachers: Teachers | OpenedTeac
         if lesson and config.quantize_map:
             student.quantizer = lesson.quantizer()
         if not lesson or not imitates:
-            return DetectionObjective(student, recipe.augment)
+            return DetectionObjective(student, recipe.augment, config.closing_from)
         return taught(prepared, student, lesson, watcher)
 
     def extra(trained: Objective) -> dict[str, Any]:

@@ -94,7 +94,8 @@ def taught(prepared: Prepared, student: Detector, lesson: Lesson, watcher: Watch
     sides = Sides.between(student, teacher, rms, lesson.quantizer(), recipe.seed)
     distiller: Distiller = DISTILLERS[recipe.mimic.distiller](recipe.mimic, sides)
     bank = _bank(prepared, teacher, distiller, lesson.key, watcher)
-    return DistillationObjective(student, distiller, teacher, bank, recipe.mimic, recipe.augment)
+    closing_from = recipe.student.closing_from
+    return DistillationObjective(student, distiller, teacher, bank, recipe.mimic, recipe.augment, closing_from)
 
 
 def _rms(prepared: Prepared, teacher: Teacher) -> tuple[Tensor, ...]:
@@ -112,7 +113,9 @@ def _bank(prepared: Prepared, teacher: Teacher, distiller: Distiller, key: str, 
     if not limit:
         return None
     if views is None:
-        watcher.say("The teacher runs in every step: with augment's scale, shift or colour every view is a new one.")
+        watcher.say(
+            "The teacher runs in every step: with augment's scale, shift, colour or mosaic every view is a new one."
+        )
         return None
     records = views * len(prepared.train.samples)
     layout = layout_of(_first_targets(prepared, teacher, distiller), distiller.grids())

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from qmimic.arms import ARMS, STUDENT, TEACHERS
+from qmimic.arms import ARMS, STUDENT, TEACHER_STAGES
 from qmimic.config import Recipe, save_recipe
 from qmimic.data.splits import VAL
-from qmimic.detectors.backbones import TIMM, parse_name
 from qmimic.detectors.build import equal_cost
 from qmimic.detectors.files import load_detector
 from qmimic.detectors.prediction import predict
@@ -27,6 +26,7 @@ from qmimic.run.stages import (
     teachers_of,
     train_student,
 )
+from qmimic.tables import TIMM, parse_backbone
 from qmimic.training.log import LOG, draw_curves, read_log
 from qmimic.training.loop import Watcher
 from qmimic.training.progress import Silent
@@ -154,7 +154,7 @@ def arms(prepared: Prepared) -> dict[str, Recipe]:
                     f"There is no {student} of {arm.convolutions} convolutions: leave {name} out of baselines, or take "
                     "a student of qmimic's own, such as resnet18/16."
                 )
-            family = f"{parse_name(student)[0].split('_')[0]}_{arm.convolutions}"
+            family = f"{parse_backbone(student)[0].split('_')[0]}_{arm.convolutions}"
             found[name] = found[name].changed({"student.backbone": equal_cost(prepared.spec(student), family)})
     found[STUDENT] = recipe
     pruned = [name for name, own in found.items() if own.pruning.method != "none"]
@@ -172,7 +172,7 @@ def remarks(results: tuple[StageResult, ...]) -> tuple[str, ...]:
     """What must be said in words: a teacher or a student below the student trained alone, or a student not the best."""
     scores = {result.name: result.map50 for result in results}
     said = []
-    known = [scores[name] for name in TEACHERS if name in scores]
+    known = [scores[name] for name in TEACHER_STAGES if name in scores]
     if known and max(known) < scores.get("scratch", 0.0):
         said.append(
             f"The teacher ({100 * max(known):.1f} mAP@0.5) is weaker than the student trained from scratch "
@@ -186,10 +186,10 @@ def remarks(results: tuple[StageResult, ...]) -> tuple[str, ...]:
                 f"({100 * scores['scratch']:.1f}): here the teacher did not help. One seed proves little; try others."
             )
     for one in results:
-        if one.mimic_share is not None and one.mimic_cosine is not None:
+        if one.distillation_share is not None and one.distillation_cosine is not None:
             said.append(
-                f"The mimic gradient of {one.name} was {100 * one.mimic_share:.0f} % of detection's at the student's "
-                f"map on average, at a cosine of {one.mimic_cosine:.2f}."
+                f"The distillation gradient of {one.name} was {100 * one.distillation_share:.0f} % of detection's at "
+                f"the student's map on average, at a cosine of {one.distillation_cosine:.2f}."
             )
     best = ranked(results)[0]
     if best.name != "student":

@@ -10,6 +10,8 @@ from qmimic.training.trackers import Past, Trackers
 
 LOG = "log.jsonl"
 MAX_LOG_BYTES = 256 * MIB
+# Names in earlier logs, by which a run that was begun then goes on.
+EARLIER = {"mimic": "distillation", "mimic_share": "distillation_share", "mimic_cosine": "distillation_cosine"}
 
 
 class Log:
@@ -82,5 +84,5 @@ def read_log(path: Path) -> list[dict[str, Any]]:
             break
         if not isinstance(line, dict) or not isinstance(line.get("step"), int):
             break
-        lines.append(line)
+        lines.append({EARLIER.get(str(name), str(name)): value for name, value in line.items()})
     return lines

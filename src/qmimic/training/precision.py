@@ -2,7 +2,7 @@
 
 import torch
 
-from qmimic.detectors.backbones import parse_name
+from qmimic.tables import parse_backbone
 
 MAX_DIVISOR = 4  # narrower networks gain nothing: their time is not in matrix products
 
@@ -14,7 +14,7 @@ def bf16_by_default(backbone: str, device: torch.device) -> bool:
         backbone: its name, such as `resnet18/4`.
         device: where it runs.
     """
-    if parse_name(backbone)[1] > MAX_DIVISOR:
+    if parse_backbone(backbone)[1] > MAX_DIVISOR:
         return False
     if device.type == "cpu":
         return bool(torch.cpu.get_capabilities().get("avx512_bf16"))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qmimic.config import AugmentConfig, MimicConfig
-from qmimic.data.augment import Views, augment, exact_views
+from qmimic.data.augment import Views, augment, closing, exact_views
 from qmimic.data.targets import Targets
 from qmimic.detectors.detector import Detector
 from qmimic.distill.bank import Bank, channels_last
@@ -40,12 +40,19 @@ class StepGenerators:
 
 
 class DetectionObjective(nn.Module):
-    """L_cls^rpn + L_reg^rpn + L_cls^det + L_reg^det on augmented images."""
+    """A detector's own losses on augmented images, L_cls^rpn + L_reg^rpn + L_cls^det + L_reg^det of two stages.
 
-    def __init__(self, detector: Detector, augmentation: AugmentConfig) -> None:
+    Args:
+        detector: that learns.
+        augmentation: the views.
+        closing_from: share of the steps after which views are exact ones alone.
+    """
+
+    def __init__(self, detector: Detector, augmentation: AugmentConfig, closing_from: float = 1.0) -> None:
         super().__init__()
         self.detector = detector
         self.augmentation = augmentation
+        self.closing_from = closing_from
 
     def forward(
         self,
@@ -64,7 +71,8 @@ class DetectionObjective(nn.Module):
             progress: share of the steps done, 0..1.
             indices: int64 [B], places of the images in the training split; only a teacher's bank needs them.
         """
-        views = augment(images, targets, self.augmentation, generators.views)
+        config = closing(self.augmentation) if progress >= self.closing_from else self.augmentation
+        views = augment(images, targets, config, generators.views)
         return self.detector.losses(self.detector.features(views.images), views.targets, generators.samples).losses
 
     def measured(self) -> dict[str, float]:
@@ -82,6 +90,7 @@ class DistillationObjective(nn.Module):
         bank: keeps the targets of exact views; None to compute them in every step.
         config: lambda and phases.
         augmentation: the views.
+        closing_from: share of the steps after which views are exact ones alone.
     """
 
     def __init__(
@@ -92,6 +101,7 @@ class DistillationObjective(nn.Module):
         bank: Bank | None,
         config: MimicConfig,
         augmentation: AugmentConfig,
+        closing_from: float = 1.0,
     ) -> None:
         super().__init__()
         self.detector = student
@@ -100,6 +110,7 @@ class DistillationObjective(nn.Module):
         self.bank = bank
         self.config = config
         self.augmentation = augmentation
+        self.closing_from = closing_from
         self.dose = Dose(None if config.weight == "auto" else config.weight, config.share)
 
     def forward(
@@ -110,12 +121,13 @@ class DistillationObjective(nn.Module):
         progress: float,
         indices: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The terms of the loss, `mimic` already weighted by lambda. Args as `DetectionObjective.forward`."""
+        """The terms of the loss, `distillation` already weighted by lambda. Args as `DetectionObjective.forward`."""
         phase = self.phase(progress)
         student = self.detector
 
         # 1. Views, and the student's levels.
-        views = augment(images, targets, self.augmentation, generators.views)
+        config = closing(self.augmentation) if progress >= self.closing_from else self.augmentation
+        views = augment(images, targets, config, generators.views)
         raw = student.raw_features(views.images)
 
         # 2. Detection losses; the student's heads see its levels quantized, where it has a quantizer.
@@ -137,9 +149,9 @@ class DistillationObjective(nn.Module):
         view = StudentView(raw, regions, views.targets, generators.samples, whole_map=phase == "map")
         distance = self.distiller.loss(view, target)
         if losses:
-            losses["mimic"] = self.dose.weighed(raw.maps, torch.stack(list(losses.values())).sum(), distance)
+            losses["distillation"] = self.dose.weighed(raw.maps, torch.stack(list(losses.values())).sum(), distance)
         else:
-            losses["mimic"] = self.dose.weight() * distance
+            losses["distillation"] = self.dose.weight() * distance
         return losses
 
     def target(self, views: Views, indices: Tensor | None) -> Target:
