@@ -31,11 +31,13 @@ class Architecture:
         spec: the class of its description; it has the settings of a recipe's `detector` that this kind knows.
         detector: makes one with fresh weights from such a description.
         fitted: chooses what a recipe leaves open by the sizes of the training boxes [N, 2] and the input's size.
+        stages: 1 or 2; not every format to ship in can hold two.
     """
 
     spec: type[DetectorSpec]
     detector: Callable[[Any], Detector]
     fitted: Callable[[DetectorConfig, Sizes, tuple[int, int]], DetectorConfig] = lambda config, _, __: config
+    stages: int = 2
 
 
 def with_anchors(config: DetectorConfig, box_sizes: Sizes, size: tuple[int, int]) -> DetectorConfig:
@@ -57,7 +59,7 @@ def with_levels(config: DetectorConfig, box_sizes: Sizes, size: tuple[int, int])
 
 FASTER_RCNN = Architecture(TwoStageSpec, FasterRCNN, with_anchors)
 R_FCN = Architecture(TwoStageSpec, RFCN, with_anchors)
-ONE_STAGE = Architecture(OneStageSpec, OneStage, with_levels)
+ONE_STAGE = Architecture(OneStageSpec, OneStage, with_levels, stages=1)
 
 
 def parse_spec(values: object) -> DetectorSpec:
