@@ -11,6 +11,7 @@ from cli_cases import Refused, coco, train
 from qmimic.bench.arena import arena_bytes
 from qmimic.cli import main
 from qmimic.errors import InputError
+from qmimic.run import candidates
 from qmimic.runtime import Detector
 from tiny_detectors import one_stage
 
@@ -75,7 +76,7 @@ def test_from_pictures_to_c(recipe: Path, tmp_path: Path, capsys: pytest.Capture
     assert "#define STUDENT_INT8_CAMERA_WIDTH 96\n" in Path(said["sources"][0]).read_text()
     shipped = run / "deploy" / "student-int8.tflite"
     assert Detector(shipped).metadata.precision == "int8"
-    assert main(["predict", str(shipped), str(data / "val" / "val0.png"), "--json"]) == 0
+    assert main(["predict", str(shipped), str(data / "val" / "val0.png"), "--out", str(tmp_path / "p")]) == 0
     assert main(["bench", str(run / "deploy"), "--rounds", "3", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["files"]
     assert [Path(one["path"]).name for one in rows] == ["student-int8.tflite", "student.tflite"]
@@ -85,7 +86,11 @@ def test_from_pictures_to_c(recipe: Path, tmp_path: Path, capsys: pytest.Capture
     assert "arena" in capsys.readouterr().out
 
 
-def test_a_search_keeps_within_the_arena(tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Refused) -> None:
+def test_a_search_keeps_within_the_arena(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates, "TRIED", ("resnet18/32",))
+    monkeypatch.setattr(candidates, "SIDES", (64, 128))
     data, out = coco(tmp_path / "data"), tmp_path / "fit"
     limits = ["--max-arena-kb", "130", "--out", str(out)]
     own = ["--set", *SETTINGS, "student.steps=4", "detector.score_threshold=0.001", "int8.max_loss=1", "int8.steps=0"]
