@@ -46,6 +46,20 @@ def shipped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return path
 
 
+def test_programs_of_an_older_qmimic_are_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: list[np.ndarray]
+) -> None:
+    """Their methods had names of their own."""
+    pytest.importorskip("executorch")
+    detector, found = lively(tiny_spec()).eval(), []
+    for name in ("new", "old"):
+        write_described(Exported(detector), FORMATS["executorch"], describe(detector, {}), tmp_path / f"{name}.pte")
+        found.append(rows(Detector(tmp_path / f"{name}.pte"), pictures[0]))
+        monkeypatch.setattr("qmimic.ship.executorch_file.EXTRACT", "look")
+        monkeypatch.setattr("qmimic.ship.executorch_file.CLASSIFY", "judge")
+    assert found[0] == found[1] != []
+
+
 @pytest.fixture(scope="module")
 def pictures() -> list[np.ndarray]:
     return list(some_images(5, 6).permute(0, 2, 3, 1).contiguous().numpy())

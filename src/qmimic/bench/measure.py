@@ -173,7 +173,7 @@ def peak_of(path: Path) -> float:
     Raises:
         InputError: it cannot be run.
     """
-    Engine(path)  # what is wrong with it is said here
+    noise(Engine(path))  # what is wrong with it is said here
     script = (
         "import sys; from pathlib import Path; from qmimic.bench.measure import Engine, as_run, largest_resident\n"
         "run = as_run(Engine(Path(sys.argv[1]))); [run() for _ in range(5)]\n"

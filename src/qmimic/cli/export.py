@@ -33,6 +33,7 @@ def add(commands: Commands) -> None:
     )
     complete(overrides, keys)
     export.add_argument("--batch", type=int, default=1, help="images per call; 0: any number, a little slower")
+    export.add_argument("--opset", type=int, help="of ONNX files: 20 (the default), or 17 to 19 for older engines")
     add_json(export)
     export.set_defaults(run=_export)
 
@@ -65,6 +66,7 @@ def _export(options: argparse.Namespace) -> int:
     from qmimic.cli.output import Output, table
     from qmimic.run.deploy import advice, deploy
     from qmimic.ship.c_source import write_c
+    from qmimic.ship.opset import OLDEST, OPSET
     from qmimic.ship.write import proved
 
     if options.batch < 0:
@@ -73,12 +75,16 @@ def _export(options: argparse.Namespace) -> int:
     camera = _camera(options.c)
     if options.c is not None and not (options.int8 and "litert" in names):
         raise InputError("--c writes C source beside an int8 .tflite: give --int8 and --to litert as well.")
+    if options.opset is not None and not OLDEST <= options.opset <= OPSET:
+        raise InputError(f"--opset {options.opset}: ONNX files are written in opset {OLDEST} to {OPSET}.")
+    if options.opset is not None and "onnx" not in names:
+        raise InputError("--opset is for ONNX files; add onnx to --to, or leave it out.")
     out = Output(options)
     with out.watching() as watcher:
         batch = options.batch or None
         inside = options.nms == "inside"
         given = options.detector, options.out, options.data, options.overrides
-        files = deploy(*given, batch, inside, names, options.int8, watcher)
+        files = deploy(*given, batch, inside, names, options.int8, watcher, options.opset or OPSET)
         sources = [
             source
             for one in files

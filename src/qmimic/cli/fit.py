@@ -53,6 +53,7 @@ def _fit(options: argparse.Namespace) -> int:
     from qmimic.config.reading import named_keys
     from qmimic.report.page import report_of
     from qmimic.run.candidates import Budget
+    from qmimic.run.effects import refuse_idle
     from qmimic.run.search import fit
 
     limits = {"ms": options.max_ms, "kB": options.max_kb, "MB": options.max_mb, "kB-arena": options.max_arena_kb}
@@ -67,6 +68,7 @@ def _fit(options: argparse.Namespace) -> int:
     # A pruned teacher was the best student of every study that has one (docs/results.md).
     given = [f"data.root={json.dumps(options.data)}", "baselines=[scratch,taylor]"]
     recipe = load_recipe(None, [*given, *options.overrides])
+    refuse_idle(recipe, named_keys(options.overrides), "--set")
     name = "-".join(f"{limit:g}{unit}" for unit, limit in limits.items() if limit)
     out, folder = Output(options), options.out or Path(f"runs/fit-{name}")
     out.detail(f"The recipe, resolved, of all that is not searched:\n{recipe_text(recipe)}")

@@ -16,7 +16,8 @@ GRAPH_SUM = "qmimic_graph_sha256"  # of what the proof was of: the graph and its
 WEIGHTS_SUM = "qmimic_weights_sha256"  # where the weights lie in a file of their own
 INPUT, OUTPUTS = "images", ("boxes", "scores", "labels")
 REGIONS = ("region_boxes", "region_scores")  # outputs of a graph whose detections are suppressed outside
-LOOK, JUDGE = "look", "judge"  # methods of a program that has no suppression at all
+# Methods of a program that has no suppression at all: of one stage, and of two.
+FORWARD, EXTRACT, CLASSIFY = "forward", "extract", "classify_regions"
 
 
 @dataclass(frozen=True)
