@@ -63,6 +63,7 @@ class Format:
         suffixes: of its files; the first is that of the file which a runtime opens.
         runs, writes: the modules of its two halves.
         integers: whether a detector on grids can be written.
+        two_stages: whether a detector of two stages can be written.
         content: what `qmimic.files.what_is` calls its files; empty: their first bytes tell nothing.
     """
 
@@ -71,6 +72,7 @@ class Format:
     runs: str
     writes: str
     integers: bool = True
+    two_stages: bool = True
     content: str = ""
 
     def open_file(self, path: Path, threads: int, spin: bool) -> Session:
@@ -120,6 +122,14 @@ FORMATS: Table[Format] = Table(
             "qmimic.ship.executorch_file",
             integers=False,
             content="an ExecuTorch program",
+        ),
+        "litert": Format(
+            "LiteRT",
+            (".tflite",),
+            "qmimic.runtime.litert_engine",
+            "qmimic.ship.litert_file",
+            two_stages=False,
+            content="a TensorFlow Lite model",
         ),
     },
 )
