@@ -29,11 +29,11 @@ from qmimic.detectors.detector import Detector
 from qmimic.detectors.regions import CANDIDATES, suppressed
 from qmimic.detectors.spec import OneStageSpec
 from qmimic.processes import Source, mean_over
+from qmimic.runtime import places as decoding
 
 PRIOR = 0.01  # score of every class before training
 WIDTH = 256  # channels of the heads at full width
 BOX_WEIGHT = 2.0  # of the boxes' loss beside the classes'
-MAX_LOG_SIDE = 4.0  # bounds exp(): a side is at most 55 strides from its place, and at least a 55th
 
 
 class LevelHeads(Part):
@@ -221,12 +221,7 @@ def place_grid(size: tuple[int, int], strides: tuple[int, ...]) -> Tensor:
         size: height and width of the image, pixels.
         strides: of the levels.
     """
-    found = []
-    for stride in strides:
-        rows, columns = ((torch.arange(side // stride) + 0.5) * stride for side in size)
-        y, x = torch.meshgrid(rows, columns, indexing="ij")
-        found.append(torch.stack([x, y, torch.full_like(x, stride)], -1).reshape(-1, 3))
-    return torch.cat(found)
+    return torch.from_numpy(decoding.place_grid(size, strides))
 
 
 def boxes_at(places: Tensor, sides: Tensor) -> Tensor:
@@ -234,6 +229,6 @@ def boxes_at(places: Tensor, sides: Tensor) -> Tensor:
 
     A side is exp(t) strides from its place: left, top, right, bottom.
     """
-    distance = sides.clamp(-MAX_LOG_SIDE, MAX_LOG_SIDE).exp() * places[..., 2:]
+    distance = sides.clamp(-decoding.MAX_LOG_SIDE, decoding.MAX_LOG_SIDE).exp() * places[..., 2:]
     centre = places[..., :2]
     return torch.cat([centre - distance[..., :2], centre + distance[..., 2:]], -1)

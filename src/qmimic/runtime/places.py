@@ -14,7 +14,7 @@ from qmimic.runtime.metadata import Metadata
 
 LOGIT_STEP = 1 / 16  # of an integer of a class's output: 8 above and below an even chance
 SIDE_STEP = 1 / 32  # of an integer of a side's output
-MAX_LOG_SIDE = 4.0  # bounds the exponential, as in training
+MAX_LOG_SIDE = 4.0  # bounds the exponential: a side is at most 55 strides from its place, and at least a 55th
 PIXEL_STEPS = 16  # a pixel, in the unit of integer distances
 Floats = NDArray[np.float32]
 
