@@ -14,7 +14,7 @@ import numpy as np
 from qmimic.bench.timing import alternate
 from qmimic.errors import InputError
 from qmimic.runtime.engine import Engine
-from qmimic.runtime.formats import Arrays, bytes_of, suffixes
+from qmimic.runtime.formats import Arrays, bytes_of, can_be_opened, suffixes
 from qmimic.runtime.metadata import from_properties
 
 
@@ -115,7 +115,7 @@ def files_of(paths: Sequence[Path]) -> list[Path]:
     """
     found: list[Path] = []
     for path in paths:
-        own = sorted(one for one in path.iterdir() if one.suffix in suffixes()) if path.is_dir() else [path]
+        own = sorted(one for one in path.iterdir() if can_be_opened(one)) if path.is_dir() else [path]
         if not own:
             raise InputError(f"{path} holds no file to run; looked for {' '.join(suffixes())}.")
         found += own

@@ -125,6 +125,11 @@ class Detector(nn.Module):
         """
         return None
 
+    @property
+    def place_strides(self) -> tuple[int, ...]:
+        """Strides of the levels whose places a detector of one stage speaks of; empty where there are two stages."""
+        return ()
+
     def placed_boxes(self) -> Tensor | None:
         """Constant boxes [A, H, W, 4] that are A boxes moved to every place of a map; None if it has no such.
 

@@ -186,6 +186,11 @@ class OneStage(Detector):
         logits, sides = (one.transpose(1, 2) for one in self._outputs(features))
         return boxes_at(self.places, sides)[:, :, None], logits.sigmoid()
 
+    @property
+    def place_strides(self) -> tuple[int, ...]:
+        """See `Detector.place_strides`."""
+        return self.spec.levels
+
     def _outputs(self, features: Features) -> tuple[Tensor, Tensor]:
         """Logits [B, K, N] and logarithms of the sides' distances [B, 4, N]."""
         outputs: Tensor = self.head(features.maps)

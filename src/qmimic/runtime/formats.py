@@ -56,9 +56,11 @@ class Format:
 
     Attributes:
         engine: what runs its files, as a person calls it.
-        suffixes: of its files; the first is that of the file which a runtime opens.
+        suffixes: of its files; the first is that of the file which a runtime opens. No two formats have the same, so
+            that their files can lie in one folder; the longest that fits says whose a file is.
         runs, writes: the modules of its two halves.
         integers: whether a detector on grids can be written.
+        two_stages: whether a detector of two stages can be written.
     """
 
     engine: str
@@ -66,6 +68,7 @@ class Format:
     runs: str
     writes: str
     integers: bool = True
+    two_stages: bool = True
 
     def open_file(self, path: Path, threads: int, spin: bool) -> Session:
         """Load a file. Raises InputError: the engine is not installed, or cannot run it."""
@@ -87,7 +90,8 @@ class Format:
 
     def files(self, path: Path) -> list[Path]:
         """The files that one of this format consists of, `path` first."""
-        return [path.with_suffix(suffix) for suffix in self.suffixes]
+        stem = path.name.removesuffix(self.suffixes[0])
+        return [path.with_name(stem + suffix) for suffix in self.suffixes]
 
 
 FORMATS: Table[Format] = Table(
@@ -102,6 +106,13 @@ FORMATS: Table[Format] = Table(
             "qmimic.ship.executorch_file",
             integers=False,
         ),
+        "ncnn": Format(
+            "ncnn",
+            (".ncnn.param", ".ncnn.bin", ".ncnn.json"),
+            "qmimic.runtime.ncnn_engine",
+            "qmimic.ship.ncnn_file",
+            two_stages=False,
+        ),
     },
 )
 
@@ -111,19 +122,31 @@ def suffixes() -> list[str]:
     return [one.suffixes[0] for one in FORMATS.values()]
 
 
+def can_be_opened(path: Path) -> bool:
+    """Whether a file's name is one of those that a runtime opens."""
+    return path.name.endswith(tuple(suffixes()))
+
+
 def is_deployed(path: Path) -> bool:
     """Whether a file's name is that of a deployed detector, or of a file that belongs to one."""
-    return any(path.suffix in one.suffixes for one in FORMATS.values())
+    return _ending(path) is not None
 
 
 def format_of(path: Path) -> Format:
     """The format of a file, by its suffix. Raises InputError: no format has it."""
-    for one in FORMATS.values():
-        if path.suffix == one.suffixes[0]:
-            return one
-        if path.suffix in one.suffixes:
-            raise InputError(f"{path} belongs to {path.with_suffix(one.suffixes[0]).name}; name that file.")
-    raise InputError(f"{path} is {what_is(path)}, not a deployed detector; name one of {' '.join(suffixes())}.")
+    found = _ending(path)
+    if found is None:
+        raise InputError(f"{path} is {what_is(path)}, not a deployed detector; name one of {' '.join(suffixes())}.")
+    suffix, kind = found
+    if suffix != kind.suffixes[0]:
+        raise InputError(f"{path} belongs to {path.name.removesuffix(suffix)}{kind.suffixes[0]}; name that file.")
+    return kind
+
+
+def _ending(path: Path) -> tuple[str, Format] | None:
+    """The suffix of a file that a format of the table has, and that format."""
+    fitting = [(suffix, one) for one in FORMATS.values() for suffix in one.suffixes if path.name.endswith(suffix)]
+    return max(fitting, key=lambda pair: len(pair[0]), default=None)
 
 
 def bytes_of(path: Path) -> int:
