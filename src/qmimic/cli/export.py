@@ -56,7 +56,11 @@ def _export(options: argparse.Namespace) -> int:
         given = options.detector, options.out, options.data, options.overrides
         files = deploy(*given, batch, inside, names, options.int8, watcher)
         _report_again(options.detector.parent, files[0].path.parent, watcher.say)
-    rows = [(one.path.name, proved(one.proof), f"{one.bytes / 1000:.0f}", f"{one.milliseconds:.2f}") for one in files]
+    times = ["-" if one.milliseconds is None else f"{one.milliseconds:.2f}" for one in files]
+    rows = [
+        (one.path.name, proved(one.proof), f"{one.bytes / 1000:.0f}", own)
+        for one, own in zip(files, times, strict=True)
+    ]
     heads = "file", "proof", "kB", "ms"
     out.result(
         table(heads, rows, "one thread, medians of one alternating run", words=2),

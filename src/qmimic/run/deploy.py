@@ -55,7 +55,8 @@ class Deployed:
         target: its format, of `FORMATS`.
         precision: fp32 or int8.
         bytes: of all its files.
-        milliseconds: median of a picture, one thread, in an alternating run with the others.
+        milliseconds: median of a picture, one thread, in an alternating run with the others; None of a file that runs
+            elsewhere.
         proof: of fp32 the parity, of int8 the accuracy.
     """
 
@@ -63,7 +64,7 @@ class Deployed:
     target: str
     precision: str
     bytes: int
-    milliseconds: float
+    milliseconds: float | None
     proof: Mapping[str, Any]
 
 
@@ -134,12 +135,14 @@ def deploy(
 
 def advice(files: Sequence[Deployed]) -> str:
     """Which of the files to take on a machine like this one, and why."""
-    best = min(files, key=lambda one: one.milliseconds)
-    near = [one for one in files if one.milliseconds < FASTER * best.milliseconds]
-    best = min(near, key=lambda one: one.bytes)
-    said = [f"Take {best.path.name} on a machine like this one."]
-    for target in dict.fromkeys(one.target for one in files):
-        times = {one.precision: one.milliseconds for one in files if one.target == target}
+    timed = [(one, one.milliseconds) for one in files if one.milliseconds is not None]
+    said = [f"Open {one.path.name} in a browser." for one in files if one.milliseconds is None]
+    if timed:
+        least = min(milliseconds for _, milliseconds in timed)
+        best = min((one for one, own in timed if own <= FASTER * least), key=lambda one: one.bytes)
+        said.insert(0, f"Take {best.path.name} on a machine like this one.")
+    for target in dict.fromkeys(one.target for one, _ in timed):
+        times = {one.precision: own for one, own in timed if one.target == target}
         if "int8" in times and times["fp32"] < FASTER * times["int8"]:
             said.append(
                 f"With {target}, int8 is not faster here ({times['int8']:.2f} against {times['fp32']:.2f} ms): "
@@ -197,14 +200,15 @@ def _timed(written: Mapping[Path, str]) -> list[Deployed]:
         height, width = shipped.metadata.size
         return partial(shipped.raw, np.zeros((shipped.batch or 1, height, width, 3), np.uint8))
 
-    seconds = alternate({str(path): run(shipped) for path, shipped in loaded.items()})
+    here = {str(path): run(loaded[path]) for path, target in written.items() if not FORMATS[target].elsewhere}
+    seconds = alternate(here) if here else {}
     return [
         Deployed(
             path,
             target,
             loaded[path].metadata.precision,
             bytes_of(path),
-            1000 * float(np.median(seconds[str(path)])) / (loaded[path].batch or 1),
+            1000 * float(np.median(seconds[str(path)])) / (loaded[path].batch or 1) if str(path) in seconds else None,
             loaded[path].metadata.parity,
         )
         for path, target in written.items()

@@ -61,6 +61,8 @@ class Format:
         runs, writes: the modules of its two halves.
         integers: whether a detector on grids can be written.
         two_stages: whether a detector of two stages can be written.
+        elsewhere: its files are for another place than this machine's Python: they can be proved here by an engine of
+            the same operators, and are neither timed nor served.
     """
 
     engine: str
@@ -69,6 +71,7 @@ class Format:
     writes: str
     integers: bool = True
     two_stages: bool = True
+    elsewhere: bool = False
 
     def open_file(self, path: Path, threads: int, spin: bool) -> Session:
         """Load a file. Raises InputError: the engine is not installed, or cannot run it."""
@@ -113,6 +116,13 @@ FORMATS: Table[Format] = Table(
             "qmimic.ship.ncnn_file",
             two_stages=False,
         ),
+        "web": Format(
+            "onnxruntime-web",
+            (".web.html",),
+            "qmimic.runtime.web_engine",
+            "qmimic.ship.web_file",
+            elsewhere=True,
+        ),
     },
 )
 
@@ -123,8 +133,8 @@ def suffixes() -> list[str]:
 
 
 def can_be_opened(path: Path) -> bool:
-    """Whether a file's name is one of those that a runtime opens."""
-    return path.name.endswith(tuple(suffixes()))
+    """Whether a file's name is one of those that this machine is to run."""
+    return path.name.endswith(tuple(one.suffixes[0] for one in FORMATS.values() if not one.elsewhere))
 
 
 def is_deployed(path: Path) -> bool:
