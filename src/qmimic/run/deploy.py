@@ -55,8 +55,8 @@ class Deployed:
         target: its format, of `FORMATS`.
         precision: fp32 or int8.
         bytes: of all its files.
-        milliseconds: median of a picture, one thread, in an alternating run with the others; None of a file that runs
-            elsewhere.
+        milliseconds: median of a picture, one thread, in an alternating run with the others; of a page, by
+            the engine that stands in for a browser's.
         proof: of fp32 the parity, of int8 the accuracy.
     """
 
@@ -64,7 +64,7 @@ class Deployed:
     target: str
     precision: str
     bytes: int
-    milliseconds: float | None
+    milliseconds: float
     proof: Mapping[str, Any]
 
 
@@ -135,14 +135,15 @@ def deploy(
 
 def advice(files: Sequence[Deployed]) -> str:
     """Which of the files to take on a machine like this one, and why."""
-    timed = [(one, one.milliseconds) for one in files if one.milliseconds is not None]
-    said = [f"Open {one.path.name} in a browser." for one in files if one.milliseconds is None]
+    timed = [one for one in files if not FORMATS[one.target].elsewhere]
+    said = []
     if timed:
-        least = min(milliseconds for _, milliseconds in timed)
-        best = min((one for one, own in timed if own <= FASTER * least), key=lambda one: one.bytes)
-        said.insert(0, f"Take {best.path.name} on a machine like this one.")
-    for target in dict.fromkeys(one.target for one, _ in timed):
-        times = {one.precision: own for one, own in timed if one.target == target}
+        least = min(one.milliseconds for one in timed)
+        best = min((one for one in timed if one.milliseconds <= FASTER * least), key=lambda one: one.bytes)
+        said.append(f"Take {best.path.name} on a machine like this one.")
+    said += [f"Open {one.path.name} in a browser." for one in files if one not in timed]
+    for target in dict.fromkeys(one.target for one in timed):
+        times = {one.precision: one.milliseconds for one in timed if one.target == target}
         if "int8" in times and times["fp32"] < FASTER * times["int8"]:
             said.append(
                 f"With {target}, int8 is not faster here ({times['int8']:.2f} against {times['fp32']:.2f} ms): "
@@ -200,15 +201,14 @@ def _timed(written: Mapping[Path, str]) -> list[Deployed]:
         height, width = shipped.metadata.size
         return partial(shipped.raw, np.zeros((shipped.batch or 1, height, width, 3), np.uint8))
 
-    here = {str(path): run(loaded[path]) for path, target in written.items() if not FORMATS[target].elsewhere}
-    seconds = alternate(here) if here else {}
+    seconds = alternate({str(path): run(shipped) for path, shipped in loaded.items()})
     return [
         Deployed(
             path,
             target,
             loaded[path].metadata.precision,
             bytes_of(path),
-            1000 * float(np.median(seconds[str(path)])) / (loaded[path].batch or 1) if str(path) in seconds else None,
+            1000 * float(np.median(seconds[str(path)])) / (loaded[path].batch or 1),
             loaded[path].metadata.parity,
         )
         for path, target in written.items()

@@ -20,6 +20,7 @@ from qmimic.run.lock import exclusive_lock
 from qmimic.run.prepare import prepare
 from qmimic.run.stages import macs_to_prune_to, train_student
 from qmimic.run.train import RunResult, train
+from qmimic.runtime.formats import FORMATS
 from qmimic.training.loop import Watcher
 
 RUNGS = (8, 4, 2)  # candidates that are trained, for 1/8, 1/4 and 1/2 of the student's steps
@@ -76,6 +77,9 @@ def fit(recipe: Recipe, budget: Budget, targets: Sequence[str], folder: Path, wa
     Raises:
         InputError: no network fits, the data cannot be used, or training failed.
     """
+    for target in targets:
+        if FORMATS[target].elsewhere:
+            raise InputError(f"Files of {target} cannot be timed here; fit another format, then export to {target}.")
     with exclusive_lock(folder):
         return _fit(_within(recipe, folder), budget, targets, folder, watcher)
 

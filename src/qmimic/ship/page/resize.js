@@ -1,5 +1,6 @@
 // A picture in the detector's input, to the pixel as training and the runtime fit it: shrunk by whole factors first, then
-// by Pillow's bilinear filter in its own integers.
+// by Pillow's bilinear filter in its own integers. Newer Pillows take the rows of some tall pictures before their columns;
+// there a pixel may differ by one.
 
 const GAP = 3; // a side is shrunk by a whole factor until it is this many times too large
 const BITS = 22; // of a weight behind the point
