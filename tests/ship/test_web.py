@@ -39,8 +39,19 @@ FLAGS = (
     "host-resolver-rules=MAP * ~NOTFOUND",
     "window-size=1280,900",
 )
-SIZES = ((96, 96), (97, 64), (300, 200), (1500, 700), (400, 400), (40, 55), (2000, 60))
-TALL = ((3, 900), (500, 900), (200, 700))  # Pillow 13 takes the rows of some of these before their columns
+SIZES = (
+    (96, 96),
+    (97, 64),
+    (300, 200),
+    (1500, 700),
+    (400, 400),
+    (40, 55),
+    (2000, 60),
+    (3, 900),
+    (500, 900),
+    (200, 700),
+    (100, 97),
+)
 DROP = """
 const [name, type, content] = arguments;
 const bytes = Uint8Array.from(atob(content), (one) => one.charCodeAt(0));
@@ -144,26 +155,24 @@ def drop(page: Any, name: str, kind: str, content: bytes) -> None:
 
 
 def test_a_picture_is_fitted_to_the_pixel(page: Any) -> None:
-    for size in SIZES:
+    generator = np.random.default_rng(0)
+    more = generator.integers(1, 1000, (20, 2)).tolist()
+    for size in [*SIZES, *map(tuple, more)]:
         image = picture(size)
         wanted = letterbox(image, (96, 96))[0]
         found = page.execute_async_script(PIXELS, png(image), "fitted", "[96, 96]")
         np.testing.assert_array_equal(np.array(found).reshape(96, 96, 3), wanted, str(size))
-    for size in TALL:
-        image = picture(size)
-        found = page.execute_async_script(PIXELS, png(image), "fitted", "[96, 96]")
-        off = np.array(found).reshape(96, 96, 3) - letterbox(image, (96, 96))[0].astype(int)
-        assert np.abs(off).max() <= 1, str(size)
 
 
 def test_it_detects_what_the_runtime_detects(page: Any, shipped: Path) -> None:
     detector = ShippedDetector(shipped)
     count = 0
-    for seed, size in enumerate([(96, 96), (300, 200), (900, 500), (64, 48)]):
+    for seed, size in enumerate([(96, 96), (300, 200), (500, 900), (900, 500), (64, 48)]):
         image = picture(size, seed)
         wanted = detector(image)
-        stays = ((wanted.boxes[:, 2:] - wanted.boxes[:, :2]) > 0).all(1)  # the others lie in the padding
+        stays = ((wanted.boxes[:, 2:] - wanted.boxes[:, :2]) > 1).all(1)  # the others lie in the padding
         found = page.execute_async_script(PIXELS, png(image), "detect")
+        found = [one for one in found if one["box"][2] - one["box"][0] > 1 and one["box"][3] - one["box"][1] > 1]
         assert [one["label"] for one in found] == wanted.labels[stays].tolist()
         assert [one["class"] for one in found] == [detector.classes[label] for label in wanted.labels[stays]]
         np.testing.assert_allclose([one["score"] for one in found], wanted.scores[stays], atol=1e-4)

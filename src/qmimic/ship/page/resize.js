@@ -1,6 +1,5 @@
 // A picture in the detector's input, to the pixel as training and the runtime fit it: shrunk by whole factors first, then
-// by Pillow's bilinear filter in its own integers. Newer Pillows take the rows of some tall pictures before their columns;
-// there a pixel may differ by one.
+// by Pillow's bilinear filter in its own integers.
 
 const GAP = 3; // a side is shrunk by a whole factor until it is this many times too large
 const BITS = 22; // of a weight behind the point
@@ -30,8 +29,14 @@ export function fitted({ data, width, height }, size) {
     const across = Math.floor(width / wanted.width / GAP) || 1;
     const down = Math.floor(height / wanted.height / GAP) || 1;
     if (across > 1 || down > 1) picture = reduced(picture, across, down);
-    picture = resampled(picture, wanted.width, width / across, true);
-    picture = resampled(picture, wanted.height, height / down, false);
+    const sides = [
+      [wanted.width, Math.fround(width / across), true],
+      [wanted.height, Math.fround(height / down), false],
+    ];
+    // As Pillow does (13.0) with pictures that lose far more rows than columns: each pass rounds, so the order matters.
+    const rows = picture.height - wanted.height;
+    if (rows > 0 && rows > 2 * (picture.width - wanted.width)) sides.reverse();
+    for (const side of sides) picture = resampled(picture, ...side);
   }
   const [rows, columns] = size;
   const pixels = new Uint8Array(rows * columns * 3);
