@@ -23,10 +23,18 @@ from qmimic.runtime.detector import ChangedFileWarning
 from qmimic.runtime.formats import FORMATS, Format, format_of
 from qmimic.runtime.onnx_engine import checksum
 from qmimic.ship.onnx_file import Exported
+from qmimic.ship.web_file import package
 from qmimic.ship.write import describe, write_described
 from tiny_detectors import lively, one_stage, some_images, tiny_spec
 
-PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino", "executorch": "executorch", "ncnn": "ncnn"}
+PACKAGES = {
+    "onnx": "onnxruntime",
+    "openvino": "openvino",
+    "executorch": "executorch",
+    "litert": "ai_edge_litert",
+    "ncnn": "ncnn",
+    "web": "onnxruntime",
+}
 THREADS = 4
 
 
@@ -39,11 +47,30 @@ def any_detector(kind: Format, seed: int = 0) -> TrainedDetector:
 def shipped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of each format of the table whose engine is installed."""
     pytest.importorskip(PACKAGES[request.param])
+    if request.param == "web":
+        try:
+            package()
+        except InputError as error:
+            pytest.skip(str(error))
     kind = FORMATS[request.param]
     detector = any_detector(kind)
     path = tmp_path_factory.mktemp(request.param) / f"model{kind.suffixes[0]}"
     write_described(Exported(detector), kind, describe(detector, {}), path)
     return path
+
+
+def test_programs_of_an_older_qmimic_are_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: list[np.ndarray]
+) -> None:
+    """Their methods had names of their own."""
+    pytest.importorskip("executorch")
+    detector, found = lively(tiny_spec()).eval(), []
+    for name in ("new", "old"):
+        write_described(Exported(detector), FORMATS["executorch"], describe(detector, {}), tmp_path / f"{name}.pte")
+        found.append(rows(Detector(tmp_path / f"{name}.pte"), pictures[0]))
+        monkeypatch.setattr("qmimic.ship.executorch_file.EXTRACT", "look")
+        monkeypatch.setattr("qmimic.ship.executorch_file.CLASSIFY", "judge")
+    assert found[0] == found[1] != []
 
 
 @pytest.fixture(scope="module")

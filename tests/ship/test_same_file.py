@@ -55,9 +55,7 @@ def by_node(path: Path, pixels: NDArray[np.uint8]) -> Arrays:
 
 @pytest.mark.parametrize("run", [by_opencv, by_node])
 @pytest.mark.parametrize("backbone", ["resnet18/16", "repvgg/16", "yunet/32", "vgg16/32"])
-def test_they_compute_the_same(
-    backbone: str, run: Callable[[Path, NDArray[np.uint8]], Arrays], tmp_path: Path
-) -> None:
+def test_they_compute_the_same(backbone: str, run: Callable[[Path, NDArray[np.uint8]], Arrays], tmp_path: Path) -> None:
     path = tmp_path / "a.onnx"
     write(Exported(one_stage(backbone=backbone).eval(), 1, suppression=False), path)
     pixels = some_images(7, 1).permute(0, 2, 3, 1).contiguous().numpy()

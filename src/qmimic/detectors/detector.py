@@ -127,8 +127,17 @@ class Detector(nn.Module):
 
     @property
     def place_strides(self) -> tuple[int, ...]:
-        """Strides of the levels whose places a detector of one stage speaks of; empty where there are two stages."""
+        """Strides of the levels whose places `place_outputs` speaks of; empty where a detector has no such outputs."""
         return ()
+
+    def place_outputs(self, features: Features) -> Tensor:
+        """What an engine without exponentials and suppression computes: a detector of one stage up to its last layers.
+
+        Returns:
+            Float32 [B, K + 4, N]: of every place of every level, level by level, by row and column, the logits of the
+            classes and the logarithms of the four sides' distances in strides: left, top, right, bottom.
+        """
+        raise NotImplementedError
 
     def placed_boxes(self) -> Tensor | None:
         """Constant boxes [A, H, W, 4] that are A boxes moved to every place of a map; None if it has no such.

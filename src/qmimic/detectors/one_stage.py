@@ -89,8 +89,9 @@ class LevelHeads(Part):
     def quantization_points(self) -> tuple[QuantizationPoint, ...]:
         """See `Part.quantization_points`; the last layers' outputs stay float."""
         levels = range(len(self.strides))
+        summands = [QuantizationPoint(f"lateral.{n}", signed=True, summand=True) for n in levels[:-1]]
         sums = [QuantizationPoint(f"merged.{n}") for n in levels]
-        return (*sums, *(QuantizationPoint(f"norm.{n}") for n in levels))
+        return (*summands, *sums, *(QuantizationPoint(f"norm.{n}") for n in levels))
 
 
 def _fresh(layer: Conv2d) -> Conv2d:
@@ -112,12 +113,22 @@ def _fresh_outputs(width: int, classes: int) -> Conv2d:
 def enlarged(x: Tensor, times: int) -> Tensor:
     """Every entry of a map [B, C, H, W] in a square of `times` by `times` entries, [B, C, times H, times W].
 
-    By joining copies and reshaping, never in more than four dimensions: small engines have no more.
+    In an exported program it is one operation, for engines that have it; others see what it is made of.
     """
+    whole: Tensor = torch.ops.qmimic.enlarged(x, times)
+    return whole
+
+
+def _by_copies(x: Tensor, times: int) -> Tensor:
+    """By joining copies and reshaping, never in more than four dimensions: small engines have no more."""
     _, channels, height, width = x.shape
     wide = torch.cat([x.reshape(-1, channels, height * width, 1)] * times, 3)
     rows = wide.reshape(-1, channels * height, 1, width * times)
     return torch.cat([rows] * times, 2).reshape(-1, channels, height * times, width * times)
+
+
+torch.library.define("qmimic::enlarged", "(Tensor x, int times) -> Tensor")
+torch.library.impl("qmimic::enlarged", "CompositeImplicitAutograd")(_by_copies)
 
 
 class OneStage(Detector):
@@ -191,9 +202,14 @@ class OneStage(Detector):
         """See `Detector.place_strides`."""
         return self.spec.levels
 
+    def place_outputs(self, features: Features) -> Tensor:
+        """See `Detector.place_outputs`."""
+        outputs: Tensor = self.head(features.maps)
+        return outputs
+
     def _outputs(self, features: Features) -> tuple[Tensor, Tensor]:
         """Logits [B, K, N] and logarithms of the sides' distances [B, 4, N]."""
-        outputs: Tensor = self.head(features.maps)
+        outputs = self.place_outputs(features)
         classes = len(self.spec.classes)
         return outputs[:, :classes], outputs[:, classes:]
 

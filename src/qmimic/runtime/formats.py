@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qmimic.errors import InputError
-from qmimic.files import what_is
+from qmimic.files import OTHER_KIND, is_there, what_is
 from qmimic.tables import Table
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -33,6 +33,10 @@ class Input:
 
     shape: tuple[int | None, ...]
     dtype: np.dtype[Any] | None
+
+    def __str__(self) -> str:
+        """As a person reads it: float32 [1, 3, ?, ?]."""
+        return f"{self.dtype or 'other'} [{', '.join('?' if side is None else str(side) for side in self.shape)}]"
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class Format:
         two_stages: whether a detector of two stages can be written.
         elsewhere: its files are for another place than this machine's Python: they can be proved here by an engine of
             the same operators, and are neither timed nor served.
+        content: what `qmimic.files.what_is` calls its files; empty: their first bytes tell nothing.
     """
 
     engine: str
@@ -72,6 +77,7 @@ class Format:
     integers: bool = True
     two_stages: bool = True
     elsewhere: bool = False
+    content: str = ""
 
     def open_file(self, path: Path, threads: int, spin: bool) -> Session:
         """Load a file. Raises InputError: the engine is not installed, or cannot run it."""
@@ -100,14 +106,35 @@ class Format:
 FORMATS: Table[Format] = Table(
     "--to",
     {
-        "onnx": Format("ONNX Runtime", (".onnx",), "qmimic.runtime.onnx_engine", "qmimic.ship.onnx_file"),
-        "openvino": Format("OpenVINO", (".xml", ".bin"), "qmimic.runtime.openvino_engine", "qmimic.ship.openvino_file"),
+        "onnx": Format(
+            "ONNX Runtime",
+            (".onnx",),
+            "qmimic.runtime.onnx_engine",
+            "qmimic.ship.onnx_file",
+            content="an ONNX model",
+        ),
+        "openvino": Format(
+            "OpenVINO",
+            (".xml", ".bin"),
+            "qmimic.runtime.openvino_engine",
+            "qmimic.ship.openvino_file",
+            content="an OpenVINO model",
+        ),
         "executorch": Format(
             "ExecuTorch",
             (".pte", ".json"),
             "qmimic.runtime.executorch_engine",
             "qmimic.ship.executorch_file",
             integers=False,
+            content="an ExecuTorch program",
+        ),
+        "litert": Format(
+            "LiteRT",
+            (".tflite",),
+            "qmimic.runtime.litert_engine",
+            "qmimic.ship.litert_file",
+            two_stages=False,
+            content="a TensorFlow Lite model",
         ),
         "ncnn": Format(
             "ncnn",
@@ -138,8 +165,8 @@ def can_be_opened(path: Path) -> bool:
 
 
 def is_deployed(path: Path) -> bool:
-    """Whether a file's name is that of a deployed detector, or of a file that belongs to one."""
-    return _ending(path) is not None
+    """Whether a file is, by its name or its first bytes, a deployed detector or a part of one."""
+    return _ending(path) is not None or what_is(path) in (one.content for one in FORMATS.values())
 
 
 def format_of(path: Path) -> Format:
@@ -157,6 +184,23 @@ def _ending(path: Path) -> tuple[str, Format] | None:
     """The suffix of a file that a format of the table has, and that format."""
     fitting = [(suffix, one) for one in FORMATS.values() for suffix in one.suffixes if path.name.endswith(suffix)]
     return max(fitting, key=lambda pair: len(pair[0]), default=None)
+    for one in FORMATS.values():
+        if path.suffix == one.suffixes[0]:
+            return one
+        if path.suffix in one.suffixes and is_there(path.with_suffix(one.suffixes[0])):
+            raise InputError(f"{path} belongs to {path.with_suffix(one.suffixes[0]).name}; name that file.")
+    kind = what_is(path)
+    ending = next((one.suffixes[0] for one in FORMATS.values() if one.content == kind), None)
+    if ending:
+        raise InputError(f"{path} is {kind}, but its name does not end in {ending}; rename it.")
+    raise InputError(f"{path} is {kind}, not a deployed detector; name one of {' '.join(suffixes())}.")
+
+
+def refuse_other_kinds(path: Path) -> None:
+    """Refuse a file that is not what its name says. Raises InputError: so its first bytes tell."""
+    kind, meant = what_is(path), format_of(path).content
+    if meant and kind not in (meant, OTHER_KIND):
+        raise InputError(f"{path} is {kind}, not {meant}; name a file that `qmimic export` wrote.")
 
 
 def bytes_of(path: Path) -> int:
@@ -165,6 +209,7 @@ def bytes_of(path: Path) -> int:
 
 
 def cannot_run(path: Path, engine: str, package: str, error: Exception) -> InputError:
-    """What is said of a file that an engine refuses."""
+    """What is said of a file that an engine refuses. Raises: as `refuse_other_kinds`."""
+    refuse_other_kinds(path)
     reason = " ".join(str(error).split())[:200]
     return InputError(f"{path} cannot be run by {engine} ({reason}); copy or export it again, or upgrade {package}.")

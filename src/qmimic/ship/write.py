@@ -94,6 +94,7 @@ def describe(detector: Detector, notes: dict[str, object]) -> Metadata:
         precision="int8" if integers else "fp32",
         grid=tuple(torch.cat(scales).tolist()) if scales else None,
         version=version("qmimic"),
+        levels=detector.place_strides,
         parameters=parameter_count(detector),
         macs=mac_count(detector),
         training=notes,
