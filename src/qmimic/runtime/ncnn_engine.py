@@ -49,7 +49,13 @@ def open_file(path: Path, threads: int, spin: bool) -> Session:
         if hasattr(net.opt, f"use_{name}"):
             setattr(net.opt, f"use_{name}", False)
     engine = f"ncnn {ncnn.__version__}"
-    if net.load_param(str(path)) or net.load_model(str(beside(path, WEIGHTS))):
+    # In a fork, OpenMP waits for threads that only the parent has; a thread of the fork's own has a team of its own.
+    apart = ThreadPoolExecutor(1) if threads > 1 and os.getpid() != _PROCESS else None
+
+    def load() -> bool:
+        return not net.load_param(str(path)) and not net.load_model(str(beside(path, WEIGHTS)))
+
+    if not (apart.submit(load).result() if apart else load()):
         raise cannot_run(path, engine, "ncnn", ValueError("its layers or weights cannot be read"))
     if sorted(net.output_names()) != sorted(REGIONS) or list(net.input_names()) != [INPUT]:
         raise cannot_run(path, engine, "ncnn", ValueError("it has other inputs and outputs"))
@@ -66,9 +72,6 @@ def open_file(path: Path, threads: int, spin: bool) -> Session:
             found[name] = np.array(values)
         boxes, scores = (found[name] for name in REGIONS)
         return {REGIONS[0]: boxes[None, :, None], REGIONS[1]: scores[None]}
-
-    # In a fork, OpenMP waits for threads that only the parent has; a thread of the fork's own has a team of its own.
-    apart = ThreadPoolExecutor(1) if threads > 1 and os.getpid() != _PROCESS else None
 
     def run(feeds: Arrays) -> Arrays:
         pixels = np.ascontiguousarray(feeds[INPUT][0])
