@@ -176,7 +176,7 @@ class ScheduleConfig(FineTuningConfig):
 
 WEIGHTS = (
     "backbone weights to start from: a file (safetensors, or a state dict of torch) with torchvision's or timm's "
-    "names; pretrained: timm's own, fetched by it"
+    "names, or of a detector; zoo:NAME; pretrained: timm's own, fetched by it"
 )
 
 

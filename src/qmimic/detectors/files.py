@@ -19,6 +19,7 @@ from qmimic.detectors.detector import Detector
 from qmimic.detectors.quantize import Quantizer
 from qmimic.errors import InputError
 from qmimic.files import MissingError, parse_json, read_bytes, replacing, what_is
+from qmimic.zoo import TRAINED, located
 
 FORMAT, LAYOUT, SUMMED = 3, 2, 3  # now; the first with today's order of the head's weights; the first with a checksum
 HEADER, SUM = "qmimic", "sum"
@@ -162,10 +163,13 @@ def save_detector(detector: Detector, path: Path | str, notes: dict[str, Any]) -
 def load_detector(path: Path | str) -> tuple[Detector, dict[str, Any]]:
     """Read a detector and the notes kept beside it; the detector comes in evaluation mode.
 
+    Args:
+        path: of the file, or `zoo:NAME`.
+
     Raises:
         InputError: the file is missing, damaged, of a newer version, or its weights do not fit its own description.
     """
-    path = Path(path)
+    path = located(path, TRAINED)
     file = read_tensors(path, verify=False)
     if "spec" not in file.header:
         raise InputError(f"{path} is not a detector of qmimic: its header lacks the description; name a file of a run.")

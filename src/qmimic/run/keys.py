@@ -11,7 +11,6 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from qmimic.detectors.pretrained import PRETRAINED
 from qmimic.errors import InputError
 from qmimic.extras import version_of
 from qmimic.files import MissingError, open_file
+from qmimic.zoo import TRAINED, located
 
 VERSION = 2  # raised when the same recipe would give other weights
 TAUGHT_VERSION = 1  # the same for students that are taught
@@ -52,7 +52,7 @@ def weights_key(path: str | None) -> str | None:
     if path is None or path == PRETRAINED:
         return path
     try:
-        with open_file(Path(path)) as file:
+        with open_file(located(path, TRAINED)) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except MissingError as error:
         raise InputError(f"Cannot read the weights {path}: there is no such file; name a file of weights.") from error

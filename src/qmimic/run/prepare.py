@@ -29,6 +29,7 @@ from qmimic.run.memory import keep_freed_memory
 from qmimic.tables import ARCHITECTURES, TIMM
 from qmimic.training.precision import bf16_by_default
 from qmimic.training.trackers import require
+from qmimic.zoo import TRAINED, located
 
 EVALUATION_BATCH = 32
 
@@ -84,6 +85,8 @@ def prepare(recipe: Recipe) -> Prepared:
     """
     if any(name.startswith(TIMM) for name in (recipe.teacher.backbone, recipe.student.backbone)):
         import_module("timm")  # an extra: that it is missing must not wait for a stage
+    for own in (recipe.teacher, recipe.student):
+        located(own.weights or "", TRAINED)  # nor that the zoo does not have a name
     architectures = [ARCHITECTURES[name] for name in (recipe.detector.architecture, recipe.teacher_architecture)]
     require(recipe.run.trackers)
     keep_freed_memory()

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from qmimic.errors import InputError
 from qmimic.files import what_is
 from qmimic.tables import Table
+from qmimic.zoo import is_of_zoo
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -112,8 +113,8 @@ def suffixes() -> list[str]:
 
 
 def is_deployed(path: Path) -> bool:
-    """Whether a file's name is that of a deployed detector, or of a file that belongs to one."""
-    return any(path.suffix in one.suffixes for one in FORMATS.values())
+    """Whether a file's name is that of a deployed detector, or of a file that belongs to one; of the zoo all are."""
+    return is_of_zoo(path) or any(path.suffix in one.suffixes for one in FORMATS.values())
 
 
 def format_of(path: Path) -> Format:
