@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from qmimic.config import DataConfig, DetectorConfig, FineTuningConfig, MimicConfig, Recipe, Section, fingerprint
 from qmimic.config.sections import GONE
 from qmimic.data.letterbox import PIXELS
+from qmimic.detectors.levels import COARSE
 from qmimic.detectors.pretrained import PRETRAINED
 from qmimic.errors import InputError
 from qmimic.extras import version_of
@@ -200,11 +201,14 @@ def job_keys(recipe: Recipe) -> dict[str, str]:
 
     The kinds are teacher, quantized and student; where the student needs no teachers, it is all there is.
     """
+    detector = _plain(recipe.detector)
+    if recipe.detector.output_stride == COARSE:  # an open one may come to be another
+        detector["chosen"] = False
     run = (
         VERSION,
         recipe.seed,
         _plain(recipe.data),
-        _plain(recipe.detector),
+        detector,
         _plain(recipe.augment),
         recipe.run.precision,
     )
@@ -249,6 +253,8 @@ def _plain(config: Section, *left_out: str) -> dict[str, Any]:
     section = next(name for name, field in Recipe.model_fields.items() if field.annotation is type(config))
     fixed = {key.rpartition(".")[2]: value for key, value in GONE.items() if key.startswith(f"{section}.")}
     plain = {**fixed, **config.model_dump(mode="json", exclude=set(left_out))}
+    if isinstance(config, DetectorConfig) and config.output_stride is None:
+        plain["output_stride"] = COARSE  # what it was before it could be open
     own = type(config).model_fields
     inert = {n for n in plain if f"{section}.{n}" in LATER and getattr(config, n) == own[n].default}
     return {name: value for name, value in plain.items() if name not in inert}

@@ -22,6 +22,7 @@ from qmimic.data.pixel_cache import PixelCache
 from qmimic.data.sample import Dataset
 from qmimic.data.splits import TRAIN, VAL
 from qmimic.detectors.architectures import spec_for
+from qmimic.detectors.levels import FINE
 from qmimic.detectors.spec import DetectorSpec
 from qmimic.errors import InputError
 from qmimic.run.keys import cache_key, data_key
@@ -137,6 +138,8 @@ def remarks(given: DetectorConfig, fitted: DetectorConfig, size: tuple[int, int]
     levels = fitted.levels or ()
     if levels and given.levels is None:
         said.append(f"Levels of strides {', '.join(map(str, levels))}, by the sizes of the training boxes.")
+    if fitted.output_stride == FINE != given.output_stride:
+        said.append(f"An output stride of {FINE}, by the sizes of the training boxes.")
     places = sum((size[0] // stride) * (size[1] // stride) for stride in levels)
     if levels and objects > places:
         said.append(
