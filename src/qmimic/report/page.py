@@ -347,9 +347,7 @@ def _labels(labels: Labels, recipe: Recipe) -> dict[str, Any]:
     sides = dict(zip(("trained on", "scored on"), labels.sides.values(), strict=True))
     defects = labels.checked.defects if labels.checked else ()
     return {
-        "sides": figures.box_sides(
-            dict(zip(("trained on", "scored on"), labels.sides.values(), strict=True)), labels.stride
-        ),
+        "sides": figures.box_sides(sides, labels.stride),
         "sides_caption": caption,
         "defects": defects[:MOST_DEFECTS],
         "defects_more": max(0, len(defects) - MOST_DEFECTS),

@@ -9,8 +9,10 @@ from pathlib import Path
 from qmimic.arms import ARMS
 from qmimic.bench.measure import peak_of
 from qmimic.config import Recipe
+from qmimic.data.chosen import box_sizes
 from qmimic.data.columns import in_columns
 from qmimic.data.splits import TRAIN
+from qmimic.detectors.levels import choose_output_stride
 from qmimic.errors import InputError
 from qmimic.files import replacing, write_text
 from qmimic.run.candidates import Budget, Candidate, Option, candidates, cost_table
@@ -83,7 +85,8 @@ def fit(recipe: Recipe, budget: Budget, targets: Sequence[str], folder: Path, wa
 def _fit(recipe: Recipe, budget: Budget, targets: Sequence[str], folder: Path, watcher: Watcher) -> Fit:
     prepared = prepare(recipe)
     images = in_columns({TRAIN: prepared.train.samples}, prepared.dataset.root)[TRAIN]
-    tried = candidates(images.image_sizes)
+    given = recipe.detector.output_stride
+    tried = candidates(images.image_sizes, lambda size: given or choose_output_stride(box_sizes(images, size)))
     watcher.start("costs", len(tried), 0)
     classes = prepared.dataset.classes
     table = cost_table(tried, recipe, classes, targets, budget, folder / TABLE, lambda done: watcher.step(done, 1, 0.0))
