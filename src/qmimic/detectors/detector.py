@@ -39,6 +39,7 @@ class Detector(nn.Module):
         mean, std: float32 [1, C, 1, 1] that pixels are normalised by; C is 3, or 1 of a grey network.
     """
 
+    dense = False  # whether it has `dense_outputs`
     backbone: Backbone
     mean: Tensor
     std: Tensor
@@ -158,6 +159,14 @@ class Detector(nn.Module):
             source: of whatever is drawn at random.
         """
         raise NotImplementedError
+
+    def dense_outputs(self, features: Features) -> Tensor:
+        """Logits of K classes and logarithms of the four sides at every place, [B, K + 4, N], of a one-stage detector.
+
+        Args:
+            features: what the heads see.
+        """
+        raise NotImplementedError(f"{self.spec.architecture} has no outputs at every place")
 
     @abstractmethod
     def detect_on(self, features: Features) -> BatchDetections:
