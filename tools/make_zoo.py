@@ -11,6 +11,7 @@ int8 file on val, with its bootstrap interval; the parity of its float twin; its
 import argparse
 import hashlib
 import json
+import os
 import platform
 import shutil
 from dataclasses import asdict
@@ -115,7 +116,8 @@ def main() -> None:
     seconds = alternate({name: as_run(Engine(FOLDER / f"{name}{DEPLOYED}")) for name in cards}, 200)
     for name, own in seconds.items():
         cards[name]["milliseconds"] = round(1000 * float(np.median(own)), 2)
-        cards[name]["machine"] = f"{platform.machine()}, one thread, median of 200 alternating runs"
+        load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+        cards[name]["machine"] = f"{platform.machine()}, one thread, median of 200 alternating runs, {load}"
     file.write_text(json.dumps(cards, indent=1) + "\n")
 
 

@@ -14,7 +14,7 @@ def add(commands: Commands) -> None:
     detector = predict.add_argument("detector", type=Path, help=".safetensors, .onnx, .xml, .pte, or zoo:NAME")
     complete(detector, detectors)
     predict.add_argument("images", type=Path, nargs="+", help="files, or folders of files")
-    predict.add_argument("--out", type=Path, required=True, help="folder for the drawn pictures")
+    predict.add_argument("--out", type=Path, default=Path("drawn"), help="folder for the drawn pictures (drawn)")
     predict.add_argument("--min-score", type=float, default=0.4, help="0..1")
     add_json(predict)
     predict.set_defaults(run=_predict)

@@ -42,7 +42,7 @@ def _zoo(options: argparse.Namespace) -> int:
     out.result(
         table(("student", "finds", "pixels", "mAP@0.5\n95 %", "weights", "kB", "ms"), rows, words=2),
         "int8 files, measured on their val splits; one seed each unless the card names more. `qmimic zoo NAME` shows a "
-        "card, `qmimic predict zoo:NAME picture.png --out found` tries it out.",
+        "card, `qmimic predict zoo:NAME picture.png` tries it out.",
     )
     out.end({"students": {name: asdict(one) for name, one in found.items()}})
     return 0
