@@ -21,7 +21,6 @@ from qmimic.detectors.build import build, mac_count, parameter_count
 from qmimic.detectors.files import load_detector
 from qmimic.detectors.pretrained import load_backbone
 from qmimic.errors import InputError
-from qmimic.run.keys import weights_key
 from qmimic.runtime.detector import Detector
 from qmimic.runtime.formats import FORMATS
 from qmimic.scores.summary import score
@@ -93,28 +92,27 @@ def test_a_student_scores_on_val_what_its_card_says(name: str) -> None:
 
 
 def test_a_student_starts_from_the_zoo() -> None:
-    trained, _ = load_detector("zoo:digits")
+    trained, _ = load_detector("zoo:pcb")
     fresh = build(trained.spec, 7)
-    load_backbone(fresh, "zoo:digits")
+    load_backbone(fresh, "zoo:pcb")
     for name, tensor in fresh.backbone.state_dict().items():
         assert torch.equal(tensor, trained.backbone.state_dict()[name])
     assert not torch.equal(next(fresh.head.parameters()), next(trained.head.parameters()))
     other = build(trained.spec.model_copy(update={"backbone": "resnet18/32"}))
-    with pytest.raises(InputError, match=rf"zoo:digits has the backbone {trained.spec.backbone}.*resnet18/32"):
-        load_backbone(other, "zoo:digits")
-    assert weights_key("zoo:digits") != weights_key("zoo:pcb")
+    with pytest.raises(InputError, match=rf"zoo:pcb has the backbone {trained.spec.backbone}.*resnet18/32"):
+        load_backbone(other, "zoo:pcb")
 
 
 @pytest.mark.parametrize(
     "command",
     [
-        ["predict", "zoo:digit", "picture.png", "--out", "out"],
-        ["zoo", "digit"],
-        ["bench", "zoo:digit"],
-        ["export", "zoo:digit", "--out", "out", "--data", "synthetic:digits"],
-        ["eval", "zoo:digit", "--data", "synthetic:digits"],
-        ["train", "student.weights=zoo:digit"],
-        ["serve", "zoo:digit", "--port", "0"],
+        ["predict", "zoo:pbc", "picture.png", "--out", "out"],
+        ["zoo", "pbc"],
+        ["bench", "zoo:pbc"],
+        ["export", "zoo:pbc", "--out", "out", "--data", "synthetic:digits"],
+        ["eval", "zoo:pbc", "--data", "synthetic:digits"],
+        ["train", "student.weights=zoo:pbc"],
+        ["serve", "zoo:pbc", "--port", "0"],
     ],
     ids=lambda command: command[0],
 )
@@ -124,41 +122,41 @@ def test_an_unknown_name_is_refused_with_the_near_one(
     monkeypatch.chdir(tmp_path)
     assert main(command) == 2
     said = capsys.readouterr().err
-    assert "Unknown student of the zoo 'digit'; did you mean digits?" in said
+    assert "Unknown student of the zoo 'pbc'; did you mean pcb?" in said
     assert len(said.splitlines()) == 1
 
 
 def test_a_damaged_student_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "zoo"
     shutil.copytree(zoo.FOLDER, folder)
-    content = bytearray((folder / "digits.onnx").read_bytes())
+    content = bytearray((folder / "pcb.onnx").read_bytes())
     content[len(content) // 2] ^= 1
-    (folder / "digits.onnx").write_bytes(content)
+    (folder / "pcb.onnx").write_bytes(content)
     monkeypatch.setattr(zoo, "FOLDER", folder)
     with pytest.raises(InputError, match="damaged: its checksum"):
-        Detector("zoo:digits")
-    load_detector("zoo:digits")  # its other file is whole
+        Detector("zoo:pcb")
+    load_detector("zoo:pcb")  # its other file is whole
 
 
 def test_predict_and_zoo_print_what_they_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    Image.fromarray(noise((128, 128), 1)[0]).save("picture.png")
-    assert main(["predict", "zoo:digits", "picture.png", "--out", "out", "--json"]) == 0
+    Image.fromarray(noise((320, 320), 1)[0]).save("picture.png")
+    assert main(["predict", "zoo:pcb", "picture.png", "--out", "out", "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["faults"] == []
     assert len(list(Path("out").iterdir())) == 1
     assert main(["zoo", "--json"]) == 0
     students = json.loads(capsys.readouterr().out.splitlines()[-1])["students"]
     assert list(students) == list(zoo.cards())
-    assert main(["zoo", "zoo:digits", "--json"]) == 0
+    assert main(["zoo", "zoo:pcb", "--json"]) == 0
     card = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert card == {"name": "digits", **json.loads(json.dumps(asdict(zoo.cards()["digits"])))}
+    assert card == {"name": "pcb", **json.loads(json.dumps(asdict(zoo.cards()["pcb"])))}
 
 
 def test_exporting_needs_a_folder_of_ones_own(tmp_path: Path) -> None:
     before = sorted(zoo.FOLDER.iterdir())
-    assert main(["export", "zoo:digits", "--data", "synthetic:digits"]) == 2
-    assert main(["export", "zoo:digits", "--data", "synthetic:digits", "--out", str(tmp_path)]) == 0
-    assert {path.name for path in tmp_path.iterdir()} >= {"digits.safetensors", "digits.onnx"}
+    assert main(["export", "zoo:pcb", "--data", "synthetic:digits"]) == 2
+    assert main(["export", "zoo:pcb", "--data", "synthetic:digits", "--out", str(tmp_path)]) == 0
+    assert {path.name for path in tmp_path.iterdir()} >= {"pcb.safetensors", "pcb.onnx"}
     assert sorted(zoo.FOLDER.iterdir()) == before
