@@ -27,7 +27,7 @@ from qmimic.detectors.evaluation import unpad
 from qmimic.detectors.files import load_detector, read_tensors
 from qmimic.detectors.quantize import Quantizer
 from qmimic.distill.distiller import Sides
-from qmimic.distill.mimic import Mimic, mimic_loss
+from qmimic.distill.mimic import Mimic, mean_of_regions, squared_distance
 from qmimic.distill.regions import choose_regions
 from qmimic.errors import InputError
 from qmimic.files import replacing
@@ -150,7 +150,8 @@ def loss() -> Figure:
         ("mimic", teacher, f, ORANGE),
         ("quantization mimic", q(teacher.view(1, 1, 1, 1)), q(f[None, None, None]).flatten(), BLUE),
     ):
-        entries = torch.stack([mimic_loss(wanted.view(1, 1, 1), one.view(1, 1, 1), valid) for one in student])
+        distances = [squared_distance(wanted.view(1, 1, 1), one.view(1, 1, 1), torch.ones(1)) for one in student]
+        entries = torch.stack([mean_of_regions(one, valid) for one in distances])
         (gradient,) = torch.autograd.grad(entries.sum(), f)
         axes[0].plot(f.detach(), entries.detach(), color=colour, label=name)
         axes[1].plot(f.detach(), gradient, color=colour, label=name)

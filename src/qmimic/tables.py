@@ -204,12 +204,32 @@ DISTILLERS: Table[Any] = Table(
         "outputs": "qmimic.distill.outputs:Outputs",
     },
 )
-# How far a student's regions are from the teacher's: functions as `squared_distance` (distill/mimic.py).
-DISTANCES: Table[Any] = Table(
+
+
+@dataclass(frozen=True)
+class Distance:
+    """How far a student's regions are from the teacher's.
+
+    Attributes:
+        place: "module:function" of a function as `squared_distance` (distill/mimic.py), or the function.
+        to_cells: it measures the way to the teacher's cell: the teacher's map has to be quantized, into cells of one
+            size, and the student's stays as it is.
+    """
+
+    place: Any
+    to_cells: bool = False
+
+    @property
+    def function(self) -> Any:
+        """Imported where it is only named."""
+        return _imported(self.place) if isinstance(self.place, str) else self.place
+
+
+DISTANCES = Table(
     "mimic.distance",
     {
-        "squared": "qmimic.distill.mimic:squared_distance",
-        "cell": "qmimic.distill.mimic:cell_distance",
+        "squared": Distance("qmimic.distill.mimic:squared_distance"),
+        "cell": Distance("qmimic.distill.mimic:cell_distance", to_cells=True),
     },
 )
 DICTIONARIES: Table[Any] = Table(

@@ -180,7 +180,7 @@ def test_a_lack_of_memory_is_no_traceback(
         assert "not enough memory; lower batch_size" in said
 
 
-@pytest.mark.parametrize("call", ["qmimic.files.os.fsync", "qmimic.training.log.write_text"])
+@pytest.mark.parametrize("call", ["qmimic.files.writing.os.fsync", "qmimic.training.log.write_text"])
 def test_a_disk_that_fills_up(
     trained: Path, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:

@@ -15,7 +15,7 @@ from qmimic.compress.integer_grids import (
     grid_names,
     keep_float,
     layers,
-    map_grid,
+    map_grids,
     prepare_qat,
     round_to_grid,
 )
@@ -69,7 +69,7 @@ def test_the_gradient_passes_where_the_grid_does_not_cut() -> None:
 def test_with_nothing_on_a_grid_it_is_the_detector(kind: str) -> None:
     detector = lively(tiny_spec(**KINDS[kind])).eval()
     found = gridded(detector)
-    map_grid(found).enabled = False
+    map_grids(found)[0].enabled = False
     found = keep_float(found, *grid_names(found))
     assert not grid_names(found)
     images = some_images(1, 3)
@@ -82,7 +82,7 @@ def test_with_nothing_on_a_grid_it_is_the_detector(kind: str) -> None:
 def test_maps_and_weights_lie_on_their_grids(kind: str) -> None:
     detector = lively(tiny_spec(**KINDS[kind])).eval()
     found = gridded(detector)
-    levels = found.features(some_images(1, 3)).map / map_grid(found).scale
+    levels = found.features(some_images(1, 3)).map / map_grids(found)[0].scale
     torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-3)
     assert 0 <= levels.min() < levels.max() <= 255.01
     for name, layer in layers(found).items():
@@ -110,8 +110,8 @@ def test_the_stride_of_training_is_the_scale() -> None:
     detector = lively(tiny_spec()).eval()
     detector.quantizer = Quantizer(QuantizerConfig(upper=9), torch.tensor([0.25]))
     found = gridded(detector)
-    assert map_grid(found).scale.item() == 0.25
-    assert map_grid(found).high == 9
+    assert map_grids(found)[0].scale.item() == 0.25
+    assert map_grids(found)[0].high == 9
     assert found.quantizer is None
     found = keep_float(found, *grid_names(found))
     images = some_images(3, 2)

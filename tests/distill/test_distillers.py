@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from qmimic.config import MimicConfig, QuantizerConfig
+from qmimic.config import MimicConfig, QuantizerConfig, recipe_from
 from qmimic.contracts import Features, Proposals
 from qmimic.data.targets import PADDING, Targets
 from qmimic.detectors.quantize import Quantizer
@@ -67,8 +67,73 @@ def loss_and_maps(name: str) -> tuple[float, Tensor, Tensor]:
     return loss, teacher.double(), distiller.adapt(student).detach().double()
 
 
+class Recorder:
+    """A config that knows which of its settings were read."""
+
+    def __init__(self, config: MimicConfig) -> None:
+        self.of, self.seen = config, set[str]()
+
+    def __getattr__(self, name: str) -> object:
+        self.seen |= {name} & set(MimicConfig.model_fields)
+        return getattr(self.of, name)
+
+
 @pytest.mark.parametrize("name", DISTILLERS)
-@pytest.mark.parametrize("switches", [{}, {"regions": "map"}, {"regions": "student", "sampling": "balanced"}])
+def test_a_distiller_reads_the_settings_that_it_says_it_reads(name: str) -> None:
+    ways = [{}, {"regions": "map"}, {"regions": "student", "sampling": "balanced"}, {"pooling": "crop"}]
+    shared = {"mode", "settings", "weight", "share", "map_steps", "last_step"}
+    seen: set[str] = set()
+    for switches in [one for one in ways if set(one) <= DISTILLERS[name].reads]:
+        config = Recorder(MimicConfig(distiller=name, **switches))
+        distiller = DISTILLERS[name](config, SIDES)
+        regions = REGIONS if distiller.teacher_regions else None
+        target = distiller.target(TeacherView(Features.of([maps(2, 5)], [STRIDE]), regions), TRUTH)
+        regions = REGIONS if distiller.student_regions else None
+        source = torch.Generator().manual_seed(0)
+        distiller.loss(StudentView(Features.of([maps(1, 2)], [STRIDE]), regions, TRUTH, source), target)
+        seen |= config.seen
+    assert seen - shared == DISTILLERS[name].reads
+
+
+@pytest.mark.parametrize("name", DISTILLERS)
+def test_what_a_distiller_does_not_read_is_refused(name: str) -> None:
+    others = {
+        "distance": "cell", "normalize": "paper", "adaptor_relu": False, "order": "quantize_pool", "pooling": "crop",
+        "regions": "student", "with_truth": False, "region_count": 7,
+    }  # fmt: skip
+    assert set(others) | {"sampling"} == set().union(*(DISTILLERS[one].reads for one in DISTILLERS))
+    for setting, value in others.items():
+        own = {"distiller": name, setting: value}
+        if setting in DISTILLERS[name].reads:
+            assert getattr(recipe_from({"mimic": own}, "own").mimic, setting) == value
+        else:
+            with pytest.raises(InputError, match=f"mimic.{setting} has no effect with mimic.distiller={name}; leave"):
+                recipe_from({"mimic": own}, "own")
+    with pytest.raises(InputError, match=r"mimic\.settings\.wrong: "):
+        recipe_from({"mimic": {"distiller": name, "settings": {"wrong": 1}}}, "own")
+
+
+def test_a_distiller_s_own_settings_are_checked_and_used() -> None:
+    for wrong, said in (({"temprature": 1}, "did you mean temperature"), ({"temperature": 0}, "greater than 0")):
+        with pytest.raises(InputError, match=said):
+            recipe_from({"mimic": {"distiller": "channel_wise", "settings": wrong}}, "own")
+    teacher, student = maps(2, 5), maps(3, 5)
+    cold, paper, usual = (
+        made("channel_wise", settings=own).map_loss(teacher, student, TRUTH, 0)
+        for own in ({"temperature": 1}, {"temperature": 4}, {})
+    )
+    assert float(paper) == float(usual) != float(cold)
+
+
+@pytest.mark.parametrize(
+    ("name", "switches"),
+    [
+        (name, switches)
+        for name in DISTILLERS
+        for switches in ({}, {"regions": "map"}, {"regions": "student", "sampling": "balanced"})
+        if set(switches) <= DISTILLERS[name].reads
+    ],
+)
 def test_a_distiller_gives_one_target_for_one_view_and_a_gradient_to_the_student(
     name: str, switches: dict[str, object]
 ) -> None:

@@ -17,10 +17,10 @@ from qmimic.data.targets import IGNORED, PADDING, Targets
 from qmimic.detectors.quantize import Quantizer
 from qmimic.distill.distiller import Sides, StudentView, TeacherView
 from qmimic.distill.matching import MatchCounts, RegionPair
-from qmimic.distill.mimic import Mimic, cell_distance, mimic_loss
+from qmimic.distill.mimic import Mimic, cell_distance, mean_of_regions, squared_distance
 from qmimic.distill.regions import balanced, choose_regions, random_regions
 from qmimic.errors import InputError
-from qmimic.tables import DISTANCES, MODES
+from qmimic.tables import DISTANCES, MODES, Distance
 
 STRIDE, CHANNELS, BINS = 16, 3, 5
 SIZE = (96, 128)
@@ -91,6 +91,11 @@ def paper_loss(teacher: Tensor, student: Tensor, valid: Tensor) -> float:
             total += (teacher[image, place] - student[image, place]).double().square().sum().item()
             count += 1
     return total / (2 * count)
+
+
+def mimic_loss(teacher: Tensor, student: Tensor, valid: Tensor) -> Tensor:
+    """L_m as the paper writes it."""
+    return mean_of_regions(squared_distance(teacher, student, torch.ones(1)), valid)
 
 
 def test_mimic_loss_of_two_regions_by_hand() -> None:
@@ -389,8 +394,8 @@ def test_another_distance_is_a_line_in_a_table(monkeypatch: pytest.MonkeyPatch) 
         return (teacher - student).abs().sum((2, 3, 4))
 
     by_hand = sum(float((teacher[b, p] - student[b, p]).abs().sum()) for b, p in ((0, 0), (0, 1), (1, 0))) / 6
-    assert float(mimic_loss(teacher, student, valid, absolute)) == pytest.approx(by_hand, rel=1e-5)
-    monkeypatch.setitem(DISTANCES, "absolute", absolute)
+    assert float(mean_of_regions(absolute(teacher, student, torch.ones(1)), valid)) == pytest.approx(by_hand, rel=1e-5)
+    monkeypatch.setitem(DISTANCES, "absolute", Distance(absolute))
     mimic = identity_mimic(distance="absolute", mode="mimic", normalize="paper", adaptor_relu=False)
     whole = float((student[:, 0, :3] - teacher[:, 0, :3]).abs().sum()) / 4
     assert mimic.loss_to(student[:, 0, :3], teacher[:, :1, :3], None).item() == pytest.approx(whole, rel=1e-5)

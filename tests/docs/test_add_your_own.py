@@ -67,6 +67,7 @@ def test_one_file_and_one_line_are_enough(tmp_path: Path) -> None:
     assert "train: 8 images" in done.stdout
     saved = (tmp_path / "runs" / "own" / "recipe.yaml").read_text()
     assert "distiller: generated" in saved
+    assert "reach: 2" in saved
     assert "architecture: light_rcnn" in saved
     saved = (tmp_path / "runs" / "gradients" / "recipe.yaml").read_text()
     assert "kind: gradients" in saved

@@ -84,6 +84,7 @@ OTHER: dict[str, Any] = {  # where the kind of a key does not give another value
     "mimic.mode": "mimic",
     "mimic.weight": 0.7,
     "mimic.distance": "cell",
+    "mimic.settings": {"temperature": 3.0},
     "run.dir": "elsewhere",
     "run.trackers": [],
     "run.precision": "bf16",
@@ -154,6 +155,8 @@ def test_every_key_reaches_the_stages_that_it_can_change_and_no_others(key: str,
         base = {**BASE, "teacher": {"kind": "onnx"}}
     if key == "mimic.sampling":  # samples are drawn of the student's own regions
         base = {**BASE, "mimic": {**BASE["mimic"], "regions": "student"}}
+    if key == "mimic.settings":
+        base = {**BASE, "mimic": {**BASE["mimic"], "distiller": "channel_wise"}}
     if key == "detector.anchor_ratios":
         base = {**BASE, "detector": {"anchor_cells": [4, 8]}}
     if key.startswith("teacher.frozen"):  # what is kept has come from somewhere

@@ -13,7 +13,7 @@ import torch
 
 from cli_cases import Refused
 from qmimic.cli import main
-from qmimic.compress.integer_grids import Grid, calibrate, grid_names, is_on_grids, map_grid, prepare_qat
+from qmimic.compress.integer_grids import Grid, calibrate, grid_names, is_on_grids, map_grids, prepare_qat
 from qmimic.config import QuantizerConfig, load_recipe
 from qmimic.detectors.build import parameter_count
 from qmimic.detectors.detector import Detector
@@ -179,7 +179,7 @@ def test_what_loses_is_trained_and_then_kept_float_in_part(
     untouched = prepare_qat(detector)
     assert set(grid_names(untouched)) - set(grid_names(found.detector)) == set(found.in_float)
     assert next(tmp_path.glob("int8-*/checkpoints/*"), None)
-    before, after = map_grid(untouched), map_grid(found.detector)
+    before, after = map_grids(untouched)[0], map_grids(found.detector)[0]
     assert before.scale != after.scale  # calibrated
 
 

@@ -111,7 +111,7 @@ def test_a_full_disk_is_said_in_one_sentence(tmp_path: Path, monkeypatch: pytest
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("qmimic.files.own_handle", no_space)
+        patch.setattr("qmimic.files.writing.own_handle", no_space)
         with pytest.raises(InputError, match=r"Cannot write .*log\.jsonl: No space left on device; free some space"):
             log.write(lines(10)[0])
 

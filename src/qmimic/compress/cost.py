@@ -54,13 +54,13 @@ def equal_share(detector: Detector, macs: float) -> dict[str, int]:
     def left(share: float) -> dict[str, int]:
         return {name: max(1, math.ceil(count * share - 1e-9)) for name, count in cost.full.items()}
 
-    # Between two of these shares no width changes.
+    # No width changes between two of these shares.
     shares = sorted({n / count for count in cost.full.values() for n in range(1, count + 1)})
     return min(map(left, shares), key=lambda widths: abs(cost.of(widths) - macs))
 
 
 def _places(detector: Detector) -> dict[str, int]:
-    """In how many places each convolution and linear layer is applied when one image is looked at."""
+    """How many places of one image each convolution and linear layer is applied to."""
     found: dict[str, int] = {}
 
     def count(name: str, module: nn.Module, _: tuple[Tensor], output: Tensor) -> None:

@@ -147,7 +147,7 @@ def prepare_qat(detector: Detector) -> Detector:
     """
     whole = fold_batch_norm(detector)
     absorb_deviation(whole)
-    whole.requires_grad_(True)  # what folding made is to be trained as well
+    whole.requires_grad_(True)  # the weights that folding made are trained as well
     _put_grids(whole, detector.quantization_points())
     for layer in layers(whole).values():
         parametrize.register_parametrization(layer, "weight", WeightGrid())
@@ -185,12 +185,6 @@ def map_grids(detector: Detector) -> list[Grid]:
     """The grids of the levels' maps that everything behind the backbone sees, in their order."""
     found = {one.level: one for one in detector.modules() if isinstance(one, Grid) and one.level is not None}
     return [found[level] for level in sorted(found)]
-
-
-def map_grid(detector: Detector) -> Grid:
-    """The grid of the map of a detector with one level."""
-    (grid,) = map_grids(detector)
-    return grid
 
 
 @torch.no_grad()

@@ -110,7 +110,7 @@ def choose(evidence: list[Evidence], channels: int, count: int) -> Tensor:
     Returns:
         int64 [count], in order.
     """
-    # Here, since importing it takes a second that most runs need not wait.
+    # Imported here: it takes a second, which most runs need not wait for.
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import lars_path_gram
 
@@ -122,7 +122,7 @@ def choose(evidence: list[Evidence], channels: int, count: int) -> Tensor:
         gram += both.reshape(channels, -1, channels, len(both) // channels).sum((1, 3)).numpy() / scale
         xy += ((own.inputs.T @ own.outputs) * own.weights.T).reshape(channels, -1).sum(1).numpy() / scale
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # channels that say the same: one of them is dropped
+        warnings.simplefilter("ignore", ConvergenceWarning)  # one of two channels that say the same is dropped
         _, _, path = lars_path_gram(xy, gram, n_samples=1, method="lasso", max_iter=8 * channels)
     size = np.abs(path)  # [channels, points of the path], from a large lambda to 0
     enough = np.flatnonzero((size > 0).sum(0) >= count)

@@ -25,7 +25,7 @@ from qmimic.training.optimizer import build_optimizer
 from qmimic.training.step import DetectionObjective, StepGenerators
 
 TOLERANCE = 0.02  # how far from the wanted cost pruning may end
-FLOOR = 0.2  # of the channels that equal pruning to the same cost leaves a layer, that stay at least
+FLOOR = 0.2  # least share that stays of the channels that equal pruning to the same cost would leave a layer
 
 
 def prune_by_taylor(
@@ -70,7 +70,7 @@ def prune_by_taylor(
 def least(
     criterion: dict[str, Tensor], cost: Cost, goal: float, cost_weight: float, floor: Mapping[str, int]
 ) -> dict[str, Tensor]:
-    """Which channels stay when those go that matter least, less what they cost.
+    """The channels that stay when those that matter least for their cost are removed.
 
     Args:
         criterion: by group, [channels], how much each matters; of any scale within a group.

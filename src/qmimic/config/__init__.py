@@ -23,11 +23,11 @@ from qmimic.config.sections import DataConfig as DataConfig
 from qmimic.config.sections import DetectorConfig as DetectorConfig
 from qmimic.config.sections import FineTuningConfig as FineTuningConfig
 from qmimic.config.sections import Int8Config as Int8Config
-from qmimic.config.sections import MimicConfig as MimicConfig
-from qmimic.config.sections import PruningConfig as PruningConfig
-from qmimic.config.sections import QuantizerConfig as QuantizerConfig
 from qmimic.config.sections import Recipe as Recipe
 from qmimic.config.sections import RunConfig as RunConfig
 from qmimic.config.sections import ScheduleConfig as ScheduleConfig
 from qmimic.config.sections import StudentConfig as StudentConfig
 from qmimic.config.sections import TeacherConfig as TeacherConfig
+from qmimic.config.teaching import MimicConfig as MimicConfig
+from qmimic.config.teaching import PruningConfig as PruningConfig
+from qmimic.config.teaching import QuantizerConfig as QuantizerConfig

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -12,6 +13,7 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
+    ValidationError,
     ValidationInfo,
     field_validator,
 )
@@ -39,6 +41,30 @@ class Section(BaseModel):
         if isinstance(value, str) and "\0" in value:
             raise ValueError("contains a NUL character; remove it")
         return value
+
+
+def check_own(settings: Mapping[str, Any], model: type[Section], key: str, owner: str) -> None:
+    """Check the own settings of what a recipe names.
+
+    Args:
+        settings: as given.
+        model: says which there are.
+        key: where they stand.
+        owner: whose they are, as a recipe says it: `mimic.distiller=channel_wise`.
+
+    Raises:
+        ValueError: one is unknown or has a bad value; a sentence without its stop.
+    """
+    try:
+        model.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(map(str, first["loc"]))
+        message = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            known = list(model.model_fields)
+            message = unknown("setting", name, known).removesuffix(".") if known else f"{owner} has none; leave it out"
+        raise ValueError(f"{key}.{name}: {message}") from error
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,13 +8,10 @@ from pydantic import Field, field_validator, model_validator
 
 from qmimic.arms import ARMS, order
 from qmimic.config.base import Advanced, BackboneName, InputSize, InTable, Levels, Section, Share, Side
+from qmimic.config.teaching import MimicConfig, PruningConfig, QuantizerConfig
 from qmimic.tables import (
     ARCHITECTURES,
-    DICTIONARIES,
     DISTANCES,
-    DISTILLERS,
-    MODES,
-    REGION_POOLINGS,
     ROI_POOLINGS,
     TEACHERS,
     TRACKERS,
@@ -232,103 +229,6 @@ class StudentConfig(ScheduleConfig):
     quantize_map: bool = Field(False, description="every student's own heads see its map quantized by the teacher's s")
 
 
-class QuantizerConfig(Section):
-    """How a feature map is quantized."""
-
-    kind: Annotated[str, InTable(DICTIONARIES)] = Field(
-        "uniform", description="{0, s, 2s, 3s, ..} or {0, s, 2s, 4s, ..}"
-    )
-    stride: float = Field(1.0, gt=0, description="s, the step of the dictionary")
-    relative: Advanced[bool] = Field(
-        True, description="s counts in units of the map's rms on training images (portable)"
-    )
-    upper: Advanced[int | None] = Field(
-        None, ge=1, le=65535, description="index of the highest level; null: no upper limit"
-    )
-    per_channel: Advanced[bool] = Field(
-        False, description="rms, and so s, for every channel instead of for the whole map"
-    )
-
-
-class MimicConfig(Section):
-    """What the student imitates, and how. What the paper leaves open is a switch here, the same for every arm."""
-
-    mode: Annotated[str, InTable(MODES)] = Field(
-        "quantization", description="which maps are quantized: both, neither, one; none: no mimic"
-    )
-    weight: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
-        0.3, description="lambda of the total loss, whose meaning depends on `normalize`; auto: holds mimic.share"
-    )
-    share: float = Field(
-        0.1,
-        description="norm of the distillation gradient at the student's map over detection's, held by weight=auto",
-    )
-    distiller: Annotated[str, InTable(DISTILLERS)] = Field(
-        "mimic", description="what the student learns from its teacher; mimic is the paper's"
-    )
-    distance: Annotated[str, InTable(DISTANCES)] = Field(
-        "squared",
-        description="how far regions are from the teacher's: squared is the paper's; cell is 0 in the teacher's cell",
-    )
-    normalize: Literal["paper", "region", "entry"] = Field(
-        "entry",
-        description="paper: 1/(2N) sum of squares; region: each by its dimension (Li et al.); entry: mean over rms^2",
-    )
-    adaptor_relu: Advanced[bool] = Field(True, description="ReLU after the adaptor r, before Q")
-    order: Literal["pool_quantize", "quantize_pool"] = Field(
-        "pool_quantize", description="pool, then r, then Q, as the equation has it, or the maps through r and Q first"
-    )
-    pooling: Annotated[str, InTable(REGION_POOLINGS)] = Field(
-        "align", description="how regions are pooled for the mimic loss; pool: maxima; crop: entries as they lie"
-    )
-    regions: Literal["teacher", "student", "ground_truth", "random", "map"] = Field(
-        "teacher", description="whose regions are matched; map: every entry of the whole map"
-    )
-    with_truth: Advanced[bool] = Field(True, description="ground-truth boxes join the regions, ahead of them")
-    sampling: Advanced[Literal["first", "balanced"]] = Field(
-        "first", description="which regions: the best, or drawn at random, as many without an object as with one"
-    )
-    region_count: Advanced[int] = Field(32, ge=1, le=4096, description="regions an image, at most")
-    map_steps: Advanced[float] = Field(
-        0.0, ge=0, lt=1, description="share of the steps that match the whole map alone, first"
-    )
-    last_step: float = Field(0.5, gt=0, le=1, description="share of the steps after which detection goes on alone")
-
-    @model_validator(mode="after")
-    def _phases(self) -> "MimicConfig":
-        if not 0 < self.share <= 10:
-            raise ValueError("mimic.share must be above 0 and at most 10; 0.1 is a tenth of detection's gradient")
-        if self.distance == "cell" and self.mode in ("mimic", "student_only"):
-            raise ValueError("mimic.distance=cell needs the teacher's map quantized: set mimic.mode=quantization")
-        if self.sampling == "balanced" and self.regions != "student":
-            raise ValueError("mimic.sampling=balanced draws anew in every step: set mimic.regions=student")
-        if self.last_step < self.map_steps:
-            raise ValueError("mimic.last_step needs to be at least mimic.map_steps")
-        return self
-
-
-class PruningConfig(Section):
-    """How the student is cut out of the trained teacher, a baseline of the paper."""
-
-    method: Literal["none", "taylor", "lasso"] = Field(
-        "none", description="taylor, lasso: the teacher pruned to the cost of student.backbone; none: a fresh network"
-    )
-    rounds: Advanced[int] = Field(
-        30, ge=1, le=1000, description="taylor: removals of channels, after training for some steps"
-    )
-    steps: Advanced[int] = Field(
-        10, ge=1, description="taylor: steps of one round, over which the criterion is averaged"
-    )
-    learning_rate: Advanced[float] = Field(3e-4, gt=0, description="taylor: learning rate of these steps")
-    cost_weight: Advanced[float] = Field(
-        3.0, ge=0, description="taylor: how much a channel's share of the multiply-accumulates counts against it"
-    )
-    images: Advanced[int] = Field(256, ge=1, description="lasso: training images to fit on")
-    places: Advanced[int] = Field(
-        10, ge=1, le=1024, description="lasso: places of a layer's output in each of these images"
-    )
-
-
 class RunConfig(Section):
     """Where the run goes and how it computes."""
 
@@ -434,8 +334,10 @@ class Recipe(Section):
             raise ValueError("augment.transpose needs a square picture: set it to 0, or data.size to two equal sides")
         if self.quantizer.per_channel and (self.student.quantize_map or "quantized" in self.baselines):
             raise ValueError("student.quantize_map needs one s for the whole map; set quantizer.per_channel=false")
-        if self.mimic.distance == "cell" and self.quantizer.kind != "uniform":
-            raise ValueError("mimic.distance=cell needs cells of one size: set quantizer.kind=uniform")
+        if DISTANCES[self.mimic.distance].to_cells and self.quantizer.kind != "uniform":
+            raise ValueError(
+                f"mimic.distance={self.mimic.distance} needs cells of one size: set quantizer.kind=uniform"
+            )
         if (
             self.mimic.weight == "auto"
             and self.mimic.mode == "none"

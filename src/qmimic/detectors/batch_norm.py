@@ -55,7 +55,7 @@ class BatchNormAct2d(BatchNorm2d):
 
 
 class ScaleShift(nn.Module):
-    """What a batch norm without a convolution before it is once trained: a factor and a summand for each channel."""
+    """A trained batch norm that has no convolution before it: a factor and a summand for each channel."""
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__()

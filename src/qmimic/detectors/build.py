@@ -93,7 +93,7 @@ def equal_cost(spec: DetectorSpec, family: str) -> str:
             build(spec.model_copy(update={"backbone": f"{family}/{hundredths / 100:g}", "channels": None}))
         )
 
-    low, high = 100, 100 * 256  # the wider, the more costly
+    low, high = 100, 100 * 256  # a larger divisor costs less
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if cost(middle) > wanted else (low, middle)

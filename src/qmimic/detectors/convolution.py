@@ -5,7 +5,7 @@ sums sooner.
 """
 
 import math
-from collections.abc import Callable, Container
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from qmimic.contracts import FusedPair, QuantizationPoint
 from qmimic.detectors.batch_norm import BatchNorm2d
-from qmimic.errors import InputError
 
 GROUPS = 2  # of a grouped convolution
 LANES = 8  # channels that one vector holds: with fewer outputs the rest of it is idle
@@ -164,13 +163,6 @@ def at_least_one(channels: float) -> int:
 def whole_groups(channels: float) -> int:
     """The same for grouped convolutions: the nearest whole groups, so that costs rise in small steps."""
     return GROUPS * max(1, round(channels / GROUPS))
-
-
-def check_levels(found: Container[int], strides: tuple[int, ...], what: str) -> None:
-    """Raises InputError: a backbone has maps of the strides `found` and not all of `strides`; `what` names it."""
-    for stride in strides:
-        if stride not in found:
-            raise InputError(f"{what} has no map of stride {stride} here; set detector.levels to some of 8, 16 and 32.")
 
 
 def _interleaved(x: Tensor, step: int) -> Tensor:

@@ -74,7 +74,7 @@ def read_tensors(path: Path, verify: bool = True) -> TensorFile:
         described = parse_json(content[8 : 8 + length].decode("utf-8"), str(path))
         header = parse_json(described.get("__metadata__", {}).get(HEADER, "{}"), str(path))
         loaded = load(content)
-        tensors = {name: loaded[name] for name in sorted(loaded)}  # the library gives them in no order
+        tensors = {name: loaded[name] for name in sorted(loaded)}  # the library does not promise an order
     except (InputError, SafetensorError, ValueError, AttributeError, TypeError, RuntimeError, KeyError) as error:
         kind = what_is(path)
         if kind in ("a safetensors file", "an empty file", "a file of another kind"):

@@ -1,4 +1,4 @@
-"""Which levels a detector looks at, by the sizes of the training boxes.
+"""Which levels a detector looks at, by the sizes of the training boxes; and backbones that have several to give.
 
 Everything is chosen by the finest map that at least `LEAST` of the boxes need.
 """
@@ -7,6 +7,10 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
+
+from qmimic.contracts import Backbone
+from qmimic.errors import InputError
 
 STRIDES = (8, 16, 32)
 REACH = 6.0  # a level is for boxes of up to so many strides; the coarsest for all that are larger
@@ -41,3 +45,34 @@ def choose_output_stride(box_sizes: NDArray[np.float32]) -> Literal[16, 8]:
     """
     sides = np.sqrt(box_sizes.prod(1))
     return FINE if (sides < COARSE).sum() >= LEAST * max(1, len(sides)) else COARSE
+
+
+class LevelledBackbone(Backbone):
+    """A backbone that has a map of each of several strides, and gives those that are asked for.
+
+    Attributes:
+        called: its name in messages.
+    """
+
+    called = "The backbone"
+    _maps: dict[int, tuple[int, int]]  # by stride: the place of what makes its last map, and the map's channels
+    _places: tuple[int, ...]  # of the levels
+
+    def keep_levels(self, strides: tuple[int, ...]) -> None:
+        """See `Backbone.keep_levels`."""
+        for stride in strides:
+            if stride not in self._maps:
+                raise InputError(
+                    f"{self.called} has no map of stride {stride} here; set detector.levels to some of 8, 16 and 32."
+                )
+        self.strides = strides
+        self._places = tuple(self._maps[stride][0] for stride in strides)
+        self.channels = tuple(self._maps[stride][1] for stride in strides)
+
+    def start(self) -> None:
+        """Give the convolutions fresh weights."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)

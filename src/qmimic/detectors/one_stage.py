@@ -158,7 +158,7 @@ class OneStage(Detector):
         off = (logits.sigmoid() - wanted).square()
         entropy = off * F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
         own = box_ops.take(targets.boxes, found.index)
-        # By share, not by quality: the smallest objects are found worst at first, and would learn least.
+        # By share, not by quality: the smallest objects are found worst at first and would otherwise learn least.
         distance = (1 - box_ops.giou(boxes, own)) * found.share
         losses = {"cls": (entropy.sum(-1) * found.counted).sum() / sure, "box": BOX_WEIGHT * distance.sum() / objects}
         return TrainingOutput(losses, None, outputs)
@@ -172,7 +172,7 @@ class OneStage(Detector):
     def detect_on(self, features: Features) -> BatchDetections:
         """See `Detector.detect_on`."""
         logits, sides = self._split(self.dense_outputs(features))
-        # Class by class and place by place: what is chosen is little, so all else is computed for it alone.
+        # Class by class and place by place: few are chosen, and the rest is computed for these alone.
         count = min(CANDIDATES * self.spec.max_detections, logits[0].numel())
         best, index = logits.flatten(1).topk(count, sorted=True)
         label = index // len(self.places)

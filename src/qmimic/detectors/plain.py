@@ -8,25 +8,25 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from qmimic.contracts import Backbone, ChannelGroup, Features, FusedPair, QuantizationPoint
+from qmimic.contracts import ChannelGroup, Features, FusedPair, QuantizationPoint
 from qmimic.detectors.batch_norm import BatchNorm2d
 from qmimic.detectors.convolution import (
     PointwiseFirst,
     Reparameterised,
     SpatialConvolution,
     at_least_one,
-    check_levels,
     dense,
     fused_pairs,
     inner_points,
 )
+from qmimic.detectors.levels import LevelledBackbone
 
 Stages = tuple[tuple[int, int], ...]  # channels at full width and depth of the stages of strides 2, 4, 8, ...
 REPVGG: Stages = ((128, 1), (256, 2), (384, 3), (512, 4), (512, 2))
 YUNET: Stages = ((256, 1), (512, 2), (1024, 3), (1024, 3), (1024, 2))
 
 
-class Plain(Backbone):
+class Plain(LevelledBackbone):
     """Convolutions, each with batch norm and ReLU; the first of a stage halves the map.
 
     Stages beyond the output stride are left out: dilated they would cost as much as all before them.
@@ -41,7 +41,7 @@ class Plain(Backbone):
     def __init__(self, stages: Stages, width_divisor: float, output_stride: int, spatial: SpatialConvolution) -> None:
         super().__init__()
         self.convs, self.norms, self.acts = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
-        self._maps: dict[int, tuple[int, int]] = {}  # by stride: the last convolution that has it, and its channels
+        self._maps = {}  # by stride: the last convolution that has it, and its channels
         inputs, stride = 3, 1
         for channels, depth in stages:
             if stride == output_stride:
@@ -57,19 +57,10 @@ class Plain(Backbone):
             self._maps[stride] = len(self.convs) - 1, inputs
         self.width_divisor = width_divisor
         self.keep_levels((stride,))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.start()
         for module in self.modules():
             if isinstance(module, Reparameterised):
                 module.start()
-
-    def keep_levels(self, strides: tuple[int, ...]) -> None:
-        """See `Backbone.keep_levels`."""
-        check_levels(self._maps, strides, "The backbone")
-        self.strides = strides
-        self._places = tuple(self._maps[stride][0] for stride in strides)
-        self.channels = tuple(self._maps[stride][1] for stride in strides)
 
     def forward(self, x: Tensor) -> Features:
         """Normalised images [B, 3, H, W] to levels, after ReLU."""

@@ -23,7 +23,7 @@ _OF_PORT = re.compile(r"_blocks\.(\d+)\._(\w+)\.(\w+)")
 
 
 def load_backbone(detector: Detector, weights: str | Path) -> None:
-    """Start a backbone from published weights; a classifier is passed over.
+    """Start a backbone from published weights; those of a classifier are skipped.
 
     Args:
         detector: any.

@@ -11,7 +11,7 @@ from qmimic.contracts import BatchDetections, Part
 from qmimic.data.targets import Targets
 from qmimic.detectors.spec import DetectorSpec
 
-# Suppression is quadratic: four candidates for every detection kept lose nothing that was seen.
+# Suppression is quadratic. With four candidates for each detection that is kept, no loss was ever measured.
 CANDIDATES = 4
 DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 SMOOTH_L1_BETA = 1 / 9
@@ -35,7 +35,7 @@ class RegionHead(Part):
 
 
 def pad_with_truth(rois: Tensor, valid: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-    """Proposals with the ground-truth boxes behind them, so that the head sees objects from the first step on.
+    """Proposals followed by the ground-truth boxes, so that the head sees objects from the first step on.
 
     Args:
         rois: [B, P, 4]; valid: [B, P].

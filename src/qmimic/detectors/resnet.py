@@ -9,20 +9,20 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qmimic.contracts import Backbone, ChannelGroup, Features, FusedPair, QuantizationPoint
+from qmimic.contracts import ChannelGroup, Features, FusedPair, QuantizationPoint
 from qmimic.detectors.batch_norm import BatchNorm2d
 from qmimic.detectors.convolution import (
     Conv2d,
     Separable,
     SpatialConvolution,
     at_least_one,
-    check_levels,
     dense,
     fused_pairs,
     grouped,
     inner_points,
     whole_groups,
 )
+from qmimic.detectors.levels import LevelledBackbone
 
 
 def pointwise(inputs: int, outputs: int, stride: int = 1) -> Conv2d:
@@ -102,7 +102,7 @@ class Bottleneck(Block):
         return F.relu(self.bn3(self.conv3(x)) + shortcut, inplace=True)
 
 
-class ResNet(Backbone):
+class ResNet(LevelledBackbone):
     """The four stages of a ResNet without its classifier; a level is what the last stage of its stride gives.
 
     Attributes:
@@ -110,6 +110,7 @@ class ResNet(Backbone):
         width_divisor: n of `resnet18/n`.
     """
 
+    called = "ResNet"
     pixel_layers = ("conv1",)
 
     def __init__(
@@ -126,7 +127,7 @@ class ResNet(Backbone):
         self.conv1, self.bn1 = Conv2d(3, widths[0], 7, 2, 3, bias=False), BatchNorm2d(widths[0])
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         inputs, stride, dilation = widths[0], 4, 1
-        self._maps: dict[int, tuple[int, int]] = {}  # by stride: the last stage that has it, and its channels
+        self._maps = {}  # by stride: the last stage that has it, and its channels
         for stage, (width, depth) in enumerate(zip(widths, depths, strict=True), start=1):
             step, first_dilation = 1, dilation
             if stage > 1:
@@ -141,16 +142,7 @@ class ResNet(Backbone):
             self._maps[stride] = stage, inputs
         self.width_divisor = width_divisor
         self.keep_levels((stride,))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def keep_levels(self, strides: tuple[int, ...]) -> None:
-        """See `Backbone.keep_levels`."""
-        check_levels(self._maps, strides, "ResNet")
-        self.strides = strides
-        self._stages = tuple(self._maps[stride][0] for stride in strides)
-        self.channels = tuple(self._maps[stride][1] for stride in strides)
+        self.start()
 
     def forward(self, x: Tensor) -> Features:
         """Normalised images [B, 3, H, W] to levels, after ReLU."""
@@ -159,7 +151,7 @@ class ResNet(Backbone):
         maps = []
         for stage in (1, 2, 3, 4):
             x = self.get_submodule(f"layer{stage}")(x)
-            if stage in self._stages:
+            if stage in self._places:
                 maps.append(x)
         return Features.of(maps, self.strides)
 
@@ -197,7 +189,7 @@ class ResNet(Backbone):
 
     def _level(self, path: str) -> int | None:
         """The level whose map a block gives: the last one of a stage."""
-        ends = [[name for name, _ in self._blocks() if name.startswith(f"layer{n}.")][-1] for n in self._stages]
+        ends = [[name for name, _ in self._blocks() if name.startswith(f"layer{n}.")][-1] for n in self._places]
         return ends.index(path) if path in ends else None
 
     def _blocks(self) -> list[tuple[str, Block]]:

@@ -145,7 +145,7 @@ def whole_network(name: str) -> nn.Module:
 
 
 def classifier(name: str) -> tuple[str, ...]:
-    """How the names of the classifier's weights begin, of which other data have another number."""
+    """How the names of the classifier's weights begin; their number depends on the data."""
     config = timm.get_pretrained_cfg(name)
     found = config.classifier if config is not None else None
     return tuple(f"{one}." for one in ((found,) if isinstance(found, str) else found or ()))
@@ -174,7 +174,7 @@ def _body(name: str, strides: tuple[int, ...]) -> tuple[nn.Module, list[dict[str
     if missing := [stride for stride in strides if stride not in had]:
         listed = ", ".join(map(str, sorted(set(had))))
         raise InputError(f"timm:{name} has levels of strides {listed}, none of {missing[0]}; take another network.")
-    # Of levels with the same stride, the last knows most.
+    # Of several levels with the same stride, the last one has seen most layers.
     last = {level["reduction"]: level for level in levels if level["reduction"] >= strides[0]}
     found = sorted(last.values(), key=lambda level: level["reduction"])
     return _create(name, tuple(level["index"] for level in found)), found

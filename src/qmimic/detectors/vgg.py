@@ -8,24 +8,24 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from qmimic.contracts import Backbone, ChannelGroup, Features, FusedPair, QuantizationPoint
+from qmimic.contracts import ChannelGroup, Features, FusedPair, QuantizationPoint
 from qmimic.detectors.batch_norm import BatchNorm2d
 from qmimic.detectors.convolution import (
     Separable,
     SpatialConvolution,
     at_least_one,
-    check_levels,
     dense,
     fused_pairs,
     grouped,
     inner_points,
     whole_groups,
 )
+from qmimic.detectors.levels import LevelledBackbone
 
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 
 
-class VGG(Backbone):
+class VGG(LevelledBackbone):
     """The thirteen convolutions of VGG16; the fifth pooling is there at output stride 32, the fourth at 16 and 32.
 
     A level is what the last convolution of its stride gives; that of stride 32 is the fifth pooling.
@@ -35,6 +35,7 @@ class VGG(Backbone):
         width_divisor: n of `vgg16/n`.
     """
 
+    called = "VGG16"
     pixel_layers = ("features.0",)
 
     def __init__(
@@ -47,7 +48,7 @@ class VGG(Backbone):
         super().__init__()
         layers: list[nn.Module] = []
         inputs, stride, dilation = 3, 1, 1
-        self._maps: dict[int, tuple[int, int]] = {}  # by stride: the last layer that has it, and its channels
+        self._maps = {}  # by stride: the last layer that has it, and its channels
         for stage, (channels, depth) in enumerate(STAGES, start=1):
             outputs = rounding(channels / width_divisor)
             for _ in range(depth):
@@ -64,20 +65,9 @@ class VGG(Backbone):
                 layers.append(nn.Identity())  # keeps torchvision's numbers of the layers that follow
                 dilation *= 2
         self.features = nn.Sequential(*layers)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        self.start()
         self.width_divisor = width_divisor
         self.keep_levels((stride,))
-
-    def keep_levels(self, strides: tuple[int, ...]) -> None:
-        """See `Backbone.keep_levels`."""
-        check_levels(self._maps, strides, "VGG16")
-        self.strides = strides
-        self._places = tuple(self._maps[stride][0] for stride in strides)
-        self.channels = tuple(self._maps[stride][1] for stride in strides)
 
     def forward(self, x: Tensor) -> Features:
         """Normalised images [B, 3, H, W] to levels, after ReLU."""

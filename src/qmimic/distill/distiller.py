@@ -13,11 +13,11 @@ Who calls what, in each training step (training/step.py):
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor, nn
 
-from qmimic.config import MimicConfig
+from qmimic.config import MimicConfig, Section
 from qmimic.contracts import Features, Proposals
 from qmimic.data.targets import Targets
 from qmimic.detectors.detector import Detector
@@ -144,15 +144,22 @@ class Distiller(nn.Module):
         sides: the two networks.
 
     Attributes:
+        reads: which settings of a recipe's `mimic` it reads, of those that not every distiller reads; others are
+            refused when they are set.
+        Settings: of its own, which a recipe gives as `mimic.settings`.
+        settings: these, checked.
         teacher_regions, student_regions: whether it needs to know where one of them sees objects.
     """
 
+    reads: ClassVar[frozenset[str]] = frozenset()
+    Settings: ClassVar[type[Section]] = Section
     teacher_regions = False
     student_regions = False
 
     def __init__(self, config: MimicConfig, sides: Sides) -> None:
         super().__init__()
         self.config = config
+        self.settings = self.Settings.model_validate(config.settings)
         self.sides = sides
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Distillers that compare whole maps, level by level: the adaptor r of each level, and what their losses share."""
+"""Distillers that compare maps level by level: the adaptor r of each level, and what those of whole maps share."""
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -14,12 +14,10 @@ from qmimic.distill.distiller import Distiller, Sides, StudentView, Target, Teac
 from qmimic.tables import MODES
 
 
-class MapDistiller(Distiller):
+class AdaptedDistiller(Distiller):
     """A distiller with an adaptor r, a 1x1 convolution from the student's channels to the teacher's, for each level.
 
-    Levels are compared where both networks have the same output stride; of several levels the losses are averaged.
-    `mimic.mode` says which of the two maps are quantized, as for the mimic loss. Most kinds define `map_loss` alone;
-    `Mimic`, which compares regions, has a target and a loss of its own.
+    Levels are compared where both networks have the same output stride.
 
     Args: as `Distiller`.
 
@@ -30,6 +28,8 @@ class MapDistiller(Distiller):
     Raises:
         InputError: the networks have no output stride in common.
     """
+
+    reads = frozenset({"adaptor_relu"})
 
     def __init__(self, config: MimicConfig, sides: Sides) -> None:
         super().__init__(config, sides)
@@ -43,6 +43,26 @@ class MapDistiller(Distiller):
             assert adaptor.bias is not None
             nn.init.zeros_(adaptor.bias)
             self.adaptors.append(adaptor)
+
+    def adapt(self, features: Tensor, place: int = 0) -> Tensor:
+        """r(f_s), with the ReLU if the recipe wants it: [..., C_s, H, W] to [..., C_t, H, W].
+
+        Args:
+            features: of the student.
+            place: of the level among `pairs`.
+        """
+        adaptor = self.adaptors[place]
+        assert isinstance(adaptor, nn.Conv2d)
+        # A 1x1 convolution as the product that it is: the same for a map and for regions of one.
+        adapted = F.linear(features.movedim(-3, -1), adaptor.weight.flatten(1), adaptor.bias)
+        return (F.relu(adapted) if self.config.adaptor_relu else adapted).movedim(-1, -3)
+
+
+class MapDistiller(AdaptedDistiller):
+    """A distiller that compares whole maps: a kind defines `map_loss` alone. Args and errors: as `AdaptedDistiller`.
+
+    `mimic.mode` says which of the two maps are quantized; of several levels the losses are averaged.
+    """
 
     @abstractmethod
     def map_loss(self, teacher: Tensor, student: Tensor, truth: Targets, place: int) -> Tensor:
@@ -83,16 +103,3 @@ class MapDistiller(Distiller):
         """See `Distiller.grids`."""
         quantized = MODES[self.config.mode].teacher
         return {f"level{place}": self.quantizer for place in range(len(self.pairs))} if quantized else {}
-
-    def adapt(self, features: Tensor, place: int = 0) -> Tensor:
-        """r(f_s), with the ReLU if the recipe wants it: [..., C_s, H, W] to [..., C_t, H, W].
-
-        Args:
-            features: of the student.
-            place: of the level among `pairs`.
-        """
-        adaptor = self.adaptors[place]
-        assert isinstance(adaptor, nn.Conv2d)
-        # A 1x1 convolution as the product that it is: the same for a map and for regions of one.
-        adapted = F.linear(features.movedim(-3, -1), adaptor.weight.flatten(1), adaptor.bias)
-        return (F.relu(adapted) if self.config.adaptor_relu else adapted).movedim(-1, -3)

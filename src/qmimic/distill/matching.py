@@ -83,23 +83,23 @@ class RegionPair:
         return near.flatten(2).mean(2)[self.valid]
 
 
-def matching(student: Detector, teacher: Teacher, mimic: Mimic, loader: Loader) -> MatchCounts:
+def matching(student: Detector, teacher: Teacher, distiller: Mimic, loader: Loader) -> MatchCounts:
     """How far a student's and a teacher's maps agree on the regions of a split, see `region_pairs`."""
-    return sum((pair.counts() for pair in region_pairs(student, teacher, mimic, loader)), MatchCounts())
+    return sum((pair.counts() for pair in region_pairs(student, teacher, distiller, loader)), MatchCounts())
 
 
 @torch.no_grad()
-def region_pairs(student: Detector, teacher: Teacher, mimic: Mimic, loader: Loader) -> Iterator[RegionPair]:
+def region_pairs(student: Detector, teacher: Teacher, distiller: Mimic, loader: Loader) -> Iterator[RegionPair]:
     """A student's and a teacher's maps on the regions of a split, batch by batch and level by level, as the images are.
 
     Regions are the recipe's; where it has none (the whole map), the teacher's and the ground truth serve, or the ground
     truth alone where the teacher is a file.
     """
-    config = mimic.config
+    config = distiller.config
     if config.regions == "map":
         whose = "teacher" if isinstance(teacher, DetectorTeacher) else "ground_truth"
         config = config.model_copy(update={"regions": whose})
-    device, q = student.device, mimic.quantizer
+    device, q = student.device, distiller.quantizer
     generator = torch.Generator(device).manual_seed(0)
     for batch in loader.once():
         images, targets = batch.images.to(device), batch.targets.to(device)
@@ -107,11 +107,11 @@ def region_pairs(student: Detector, teacher: Teacher, mimic: Mimic, loader: Load
         seen = teacher.look(images, config.regions == "teacher")
         proposals = seen.regions if seen.regions else student.propose(student.quantize(own))
         regions = choose_regions(config, proposals, targets, student.spec.size, generator)
-        for place, (ours, theirs) in enumerate(mimic.pairs):
+        for place, (ours, theirs) in enumerate(distiller.pairs):
             pair = (own.maps[ours], seen.features.maps[theirs], regions, place)
-            of_teacher, of_student = mimic.sides_of(*pair)
+            of_teacher, of_student = distiller.sides_of(*pair)
             teacher_levels, student_levels = q.levels_inside(of_teacher), q.levels_inside(of_student)
-            mode = MODES[mimic.config.mode]
+            mode = MODES[distiller.config.mode]
             yield RegionPair(
                 q.values_inside(teacher_levels) if mode.teacher else of_teacher,
                 q.values_inside(student_levels) if mode.student else of_student,

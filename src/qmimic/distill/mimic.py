@@ -8,7 +8,7 @@ student's channels to the teacher's; Q: the quantizer; N: number of regions. The
 takes the place of the squared distance is a function in `DISTANCES` (tables.py).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from qmimic.data.targets import Targets
 from qmimic.detectors.quantize import Quantizer
 from qmimic.detectors.roi_pooling import ROI_POOLINGS, cells_inside
 from qmimic.distill.distiller import Sides, StudentView, Target, TeacherView
-from qmimic.distill.map_distiller import MapDistiller
+from qmimic.distill.map_distiller import AdaptedDistiller
 from qmimic.distill.regions import choose_regions
 from qmimic.processes import mean_over
 from qmimic.tables import DISTANCES, MODES
@@ -43,9 +43,6 @@ def sees_region_levels(config: MimicConfig) -> bool:
     return MODES[config.mode].teacher and own and config.pooling != "crop"
 
 
-Distance = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
 def squared_distance(teacher: Tensor, student: Tensor, stride: Tensor) -> Tensor:
     """|| f_t^i - f_s^i ||^2 of regions [B, P, C, k, k], or of whole maps [B, 1, C, H, W]; returns [B, P].
 
@@ -67,44 +64,26 @@ def cell_distance(teacher: Tensor, student: Tensor, stride: Tensor) -> Tensor:
     return ((teacher - student).abs() - half).clamp(min=0).square().sum(tuple(range(2, teacher.dim())))
 
 
-UNQUANTIZED_STUDENT = {"cell"}  # distances for which the student's side stays as it is
-
-
-def mimic_loss(
-    teacher: Tensor, student: Tensor, valid: Tensor, distance: Distance = squared_distance, stride: Tensor | None = None
-) -> Tensor:
-    """L_m as the paper writes it: 1/(2N) times the sum over regions of the squared distance.
-
-    Args:
-        teacher: f_t^i or Q(f_t^i), [B, P, C, ...]; no gradient is wanted.
-        student: r(f_s^i) or Q(r(f_s^i)), the same shape.
-        valid: bool [B, P], which of the regions count.
-        distance: another one in the squared one's place.
-        stride: s, [1] or [C], of distances that need it.
-
-    Returns:
-        Scalar; 0 if no region counts.
-    """
-    stride = teacher.new_zeros(1) if stride is None else stride
-    return mean_of_regions(distance(teacher, student, stride), valid)
-
-
 def mean_of_regions(distances: Tensor, valid: Tensor) -> Tensor:
     """1/(2N) times the sum of distances [B, P] over the N valid regions, bool [B, P]; scalar, 0 if N is 0."""
     return (distances * valid).sum() / (2 * mean_over(valid.sum()).clamp(min=1))
 
 
-class Mimic(MapDistiller):
+class Mimic(AdaptedDistiller):
     """The loss between two networks' maps as the recipe's switches have it, on regions or on the whole maps.
 
-    Args and errors: as `MapDistiller`.
+    Args and errors: as `AdaptedDistiller`.
     """
 
+    reads = AdaptedDistiller.reads | {
+        *("distance", "normalize", "order", "pooling"),
+        *("regions", "with_truth", "sampling", "region_count"),
+    }
     rms: Tensor
 
     def __init__(self, config: MimicConfig, sides: Sides) -> None:
         super().__init__(config, sides)
-        self.distance: Distance = DISTANCES[config.distance]
+        self.distance = DISTANCES[config.distance]
         self.teacher_regions = config.regions == "teacher"
         self.student_regions = config.regions == "student"
         self.register_buffer("rms", torch.stack([sides.rms[teacher].reshape(()) for _, teacher in self.pairs]))
@@ -161,10 +140,6 @@ class Mimic(MapDistiller):
         quantized = sees_levels(self.config) or sees_region_levels(self.config)
         return {f"level{place}": self.quantizer for place in range(len(self.pairs))} if quantized else {}
 
-    def map_loss(self, teacher: Tensor, student: Tensor, truth: Targets, place: int) -> Tensor:
-        """See `MapDistiller.map_loss`; of whole maps."""
-        return self.distance_loss(teacher[:, None], student[:, None], None, place)
-
     def teacher_side(self, teacher_map: Tensor, regions: Proposals | None, place: int = 0) -> Tensor:
         """f_t^i or Q(f_t^i), float32 [B, P, C_t, k, k]; of a whole map, or of one to crop, [B, 1, C_t, H, W].
 
@@ -182,7 +157,7 @@ class Mimic(MapDistiller):
 
     def loss_to(self, student_map: Tensor, teacher: Tensor, regions: Proposals | None, place: int = 0) -> Tensor:
         """L_m of one level, scalar, from a student's map [B, C_s, H, W] to a side. Other args as `teacher_side`."""
-        quantized = MODES[self.config.mode].student and self.config.distance not in UNQUANTIZED_STUDENT
+        quantized = MODES[self.config.mode].student and not self.distance.to_cells
         if self.config.order == "quantize_pool":
             student = self._pooled(self._quantized(self.adapt(student_map, place).float(), quantized), regions, place)
         else:
@@ -243,7 +218,7 @@ class Mimic(MapDistiller):
 
     def _distances(self, teacher: Tensor, student: Tensor, regions: Proposals | None, place: int) -> tuple[Tensor, int]:
         """Distances of regions, [B, P], and m, by which they are still to be divided where that is wanted."""
-        distance, stride = self.distance, self.quantizer.stride
+        distance, stride = self.distance.function, self.quantizer.stride
         if regions is None or self.config.pooling != "crop":
             return distance(teacher, student, stride), teacher[0, 0].numel()
         # The distance of each place of the map is taken once, however many regions it lies in.

@@ -126,11 +126,11 @@ def feature_maps(run: FinishedRun, dataset: Dataset, say: Callable[[str], None])
     }
     matching, absent = None, ""
     try:
-        mimic = _mimic(run, by_name["student"], student, teacher, quantized)
+        distiller = _trained_distiller(run, by_name["student"], student, teacher, quantized)
     except InputError as error:
         absent = str(error)
     else:
-        adapted = mimic.adapt(student.raw_features(images).map)
+        adapted = distiller.adapt(student.raw_features(images).map)
         maps["student, r(f)"] = adapted[0] / stride
         maps["student, Q(r(f))"] = quantizer(adapted)[0] / stride
         part = replace(dataset, splits={VAL: samples[:MOST_IMAGES]})
@@ -139,7 +139,7 @@ def feature_maps(run: FinishedRun, dataset: Dataset, say: Callable[[str], None])
         def compared() -> Matching:
             say("The report compares the student's map with its teacher's.")
             loader = Loader(part, VAL, student.spec.size, BATCH)
-            return _compared(student, DetectorTeacher(master, bf16=False), mimic, loader)
+            return _compared(student, DetectorTeacher(master, bf16=False), distiller, loader)
 
         key = matching_key(by_name["student"].key, dataset_fingerprint(part))
         matching = kept_value(run.folder / FOLDER / FILE, key, Matching, compared)
@@ -156,8 +156,10 @@ def _row(name: str, maps: dict[str, torch.Tensor]) -> MapRow:
     return MapRow(name, max(1e-6, float(plain["quantized teacher"].max())), plain)
 
 
-def _mimic(run: FinishedRun, result: StageResult, student: Detector, teacher: Detector, quantized: Detector) -> Mimic:
-    """The student's adaptor r, from the last checkpoint of its training.
+def _trained_distiller(
+    run: FinishedRun, result: StageResult, student: Detector, teacher: Detector, quantized: Detector
+) -> Mimic:
+    """The distiller that taught the student, with its adaptor r, from the last checkpoint of the training.
 
     Raises:
         InputError: it has none, or it is gone.
@@ -189,10 +191,10 @@ def _mimic(run: FinishedRun, result: StageResult, student: Detector, teacher: De
     return pair.eval()
 
 
-def _compared(student: Detector, teacher: Teacher, mimic: Mimic, loader: Loader) -> Matching:
+def _compared(student: Detector, teacher: Teacher, distiller: Mimic, loader: Loader) -> Matching:
     entries, matched = np.zeros(MOST_LEVELS + 1, np.int64), np.zeros(MOST_LEVELS + 1, np.int64)
     regions = np.zeros(BINS, np.int64)
-    for pair in region_pairs(student, teacher, mimic, loader):
+    for pair in region_pairs(student, teacher, distiller, loader):
         seen, own = pair.teacher_levels[pair.valid].flatten(), pair.student_levels[pair.valid].flatten()
         level = seen.clamp(max=MOST_LEVELS).long()
         entries += np.bincount(level.numpy(), minlength=MOST_LEVELS + 1)

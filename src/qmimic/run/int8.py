@@ -70,15 +70,8 @@ def to_integers(prepared: Prepared, detector: Detector, folder: Path, watcher: W
     watcher.say(f"With int8 it has {100 * after:.1f} mAP@0.5, in float {100 * before:.1f}.")
     if after < allowed and config.steps:
         key = int8_key(prepared.recipe, prepared.key, _sum(detector))
-        place = folder / f"int8-{key}"
-        objective = DetectionObjective(found, prepared.recipe.augment)
-        own = prepared.train.with_batch_size(config.batch_size)
-        with trackers_of(prepared, "int8", key, place, watcher) as trackers:
-            job = Job("int8", place, key, prepared.recipe.seed, config.schedule, False, trackers)
-            validation = Validation(prepared)
-            found = train_network(job, objective, own, validation, prepared.accelerator, watcher)
-            after, trained = validation.map50(found), config.steps
-            trackers.end({"map50": after, "map50_float": before})
+        found, after = _trained(prepared, found, before, key, folder / f"int8-{key}", watcher)
+        trained = config.steps
         watcher.say(f"After {trained} steps of training on the grids it has {100 * after:.1f}.")
     in_float: tuple[str, ...] = ()
     if after < allowed:
@@ -96,6 +89,21 @@ def to_integers(prepared: Prepared, detector: Detector, folder: Path, watcher: W
             f"{100 * config.max_loss:.1f}. Try --set int8.steps=1000, or ship it in float."
         )
     return IntegerDetector(found, after, before, trained, in_float)
+
+
+def _trained(
+    prepared: Prepared, detector: Detector, before: float, key: str, folder: Path, watcher: Watcher
+) -> tuple[Detector, float]:
+    """A detector after its training on the grids, and its mAP@0.5 on val; `before` is that in float."""
+    config, validation = prepared.recipe.int8, Validation(prepared)
+    objective = DetectionObjective(detector, prepared.recipe.augment)
+    loader = prepared.train.with_batch_size(config.batch_size)
+    with trackers_of(prepared, "int8", key, folder, watcher) as trackers:
+        job = Job("int8", folder, key, prepared.recipe.seed, config.schedule, False, trackers)
+        found = train_network(job, objective, loader, validation, prepared.accelerator, watcher)
+        after = validation.map50(found)
+        trackers.end({"map50": after, "map50_float": before})
+    return found, after
 
 
 @torch.no_grad()

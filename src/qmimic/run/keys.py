@@ -35,7 +35,7 @@ LATER = {
     *(f"teacher.{name}" for name in ("frozen_stages", "frozen_norm", "detector")),
     *(f"teacher.{name}" for name in ("kind", "file", "maps", "boxes", "scores", "mean", "std", "bgr")),
     *(f"detector.{name}" for name in ("anchor_cells", "anchor_ratios", "levels")),
-    *("data.grey", "mimic.distiller", "mimic.sampling", "augment.transpose", "augment.mosaic"),
+    *("data.grey", "mimic.distiller", "mimic.settings", "mimic.sampling", "augment.transpose", "augment.mosaic"),
     *("teacher.closing_steps", "student.closing_steps"),
 }
 BANK_VERSION = 4  # when a bank's records change

@@ -262,19 +262,24 @@ def train_student(prepared: Prepared, name: str, teachers: Teachers | OpenedTeac
         return taught(prepared, student, lesson, watcher)
 
     def extra(trained: Objective) -> dict[str, Any]:
-        if not isinstance(trained, DistillationObjective):
-            return {"mode": mimic.mode}
-        measured: dict[str, Any] = {"mode": mimic.mode, **trained.dose.overall()}
-        if isinstance(trained.distiller, Mimic):
-            counts = matching(trained.detector, in_float32(trained.teacher), trained.distiller, prepared.val)
-            measured |= {
-                "matching": counts.ratio,
-                "matching_nonzero": counts.nonzero_ratio,
-                "matching_near": counts.near_ratio,
-            }
-        return measured
+        return {"mode": mimic.mode, **_lesson_learnt(trained, prepared)}
 
     return _run(prepared, name, key, config, config.backbone, objective, watcher, extra)
+
+
+def _lesson_learnt(trained: Objective, prepared: Prepared) -> dict[str, float]:
+    """How strongly a student was taught, and how far its map matches the teacher's on val."""
+    if not isinstance(trained, DistillationObjective):
+        return {}
+    measured = trained.dose.overall()
+    if isinstance(trained.distiller, Mimic):
+        counts = matching(trained.detector, in_float32(trained.teacher), trained.distiller, prepared.val)
+        measured |= {
+            "matching": counts.ratio,
+            "matching_nonzero": counts.nonzero_ratio,
+            "matching_near": counts.near_ratio,
+        }
+    return measured
 
 
 def _untrained(prepared: Prepared, start: Stage | None) -> Detector:
