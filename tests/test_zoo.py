@@ -111,7 +111,7 @@ def test_a_student_starts_from_the_zoo() -> None:
         ["bench", "zoo:pbc"],
         ["export", "zoo:pbc", "--out", "out", "--data", "synthetic:digits"],
         ["eval", "zoo:pbc", "--data", "synthetic:digits"],
-        ["train", "student.weights=zoo:pbc"],
+        ["train", "demo", "student.weights=zoo:pbc"],
         ["serve", "zoo:pbc", "--port", "0"],
     ],
     ids=lambda command: command[0],
