@@ -111,7 +111,9 @@ def _sum(tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         found.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        flat = tensor.reshape(-1)
+        flat = flat if flat.stride(0) == 1 else flat.clone()  # of one number, a broadcast tensor counts as contiguous
+        found.update(flat.view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
