@@ -112,7 +112,8 @@ def _sum(tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
         tensor = tensors[name].contiguous()
         found.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         flat = tensor.reshape(-1)
-        flat = flat if flat.stride(0) == 1 else flat.clone()  # of one number, a broadcast tensor counts as contiguous
+        if flat.stride(0) != 1:  # a broadcast tensor of one number counts as contiguous
+            flat = torch.empty(len(flat), dtype=flat.dtype).copy_(flat)
         found.update(flat.view(torch.uint8).numpy().data)
     return found.hexdigest()
 
