@@ -9,6 +9,7 @@ from qmimic.data.targets import PADDING, Targets
 from qmimic.detectors.architectures import parse_spec
 from qmimic.detectors.build import build
 from qmimic.detectors.detector import Detector
+from qmimic.detectors.one_stage import OneStage
 from qmimic.detectors.spec import DetectorSpec
 
 ANCHORS = ((12.0, 12.0), (30.0, 24.0), (60.0, 70.0))
@@ -46,6 +47,26 @@ def lively(spec: DetectorSpec, seed: int = 0) -> Detector:
     for module in detector.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.1
+    return detector
+
+
+def one_stage(seed: int = 0, **settings: object) -> OneStage:
+    """Three classes and levels of strides 8, 16 and 32 at 96 x 96 pixels; outputs that differ from place to place."""
+    defaults = {"backbone": "resnet18/16", "classes": ("cat", "dog", "ox"), "size": (96, 96), "levels": (8, 16, 32)}
+    detector = build(parse_spec({"architecture": "one_stage"} | defaults | settings), seed)
+    assert isinstance(detector, OneStage)
+    generator = torch.Generator().manual_seed(seed)
+    norms = [module for module in detector.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        nn.init.uniform_(norm.weight, 0.5, 1.5, generator=generator)
+        nn.init.normal_(norm.bias, std=0.3, generator=generator)
+        norm.momentum = 1.0
+    with torch.no_grad():
+        for out in detector.head.out:
+            out.weight *= 40
+        detector.head(detector.features(some_images(seed + 1, 4, detector.spec.size)).maps)
+    for norm in norms:
+        norm.momentum = 0.1
     return detector
 
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from qmimic.api import build_detector as build_detector
     from qmimic.api import evaluate as evaluate
+    from qmimic.api import load_recipe as load_recipe
     from qmimic.api import train as train
     from qmimic.config import Recipe as Recipe
-    from qmimic.config import load_recipe as load_recipe
     from qmimic.data.formats import load_dataset as load_dataset
     from qmimic.data.sample import Dataset as Dataset
     from qmimic.data.sample import Sample as Sample
@@ -33,7 +33,7 @@ _HOMES = {
     "evaluate": "qmimic.api",
     "train": "qmimic.api",
     "Recipe": "qmimic.config",
-    "load_recipe": "qmimic.config",
+    "load_recipe": "qmimic.api",
     "load_dataset": "qmimic.data.formats",
     "Dataset": "qmimic.data.sample",
     "Sample": "qmimic.data.sample",

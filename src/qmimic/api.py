@@ -20,6 +20,7 @@ from qmimic.detectors.evaluation import detect_all, merge
 from qmimic.detectors.files import load_detector
 from qmimic.detectors.levels import COARSE
 from qmimic.errors import InputError
+from qmimic.run.effects import recipe_to_train
 from qmimic.run.train import RunResult
 from qmimic.run.train import train as run_recipe
 from qmimic.runtime.detector import Detector as ShippedDetector
@@ -65,6 +66,9 @@ def build_detector(
         raise InputError(explain(error)) from error
 
 
+load_recipe = recipe_to_train
+
+
 def train(recipe: Recipe, watcher: Watcher | None = None) -> RunResult:
     """Run a recipe: teacher, quantized teacher, baselines, student. What is done already is not done again.
 
@@ -89,17 +93,26 @@ def write_report_of(result: RunResult, recipe: Recipe, watcher: Watcher) -> Path
     return report_of(result.folder, True, watcher.say)
 
 
-def evaluate(detector: Detector | Path | str, dataset: Dataset, split: str = "val") -> Scores:
+def open_detector(path: Path | str) -> Detector | ShippedDetector:
+    """A detector of a file, trained or deployed. Raises: as `load_detector` or `qmimic.runtime.Detector`."""
+    path = Path(path)
+    return ShippedDetector(path) if is_deployed(path) else load_detector(path)[0]
+
+
+def classes_of(detector: Detector | ShippedDetector) -> tuple[str, ...]:
+    """Class names of a detector, trained or deployed; the index is the label."""
+    return detector.classes if isinstance(detector, ShippedDetector) else detector.spec.classes
+
+
+def evaluate(detector: Detector | ShippedDetector | Path | str, dataset: Dataset, split: str = "val") -> Scores:
     """Scores of a detector (or of its file) on a split. Raises: as `detect`."""
-    if not isinstance(detector, Detector):
-        detector, _ = load_detector(Path(detector))
     samples_of(dataset, split)  # a wrong split is named first
-    dataset = with_classes(dataset, detector.spec.classes)
-    return score(dataset, split, detect(detector, dataset, split))
+    opened = open_detector(detector) if isinstance(detector, Path | str) else detector
+    return score(with_classes(dataset, classes_of(opened)), split, detect(opened, dataset, split))
 
 
 def detect(
-    detector: Detector | Path | str,
+    detector: Detector | ShippedDetector | Path | str,
     dataset: Dataset,
     split: str = "val",
     sizes: Sequence[tuple[int, int]] = (),
@@ -108,7 +121,7 @@ def detect(
     """Detections in every image of a split, by image id.
 
     Args:
-        detector: a detector, or its file, also a deployed one.
+        detector: trained or deployed, or its file.
         dataset: of the detector's classes, or of some of them by name; labels of detections are the detector's.
         split: name of the split, or several joined by +.
         sizes: heights and widths at which the images are looked at, one after another; none: the detector's own.
@@ -118,17 +131,14 @@ def detect(
         InputError: the split is missing, the dataset's classes are not the detector's, or a size cannot be.
     """
     samples_of(dataset, split)  # before the networks are made
-    if not isinstance(detector, Detector) and is_deployed(Path(detector)):
+    opened = open_detector(detector) if isinstance(detector, Path | str) else detector
+    dataset = with_classes(dataset, classes_of(opened))
+    if isinstance(opened, ShippedDetector):
         if sizes or flip:
-            raise InputError(f"{detector} is deployed and looks at one size, as it is; name a .safetensors file.")
-        shipped = ShippedDetector(detector)
-        dataset = with_classes(dataset, shipped.classes)
-        return detections_of_file(shipped, Loader(dataset, split, shipped.metadata.size, BATCH))
-    if not isinstance(detector, Detector):
-        detector, _ = load_detector(detector)
-    dataset = with_classes(dataset, detector.spec.classes)
+            raise InputError("A deployed detector looks at one size, as it is; name a .safetensors file.")
+        return detections_of_file(opened, Loader(dataset, split, opened.metadata.size, BATCH))
     views = []
-    for own in [at_size(detector, size) for size in sizes] or [detector.eval()]:
+    for own in [at_size(opened, size) for size in sizes] or [opened.eval()]:
         loader = Loader(dataset, split, own.spec.size, BATCH)
         views += [detect_all(own, loader, mirrored) for mirrored in ((False, True) if flip else (False,))]
-    return views[0] if len(views) == 1 else merge(views, detector.spec)
+    return views[0] if len(views) == 1 else merge(views, opened.spec)

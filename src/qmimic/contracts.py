@@ -125,7 +125,7 @@ class TrainingOutput:
     Attributes:
         losses: terms by name, scalars; their sum is minimised.
         proposals: the regions of this step, for distillers that compare regions; None if the detector has none.
-        dense: what a one-stage detector says at every place; see `Detector.dense_outputs`.
+        dense: what a one-stage detector says at every place; see `Detector.place_outputs`.
     """
 
     losses: dict[str, Tensor]
@@ -193,19 +193,22 @@ class FusedPair:
 class QuantizationPoint:
     """Where a map is rounded to a grid in an int8 file.
 
-    Every convolution and linear layer must read a map that a point rounds. Sums need no point before they are added.
+    Every convolution and linear layer must read a map that a point rounds. What is added up stays float in training and
+    where an engine adds floats; engines that add integers need a point of each summand.
 
     Attributes:
         module: its name; of a fused pair's batch norm, the grid takes the place that folding leaves empty.
         before: round what goes into the module instead of what comes out of it.
         signed: the map has values below 0 (pixels have; what a ReLU follows is cut at 0 anyway).
         level: the level whose map this is; its grid is the quantizer's, if the detector has one.
+        summand: the map is added to another before a point rounds the sum; see above.
     """
 
     module: str
     before: bool = False
     signed: bool = False
     level: int | None = None
+    summand: bool = False
 
     def within(self, parent: str) -> "QuantizationPoint":
         """The same point seen from a module that holds this part as `parent`."""

@@ -1,6 +1,7 @@
 """A setting that a command accepts has an effect; any other is refused by the command, for every command and key."""
 
 import itertools
+import json
 import re
 import shutil
 from pathlib import Path
@@ -10,16 +11,19 @@ import pytest
 
 from cli_cases import Refused
 from qmimic.cli import main
-from qmimic.config import Section
+from qmimic.config import Recipe, Section
 from qmimic.config.listing import settings
 from qmimic.config.reading import named_keys, refuse_keys
 from qmimic.errors import InputError
 from qmimic.run.deploy import READ, READ_IN_FLOAT
+from qmimic.run.effects import READERS, recipe_to_train, why_idle
 from qmimic.run.validation import Validation
 from qmimic.runtime import Detector
-from qmimic.study.spec import Study
+from qmimic.study.spec import Study, expand, load_study
+from qmimic.tables import ARCHITECTURES
 
-PACKAGE = Path(__file__).parents[2] / "src" / "qmimic"
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "src" / "qmimic"
 KEYS = {one.key: one.default for one in settings() if one.default is not None}
 
 
@@ -43,8 +47,6 @@ def read(monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 
 def kind_of(key: str) -> str:
-    from qmimic.config import Recipe
-
     section, _, name = key.rpartition(".")
     kind = Recipe.model_fields[section].annotation if section else Recipe
     return f"{kind.__name__}.{name}"
@@ -127,3 +129,101 @@ def test_a_section_as_a_value_is_its_keys() -> None:
         refuse_keys(given, ["detector.post_nms"], "x", "since it is y")
     with pytest.raises(InputError, match="is not an override"):
         named_keys(["seed"])
+
+
+# Every key that only some recipes read: a value that is not its default, and what makes it read.
+BOX_FILE = {"teacher.kind": "onnx", "baselines": []}
+ONLY_WITH: dict[str, tuple[Any, dict[str, Any]]] = {
+    **{f"pruning.{name}": (7, {"baselines": ["taylor"]}) for name in ("rounds", "steps", "cost_weight")},
+    "pruning.learning_rate": (0.1, {"baselines": ["taylor"]}),
+    **{f"pruning.{name}": (7, {"baselines": ["lasso"]}) for name in ("images", "places")},
+    "mimic.share": (0.2, {"mimic.weight": "auto"}),
+    **{f"{name}.milestones": ([0.5], {f"{name}.decay": "step"}) for name in ("teacher", "student")},
+    **{f"teacher.{name}": ("a.onnx", BOX_FILE) for name in ("file", "boxes", "scores")},
+    "teacher.maps": (["a"], BOX_FILE),
+    "teacher.mean": ([1, 1, 1], BOX_FILE),
+    "teacher.std": ([1, 1, 1], BOX_FILE),
+    "teacher.bgr": (True, BOX_FILE),
+    "detector.levels": ([16], {"detector.architecture": "one_stage"}),
+}
+# The same of what every recipe reads unless it says otherwise.
+UNLESS: dict[str, tuple[Any, dict[str, Any]]] = {
+    **{
+        f"detector.{name}": (11, {"detector.architecture": "one_stage"})
+        for name in ("anchor_count", "roi_size", "rpn_samples", "roi_samples", "pre_nms", "post_nms")
+    },
+    "detector.output_stride": (8, {"detector.architecture": "one_stage"}),
+    "detector.roi_pooling": ("pool", {"detector.architecture": "one_stage"}),
+    "detector.ohem": (True, {"detector.architecture": "one_stage"}),
+    "detector.anchors": ([[8, 8]], {"detector.architecture": "one_stage"}),
+    "data.val": ("other", {"data.fold": [0, 5]}),
+    "quantizer.stride": (0.5, {"mimic.mode": "none", "baselines": ["scratch"]}),
+    "teacher.min_map": (0.5, {"mimic.mode": "none", "baselines": []}),
+    "mimic.normalize": ("paper", {"mimic.mode": "none", "baselines": ["taylor"]}),
+    "mimic.pooling": ("pool", {"mimic.regions": "map"}),
+    "mimic.region_count": (9, {"mimic.regions": "map"}),
+    "mimic.with_truth": (False, {"mimic.regions": "ground_truth"}),
+    "quantized_teacher.learning_rate": (0.1, {"quantized_teacher.steps": 0}),
+    "quantized_teacher.optimizer": ("sgd", {"quantized_teacher.steps": 0}),
+    "int8.learning_rate": (0.1, {"int8.steps": 0}),
+    "teacher.backbone": ("resnet50", BOX_FILE),
+    "quantized_teacher.steps": (9, BOX_FILE),
+}
+
+
+def as_overrides(values: dict[str, Any]) -> list[str]:
+    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+
+
+@pytest.mark.parametrize("key", [*ONLY_WITH, *UNLESS])
+def test_a_setting_that_others_switch_off_is_refused(key: str, refused: Refused) -> None:
+    value, others = {**ONLY_WITH, **UNLESS}[key]
+    idle, read = as_overrides({key: value}), as_overrides({**others, key: value})
+    if key in UNLESS:
+        idle, read = read, idle
+    recipe_to_train(None, read)
+    with pytest.raises(InputError, match=rf"{re.escape(key)} would have no effect: .*; or leave it out\."):
+        recipe_to_train(None, idle)
+    assert f"{key} would have no effect" in refused("train", "demo", "baselines=[]", *idle)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_every_key_is_read_by_the_default_recipe_or_declared(key: str) -> None:
+    """A default is never refused; what the default recipe does not read is in the table above, with what reads it."""
+    assert why_idle(Recipe(), key) == ""
+    declared = [one for one in READERS if one.names(key) and not one.reads(Recipe())]
+    own_name = key.removeprefix("detector.")
+    known = own_name == key or own_name in ARCHITECTURES["faster_rcnn"].reads
+    if key != "detector.anchor_cells" and key != "detector.anchor_ratios":
+        assert (not declared and known) or key in ONLY_WITH
+
+
+@pytest.mark.parametrize("path", [*sorted((ROOT / "recipes").glob("*.yaml"))], ids=lambda path: path.stem)
+def test_recipes_that_ship_have_no_idle_settings(path: Path) -> None:
+    recipe_to_train(path)
+
+
+@pytest.mark.parametrize("path", [*sorted((ROOT / "studies").glob("*.yaml"))], ids=lambda path: path.stem)
+def test_studies_that_ship_have_no_idle_settings(path: Path, tmp_path: Path) -> None:
+    assert expand(load_study(path), path, tmp_path)
+
+
+def test_an_override_that_switches_a_part_off_leaves_the_file_s_settings_be(tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text("teacher: {steps: 9}\nquantizer: {stride: 0.5}\n")
+    assert recipe_to_train(path, ["mimic.mode=none"]).teacher.steps == 9
+    path.write_text("teacher: {steps: 9}\nmimic: {mode: none}\n")
+    with pytest.raises(InputError, match=r"a\.yaml: teacher\.steps would have no effect: no student has a teacher"):
+        recipe_to_train(path)
+
+
+def test_a_study_s_settings_have_an_effect_in_some_run(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("baselines: []\nmimic: {weight: auto}\n")
+    path = tmp_path / "s.yaml"
+    scratch = "scratch: {mimic.mode: none, mimic.weight: 1}"  # against the recipe's `auto`, which wants a teacher
+    path.write_text(f"name: s\nrecipe: r.yaml\nset: {{mimic.share: 0.2}}\narms: {{{scratch}, mimic: {{}}}}\n")
+    assert len(expand(load_study(path), path, tmp_path)) == 10
+    for idle in ("{pruning.rounds: 3}", "{mimic.mode: none, mimic.weight: 1, quantizer.stride: 2}"):
+        path.write_text(f"name: s\nrecipe: r.yaml\narms: {{{scratch}, odd: {idle}}}\n")
+        with pytest.raises(InputError, match=r"In arm odd of .*s\.yaml: .* would have no effect"):
+            expand(load_study(path), path, tmp_path)

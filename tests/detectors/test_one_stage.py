@@ -30,31 +30,11 @@ from qmimic.ship.onnx_file import Exported, build_graph
 from qmimic.ship.parity import compare
 from qmimic.ship.write import describe, ship
 from qmimic.tables import ARCHITECTURES
-from tiny_detectors import some_images
+from tiny_detectors import one_stage, some_images
 
 BACKBONES = ("resnet18/16", "repvgg/16", "yunet/32", "vgg16/32")
 ELEMENTWISE = {"Add", "Sub", "Mul", "Exp", "Sigmoid", "Clip", "Relu", "Cast"}
 RESHAPES = {"Reshape", "Transpose", "Concat", "Slice", "Unsqueeze"}
-
-
-def one_stage(seed: int = 0, **settings: object) -> OneStage:
-    """Three classes and levels of strides 8, 16 and 32 at 96 x 96 pixels; outputs that differ from place to place."""
-    defaults = {"backbone": "resnet18/16", "classes": ("cat", "dog", "ox"), "size": (96, 96), "levels": (8, 16, 32)}
-    detector = build(parse_spec({"architecture": "one_stage"} | defaults | settings), seed)
-    assert isinstance(detector, OneStage)
-    generator = torch.Generator().manual_seed(seed)
-    norms = [module for module in detector.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        nn.init.uniform_(norm.weight, 0.5, 1.5, generator=generator)
-        nn.init.normal_(norm.bias, std=0.3, generator=generator)
-        norm.momentum = 1.0
-    with torch.no_grad():
-        for out in detector.head.out:
-            out.weight *= 40
-        detector.head(detector.features(some_images(seed + 1, 4, detector.spec.size)).maps)
-    for norm in norms:
-        norm.momentum = 0.1
-    return detector
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

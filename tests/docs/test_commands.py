@@ -29,6 +29,7 @@ from qmimic.config import Recipe, load_recipe, settings
 from qmimic.data import synthetic
 from qmimic.data.convert import convert
 from qmimic.errors import InputError
+from qmimic.run.effects import why_idle
 from qmimic.runtime.__main__ import grammar
 from qmimic.runtime.__main__ import main as runtime
 
@@ -67,12 +68,18 @@ def shorter(words: Sequence[str]) -> list[str]:
     """The same `qmimic` command with settings that make it short."""
     command = words[1]
     if command == "train":
-        return [*words, *QUICK]
+        return [*words, *quick(Path(words[2]), words[3:])]
     if command == "export":
         return [*words, *([] if "--set" in words else ["--set"]), *INTEGERS]
     if command == "bench":
         return [*words, "--rounds", "2"]
     return list(words)
+
+
+def quick(path: Path, overrides: Sequence[str]) -> list[str]:
+    """Settings that shorten a training, as far as its recipe reads them."""
+    recipe = load_recipe(path, [*overrides, *QUICK])
+    return [setting for setting in QUICK if not why_idle(recipe, setting.partition("=")[0])]
 
 
 def parse_qmimic(words: Sequence[str]) -> None:
@@ -179,14 +186,18 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Path("studies").mkdir()
         Path("studies/order.yaml").write_text(STUDY)
         # What the recipe of a study leaves out cannot be appended to its command.
-        quick = yaml.safe_load(RECIPE.format(name="demo"))
+        recipe = yaml.safe_load(RECIPE.format(name="demo"))
         for setting in QUICK:
             key, _, value = setting.partition("=")
             section, _, name = key.partition(".")
-            quick.setdefault(section, {})[name] = yaml.safe_load(value)
-        Path("recipes/demo.yaml").write_text(yaml.safe_dump(quick))
+            if section != "pruning":  # nothing is pruned by this recipe alone
+                recipe.setdefault(section, {})[name] = yaml.safe_load(value)
+        Path("recipes/demo.yaml").write_text(yaml.safe_dump(recipe))
         shutil.copytree(ROOT / "docs" / "results" / "order", "runs/study-order")
-        assert main(["train", "recipes/demo.yaml", "baselines=[]", *QUICK]) == 0
+        assert (
+            main(["train", "recipes/demo.yaml", "baselines=[]", *quick(Path("recipes/demo.yaml"), ["baselines=[]"])])
+            == 0
+        )
         assert main(shorter(EXPORT)[1:]) == 0
         for name in ("bccd", "bccd-1", "bccd-2", "photos"):
             shutil.copytree("runs/demo", f"runs/{name}", ignore=shutil.ignore_patterns("stages", "bank", "pixels"))
@@ -269,7 +280,7 @@ def test_every_command_runs(
 
 
 def _short_recipe(path: str, overrides: list[str]) -> Recipe:
-    return load_recipe(Path(path), [*overrides, *QUICK])
+    return load_recipe(Path(path), [*overrides, *quick(Path(path), overrides)])
 
 
 @pytest.mark.parametrize("rule", NOT_RUN, ids=lambda rule: rule.begins)

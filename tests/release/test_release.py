@@ -79,7 +79,6 @@ def test_the_wheel_works(clean: Path, tmp_path: Path) -> None:
     assert "pictures" in ran(python, "-m", "qmimic.runtime", "--help", folder=tmp_path)
     (tmp_path / "r.yaml").write_text(
         "name: smoke\ndata: {size: [64, 64], train: select, cache_mib: 0}\nmimic: {mode: none}\nbaselines: []\n"
-        "teacher: {backbone: resnet18/32, steps: 2, batch_size: 2, min_map: 0}\nquantized_teacher: {steps: 0}\n"
         "student: {backbone: resnet18/32, steps: 2, batch_size: 2}\nrun: {threads: 1}\n"
     )
     ran(python, "-m", "qmimic", "train", "r.yaml", folder=tmp_path)

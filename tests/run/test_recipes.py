@@ -15,7 +15,7 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 SHORT = [
     f"{stage}.{key}" for stage in ("teacher", "quantized_teacher", "student") for key in ("steps=2", "batch_size=2")
 ]
-SMALL = ["data.size=[64, 96]", "detector.pre_nms=64", "detector.post_nms=16", "detector.anchor_count=3"]
+SMALL = ["data.size=[64, 96]", "detector.pre_nms=64", "detector.post_nms=16"]
 SMALL += [*SHORT, "teacher.min_map=0", "run.threads=1", "run.report=false"]
 
 

@@ -16,28 +16,48 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qmimic.detectors.detector import Detector as TrainedDetector
 from qmimic.errors import InputError
 from qmimic.runtime import Detector
 from qmimic.runtime.detector import ChangedFileWarning
-from qmimic.runtime.formats import FORMATS
+from qmimic.runtime.formats import FORMATS, Format
 from qmimic.runtime.onnx_engine import checksum
 from qmimic.ship.onnx_file import Exported
 from qmimic.ship.write import describe, write_described
-from tiny_detectors import lively, some_images, tiny_spec
+from tiny_detectors import lively, one_stage, some_images, tiny_spec
 
-PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino", "executorch": "executorch"}
+PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino", "executorch": "executorch", "litert": "ai_edge_litert"}
 THREADS = 4
+
+
+def any_detector(kind: Format, seed: int = 0) -> TrainedDetector:
+    """One that the format can hold."""
+    return (lively(tiny_spec(), seed) if kind.two_stages else one_stage(seed)).eval()
 
 
 @pytest.fixture(scope="module", params=list(FORMATS))
 def shipped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of each format of the table whose engine is installed."""
     pytest.importorskip(PACKAGES[request.param])
-    detector = lively(tiny_spec()).eval()
     kind = FORMATS[request.param]
+    detector = any_detector(kind)
     path = tmp_path_factory.mktemp(request.param) / f"model{kind.suffixes[0]}"
     write_described(Exported(detector), kind, describe(detector, {}), path)
     return path
+
+
+def test_programs_of_an_older_qmimic_are_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pictures: list[np.ndarray]
+) -> None:
+    """Their methods had names of their own."""
+    pytest.importorskip("executorch")
+    detector, found = lively(tiny_spec()).eval(), []
+    for name in ("new", "old"):
+        write_described(Exported(detector), FORMATS["executorch"], describe(detector, {}), tmp_path / f"{name}.pte")
+        found.append(rows(Detector(tmp_path / f"{name}.pte"), pictures[0]))
+        monkeypatch.setattr("qmimic.ship.executorch_file.EXTRACT", "look")
+        monkeypatch.setattr("qmimic.ship.executorch_file.CLASSIFY", "judge")
+    assert found[0] == found[1] != []
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +108,7 @@ def test_a_pickled_detector_is_not_loaded_from_another_file(shipped: Path, tmp_p
     for own in kind.files(shipped):
         (tmp_path / own.name).write_bytes(own.read_bytes())
     text = pickle.dumps(Detector(tmp_path / shipped.name))
-    other = lively(tiny_spec(), seed=1).eval()
+    other = any_detector(kind, seed=1)
     write_described(Exported(other), kind, describe(other, {"seed": 1}), tmp_path / shipped.name)
     with pytest.raises(InputError, match="is not the file that it was"):
         pickle.loads(text)

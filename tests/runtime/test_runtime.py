@@ -1,9 +1,12 @@
 """The runtime: the trained model's pixels and boxes without torch, and clear words about bad files."""
 
+import io
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,7 +18,7 @@ from folders import picture
 from qmimic.cli import main as qmimic_main
 from qmimic.detectors.detector import Detector as TrainedDetector
 from qmimic.detectors.prediction import predict
-from qmimic.errors import InputError
+from qmimic.errors import InputError, Notice
 from qmimic.runtime import Detector
 from qmimic.runtime.__main__ import main
 from qmimic.runtime.formats import FORMATS
@@ -67,6 +70,17 @@ def test_it_finds_what_the_trained_model_finds(
         assert own.labels.tolist() == wanted.labels.tolist()
         np.testing.assert_allclose(own.scores, wanted.scores, atol=1e-4)
         np.testing.assert_allclose(own.boxes, wanted.boxes, atol=0.02 * 300 / 64)
+
+
+def test_a_nearly_black_file_is_said(models: Path, tmp_path: Path) -> None:
+    twelve_bits = np.random.default_rng(0).integers(0, 4096, (50, 60)).astype(np.uint16)
+    Image.fromarray(twelve_bits).save(tmp_path / "a.png")
+    with pytest.warns(Notice, match=r"a\.png is nearly of one colour: its pixels span 1\d of 255 levels; if it holds"):
+        Detector(models / "any.onnx")(tmp_path / "a.png")
+    Image.fromarray(16 * twelve_bits).save(tmp_path / "b.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Detector(models / "any.onnx")(tmp_path / "b.png")
 
 
 def test_files_pictures_and_arrays_are_one(models: Path, photos: Path) -> None:
@@ -216,3 +230,47 @@ def test_training_without_its_packages_ends_in_a_sentence(tmp_path: Path) -> Non
     assert "is not installed, which this command needs: pip install 'qmimic[train]'" in done.stderr
     assert done.stderr.count("\n") == 1
     assert qmimic_main(["data", "check", str(tmp_path / "cats")]) in (0, 1)
+
+
+class Sent(io.BytesIO):
+    """An open file."""
+
+
+@pytest.mark.parametrize("given", [None, 3, b"a", bytearray(b"a"), memoryview(b"a"), "a.png", Sent(b"a")], ids=str)
+def test_what_is_not_several_pictures_is_refused(given: Any, models: Path) -> None:
+    with pytest.raises(InputError, match=r"many\(\) takes"):
+        list(Detector(models / "any.onnx").many(given))
+
+
+@pytest.mark.parametrize("number", ["2", 1.5, None, 0, -1])
+def test_numbers_that_cannot_be_are_refused(number: Any, models: Path) -> None:
+    with pytest.raises(InputError, match="threads cannot run a file; give 1 or more"):
+        Detector(models / "any.onnx", threads=number)
+    if number is not None:
+        with pytest.raises(InputError, match="cannot be: "):
+            list(Detector(models / "any.onnx").many([np.zeros((9, 9, 3), np.uint8)], batch=number))
+    assert Detector(models / "any.onnx", threads=np.int64(1))
+
+
+def test_an_array_of_too_many_pixels_is_refused(models: Path) -> None:
+    with pytest.raises(InputError, match="over 100 million pixels; shrink it"):
+        Detector(models / "any.onnx")(np.broadcast_to(np.uint8(0), (10_001, 10_000, 3)))
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"\0\0\0\x1cftypheic", ", but a HEIC picture;"),
+        (b"\0\0\0\x1cftypavif", ", but an AVIF picture;"),
+        (b"\0\0\0\x20ftypisom", ", but a video;"),
+        (b"<svg/>", ", but an SVG picture;"),
+        (b"<!DOCTYPE html>", ", but a web page;"),
+        (b"", ", but an empty file;"),
+        (b"hello", "); convert"),
+    ],
+)
+def test_what_is_not_a_picture_is_called_what_it_is(content: bytes, kind: str, models: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(content)
+    with pytest.raises(InputError, match="is not a picture in a known format") as caught:
+        Detector(models / "any.onnx")(tmp_path / "a.jpg")
+    assert kind in str(caught.value)

@@ -98,8 +98,13 @@ def test_a_video_without_a_frame_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "says"),
     [
-        ("rtsp://user:secret@127.0.0.1:9/Streaming/1?token=secret", "stream rtsp://127.0.0.1:9/Streaming/1 gives no"),
-        ("http://u:secret@127.0.0.1:9/stream.mjpg", "The stream http://127.0.0.1:9/stream.mjpg gives no picture"),
+        ("rtsp://user:secret@127.0.0.1:9/Streaming/1?token=secret", "stream rtsp://127.0.0.1:9 gives no"),
+        ("http://u:secret@127.0.0.1:9/stream.mjpg", "The stream http://127.0.0.1:9 gives no picture"),
+        ("rtsp://127.0.0.1:9/user=a_password=secret_channel=1.sdp", "The stream rtsp://127.0.0.1:9 gives no picture"),
+        ("rtmp://127.0.0.1:9/live/secret", "The stream rtmp://127.0.0.1:9 gives no picture"),
+        ("rtsp://u:p@secret@127.0.0.1:9/a", "The stream rtsp://127.0.0.1:9 gives no picture"),
+        ("rtsp://u:12/secret@127.0.0.1:9/a", "The stream rtsp://... gives no picture"),
+        ("rtsp://u:secret/3@127.0.0.1:9/a", "The address of the stream cannot be read"),
         ("ftp://u:secret@127.0.0.1/film.avi", "Streams of ftp:// are not read"),
         ("/dev/video99", "There is no camera /dev/video99"),
         ("-1", "There is no video '-1'"),

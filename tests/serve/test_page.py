@@ -48,6 +48,14 @@ const facts = {dataTransfer: data, bubbles: true, cancelable: true};
 document.getElementById("empty").dispatchEvent(new DragEvent("drop", facts));
 """
 
+PASTE = """
+const [name, content] = arguments;
+const bytes = Uint8Array.from(atob(content), (one) => one.charCodeAt(0));
+const data = new DataTransfer();
+data.items.add(new File([bytes], name, {type: "image/png"}));
+document.dispatchEvent(new ClipboardEvent("paste", {clipboardData: data, bubbles: true}));
+"""
+
 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
@@ -243,6 +251,33 @@ def test_labels_are_fetched(page: Chrome, address: str, photos: Path) -> None:
             lines = archive.read(f"labels/train/{Path(name).stem}.txt").decode().splitlines()
             own = [one for one in expected(address, photos / name, "teacher", 0.3) if one["class"] != "dog"]
             assert [line.split()[0] for line in lines] == [str(list(COLOURS).index(one["class"])) for one in own]
+    assert complaints(page) == []
+
+
+def test_pasted_and_clashing_names_are_numbered_saved_and_labelled(page: Chrome, photos: Path) -> None:
+    """Browsers call every pasted picture image.png, and label files know no suffixes."""
+    content = base64.b64encode((photos / "pale.png").read_bytes()).decode()
+    for name in ("pasted.png", "pasted-2.png"):
+        page.execute_script(PASTE, "image.png", content)
+        settled(page, name)
+        save = page.find_element(By.ID, "save")
+        assert save.is_displayed()
+        assert save.get_attribute("download") == name  # there is no file of this name but the one that is saved here
+    drop(page, photos / "wide.jpg", "A.jpg")
+    settled(page, "A.jpg")
+    assert not page.find_element(By.ID, "save").is_displayed()
+    drop(page, photos / "pale.png", "a.png")
+    settled(page, "a-2.png")
+    assert "A second a.png is called a-2.png here and in label files" in page.find_element(By.ID, "message").text
+    assert page.find_element(By.ID, "save").get_attribute("download") == "a-2.png"
+    Select(page.find_element(By.ID, "format")).select_by_visible_text("Pascal VOC")
+    page.find_element(By.ID, "fetch").send_keys(Keys.ENTER)
+    path = page.downloads / "labels-voc.zip"
+    until(path.is_file)
+    with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive:
+        stems = sorted(Path(name).stem for name in archive.namelist() if name.endswith(".xml"))
+        assert stems == ["A", "a-2", "pasted", "pasted-2"]
+        assert "Rename" not in archive.read("README.txt").decode()  # the page has named them apart
     assert complaints(page) == []
 
 

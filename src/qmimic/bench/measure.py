@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qmimic.bench.arena import arena_bytes, can_measure
 from qmimic.bench.timing import alternate
 from qmimic.errors import InputError
 from qmimic.runtime.engine import Engine
@@ -33,6 +34,7 @@ class Cost:
             not measured.
         kilobytes: of the file, with that of its weights.
         parameters, macs: of files of ours; None of others.
+        arena: kilobytes of working memory on a microcontroller; None where no interpreter says, see `bench.arena`.
     """
 
     path: Path
@@ -45,6 +47,7 @@ class Cost:
     kilobytes: float
     parameters: int | None
     macs: int | None
+    arena: float | None = None
 
     @property
     def per_second(self) -> float:
@@ -77,6 +80,7 @@ def measure(
         InputError: a file cannot be run.
     """
     peaks = {path: peak_of(path) if memory else 0.0 for path in paths}
+    arenas = {path: arena_bytes(path) / 1000 for path in paths if memory and can_measure(path)}
     found = []
     for turn, count in enumerate(threads):
         engines, loads = {}, {}
@@ -91,7 +95,8 @@ def measure(
             p50, p95 = (float(np.percentile(own, share)) for share in (50, 95))
             kilobytes = bytes_of(path) / 1000
             pixels, numbers = megapixels(engine), _counts(engine, path)
-            found.append(Cost(path, count, p50, p95, pixels, loads[path], peaks[path], kilobytes, *numbers))
+            costs = p50, p95, pixels, loads[path], peaks[path], kilobytes
+            found.append(Cost(path, count, *costs, *numbers, arenas.get(path)))
     return found
 
 
@@ -169,7 +174,7 @@ def peak_of(path: Path) -> float:
     Raises:
         InputError: it cannot be run.
     """
-    Engine(path)  # what is wrong with it is said here
+    noise(Engine(path))  # what is wrong with it is said here
     script = (
         "import sys; from pathlib import Path; from qmimic.bench.measure import Engine, as_run, largest_resident\n"
         "run = as_run(Engine(Path(sys.argv[1]))); [run() for _ in range(5)]\n"

@@ -12,7 +12,7 @@ from qmimic.errors import InputError
 def add(commands: Commands) -> None:
     """Add to the command line's grammar."""
     bench = commands.add_parser("bench", help="time deployed files on this machine, beside any other ONNX files")
-    bench.add_argument("files", type=Path, nargs="+", help=".onnx or .xml files, folders of them, or zoo:NAME")
+    bench.add_argument("files", type=Path, nargs="+", help="deployed files, folders of them, or zoo:NAME")
     bench.add_argument("--against", type=Path, nargs="*", default=[], help="other files for the same run")
     bench.add_argument("--threads", type=int, nargs="+", default=[1])
     bench.add_argument("--rounds", type=int, default=100, help="how often each file is run")
@@ -34,7 +34,7 @@ def _bench(options: argparse.Namespace) -> int:
     with Progress(console=out.console, transient=True, disable=hidden) as bar:
         task = bar.add_task("rounds", total=options.rounds * len(options.threads))
         costs = measure(files, options.threads, options.rounds, watch=lambda done: bar.update(task, completed=done))
-    heads = (
+    heads: tuple[str, ...] = (
         "file",
         "\nthr.",
         "p50\nms",
@@ -46,6 +46,8 @@ def _bench(options: argparse.Namespace) -> int:
         "\nkB",
         "\nMMACs",
     )
+    arenas = any(one.arena for one in costs)
+    heads = (*heads, "arena\nkB") if arenas else heads
     names = Counter(path.name for path in files)
     rows = []
     for one in costs:
@@ -53,7 +55,8 @@ def _bench(options: argparse.Namespace) -> int:
         rest = (f"{one.load:.0f}", f"{one.peak:.0f}", f"{one.kilobytes:.0f}")
         macs = f"{one.macs / 1e6:.1f}" if one.macs else "-"
         name = str(one.path) if names[one.path.name] > 1 else one.path.name
-        rows.append((name, str(one.threads), *times, *rest, macs))
+        arena = (f"{one.arena:.0f}" if one.arena else "-",) if arenas else ()
+        rows.append((name, str(one.threads), *times, *rest, macs, *arena))
     out.result(table(heads, rows))
     out.end({"files": [{**asdict(one), "ms_per_mpx": one.per_megapixel} for one in costs]})
     return 0

@@ -50,18 +50,17 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from qmimic.api import detect
+    from qmimic.api import classes_of, detect, open_detector
     from qmimic.data.formats import load_dataset
     from qmimic.data.splits import samples_of, with_classes
-    from qmimic.detectors.files import load_detector
     from qmimic.scores.detections_file import coco_ids, write_detections
     from qmimic.scores.summary import score
     from qmimic.scores.widerface import write_detections as write_widerface
 
-    detector, _ = load_detector(options.detector)
+    detector = open_detector(options.detector)
     dataset = load_dataset(options.data)
     samples_of(dataset, options.split)  # a wrong split is named first
-    dataset = with_classes(dataset, detector.spec.classes)
+    dataset = with_classes(dataset, classes_of(detector))
     found = detect(detector, dataset, options.split, options.sizes, options.flip)
     if options.detections:
         write_detections(options.detections, found, dataset.classes, coco_ids(dataset, options.split))

@@ -1,6 +1,7 @@
 """`qmimic export`: files to ship."""
 
 import argparse
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -20,6 +21,13 @@ def add(commands: Commands) -> None:
     complete(detector, detectors)
     export.add_argument("--to", default="onnx", metavar="FORMATS", help="formats, separated by commas")
     export.add_argument("--int8", action="store_true", help="also int8 files, unless they cost more than int8.max_loss")
+    export.add_argument(
+        "--c",
+        nargs="?",
+        const="",
+        metavar="WIDTHxHEIGHT",
+        help="also C source for microcontrollers beside an int8 .tflite, for a camera's pictures (the input's)",
+    )
     export.add_argument("--nms", choices=["inside", "outside"], default="inside", help="the graph, or the runtime")
     export.add_argument("--out", type=Path, help="folder (deploy, beside the detector)")
     export.add_argument("--data", help="dataset whose pictures the proof uses (default: that of the run's recipe.yaml)")
@@ -28,6 +36,7 @@ def add(commands: Commands) -> None:
     )
     complete(overrides, keys)
     export.add_argument("--batch", type=int, default=1, help="images per call; 0: any number, a little slower")
+    export.add_argument("--opset", type=int, help="of ONNX files: 20 (the default), or 17 to 19 for older engines")
     add_json(export)
     export.set_defaults(run=_export)
 
@@ -54,14 +63,35 @@ def _copied(name: Path, out: Path | None) -> Path:
     return out / source.name
 
 
+def _camera(text: str | None) -> tuple[int, int] | None:
+    """Height and width."""
+    if not text:
+        return None
+    sides = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
+    if sides is None:
+        raise InputError(
+            f"--c {text}: give the size of a camera's pictures in pixels, such as 320x240, or leave it out."
+        )
+    return int(sides[2]), int(sides[1])
+
+
 def _export(options: argparse.Namespace) -> int:
     from qmimic.cli.output import Output, table
     from qmimic.run.deploy import advice, deploy
+    from qmimic.ship.c_source import write_c
+    from qmimic.ship.opset import OLDEST, OPSET
     from qmimic.ship.write import proved
 
     if options.batch < 0:
         raise InputError(f"--batch {options.batch} is not a number of images: give 1 or more, or 0 for any number.")
     names = targets(options.to)
+    camera = _camera(options.c)
+    if options.c is not None and not (options.int8 and "litert" in names):
+        raise InputError("--c writes C source beside an int8 .tflite: give --int8 and --to litert as well.")
+    if options.opset is not None and not OLDEST <= options.opset <= OPSET:
+        raise InputError(f"--opset {options.opset}: ONNX files are written in opset {OLDEST} to {OPSET}.")
+    if options.opset is not None and "onnx" not in names:
+        raise InputError("--opset is for ONNX files; add onnx to --to, or leave it out.")
     out = Output(options)
     if is_of_zoo(options.detector):
         options.detector = _copied(options.detector, options.out)
@@ -69,15 +99,22 @@ def _export(options: argparse.Namespace) -> int:
         batch = options.batch or None
         inside = options.nms == "inside"
         given = options.detector, options.out, options.data, options.overrides
-        files = deploy(*given, batch, inside, names, options.int8, watcher)
+        files = deploy(*given, batch, inside, names, options.int8, watcher, options.opset or OPSET)
+        sources = [
+            source
+            for one in files
+            if options.c is not None and (one.target, one.precision) == ("litert", "int8")
+            for source in write_c(one.path, camera)
+        ]
         _report_again(options.detector.parent, files[0].path.parent, watcher.say)
     rows = [(one.path.name, proved(one.proof), f"{one.bytes / 1000:.0f}", f"{one.milliseconds:.2f}") for one in files]
     heads = "file", "proof", "kB", "ms"
     out.result(
         table(heads, rows, "one thread, medians of one alternating run", words=2),
-        f"{advice(files)} The files are in {files[0].path.parent}.",
+        f"{advice(files)} The files are in {files[0].path.parent}."
+        + (f" C source: {', '.join(one.name for one in sources)}." if sources else ""),
     )
-    out.end({"files": [asdict(one) for one in files], "advice": advice(files)})
+    out.end({"files": [asdict(one) for one in files], "advice": advice(files), "sources": sources})
     if options.int8 and not any(one.precision == "int8" for one in files):
         raise InputError("No int8 file was written: see above; ExecuTorch has no int8 here.")
     return 0

@@ -35,7 +35,13 @@ def add(commands: Commands) -> None:
     fit.add_argument("--max-ms", type=float, help="a picture, one thread")
     fit.add_argument("--max-kb", type=float, help="size of the file")
     fit.add_argument("--max-mb", type=float, help="largest resident memory of a process that runs it")
-    fit.add_argument("--to", default="onnx", metavar="FORMATS", help="that may ship: formats, separated by commas")
+    fit.add_argument("--max-arena-kb", type=float, help="working memory on a microcontroller, without the file")
+    fit.add_argument(
+        "--to",
+        default="",
+        metavar="FORMATS",
+        help="that may ship: formats, separated by commas (onnx; with --max-arena-kb litert)",
+    )
     fit.add_argument("--out", type=Path, help="folder (runs/fit-, with the budget)")
     add_json(fit)
     fit.set_defaults(run=_fit, resumes=True)
@@ -47,22 +53,27 @@ def _fit(options: argparse.Namespace) -> int:
     from qmimic.config.reading import named_keys
     from qmimic.report.page import report_of
     from qmimic.run.candidates import Budget
+    from qmimic.run.effects import refuse_idle
     from qmimic.run.search import fit
 
-    limits = {"ms": options.max_ms, "kB": options.max_kb, "MB": options.max_mb}
+    limits = {"ms": options.max_ms, "kB": options.max_kb, "MB": options.max_mb, "kB-arena": options.max_arena_kb}
     if not any(limits.values()) or any(limit is not None and not limit > 0 for limit in limits.values()):
-        raise InputError("Give at least one limit above 0: --max-ms, --max-kb, --max-mb.")
+        raise InputError("Give at least one limit above 0: --max-ms, --max-kb, --max-mb, --max-arena-kb.")
+    formats = targets(options.to or ("litert" if options.max_arena_kb else "onnx"))
+    if options.max_arena_kb and formats != ["litert"]:
+        raise InputError("--max-arena-kb is a limit of .tflite files alone; leave --to out, or give --to litert.")
     taken = next((key for key in named_keys(options.overrides) if key in SET_BY_FIT), None)
     if taken:
         raise InputError(f"--set {taken}: `qmimic fit` {SET_BY_FIT[taken]}; leave it out, or use `qmimic train`.")
     # A pruned teacher was the best student of every study that has one (docs/results.md).
     given = [f"data.root={json.dumps(options.data)}", "baselines=[scratch,taylor]"]
     recipe = load_recipe(None, [*given, *options.overrides])
+    refuse_idle(recipe, named_keys(options.overrides), "--set")
     name = "-".join(f"{limit:g}{unit}" for unit, limit in limits.items() if limit)
     out, folder = Output(options), options.out or Path(f"runs/fit-{name}")
     out.detail(f"The recipe, resolved, of all that is not searched:\n{recipe_text(recipe)}")
     with out.watching() as watcher:
-        fitted = fit(recipe, Budget(*limits.values()), targets(options.to), folder, watcher)
+        fitted = fit(recipe, Budget(*limits.values()), formats, folder, watcher)
         report_of(fitted.file.path.parents[1], recipe.run.report, watcher.say)
     rows = []
     for one in fitted.tried:

@@ -22,7 +22,7 @@ def add(commands: Commands) -> None:
 
 def _predict(options: argparse.Namespace) -> int:
     from qmimic.cli.output import Output
-    from qmimic.runtime.drawing import Finder, as_plain, looked_at, pictures_of
+    from qmimic.runtime.drawing import Finder, looked_at, pictures_of
     from qmimic.runtime.formats import is_deployed
     from qmimic.runtime.pictures import score_limit
 
@@ -44,7 +44,7 @@ def _predict(options: argparse.Namespace) -> int:
         finder = TrainedFinder(options.detector)
     pictures = pictures_of(options.images, fault)
     for one in looked_at(finder, pictures, options.out, least, fault):
-        objects = as_plain(one.detections, finder.classes)
+        objects = one.detections.as_plain(finder.classes)
         out.result(f"{one.picture}: {len(objects)} objects, drawn in {one.drawing}")
         plain.append({"picture": one.picture, "drawing": one.drawing, "detections": objects})
     out.end({"pictures": plain, "faults": faults})

@@ -41,11 +41,12 @@ def _train(options: argparse.Namespace) -> int:
 
     from qmimic.api import write_report_of
     from qmimic.cli.output import Output, table
-    from qmimic.config import load_recipe, recipe_text
+    from qmimic.config import recipe_text
+    from qmimic.run.effects import recipe_to_train
     from qmimic.run.train import SHORT_COLUMNS, short_rows, train
     from qmimic.tables import MODES
 
-    recipe = load_recipe(options.recipe, options.overrides)
+    recipe = recipe_to_train(options.recipe, options.overrides)
     out = Output(options)
     out.detail(f"The recipe, resolved; the run goes to {recipe.folder}:\n{recipe_text(recipe)}")
     with out.watching() as watcher:

@@ -33,17 +33,18 @@ class Grid(nn.Module):
         scale: float32 [1].
         low, high: the integers.
         level: the level of the backbone whose map this is, if it is one.
+        summand: the map is added to another; it stays float where the engine adds floats.
         fixed: the scale is given, not calibrated.
         enabled: False lets the map pass as it is.
     """
 
     scale: Tensor
 
-    def __init__(self, signed: bool, level: int | None = None) -> None:
+    def __init__(self, signed: bool, level: int | None = None, summand: bool = False) -> None:
         super().__init__()
         self.low, self.high = (-128, 127) if signed else (0, 255)
-        self.level = level
-        self.fixed, self.enabled = False, True
+        self.level, self.summand = level, summand
+        self.fixed, self.enabled = False, not summand
         self.register_buffer("scale", torch.ones(1))
         self._seen: list[Tensor] | None = None
 
@@ -224,11 +225,23 @@ def keep_float(detector: Detector, *names: str) -> Detector:
     return other
 
 
+def with_summands(detector: Detector) -> Detector:
+    """A copy of a detector on grids whose summands are rounded too, for engines that add integers.
+
+    What `keep_float` left in float stays so.
+    """
+    other = copy.deepcopy(detector)
+    for module in other.modules():
+        if isinstance(module, Grid) and module.summand:
+            module.enabled = True
+    return other
+
+
 def _put_grids(detector: Detector, points: Iterable[QuantizationPoint]) -> None:
     """Put grids before and behind modules; where a batch norm was folded away, in its place."""
     around: dict[str, dict[bool, Grid]] = {}
     for point in points:
-        around.setdefault(point.module, {})[point.before] = Grid(point.signed, point.level)
+        around.setdefault(point.module, {})[point.before] = Grid(point.signed, point.level, point.summand)
     for name in sorted(around, key=lambda name: -name.count(".")):  # a block's inner modules before the block itself
         try:
             module = detector.get_submodule(name)

@@ -54,7 +54,7 @@ def named_keys(overrides: Sequence[str]) -> list[str]:
     Raises:
         InputError: one of them is not an override.
     """
-    return list(_leaves(_tree(overrides, {})))
+    return keys_of(_tree(overrides, {}))
 
 
 def refuse_keys(overrides: Sequence[str], reads: Sequence[str], command: str, reason: str) -> None:
@@ -72,6 +72,11 @@ def refuse_keys(overrides: Sequence[str], reads: Sequence[str], command: str, re
     for key in named_keys(overrides):
         if not any(key == one or key.startswith(f"{one}.") for one in reads):
             raise InputError(f"--set {key}: `qmimic {command}` does not use this key, {reason}; leave it out.")
+
+
+def keys_of(tree: Mapping[str, Any]) -> list[str]:
+    """The dotted keys that a recipe's plain values set."""
+    return list(_leaves(tree))
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

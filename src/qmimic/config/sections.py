@@ -233,7 +233,7 @@ class RunConfig(Section):
     """Where the run goes and how it computes."""
 
     dir: str | None = Field(None, description="run folder; null: runs/NAME")
-    threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0: one for each core")
+    threads: int = Field(0, ge=0, le=1024, description="CPU threads; 0: one for each core that is idle")
     device: Literal["auto", "cpu"] = Field("auto", description="auto: a GPU where there is one")
     bank_mib: Advanced[int] = Field(
         8192,

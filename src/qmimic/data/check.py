@@ -13,7 +13,7 @@ from PIL import Image
 from qmimic.config import DetectorConfig
 from qmimic.data.accounts import Accounts
 from qmimic.data.faults import Seen, crowded, limits, sift
-from qmimic.data.images import levels, picture_facts
+from qmimic.data.images import FLAT, levels, picture_facts
 from qmimic.data.letterbox import fit
 from qmimic.data.sample import NOTES, Dataset, LabelDefect, Sample
 from qmimic.detections import Detections
@@ -22,7 +22,6 @@ from qmimic.errors import InputError
 
 BINS = (8, 16, 32, 64, 128, 256)
 OUTPUT_STRIDE = 16
-FLAT = 16  # levels of 255; a picture that spans fewer shows hardly anything
 DRAWN = 16  # pictures on the sheet
 SHOWN = 20  # defects of a kind that a person is shown
 

@@ -16,10 +16,11 @@ import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from qmimic.errors import InputError
-from qmimic.files import MissingError, open_file
+from qmimic.files import OTHER_KIND, MissingError, open_file, what_is
 
 MAX_BYTES = 1 << 30  # of a file
-BITS, LEAST, GREATEST = 258, 340, 341  # tags of TIFF: BitsPerSample, SMinSampleValue, SMaxSampleValue
+# Tags of TIFF: BitsPerSample, MaxSampleValue, SMinSampleValue, SMaxSampleValue.
+BITS, MAXIMUM, LEAST, GREATEST = 258, 281, 340, 341
 MAX_PIXELS = 100_000_000  # of a picture, and of all that are decoded at the same time in this process
 MAX_SCANS = 100  # of a JPEG; each costs a pass over all pixels, however few bytes it has. Usual ones have up to 12
 Source: TypeAlias = Path | BinaryIO  # a file, or one that was sent to us
@@ -35,6 +36,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+FLAT = 17  # levels of 255; a picture that spans fewer shows hardly anything, as 12 bits in a file of 16
 LYING = {TURNS[5], TURNS[6], TURNS[7], TURNS[8]}
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # in a JPEG, but for those within the pixels of a scan
 SCAN, END = 0xDA, 0xD9
@@ -183,7 +185,8 @@ def _opened(path: Source, root: Path | None) -> Iterator[ImageFile.ImageFile]:
             raise InputError(f"{name} cannot be read: {error}.") from error
         except UnidentifiedImageError as error:
             raise UnknownFormatError(
-                f"{name} is not a picture in a known format ({', '.join(FORMATS)}); convert, replace or remove it."
+                f"{name} is not a picture in a known format ({', '.join(FORMATS)}){_but(path)}; convert, replace or "
+                "remove it."
             ) from error
         except Image.DecompressionBombError as error:
             raise TooLargeError(f"{name} has over {MAX_PIXELS // 10**6} million pixels; shrink it first.") from error
@@ -191,6 +194,14 @@ def _opened(path: Source, root: Path | None) -> Iterator[ImageFile.ImageFile]:
             raise InputError(
                 f"{name} is not a whole image ({str(error) or type(error).__name__}); replace or remove it."
             ) from error
+
+
+def _but(path: Source) -> str:
+    """What a file that is not read is instead, a clause; empty where nobody knows."""
+    kind = what_is(path) if isinstance(path, Path) else OTHER_KIND
+    if kind.rpartition(" ")[0].rpartition(" ")[2].upper() in FORMATS:
+        return f", but {kind} of a kind that is not read, such as floats in colour"
+    return "" if kind == OTHER_KIND else f", but {kind}"
 
 
 class _Room:
@@ -290,7 +301,7 @@ def _black_and_white(image: Image.Image) -> tuple[float, float]:
     tags = getattr(image, "tag_v2", {})
     if image.mode.startswith("I;16"):
         bits = int(tags[BITS][0]) if BITS in tags else 16  # Pillow opens 12 bits as 16
-        return 0.0, float(2**bits - 1)
+        return 0.0, float(np.ravel(tags.get(MAXIMUM, 2**bits - 1))[0])
     low, high = (float(np.ravel(tags.get(tag, 0.0))[0]) for tag in (LEAST, GREATEST))
     if not high > low:
         kind = "floats" if image.mode == "F" else "32-bit integers"

@@ -31,11 +31,20 @@ class Architecture:
         spec: the class of its description; it has the settings of a recipe's `detector` that this kind knows.
         detector: makes one with fresh weights from such a description.
         fitted: chooses what a recipe leaves open by the sizes of the training boxes [N, 2] and the input's size.
+        stages: 1 or 2; not every format to ship in can hold two.
+        ignores: settings in `spec` that it has from others and does not read.
     """
 
     spec: type[DetectorSpec]
     detector: Callable[[Any], Detector]
     fitted: Callable[[DetectorConfig, Sizes, tuple[int, int]], DetectorConfig] = lambda config, _, __: config
+    stages: int = 2
+    ignores: tuple[str, ...] = ()
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Settings of a recipe's `detector` that have an effect."""
+        return frozenset(self.spec.model_fields) - {*self.ignores}
 
 
 def with_anchors(config: DetectorConfig, box_sizes: Sizes, size: tuple[int, int]) -> DetectorConfig:
@@ -61,12 +70,12 @@ def finest_stride(config: DetectorConfig, box_sizes: Sizes, size: tuple[int, int
     """Pixels from one entry of a detector's finest map to the next. Args as `Architecture.fitted`."""
     own = ARCHITECTURES[config.architecture]
     fitted = own.fitted(config.model_copy(update={"anchors": ((1.0, 1.0),), "anchor_cells": None}), box_sizes, size)
-    return fitted.levels[0] if fitted.levels and "levels" in own.spec.model_fields else fitted.output_stride or COARSE
+    return fitted.levels[0] if own.stages == 1 and fitted.levels else fitted.output_stride or COARSE
 
 
-FASTER_RCNN = Architecture(TwoStageSpec, FasterRCNN, with_anchors)
-R_FCN = Architecture(TwoStageSpec, RFCN, with_anchors)
-ONE_STAGE = Architecture(OneStageSpec, OneStage, with_levels)
+FASTER_RCNN = Architecture(TwoStageSpec, FasterRCNN, with_anchors, ignores=("levels",))
+R_FCN = Architecture(TwoStageSpec, RFCN, with_anchors, ignores=("levels",))
+ONE_STAGE = Architecture(OneStageSpec, OneStage, with_levels, stages=1)
 
 
 def parse_spec(values: object) -> DetectorSpec:

@@ -39,7 +39,6 @@ class Detector(nn.Module):
         mean, std: float32 [1, C, 1, 1] that pixels are normalised by; C is 3, or 1 of a grey network.
     """
 
-    dense = False  # whether it has `dense_outputs`
     backbone: Backbone
     mean: Tensor
     std: Tensor
@@ -126,6 +125,20 @@ class Detector(nn.Module):
         """
         return None
 
+    @property
+    def place_strides(self) -> tuple[int, ...]:
+        """Strides of the levels whose places `place_outputs` speaks of; empty where a detector has no such outputs."""
+        return ()
+
+    def place_outputs(self, features: Features) -> Tensor:
+        """What an engine without exponentials and suppression computes: a detector of one stage up to its last layers.
+
+        Returns:
+            Float32 [B, K + 4, N]: of every place of every level, level by level, by row and column, the logits of the
+            classes and the logarithms of the four sides' distances in strides: left, top, right, bottom.
+        """
+        raise NotImplementedError
+
     def placed_boxes(self) -> Tensor | None:
         """Constant boxes [A, H, W, 4] that are A boxes moved to every place of a map; None if it has no such.
 
@@ -159,14 +172,6 @@ class Detector(nn.Module):
             source: of whatever is drawn at random.
         """
         raise NotImplementedError
-
-    def dense_outputs(self, features: Features) -> Tensor:
-        """Logits of K classes and logarithms of the four sides at every place, [B, K + 4, N], of a one-stage detector.
-
-        Args:
-            features: what the heads see.
-        """
-        raise NotImplementedError(f"{self.spec.architecture} has no outputs at every place")
 
     @abstractmethod
     def detect_on(self, features: Features) -> BatchDetections:

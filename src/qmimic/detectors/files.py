@@ -18,7 +18,7 @@ from qmimic.detectors.build import build
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.quantize import Quantizer
 from qmimic.errors import InputError
-from qmimic.files import MissingError, parse_json, read_bytes, replacing, what_is
+from qmimic.files import OTHER_KIND, MissingError, parse_json, read_bytes, replacing, what_is
 from qmimic.zoo import TRAINED, located
 
 FORMAT, LAYOUT, SUMMED = 3, 2, 3  # now; the first with today's order of the head's weights; the first with a checksum
@@ -77,7 +77,7 @@ def read_tensors(path: Path, verify: bool = True) -> TensorFile:
         tensors = {name: loaded[name] for name in sorted(loaded)}  # the library does not promise an order
     except (InputError, SafetensorError, ValueError, AttributeError, TypeError, RuntimeError, KeyError) as error:
         kind = what_is(path)
-        if kind in ("a safetensors file", "an empty file", "a file of another kind"):
+        if kind in ("a safetensors file", "an empty file", OTHER_KIND):
             raise InputError(f"{path} is cut short or is not a safetensors file; copy it or train again.") from error
         raise InputError(f"{path} is {kind}, not a safetensors file; name one that `qmimic train` wrote.") from error
     if not isinstance(header, dict):

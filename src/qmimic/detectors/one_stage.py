@@ -89,8 +89,9 @@ class LevelHeads(Part):
     def quantization_points(self) -> tuple[QuantizationPoint, ...]:
         """See `Part.quantization_points`; the last layers' outputs stay float."""
         levels = range(len(self.strides))
+        summands = [QuantizationPoint(f"lateral.{n}", signed=True, summand=True) for n in levels[:-1]]
         sums = [QuantizationPoint(f"merged.{n}") for n in levels]
-        return (*sums, *(QuantizationPoint(f"norm.{n}") for n in levels))
+        return (*summands, *sums, *(QuantizationPoint(f"norm.{n}") for n in levels))
 
 
 def _fresh(layer: Conv2d) -> Conv2d:
@@ -112,12 +113,22 @@ def _fresh_outputs(width: int, classes: int) -> Conv2d:
 def enlarged(x: Tensor, times: int) -> Tensor:
     """Every entry of a map [B, C, H, W] in a square of `times` by `times` entries, [B, C, times H, times W].
 
-    By joining copies and reshaping, never in more than four dimensions: small engines have no more.
+    In an exported program it is one operation, for engines that have it; others see what it is made of.
     """
+    whole: Tensor = torch.ops.qmimic.enlarged(x, times)
+    return whole
+
+
+def _by_copies(x: Tensor, times: int) -> Tensor:
+    """By joining copies and reshaping, never in more than four dimensions: small engines have no more."""
     _, channels, height, width = x.shape
     wide = torch.cat([x.reshape(-1, channels, height * width, 1)] * times, 3)
     rows = wide.reshape(-1, channels * height, 1, width * times)
     return torch.cat([rows] * times, 2).reshape(-1, channels, height * times, width * times)
+
+
+torch.library.define("qmimic::enlarged", "(Tensor x, int times) -> Tensor")
+torch.library.impl("qmimic::enlarged", "CompositeImplicitAutograd")(_by_copies)
 
 
 class OneStage(Detector):
@@ -127,7 +138,6 @@ class OneStage(Detector):
         places: float32 [N, 3], x and y of every place and the stride of its level, pixels; the middle of its cell.
     """
 
-    dense = True
     places: Tensor
     spec: OneStageSpec
 
@@ -146,7 +156,7 @@ class OneStage(Detector):
             targets: ground truth.
             source: of random numbers; none are drawn.
         """
-        outputs = self.dense_outputs(features)
+        outputs = self.place_outputs(features)
         logits, sides = (one.transpose(1, 2) for one in self._split(outputs))
         boxes = boxes_at(self.places, sides)
         found = align(logits.detach().sigmoid(), boxes.detach(), self.places, targets)
@@ -171,7 +181,7 @@ class OneStage(Detector):
     @torch.no_grad()
     def detect_on(self, features: Features) -> BatchDetections:
         """See `Detector.detect_on`."""
-        logits, sides = self._split(self.dense_outputs(features))
+        logits, sides = self._split(self.place_outputs(features))
         # Class by class and place by place: few are chosen, and the rest is computed for these alone.
         count = min(CANDIDATES * self.spec.max_detections, logits[0].numel())
         best, index = logits.flatten(1).topk(count, sorted=True)
@@ -185,11 +195,16 @@ class OneStage(Detector):
     @torch.no_grad()
     def score_boxes(self, features: Features) -> tuple[Tensor, Tensor]:
         """See `Detector.score_boxes`; N is all places."""
-        logits, sides = (one.transpose(1, 2) for one in self._split(self.dense_outputs(features)))
+        logits, sides = (one.transpose(1, 2) for one in self._split(self.place_outputs(features)))
         return boxes_at(self.places, sides)[:, :, None], logits.sigmoid()
 
-    def dense_outputs(self, features: Features) -> Tensor:
-        """See `Detector.dense_outputs`."""
+    @property
+    def place_strides(self) -> tuple[int, ...]:
+        """See `Detector.place_strides`."""
+        return self.spec.levels
+
+    def place_outputs(self, features: Features) -> Tensor:
+        """See `Detector.place_outputs`."""
         outputs: Tensor = self.head(features.maps)
         return outputs
 

@@ -48,7 +48,12 @@ class Block(nn.Module):
         """Behind each convolution but the last: what a block adds up stays float, which costs a convolution nothing."""
         numbers = range(1, self.depth + 1)
         inner = [inner_points(f"conv{n}", self.get_submodule(f"conv{n}")) for n in numbers]
-        return (*sum(inner, ()), *(QuantizationPoint(f"bn{n}") for n in range(1, self.depth)))
+        summands = [f"bn{self.depth}"] + (["downsample.1"] if self.downsample is not None else [])
+        return (
+            *sum(inner, ()),
+            *(QuantizationPoint(f"bn{n}") for n in range(1, self.depth)),
+            *(QuantizationPoint(name, signed=True, summand=True) for name in summands),
+        )
 
     def channel_groups(self) -> tuple[ChannelGroup, ...]:
         """Channels within the block; its inputs and outputs are the stage's."""

@@ -37,7 +37,7 @@ class TeacherView:
     Attributes:
         features: its raw levels, not quantized.
         regions: where it sees objects, in falling order; None if nobody asked.
-        dense: computes what it says at every place (`Detector.dense_outputs`); None of a teacher that cannot.
+        dense: computes what it says at every place (`Detector.place_outputs`); None of a teacher that cannot.
     """
 
     features: Features
@@ -76,7 +76,7 @@ class Levelled(Protocol):
     def strides(self) -> tuple[int, ...]: ...
 
     @property
-    def dense(self) -> bool: ...
+    def place_strides(self) -> tuple[int, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class Sides:
             quantizer=quantizer,
             size=student.spec.size,
             seed=seed,
-            dense=(student.dense, teacher.dense),
+            dense=(bool(student.place_strides), bool(teacher.place_strides)),
         )
 
     def pairs(self) -> tuple[tuple[int, int], ...]:

@@ -18,7 +18,7 @@ class Teacher(Protocol):
 
     Attributes:
         channels, strides: of each of its levels, the strides in growing order, pixels.
-        dense: whether its views have outputs at every place.
+        place_strides: of the levels of which its views have outputs at every place; empty where it has none.
     """
 
     @property
@@ -28,7 +28,7 @@ class Teacher(Protocol):
     def strides(self) -> tuple[int, ...]: ...
 
     @property
-    def dense(self) -> bool: ...
+    def place_strides(self) -> tuple[int, ...]: ...
 
     def look(self, images: Tensor, regions: bool) -> TeacherView:
         """What it sees; no gradient.
@@ -63,9 +63,9 @@ class DetectorTeacher:
         return self.detector.strides
 
     @property
-    def dense(self) -> bool:
+    def place_strides(self) -> tuple[int, ...]:
         """See `Teacher`."""
-        return self.detector.dense
+        return self.detector.place_strides
 
     @torch.no_grad()
     def look(self, images: Tensor, regions: bool) -> TeacherView:
@@ -78,9 +78,9 @@ class DetectorTeacher:
         @torch.no_grad()
         def dense() -> Tensor:
             with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
-                return detector.dense_outputs(detector.quantize(features))
+                return detector.place_outputs(detector.quantize(features))
 
-        return TeacherView(features, found, dense if self.dense else None)
+        return TeacherView(features, found, dense if self.place_strides else None)
 
 
 def in_float32(teacher: Teacher) -> Teacher:

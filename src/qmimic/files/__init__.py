@@ -7,6 +7,9 @@ from qmimic.files.reading import (
     MIB as MIB,
 )
 from qmimic.files.reading import (
+    OTHER_KIND as OTHER_KIND,
+)
+from qmimic.files.reading import (
     SMALL as SMALL,
 )
 from qmimic.files.reading import (

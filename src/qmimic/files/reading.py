@@ -8,6 +8,7 @@ import functools
 import json
 import math
 import os
+import re
 import stat
 from io import BufferedReader
 from pathlib import Path
@@ -17,24 +18,39 @@ from qmimic.errors import InputError
 
 BEGINNINGS = (  # of files that are taken for others: from which byte, which bytes, what they tell
     (0, b"PK\x03\x04", "a zip archive, such as PyTorch's .pt files (Ultralytics' are these too)"),
-    (0, b"\x80\x02", "a pickle, such as PyTorch's older .pth files"),
+    *((0, bytes([0x80, number]), "a pickle, such as PyTorch's older .pth files") for number in range(2, 6)),
     (0, b"\x89PNG", "a PNG picture"),
     (0, b"\xff\xd8\xff", "a JPEG picture"),
     (0, b"GIF8", "a GIF picture"),
     (0, b"BM", "a BMP picture"),
+    (0, b"II*\0", "a TIFF picture"),
+    (0, b"MM\0*", "a TIFF picture"),
     (8, b"WEBP", "a WebP picture"),
-    (4, b"ftyp", "a video, or a HEIC or AVIF picture"),
+    *((4, b"ftyp" + brand, "a HEIC picture") for brand in (b"heic", b"heix", b"hevc", b"heim", b"mif1", b"msf1")),
+    *((4, b"ftyp" + brand, "an AVIF picture") for brand in (b"avif", b"avis")),
+    (4, b"ftyp", "a video"),
+    (4, b"jP  ", "a JPEG 2000 picture"),
+    (0, b"8BPS", "a Photoshop picture"),
+    (128, b"DICM", "a DICOM picture"),
     (0, b"\x1f\x8b", "a gzip archive"),
     (0, b"%PDF", "a PDF document"),
     (4, b"TFL3", "a TensorFlow Lite model"),
     (4, b"ET", "an ExecuTorch program"),
     (0, b"\x89HDF", "an HDF5 file, such as Keras models"),
+    (0, b"\x93NUMPY", "an array of numpy"),
+    (0, b"version https://git-lfs", "a note in place of a file that Git LFS keeps (`git lfs pull` fetches it)"),
     (8, b'{"', "a safetensors file"),
-    (0, b"<", "an XML file"),
-    (0, b"{", "a JSON file"),
-    (0, b"[", "a JSON file"),
     (0, b"\x08", "an ONNX model"),
 )
+TEXTS = (  # the same of texts, behind white space, in small letters
+    (re.compile(rb"<!doctype html|<html"), "a web page"),
+    (re.compile(rb"(<[?!][^>]*>\s*)*<net\b"), "an OpenVINO model"),
+    (re.compile(rb"(<[?!][^>]*>\s*)*<annotation\b"), "a VOC label file"),
+    (re.compile(rb"(<[?!][^>]*>\s*)*<svg\b"), "an SVG picture"),
+    (re.compile(rb"<"), "an XML file"),
+    (re.compile(rb"[{\[]"), "a JSON file"),
+)
+OTHER_KIND = "a file of another kind"
 MIB = 1 << 20
 SMALL = 16 * MIB  # of a file of ours: a result, a description, a log
 LARGE = 1 << 30  # of labels
@@ -227,14 +243,16 @@ def what_is(path: Path) -> str:
     """What a file is by its first bytes, in a person's words, for the message that refuses it."""
     try:
         with open_file(path) as file:
-            head = file.read(16)
+            head = file.read(512)
     except MissingError:
         return "not there"
     except (InputError, OSError):
         return "a folder" if path.is_dir() else "a file that cannot be read"
     if not head:
         return "an empty file"
-    return next((what for place, start, what in BEGINNINGS if head[place:].startswith(start)), "a file of another kind")
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+    found = [what for place, start, what in BEGINNINGS if head[place:].startswith(start)]
+    return next(iter(found + [what for start, what in TEXTS if start.match(text)]), OTHER_KIND)
 
 
 def _check_inside(handle: int, path: Path, root: Path) -> None:

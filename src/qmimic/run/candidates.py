@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from qmimic.bench.arena import arena_bytes
 from qmimic.bench.measure import Cost, measure
 from qmimic.compress.integer_grids import calibrate, prepare_qat
 from qmimic.config import Recipe
@@ -73,6 +74,7 @@ class Option:
         kilobytes: of the file.
         megabytes: largest resident memory of a process that runs it; 0 where it was not measured.
         macs: multiply-accumulates a picture.
+        arena: kilobytes of working memory on a microcontroller; 0 where it was not measured.
     """
 
     candidate: Candidate
@@ -82,24 +84,27 @@ class Option:
     kilobytes: float
     megabytes: float
     macs: int
+    arena: float = 0.0
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits; None: no limit."""
+    """Limits; None: no limit. `arena` is that of `Option`."""
 
     milliseconds: float | None = None
     kilobytes: float | None = None
     megabytes: float | None = None
+    arena: float | None = None
 
-    def excess(self, milliseconds: float, kilobytes: float, megabytes: float = 0.0) -> float:
+    def excess(self, milliseconds: float, kilobytes: float, megabytes: float = 0.0, arena: float = 0.0) -> float:
         """The worst of them as a multiple of its limit; it fits up to 1."""
-        pairs = (milliseconds, self.milliseconds), (kilobytes, self.kilobytes), (megabytes, self.megabytes)
-        return max((value / limit for value, limit in pairs if limit), default=0.0)
+        values = milliseconds, kilobytes, megabytes, arena
+        limits = self.milliseconds, self.kilobytes, self.megabytes, self.arena
+        return max((value / limit for value, limit in zip(values, limits, strict=True) if limit), default=0.0)
 
     def of(self, option: Option) -> float:
         """The excess of a file."""
-        return self.excess(option.milliseconds, option.kilobytes, option.megabytes)
+        return self.excess(option.milliseconds, option.kilobytes, option.megabytes, option.arena)
 
 
 def candidates(
@@ -119,7 +124,7 @@ def candidates(
 
     sizes = [(side(one / ratio), side(one * ratio)) for one in SIDES]
     strides = {
-        (size, name): COARSE if "levels" in own.spec.model_fields else stride_at(size)
+        (size, name): stride_at(size) if own.stages == 2 else COARSE
         for size, (name, own) in product(sizes, ARCHITECTURES.items())
     }
     return [
@@ -162,11 +167,13 @@ def cost_table(
     for number, candidate in enumerate(tried):
         own = [one for one in known if one.candidate == candidate and one.target in targets]
         complete = {one.target for one in own} == set(targets)
-        if budget.megabytes and not all(one.megabytes for one in own):
+        if (budget.megabytes and not all(one.megabytes for one in own)) or (
+            budget.arena and not all(one.arena for one in own)
+        ):
             complete = False
         if not complete and not _too_slow(candidate, known, budget):
             known = [one for one in known if one.candidate != candidate]
-            known += _costs(candidate, recipe, classes, targets, budget.megabytes is not None)
+            known += _costs(candidate, recipe, classes, targets, budget)
             write_text(path, json.dumps({"key": key, "options": [asdict(one) for one in known]}, indent=1))
         watch(number + 1)
     wanted = set(tried)
@@ -184,7 +191,7 @@ def _too_slow(candidate: Candidate, known: Sequence[Option], budget: Budget) -> 
 
 
 def _costs(
-    candidate: Candidate, recipe: Recipe, classes: tuple[str, ...], targets: Sequence[str], memory: bool
+    candidate: Candidate, recipe: Recipe, classes: tuple[str, ...], targets: Sequence[str], budget: Budget
 ) -> list[Option]:
     own = candidate.of(recipe)
     # Time hardly depends on weights and anchors, and boxes of all sizes ask for all levels.
@@ -203,11 +210,14 @@ def _costs(
                     path = Path(folder) / f"{precision}{kind.suffixes[0]}"
                     write_described(exported, kind, describe(network, {}), path)
                     files[path] = target, precision
+        memory = budget.megabytes is not None
         costs: dict[Path, Cost] = {cost.path: cost for cost in measure(list(files), [1], ROUNDS, memory)}
+        arenas = {path: arena_bytes(path) / 1000 if budget.arena else 0.0 for path in files}
     macs = mac_count(detector)
     return [
-        Option(candidate, target, precision, costs[path].p50, costs[path].kilobytes, costs[path].peak, macs)
+        Option(candidate, target, precision, cost.p50, cost.kilobytes, cost.peak, macs, arenas[path])
         for path, (target, precision) in files.items()
+        for cost in [costs[path]]
     ]
 
 

@@ -25,6 +25,7 @@ from qmimic.runtime.detector import Detector as ShippedDetector
 from qmimic.runtime.formats import FORMATS, bytes_of
 from qmimic.ship.accuracy import Accuracy, map50_of_file
 from qmimic.ship.onnx_file import Exported
+from qmimic.ship.opset import OPSET
 from qmimic.ship.parity import pictures, require
 from qmimic.ship.write import Proof, describe, ship
 from qmimic.training.loop import Watcher
@@ -77,6 +78,7 @@ def deploy(
     targets: Sequence[str],
     int8: bool,
     watcher: Watcher,
+    opset: int = OPSET,
 ) -> list[Deployed]:
     """Write a detector in several formats, after proof.
 
@@ -91,6 +93,7 @@ def deploy(
         targets: names of formats.
         int8: also on integers, where the format can and the loss is allowed; else the watcher is told why not.
         watcher: told of progress.
+        opset: of ONNX files.
 
     Raises:
         InputError: the detector or the data cannot be read, a float file differs from the trained model, or the disk
@@ -112,7 +115,7 @@ def deploy(
     def parity(shipped: ShippedDetector, name: str) -> Mapping[str, Any]:
         return asdict(require(detector, shipped, images, name))
 
-    exported = Exported(detector, batch, suppression)
+    exported = Exported(detector, batch, suppression, opset)
     written = _write(exported, notes, folder / path.stem, targets, parity)
     able = [target for target in targets if FORMATS[target].integers]
     if int8 and able:

@@ -1,6 +1,5 @@
 """From a recipe to what its stages share: the checked dataset, the loaders, the detector's description."""
 
-import os
 import platform
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -25,6 +24,7 @@ from qmimic.detectors.architectures import spec_for
 from qmimic.detectors.levels import FINE
 from qmimic.detectors.spec import DetectorSpec
 from qmimic.errors import InputError
+from qmimic.run import threads
 from qmimic.run.keys import cache_key, data_key
 from qmimic.run.memory import keep_freed_memory
 from qmimic.tables import ARCHITECTURES, TIMM
@@ -91,7 +91,8 @@ def prepare(recipe: Recipe) -> Prepared:
     architectures = [ARCHITECTURES[name] for name in (recipe.detector.architecture, recipe.teacher_architecture)]
     require(recipe.run.trackers)
     keep_freed_memory()
-    torch.set_num_threads(recipe.run.threads or os.cpu_count() or 1)
+    number, about_threads = threads.choose(recipe.run, recipe.folder)
+    torch.set_num_threads(number)
     # Between processes: what a phase of the mimic loss does not use must not be waited for.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     accelerator = Accelerator(cpu=recipe.run.device == "cpu", kwargs_handlers=[unused])
@@ -121,7 +122,8 @@ def prepare(recipe: Recipe) -> Prepared:
         raise InputError(explain(error)) from error
     key = data_key(dataset_fingerprint(dataset), data, detector)
     said = remarks(recipe.detector, detector, data.size, int(splits[TRAIN].counts.max()))
-    told = (*chosen.remarks(dataset, limits(detector, ARCHITECTURES[detector.architecture].spec.model_fields)), *said)
+    capped = limits(detector, ARCHITECTURES[detector.architecture].spec.model_fields)
+    told = (*([about_threads] if about_threads else []), *chosen.remarks(dataset, capped), *said)
     return Prepared(recipe, dataset, train, val, detector, key, accelerator, told)
 
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from qmimic.arms import ARMS
+from qmimic.bench.arena import arena_bytes
 from qmimic.bench.measure import peak_of
 from qmimic.config import Recipe
 from qmimic.data.chosen import box_sizes
@@ -22,6 +23,8 @@ from qmimic.run.lock import exclusive_lock
 from qmimic.run.prepare import prepare
 from qmimic.run.stages import macs_to_prune_to, train_student
 from qmimic.run.train import RunResult, train
+from qmimic.runtime.formats import FORMATS
+from qmimic.tables import ARCHITECTURES
 from qmimic.training.loop import Watcher
 
 RUNGS = (8, 4, 2)  # candidates that are trained, for 1/8, 1/4 and 1/2 of the student's steps
@@ -85,8 +88,10 @@ def fit(recipe: Recipe, budget: Budget, targets: Sequence[str], folder: Path, wa
 def _fit(recipe: Recipe, budget: Budget, targets: Sequence[str], folder: Path, watcher: Watcher) -> Fit:
     prepared = prepare(recipe)
     images = in_columns({TRAIN: prepared.train.samples}, prepared.dataset.root)[TRAIN]
+    both = all(FORMATS[target].two_stages for target in targets)
     given = recipe.detector.output_stride
-    tried = candidates(images.image_sizes, lambda size: given or choose_output_stride(box_sizes(images, size)))
+    known = candidates(images.image_sizes, lambda size: given or choose_output_stride(box_sizes(images, size)))
+    tried = [one for one in known if both or ARCHITECTURES[one.architecture].stages == 1]
     watcher.start("costs", len(tried), 0)
     classes = prepared.dataset.classes
     table = cost_table(tried, recipe, classes, targets, budget, folder / TABLE, lambda done: watcher.step(done, 1, 0.0))
@@ -94,6 +99,7 @@ def _fit(recipe: Recipe, budget: Budget, targets: Sequence[str], folder: Path, w
     if not fitting:
         nearest = min(table, key=budget.of)
         memory = f", {nearest.megabytes:.0f} MB of memory" if budget.megabytes else ""
+        memory += f", {nearest.arena:.0f} kB of arena" if budget.arena else ""
         raise InputError(
             f"No network fits: the closest, {nearest.candidate} as {nearest.target} {nearest.precision}, takes "
             f"{nearest.milliseconds:.2f} ms and {nearest.kilobytes:.0f} kB{memory}: {budget.of(nearest):.1f} times the "
@@ -208,7 +214,8 @@ def _tried(scores: Mapping[Candidate, tuple[float, int]], fitting: Sequence[Opti
 
 def _excess(budget: Budget, file: Deployed) -> float:
     memory = peak_of(file.path) if budget.megabytes else 0.0
-    return budget.excess(file.milliseconds, file.bytes / 1000, memory)
+    arena = arena_bytes(file.path) / 1000 if budget.arena else 0.0
+    return budget.excess(file.milliseconds, file.bytes / 1000, memory, arena)
 
 
 def _write(fitted: Fit, budget: Budget) -> None:

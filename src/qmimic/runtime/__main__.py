@@ -14,7 +14,7 @@ from qmimic.draw import draw
 from qmimic.errors import InputError, notices_said
 from qmimic.files import replacing
 from qmimic.runtime.detector import Detector
-from qmimic.runtime.drawing import Fault, as_plain, looked_at, pictures_of
+from qmimic.runtime.drawing import Fault, looked_at, pictures_of
 from qmimic.runtime.formats import suffixes
 from qmimic.runtime.video import frames
 
@@ -75,7 +75,7 @@ def _run(options: argparse.Namespace, fault: Fault) -> None:
     detector = _loaded(options)
     for name, found in _looked_at(detector, options, fault):
         if options.json:
-            plain = {"picture": name, "detections": as_plain(found, detector.classes)}
+            plain = {"picture": name, "detections": found.as_plain(detector.classes)}
             print(json.dumps(plain), flush=True)
         else:
             listed = zip(found.labels.tolist(), found.scores.tolist(), strict=True)

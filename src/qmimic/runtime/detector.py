@@ -14,7 +14,7 @@ from qmimic.detections import Detections
 from qmimic.errors import InputError, Notice
 from qmimic.runtime.engine import Engine
 from qmimic.runtime.formats import format_of
-from qmimic.runtime.metadata import GRAPH_SUM, INPUT, OUTPUTS, REGIONS, Metadata, from_properties
+from qmimic.runtime.metadata import GRAPH_SUM, INPUT, KEY, OUTPUTS, REGIONS, Metadata, from_properties
 from qmimic.runtime.pictures import Picture, fitted, is_one, score_limit
 from qmimic.runtime.suppression import detect
 from qmimic.zoo import DEPLOYED, located
@@ -51,6 +51,13 @@ class Detector:
         path = located(path, DEPLOYED)
         self._engine = Engine(path, threads)
         properties = self._engine.properties
+        inputs = self._engine.inputs
+        if KEY not in properties:
+            takes = ", ".join(f"{name} {one}" for name, one in inputs.items())
+            raise InputError(
+                f"{path} is not a detector of qmimic, but another model, which takes {takes}; name a file that "
+                "`qmimic export` wrote."
+            )
         checksum = format_of(path).checksum(path) if GRAPH_SUM in properties else ""
         self.metadata = from_properties(properties, path, checksum)
         if self.metadata.changed:
@@ -60,7 +67,6 @@ class Detector:
                 ChangedFileWarning,
                 stacklevel=2,
             )
-        inputs = self._engine.inputs
         if list(inputs) != [INPUT] or inputs[INPUT].shape[1:] != (*self.metadata.size, 3):
             raise InputError(f"The graph in {path} does not fit its description; export the detector again.")
         self.batch = inputs[INPUT].shape[0]
@@ -93,6 +99,8 @@ class Detector:
         """
         if is_one(pictures):
             raise InputError("many() takes several pictures; call the detector itself with one.")
+        if not isinstance(pictures, Iterable):
+            raise InputError(f"many() takes a list or generator of pictures, not {type(pictures).__name__}.")
         for found in self.each(pictures, min_score, batch):
             if isinstance(found, InputError):
                 raise found
@@ -103,9 +111,11 @@ class Detector:
     ) -> Iterator[Detections | InputError]:
         """As `many`, but what is wrong with a picture is given in its place, and the others follow."""
         least = score_limit(min_score)
-        if batch is not None and (batch < 1 or self.batch not in (None, batch)):
+        if batch is not None and (
+            not isinstance(batch, int | np.integer) or batch < 1 or self.batch not in (None, batch)
+        ):
             takes = f"{self.batch} at once" if self.batch else "1 or more at once"
-            raise InputError(f"batch={batch} cannot be: {self._engine.path.name} takes {takes} (`export --batch`).")
+            raise InputError(f"batch={batch!r} cannot be: {self._engine.path.name} takes {takes} (`export --batch`).")
         rest = iter(pictures)
         while part := list(islice(rest, self.batch or batch or 1)):
             yield from self._of(part, least)

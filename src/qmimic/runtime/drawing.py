@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from qmimic.data.images import read_image
 from qmimic.data.labels import SUFFIXES
@@ -129,12 +129,3 @@ def _check_names(pictures: Sequence[Path], out: Path) -> None:
         )
     if any(path.parent.resolve() == out.resolve() for path in pictures):
         raise InputError(f"--out {out} is a folder of the pictures, and a drawing could replace one; name another.")
-
-
-def as_plain(found: Detections, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Detections as plain values: boxes x1, y1, x2, y2 in pixels of their picture."""
-    rows = zip(found.boxes.tolist(), found.labels.tolist(), found.scores.tolist(), strict=True)
-    return [
-        {"box": [round(side, 2) for side in box], "class": classes[label], "score": round(score, 4)}
-        for box, label, score in rows
-    ]

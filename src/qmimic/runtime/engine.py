@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from qmimic.errors import InputError
 from qmimic.files import is_there, open_file
 from qmimic.runtime.formats import Arrays, Input, Session, format_of
@@ -30,8 +32,8 @@ class Engine:
     properties: Mapping[str, str]
 
     def __init__(self, path: Path, threads: int = 1, spin: bool = False) -> None:
-        if threads < 1:
-            raise InputError(f"{threads} threads cannot run a file; give 1 or more.")
+        if not isinstance(threads, int | np.integer) or threads < 1:
+            raise InputError(f"{threads!r} threads cannot run a file; give 1 or more.")
         self.path = Path(path).absolute()
         self._options = threads, spin
         self._open(path)

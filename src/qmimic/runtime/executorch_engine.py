@@ -8,9 +8,11 @@ import numpy as np
 
 from qmimic.errors import InputError
 from qmimic.files import LARGE, read_bytes, read_json
-from qmimic.runtime.formats import Arrays, Input, Session, cannot_run
-from qmimic.runtime.metadata import INPUT, JUDGE, LOOK, REGIONS, WEIGHTS_SUM, from_properties
+from qmimic.runtime.formats import Arrays, Input, Session, cannot_run, refuse_other_kinds
+from qmimic.runtime.metadata import CLASSIFY, EXTRACT, FORWARD, INPUT, REGIONS, WEIGHTS_SUM, from_properties
 from qmimic.runtime.suppression import propose
+
+NAMES = {"look": EXTRACT, "judge": CLASSIFY}  # of files that an older qmimic wrote
 
 
 def open_file(path: Path, threads: int, spin: bool) -> Session:
@@ -26,6 +28,7 @@ def open_file(path: Path, threads: int, spin: bool) -> Session:
         from executorch.runtime import Runtime
     except ImportError as error:
         raise InputError("ExecuTorch is not installed: pip install 'qmimic[executorch]'.") from error
+    refuse_other_kinds(path)
     said = path.with_suffix(".json")
     try:
         properties = read_json(said)
@@ -37,21 +40,22 @@ def open_file(path: Path, threads: int, spin: bool) -> Session:
     try:
         portable_lib._unsafe_reset_threadpool(threads)  # XNNPACK's, which torch's own number does not govern
         program = Runtime.get().load_program(path)
-        look = program.load_method(LOOK)
-        judge = program.load_method(JUDGE) if JUDGE in program.method_names else None
+        loaded = {NAMES.get(name, name): program.load_method(name) for name in program.method_names}
+        classify = loaded.get(CLASSIFY)
+        extract = loaded[FORWARD if FORWARD in loaded else EXTRACT]
     except Exception as error:  # its exceptions have no common type but this
         raise cannot_run(path, "ExecuTorch", "executorch", error) from error
     guard = threading.Lock()  # a method holds the results of its last run
 
     def run(feeds: Arrays) -> Arrays:
         with guard:
-            seen = look.execute([torch.from_numpy(np.ascontiguousarray(feeds[INPUT]))])
-            if judge is None:
+            seen = extract.execute([torch.from_numpy(np.ascontiguousarray(feeds[INPUT]))])
+            if classify is None:
                 scores, boxes = seen
                 return dict(zip(REGIONS, (boxes.numpy().copy(), scores.numpy().copy()), strict=True))
             features, candidates = seen
             regions, valid = propose(candidates.numpy()[0], metadata)
-            scores, boxes = judge.execute([features, torch.from_numpy(regions)[None]])
+            scores, boxes = classify.execute([features, torch.from_numpy(regions)[None]])
             counted = np.where(valid[:, None], scores.numpy()[0], np.float32(-1))
             return dict(zip(REGIONS, (boxes.numpy().copy(), counted[None]), strict=True))
 

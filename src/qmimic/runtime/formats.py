@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qmimic.errors import InputError
-from qmimic.files import what_is
+from qmimic.files import OTHER_KIND, is_there, what_is
 from qmimic.tables import Table
 from qmimic.zoo import is_of_zoo
 
@@ -34,6 +34,10 @@ class Input:
 
     shape: tuple[int | None, ...]
     dtype: np.dtype[Any] | None
+
+    def __str__(self) -> str:
+        """As a person reads it: float32 [1, 3, ?, ?]."""
+        return f"{self.dtype or 'other'} [{', '.join('?' if side is None else str(side) for side in self.shape)}]"
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,8 @@ class Format:
         suffixes: of its files; the first is that of the file which a runtime opens.
         runs, writes: the modules of its two halves.
         integers: whether a detector on grids can be written.
+        two_stages: whether a detector of two stages can be written.
+        content: what `qmimic.files.what_is` calls its files; empty: their first bytes tell nothing.
     """
 
     engine: str
@@ -67,6 +73,8 @@ class Format:
     runs: str
     writes: str
     integers: bool = True
+    two_stages: bool = True
+    content: str = ""
 
     def open_file(self, path: Path, threads: int, spin: bool) -> Session:
         """Load a file. Raises InputError: the engine is not installed, or cannot run it."""
@@ -94,14 +102,35 @@ class Format:
 FORMATS: Table[Format] = Table(
     "--to",
     {
-        "onnx": Format("ONNX Runtime", (".onnx",), "qmimic.runtime.onnx_engine", "qmimic.ship.onnx_file"),
-        "openvino": Format("OpenVINO", (".xml", ".bin"), "qmimic.runtime.openvino_engine", "qmimic.ship.openvino_file"),
+        "onnx": Format(
+            "ONNX Runtime",
+            (".onnx",),
+            "qmimic.runtime.onnx_engine",
+            "qmimic.ship.onnx_file",
+            content="an ONNX model",
+        ),
+        "openvino": Format(
+            "OpenVINO",
+            (".xml", ".bin"),
+            "qmimic.runtime.openvino_engine",
+            "qmimic.ship.openvino_file",
+            content="an OpenVINO model",
+        ),
         "executorch": Format(
             "ExecuTorch",
             (".pte", ".json"),
             "qmimic.runtime.executorch_engine",
             "qmimic.ship.executorch_file",
             integers=False,
+            content="an ExecuTorch program",
+        ),
+        "litert": Format(
+            "LiteRT",
+            (".tflite",),
+            "qmimic.runtime.litert_engine",
+            "qmimic.ship.litert_file",
+            two_stages=False,
+            content="a TensorFlow Lite model",
         ),
     },
 )
@@ -113,8 +142,9 @@ def suffixes() -> list[str]:
 
 
 def is_deployed(path: Path) -> bool:
-    """Whether a file's name is that of a deployed detector, or of a file that belongs to one; of the zoo all are."""
-    return is_of_zoo(path) or any(path.suffix in one.suffixes for one in FORMATS.values())
+    """Whether a file is, by its name or its first bytes, a deployed detector or a part of one; of the zoo all are."""
+    named = is_of_zoo(path) or any(path.suffix in one.suffixes for one in FORMATS.values())
+    return named or what_is(path) in (one.content for one in FORMATS.values())
 
 
 def format_of(path: Path) -> Format:
@@ -122,9 +152,20 @@ def format_of(path: Path) -> Format:
     for one in FORMATS.values():
         if path.suffix == one.suffixes[0]:
             return one
-        if path.suffix in one.suffixes:
+        if path.suffix in one.suffixes and is_there(path.with_suffix(one.suffixes[0])):
             raise InputError(f"{path} belongs to {path.with_suffix(one.suffixes[0]).name}; name that file.")
-    raise InputError(f"{path} is {what_is(path)}, not a deployed detector; name one of {' '.join(suffixes())}.")
+    kind = what_is(path)
+    ending = next((one.suffixes[0] for one in FORMATS.values() if one.content == kind), None)
+    if ending:
+        raise InputError(f"{path} is {kind}, but its name does not end in {ending}; rename it.")
+    raise InputError(f"{path} is {kind}, not a deployed detector; name one of {' '.join(suffixes())}.")
+
+
+def refuse_other_kinds(path: Path) -> None:
+    """Refuse a file that is not what its name says. Raises InputError: so its first bytes tell."""
+    kind, meant = what_is(path), format_of(path).content
+    if meant and kind not in (meant, OTHER_KIND):
+        raise InputError(f"{path} is {kind}, not {meant}; name a file that `qmimic export` wrote.")
 
 
 def bytes_of(path: Path) -> int:
@@ -133,6 +174,7 @@ def bytes_of(path: Path) -> int:
 
 
 def cannot_run(path: Path, engine: str, package: str, error: Exception) -> InputError:
-    """What is said of a file that an engine refuses."""
+    """What is said of a file that an engine refuses. Raises: as `refuse_other_kinds`."""
+    refuse_other_kinds(path)
     reason = " ".join(str(error).split())[:200]
     return InputError(f"{path} cannot be run by {engine} ({reason}); copy or export it again, or upgrade {package}.")

@@ -9,14 +9,15 @@ from typing import Any
 from qmimic.errors import InputError
 from qmimic.files import parse_json
 
-FORMAT = 3
+FORMAT = 4
 KEY, SUM = "qmimic", "qmimic_sha256"
 UNKNOWN = "unknown"  # precision of a file that somebody changed
 GRAPH_SUM = "qmimic_graph_sha256"  # of what the proof was of: the graph and its weights
 WEIGHTS_SUM = "qmimic_weights_sha256"  # where the weights lie in a file of their own
 INPUT, OUTPUTS = "images", ("boxes", "scores", "labels")
 REGIONS = ("region_boxes", "region_scores")  # outputs of a graph whose detections are suppressed outside
-LOOK, JUDGE = "look", "judge"  # methods of a program that has no suppression at all
+# Methods of a program that has no suppression at all: of one stage, and of two.
+FORWARD, EXTRACT, CLASSIFY = "forward", "extract", "classify_regions"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Metadata:
         precision: fp32 or int8; unknown of a file that was changed.
         grid: the stride s of the maps that the heads see: their quantizer's, of an int8 file each level's scale, which
             is the same where there is a quantizer; None where the maps are float.
+        levels: strides of the levels whose places a file speaks of that leaves decoding to the runtime, see
+            `qmimic.runtime.places`; empty for all others.
         parameters, macs: how many weights and multiply-accumulates a picture, see `qmimic.detectors.build`.
         version: of qmimic.
         training: notes of the run: stage, seed, scores, key of the recipe.
@@ -55,6 +58,7 @@ class Metadata:
     precision: str
     grid: tuple[float, ...] | None
     version: str
+    levels: tuple[int, ...] = ()
     parameters: int = 0
     macs: int = 0
     training: dict[str, Any] = field(default_factory=dict)
@@ -93,6 +97,7 @@ def from_properties(properties: Mapping[str, str], path: object, checksum: str |
         if plain["format"] > FORMAT:
             raise InputError(f"{path} was written by a newer qmimic (format {plain['format']}); upgrade qmimic.")
         plain |= {"classes": tuple(plain["classes"]), "size": tuple(plain["size"])}
+        plain["levels"] = tuple(plain.get("levels", ()))
         plain["grid"] = None if plain["grid"] is None else tuple(plain["grid"])
         plain["changed"] = False
         metadata = Metadata(**plain)

@@ -9,7 +9,7 @@ import numpy as np
 
 from qmimic.errors import InputError
 from qmimic.files import LARGE, read_bytes
-from qmimic.runtime.formats import Arrays, Input, Session, cannot_run
+from qmimic.runtime.formats import Arrays, Input, Session, cannot_run, refuse_other_kinds
 from qmimic.runtime.metadata import GRAPH_SUM, KEY, SUM, WEIGHTS_SUM
 
 
@@ -21,6 +21,7 @@ def open_file(path: Path, threads: int, spin: bool) -> Session:
         raise InputError("OpenVINO is not installed: pip install 'qmimic[openvino]'.") from error
     weights = path.with_suffix(".bin")
     if not weights.is_file():
+        refuse_other_kinds(path)
         raise InputError(f"{weights}, the weights of {path.name}, is missing; copy both files.")
     settings = {"INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
     try:

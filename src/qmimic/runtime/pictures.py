@@ -1,6 +1,7 @@
 """What a person hands over as a picture: fitted into an input, or refused with the reason and the way out."""
 
 import os
+import warnings
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from qmimic.data.images import upright
+from qmimic.data.images import FLAT, MAX_PIXELS, upright
 from qmimic.data.letterbox import Letterbox, letterbox, letterbox_file
-from qmimic.errors import InputError
+from qmimic.errors import InputError, Notice
 
 Picture = Image.Image | Path | str | NDArray[np.uint8]
 TAKEN = "a picture is a path, a Pillow image, or an RGB array uint8 [height, width, 3]"
@@ -31,7 +32,18 @@ def fitted(picture: Any, size: tuple[int, int]) -> tuple[NDArray[np.uint8], Lett
         except Exception as error:  # Pillow's, of a file that it reads only now, or a mode that it cannot convert
             raise InputError(f"The Pillow image cannot be read as RGB ({error}); convert or load it first.") from error
     if isinstance(picture, str | os.PathLike):
-        return letterbox_file(_file(os.fspath(picture)), size)
+        path = _file(os.fspath(picture))
+        pixels, placed = letterbox_file(path, size)
+        seen = pixels[: placed.inner[1], : placed.inner[0]]
+        span = int((seen.max((0, 1)) - seen.min((0, 1))).max())
+        if span < FLAT:
+            warnings.warn(
+                f"{path} is nearly of one colour: its pixels span {span} of 255 levels; if it holds 10, 12 or 14 bits "
+                "in 16, scale them to all 16.",
+                Notice,
+                stacklevel=2,
+            )
+        return pixels, placed
     raise InputError(f"{_not_a_picture(picture)}; {TAKEN}.")
 
 
@@ -45,7 +57,9 @@ def score_limit(score: object) -> float:
 
 def is_one(pictures: object) -> bool:
     """Whether somebody gave a single picture where several are wanted."""
-    single = isinstance(pictures, str | os.PathLike | Image.Image | bytes)
+    single = isinstance(pictures, str | os.PathLike | Image.Image | bytes | bytearray | memoryview) or hasattr(
+        pictures, "read"
+    )
     return single or (isinstance(pictures, np.ndarray) and pictures.ndim < 4)
 
 
@@ -76,6 +90,8 @@ def _not_a_picture(given: object) -> str:
 
 def _rgb(array: NDArray[Any]) -> NDArray[np.uint8]:
     if array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3 and array.size:
+        if array.size > 3 * MAX_PIXELS:
+            raise InputError(f"The array has over {MAX_PIXELS // 10**6} million pixels; shrink it first.")
         return array
     if not array.size:
         fix = "it has no pixel"

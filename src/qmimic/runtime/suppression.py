@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from qmimic.runtime.metadata import Metadata
 
 CANDIDATES = 4  # times as many as detections that stay
+BLOCK = 16  # boxes that are compared with all later ones at once, since a call of numpy costs more than its numbers
 Floats = NDArray[np.float32]
 
 
@@ -18,16 +19,21 @@ def suppress(boxes: Floats, threshold: float, most: int) -> NDArray[np.intp]:
         most: how many are wanted.
     """
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    left = np.arange(len(boxes))
-    kept: list[np.intp] = []
-    while len(left) and len(kept) < most:
-        first, left = left[0], left[1:]
-        kept.append(first)
-        low = np.maximum(boxes[left, :2], boxes[first, :2])
-        high = np.minimum(boxes[left, 2:], boxes[first, 2:])
-        overlap = np.clip(high - low, 0, None).prod(1)
-        left = left[overlap * (1 + threshold) <= threshold * (areas[left] + areas[first])]
-    return np.array(kept, np.intp)
+    stays = np.ones(len(boxes), np.bool_)
+    kept: list[int] = []
+    for start in range(0, len(boxes), BLOCK):
+        rows = start + np.flatnonzero(stays[start : start + BLOCK])
+        low = np.maximum(boxes[rows, None, :2], boxes[start:, :2])
+        high = np.minimum(boxes[rows, None, 2:], boxes[start:, 2:])
+        sides = np.clip(high - low, 0, None)
+        apart = sides[..., 0] * sides[..., 1] * (1 + threshold) <= threshold * (areas[rows, None] + areas[start:])
+        for row, free in zip(rows.tolist(), apart, strict=True):
+            if len(kept) >= most:
+                return np.array(kept, np.intp)
+            if stays[row]:
+                kept.append(row)
+                stays[start:] &= free
+    return np.array(kept[:most], np.intp)
 
 
 def propose(candidates: Floats, metadata: Metadata) -> tuple[Floats, NDArray[np.bool_]]:

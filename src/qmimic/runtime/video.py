@@ -75,12 +75,7 @@ def _what(source: str) -> tuple[str, bool]:
     if "://" in source:
         if scheme not in STREAMS:
             raise InputError(f"Streams of {scheme}:// are not read; give one of {', '.join(STREAMS)}, or a file.")
-        try:
-            parts = urlsplit(source)
-            where = f"{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
-        except ValueError as error:
-            raise InputError("The address of the stream cannot be read; check its host and port.") from error
-        return f"stream {scheme}://{where}", True
+        return f"stream {scheme}://{_host(source)}", True
     path = Path(source)
     if path.exists() and stat.S_ISCHR(path.stat().st_mode):
         return f"camera {source}", True
@@ -92,6 +87,21 @@ def _what(source: str) -> tuple[str, bool]:
             "number of a camera."
         )
     return f"video {source}", False
+
+
+def _host(address: str) -> str:
+    """Host and port of an address. Some cameras want a password in the path, some have a slash in it: all else is left
+    out, and of an address that can be read in two ways everything.
+
+    Raises:
+        InputError: host or port cannot be.
+    """
+    try:
+        parts = urlsplit(address)
+        where = f"{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}"
+    except ValueError as error:
+        raise InputError("The address of the stream cannot be read; check its host and port.") from error
+    return "..." if "@" in parts.path + parts.query + parts.fragment else where
 
 
 def _opened(cv2: Any, source: str) -> Any:

@@ -14,7 +14,7 @@ from qmimic.data.sample import Dataset
 from qmimic.data.splits import samples_of
 from qmimic.detections import Detections
 from qmimic.errors import InputError
-from qmimic.files import parse_json, what_is, write_text
+from qmimic.files import OTHER_KIND, parse_json, what_is, write_text
 
 Ids = dict[Any, Any]  # ids of a COCO file: of images to their names, of categories to labels
 
@@ -81,7 +81,7 @@ def _values(text: str, path: Path) -> Any:
     if len(lines) > 1 and all(line.startswith("{") and line.rstrip().endswith("}") for line in lines):
         return [parse_json(line, f"Line {number} of {path}", strict=False) for number, line in enumerate(lines, 1)]
     kind = what_is(path)
-    if kind not in ("a JSON file", "an empty file", "a file of another kind"):
+    if kind not in ("a JSON file", "an empty file", OTHER_KIND):
         raise InputError(f"{path} is {kind}, not detections; name a JSON file.")
     return parse_json(text, str(path), strict=False)
 

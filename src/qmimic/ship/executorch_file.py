@@ -4,12 +4,12 @@ Of the mobile formats that are still maintained it is the one that takes torch's
 need a second converter and a second set of rules for the same network. ExecuTorch has no suppression, so a program has
 two methods, and the suppressions between and after them are the caller's, as `qmimic.runtime` does them in numpy:
 
-    look:  images uint8 [1, H, W, 3] -> map [1, C, h, w], candidates [1, K, 4] in falling order of objectness
-    judge: map, regions [1, P, 4] -> scores [1, P, classes], boxes [1, P, classes or 1, 4]
+    extract:          images uint8 [1, H, W, 3] -> map [1, C, h, w], candidates [1, K, 4] in falling order of objectness
+    classify_regions: map, regions [1, P, 4] -> scores [1, P, classes], boxes [1, P, classes or 1, 4]
 
 A detector of one stage has one method:
 
-    look:  images uint8 [1, H, W, 3] -> scores [1, N, classes], boxes [1, N, 1, 4] of all places
+    forward: images uint8 [1, H, W, 3] -> scores [1, N, classes], boxes [1, N, 1, 4] of all places
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from qmimic.contracts import ExportParts, Features
 from qmimic.detectors.detector import Detector
 from qmimic.errors import InputError
-from qmimic.runtime.metadata import JUDGE, LOOK, WEIGHTS_SUM
+from qmimic.runtime.metadata import CLASSIFY, EXTRACT, FORWARD, WEIGHTS_SUM
 from qmimic.ship.network import ShippedNetwork
 from qmimic.ship.onnx_file import Exported
 
@@ -68,17 +68,17 @@ def _programs(detector: Detector, images: Tensor) -> dict[str, torch.export.Expo
     """The methods by name."""
     parts = detector.export_parts()
     if parts is None:
-        return {LOOK: torch.export.export(_ScoreBoxes(detector).eval(), (images,))}
+        return {FORWARD: torch.export.export(_ScoreBoxes(detector).eval(), (images,))}
     extract, classify = _Extract(detector, parts).eval(), _ClassifyRegions(detector, parts).eval()
     features, _ = extract(images)
     regions = torch.zeros(1, parts.regions, 4)
     return {
-        LOOK: torch.export.export(extract, (images,)),
-        JUDGE: torch.export.export(classify, (features, regions)),
+        EXTRACT: torch.export.export(extract, (images,)),
+        CLASSIFY: torch.export.export(classify, (features, regions)),
     }
 
 
-class _Look(nn.Module):
+class _Seeing(nn.Module):
     def __init__(self, detector: Detector) -> None:
         super().__init__()
         self.detector = detector
@@ -87,13 +87,13 @@ class _Look(nn.Module):
         return self.detector.quantize(self.detector.backbone(self.detector.centred(images).contiguous()))
 
 
-class _ScoreBoxes(_Look):
+class _ScoreBoxes(_Seeing):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         boxes, scores = self.detector.score_boxes(self.features(images))
         return scores, boxes
 
 
-class _Extract(_Look):
+class _Extract(_Seeing):
     def __init__(self, detector: Detector, parts: ExportParts) -> None:
         super().__init__(detector)
         self.parts = parts

@@ -18,8 +18,8 @@ from onnxscript import opset20
 from qmimic.detectors.detector import Detector
 from qmimic.runtime.metadata import INPUT, OUTPUTS, REGIONS
 from qmimic.ship.network import ShippedNetwork
+from qmimic.ship.opset import OPSET, lower
 
-OPSET = 20
 op: Any = opset20  # traced, not run: its types are those of scripts
 
 
@@ -31,11 +31,13 @@ class Exported:
         detector: in evaluation mode, trained or on grids.
         batch: images at once; None: any number.
         suppression: whether detections are suppressed in the graph.
+        opset: of the graph.
     """
 
     detector: Detector
     batch: int | None = 1
     suppression: bool = True
+    opset: int = OPSET
 
     @cached_property
     def graph(self) -> onnx.ModelProto:
@@ -47,7 +49,7 @@ def build_graph(exported: Exported) -> onnx.ModelProto:
     """The graph of a detector.
 
     Raises:
-        InputError: the detector cannot be exported, see `ShippedNetwork`.
+        InputError: the detector cannot be exported, see `ShippedNetwork`; or not in this opset.
     """
     detector, batch = exported.detector, exported.batch
     network = ShippedNetwork(detector, exported.suppression).eval()
@@ -75,6 +77,8 @@ def build_graph(exported: Exported) -> onnx.ModelProto:
     _anchors_by_place(model.graph, detector)
     _without_idle_relus(model.graph)
     _in_few_words(model.graph)
+    if exported.opset != OPSET:
+        lower(model, exported.opset)
     onnx.checker.check_model(model, full_check=True)
     return model
 

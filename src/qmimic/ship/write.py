@@ -67,6 +67,11 @@ def label(path: Path, kind: Format, metadata: Metadata) -> None:
 
 def write_described(exported: Exported, kind: Format, metadata: Metadata, path: Path) -> None:
     """Write a detector in a format without proof, to be timed. Raises InputError: the format cannot hold it."""
+    if not kind.two_stages and not exported.detector.place_strides:
+        raise InputError(
+            f"{kind.engine}'s {kind.suffixes[0]} holds detectors of one stage only, and this one has two; train one "
+            "with detector.architecture=one_stage, or export to another format."
+        )
     kind.write(exported, path)
     label(path, kind, metadata)
 
@@ -89,6 +94,7 @@ def describe(detector: Detector, notes: dict[str, object]) -> Metadata:
         precision="int8" if integers else "fp32",
         grid=tuple(torch.cat(scales).tolist()) if scales else None,
         version=version("qmimic"),
+        levels=detector.place_strides,
         parameters=parameter_count(detector),
         macs=mac_count(detector),
         training=notes,

@@ -9,7 +9,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from qmimic.config import Recipe, explain, load_tree, put, recipe_from
+from qmimic.config.reading import keys_of
 from qmimic.errors import InputError
+from qmimic.run.effects import why_idle
 from qmimic.run.keys import job_keys
 
 
@@ -140,7 +142,23 @@ def expand(study: Study, source: Path, folder: Path) -> tuple[Run, ...]:
         if study.folds > 1:
             put(tree, "data.fold", [fold, study.folds], place)
         runs.append(Run(arm, point, seed, fold, recipe_from(tree, place)))
+    _refuse_idle(study, runs, base, source)
     return tuple(runs)
+
+
+def _refuse_idle(study: Study, runs: list[Run], base: dict[str, Any], source: Path) -> None:
+    """Refuse settings that have an effect in none of the runs that they are for."""
+    recipes = {(run.arm, repr(run.point)): run for run in runs}.values()  # seeds and folds read what the first does
+    owned = [("", key) for key in (*study.set, *study.grid)]
+    # What an arm sets against the study's own settings has an effect: the study's have none there.
+    # What an arm sets against the recipe or the study's own settings has an effect: theirs have none there.
+    before = {*study.set, *study.grid, *keys_of(base)}
+    owned += [(arm, key) for arm, own in study.arms.items() for key in own if key not in before]
+    for arm, key in owned:
+        whys = [why_idle(run.recipe, key) for run in recipes if arm in ("", run.arm)]
+        if all(whys):
+            place = f"arm {arm} of {source}" if arm else source
+            raise InputError(f"In {place}: {key} would have no effect: {whys[0]}; or leave it out.")
 
 
 def jobs_of(run: Run) -> tuple[Job, ...]:

@@ -1,0 +1,49 @@
+"""What memory a microcontroller needs for a `.tflite`: the arena of TensorFlow Lite Micro, by its own count."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from qmimic.errors import InputError
+
+SUFFIX = ".tflite"
+LARGEST = 64 << 20  # bytes; more than any microcontroller has
+SECONDS = 120
+SCRIPT = (
+    "import sys; from tflite_micro import runtime\n"
+    "runtime.Interpreter.from_bytes(open(sys.argv[1], 'rb').read(), arena_size=int(sys.argv[2])).print_allocations()"
+)
+TOTAL = re.compile(r"Arena allocation total (\d+) bytes")
+
+
+def can_measure(path: Path) -> bool:
+    """Whether a file has an arena, and the interpreter is installed that says how large it is."""
+    return path.suffix == SUFFIX and importlib.util.find_spec("tflite_micro") is not None
+
+
+def arena_bytes(path: Path) -> int:
+    """Bytes of working memory, for the maps and the interpreter's own tables; the weights lie in flash.
+
+    The interpreter runs in a process of its own, which a damaged model may end. It is that of a desktop: pointers have
+    eight bytes there, on a microcontroller four, so the figure is a little above what is needed there.
+
+    Raises:
+        InputError: the interpreter is not installed, cannot hold the model, or does not say.
+    """
+    if importlib.util.find_spec("tflite_micro") is None:
+        raise InputError(
+            "TensorFlow Lite Micro is not installed, so the arena is unknown: pip install 'qmimic[micro]'."
+        )
+    command = [sys.executable, "-c", SCRIPT, str(path.absolute()), str(LARGEST)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise InputError(f"TensorFlow Lite Micro takes over {SECONDS} s to load {path}; export it again.") from error
+    said = done.stdout + done.stderr
+    total = TOTAL.search(said)
+    if done.returncode or total is None:
+        reason = next((line for line in said.strip().splitlines()[::-1] if line.strip()), "no reason given")
+        raise InputError(f"TensorFlow Lite Micro cannot hold {path} ({reason[:160]}); export it again.")
+    return int(total[1])

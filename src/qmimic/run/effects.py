@@ -1,0 +1,183 @@
+"""Which settings of a recipe have an effect, given its others: who sets one that has none meant something else.
+
+Each line of `READERS` names settings that only some recipes read. What no line names is read by every run (or, of
+`int8`, by `qmimic export` of its files).
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qmimic.arms import ARMS
+from qmimic.config import DetectorConfig, FineTuningConfig, Recipe, TeacherConfig, load_recipe, load_tree, recipe_from
+from qmimic.config.reading import keys_of, named_keys, recipe_file
+from qmimic.errors import InputError
+from qmimic.run.folder import ENVIRONMENT
+from qmimic.tables import ARCHITECTURES
+
+IN_TEACHERS_FILE = ("file", "maps", "boxes", "scores", "mean", "std", "bgr")
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Settings that only some recipes read.
+
+    Attributes:
+        keys: dotted; a section is all that is in it.
+        reads: whether a recipe does.
+        why: else, a clause that names what would have to be set.
+        but: keys that these are not.
+    """
+
+    keys: tuple[str, ...]
+    reads: Callable[[Recipe], bool]
+    why: str
+    but: tuple[str, ...] = ()
+
+    def names(self, key: str) -> bool:
+        """Whether a key is one of these."""
+        return key not in self.but and any(key == one or key.startswith(f"{one}.") for one in self.keys)
+
+
+def _students(recipe: Recipe) -> list[Recipe]:
+    return [recipe, *(recipe.changed(ARMS[name].settings) for name in recipe.baselines)]
+
+
+def _has_teacher(recipe: Recipe) -> bool:
+    return any(own.needs_teachers for own in _students(recipe))
+
+
+def _mimics(recipe: Recipe) -> bool:
+    return any(own.mimic.mode != "none" for own in _students(recipe))
+
+
+def _prunes(method: str) -> Callable[[Recipe], bool]:
+    return lambda recipe: any(own.pruning.method == method for own in _students(recipe))
+
+
+def _in(section: str, names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{section}.{name}" for name in names)
+
+
+READERS = (
+    Reader(("teacher", "quantized_teacher", "quantizer"), _has_teacher, "no student has a teacher: set mimic.mode"),
+    Reader(("mimic",), _mimics, "no student imitates a teacher: set mimic.mode", but=("mimic.mode",)),
+    Reader(
+        _in("teacher", (name for name in TeacherConfig.model_fields if name not in ("kind", *IN_TEACHERS_FILE))),
+        lambda recipe: recipe.trains_teacher,
+        "the teacher is a file that is not trained: set teacher.kind=detector",
+    ),
+    Reader(
+        ("quantized_teacher",),
+        lambda recipe: recipe.trains_teacher,
+        "the teacher is a file that is not trained: set teacher.kind=detector",
+    ),
+    Reader(
+        _in("teacher", IN_TEACHERS_FILE),
+        lambda recipe: not recipe.trains_teacher,
+        "the run trains its teacher: set teacher.kind=onnx",
+    ),
+    *(
+        Reader(
+            (f"{section}.milestones",),
+            lambda recipe, section=section: getattr(recipe, section).decay == "step",  # type: ignore[misc]
+            f"they are those of {section}.decay=step",
+        )
+        for section in ("teacher", "student")
+    ),
+    *(
+        Reader(
+            _in(section, (name for name in FineTuningConfig.model_fields if name not in ("steps", "batch_size"))),
+            lambda recipe, section=section: getattr(recipe, section).steps > 0,  # type: ignore[misc]
+            f"nothing is trained in 0 steps: set {section}.steps",
+        )
+        for section in ("quantized_teacher", "int8")
+    ),
+    Reader(
+        _in("quantized_teacher", ("optimizer", "weight_decay")),
+        lambda recipe: recipe.quantized_teacher.steps > 0,
+        "nothing is trained in 0 steps: set quantized_teacher.steps",
+    ),
+    Reader(
+        ("mimic.share",), lambda recipe: recipe.mimic.weight == "auto", "the weight is a number: set mimic.weight=auto"
+    ),
+    Reader(
+        _in("mimic", ("with_truth", "region_count", "pooling", "sampling", "order", "map_steps")),
+        lambda recipe: recipe.mimic.regions != "map",
+        "mimic.regions=map matches the whole map without regions: name other regions",
+    ),
+    Reader(
+        _in("mimic", ("with_truth",)),
+        lambda recipe: recipe.mimic.regions != "ground_truth",
+        "mimic.regions=ground_truth has no others: name other regions",
+    ),
+    Reader(
+        _in("pruning", ("rounds", "steps", "learning_rate", "cost_weight")),
+        _prunes("taylor"),
+        "nothing is pruned by Taylor expansion: set pruning.method=taylor, or name taylor in baselines",
+    ),
+    Reader(
+        _in("pruning", ("images", "places")),
+        _prunes("lasso"),
+        "nothing is pruned by LASSO: set pruning.method=lasso, or name lasso in baselines",
+    ),
+    Reader(("data.val",), lambda recipe: recipe.data.fold is None, "data.fold reports on a part of data.train"),
+    Reader(
+        ("detector.anchor_count",),
+        lambda recipe: recipe.detector.anchors is None and recipe.detector.anchor_cells is None,
+        "no anchors are fitted where they are named: leave out detector.anchors and anchor_cells",
+    ),
+)
+
+
+def why_idle(recipe: Recipe, key: str) -> str:
+    """Why a setting has no effect in a recipe, a clause; empty if it has one, or has its default."""
+    section, _, name = key.rpartition(".")
+    own, usual = (getattr(one, section) if section else one for one in (recipe, Recipe()))
+    if not hasattr(own, name) or getattr(own, name) == getattr(usual, name):
+        return ""
+    for reader in READERS:
+        if reader.names(key) and not reader.reads(recipe):
+            return reader.why
+    if section == "detector" and name in DetectorConfig.model_fields:
+        kinds = dict.fromkeys((recipe.detector.architecture, recipe.teacher_architecture))
+        if not any(name in ARCHITECTURES[kind].reads for kind in kinds):
+            return f"{' and '.join(kinds)} has no such setting"
+    return ""
+
+
+def refuse_idle(recipe: Recipe, keys: Iterable[str], source: str) -> None:
+    """Refuse a setting that has no effect.
+
+    Args:
+        recipe: resolved.
+        keys: that somebody set.
+        source: how the sentence calls the place where they stand.
+
+    Raises:
+        InputError: one has no effect, and not its default either.
+    """
+    for key in keys:
+        why = why_idle(recipe, key)
+        if why:
+            raise InputError(f"In {source}: {key} would have no effect: {why}; or leave it out.")
+
+
+def recipe_to_train(path: Path | str | None, overrides: Sequence[str] = ()) -> Recipe:
+    """As `load_recipe`, and every setting has an effect: those of the file by themselves, overrides in the result.
+
+    So an override that switches a part off need not name all that the file says of that part.
+
+    Raises:
+        InputError: as `load_recipe`; or a setting would have no effect.
+    """
+    recipe = load_recipe(path, list(overrides))
+    refuse_idle(recipe, named_keys(overrides), "the overrides")
+    if path and not (Path(path).parent / ENVIRONMENT).exists():  # a run writes what it resolved, idle or not
+        tree = load_tree(recipe_file(Path(path)), "recipe")
+        try:
+            alone = recipe_from(tree, str(path))
+        except InputError:  # overrides complete it
+            alone = recipe
+        refuse_idle(alone, keys_of(tree), str(path))
+    return recipe

@@ -1,0 +1,145 @@
+"""LiteRT's files, `.tflite`, by its interpreter on the CPU: what phones, small boards and microcontrollers run."""
+
+import hashlib
+import subprocess
+import sys
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qmimic.errors import InputError
+from qmimic.files import LARGE, read_bytes
+from qmimic.runtime.formats import Arrays, Input, Session, cannot_run
+from qmimic.runtime.metadata import GRAPH_SUM, INPUT, REGIONS, from_properties
+from qmimic.runtime.places import decode, place_count
+
+TRIAL = "import sys; from ai_edge_litert.interpreter import Interpreter as I; I(sys.argv[1]).allocate_tensors()"
+TRIAL_SECONDS = 60
+
+
+def open_file(path: Path, threads: int, spin: bool) -> Session:
+    """See `qmimic.runtime.formats`. Its threads sleep between runs in any case.
+
+    The interpreter ends the process over some damaged models. A file whose graph is not the one that was proved is
+    therefore loaded by another process first.
+    """
+    litert, _ = _imported()
+    content = read_bytes(path, LARGE)
+    properties = properties_of(content, path)
+    metadata = from_properties(properties, path)
+    if properties.get(GRAPH_SUM) != checksum(path) and not _loads(path):
+        raise InputError(f"{path} was changed since it was written, and LiteRT cannot load it; export it again.")
+
+    def interpreter() -> Any:
+        made = litert.Interpreter(model_content=content, num_threads=threads)
+        made.allocate_tensors()
+        return made
+
+    try:
+        first = interpreter()
+        (taken,), (given,) = first.get_input_details(), first.get_output_details()
+        wanted = 1, place_count(metadata), len(metadata.classes) + 4
+        if tuple(given["shape"]) != wanted or given["dtype"] not in (np.float32, np.int8):
+            raise ValueError(f"its output should have the shape {wanted}")
+    except Exception as error:  # its exceptions have no common type but this
+        raise cannot_run(path, "LiteRT", "ai-edge-litert", error) from error
+    # An interpreter holds the results of its last run, so no two threads may have the same one.
+    free: deque[Any] = deque([first])
+
+    def run(feeds: Arrays) -> Arrays:
+        try:
+            own = free.pop()
+        except IndexError:
+            own = interpreter()
+        try:
+            pixels = feeds[INPUT]
+            own.set_tensor(taken["index"], pixels if taken["dtype"] == np.uint8 else (pixels ^ 128).view(np.int8))
+            own.invoke()
+            outputs = own.get_tensor(given["index"])
+        finally:
+            free.append(own)
+        return dict(zip(REGIONS, decode(outputs, metadata), strict=True))
+
+    return Session(run, {INPUT: Input(tuple(map(int, taken["shape"])), np.dtype(np.uint8))}, properties)
+
+
+def properties_of(content: bytes, path: Path) -> dict[str, str]:
+    """What a file says of itself.
+
+    Raises:
+        InputError: LiteRT is not installed, or the bytes are not a model of LiteRT.
+    """
+    model = parse(content, path)
+    found = {}
+    for entry in model.metadata or []:
+        data = model.buffers[entry.buffer].data
+        found[_text(entry.name)] = b"" if data is None else bytes(data)
+    return {name: value.decode("utf-8", "replace") for name, value in found.items()}
+
+
+def checksum(path: Path) -> str:
+    """See `qmimic.runtime.formats`: of every value of the model but its metadata, however the bytes lie in the file."""
+    model = parse(read_bytes(path, LARGE), path)
+    for entry in model.metadata or []:
+        model.buffers[entry.buffer].data = None
+    while model.buffers and model.buffers[-1].data is None:
+        model.buffers.pop()  # those of the metadata stand last
+    model.metadata = model.description = None
+    digest = hashlib.sha256()
+    _add(digest, model)
+    return digest.hexdigest()
+
+
+def parse(content: bytes, path: Path) -> Any:
+    """The model (`ModelT`) in a file's bytes. Raises: as `properties_of`."""
+    _, schema = _imported()
+    if content[4:8] != b"TFL3":
+        raise InputError(f"{path} is not a model of LiteRT; name a file that `qmimic export --to litert` wrote.")
+    try:
+        model = schema.ModelT.InitFromPackedBuf(content, 0)
+        names = [entry.buffer for entry in model.metadata or []]
+        if any(not 0 <= place < len(model.buffers) for place in names) or not model.subgraphs:
+            raise IndexError("its tables point outside")
+    except Exception as error:  # a damaged table fails in any of Python's ways
+        raise InputError(f"{path} is damaged ({error}); copy or export it again.") from error
+    return model
+
+
+def _loads(path: Path) -> bool:
+    try:
+        ended = subprocess.run([sys.executable, "-c", TRIAL, str(path)], capture_output=True, timeout=TRIAL_SECONDS)
+    except subprocess.TimeoutExpired:
+        return False
+    return ended.returncode == 0
+
+
+def _add(digest: Any, value: Any) -> None:
+    """Every field of every object, in order of name."""
+    if isinstance(value, np.ndarray):
+        digest.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
+    elif isinstance(value, list):
+        digest.update(f"[{len(value)}".encode())
+        for one in value:
+            _add(digest, one)
+    elif hasattr(value, "__dict__"):
+        for name, own in sorted(vars(value).items()):
+            if own is not None:
+                digest.update(name.encode())
+                _add(digest, own)
+    else:
+        digest.update(repr(value).encode())
+
+
+def _text(value: bytes | str | None) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value or ""
+
+
+def _imported() -> tuple[Any, Any]:
+    """The interpreter's module and the one that reads the format."""
+    try:
+        from ai_edge_litert import interpreter, schema_py_generated
+    except ImportError as error:
+        raise InputError("LiteRT is not installed: pip install 'qmimic[litert]'.") from error
+    return interpreter, schema_py_generated

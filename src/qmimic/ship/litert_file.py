@@ -1,0 +1,480 @@
+"""A one-stage detector as a `.tflite` of LiteRT (TensorFlow Lite), float or on integers.
+
+The graph ends where exponentials begin: it gives the logits and the logarithms of the sides of all places, and
+`qmimic.runtime.places` decodes them. So every interpreter of the format can run it, that of microcontrollers too, and
+on integers it has integers from end to end: pixels less 128 in, as int8, and int8 out. (XNNPACK ends the process that
+has it turn uint8 into int8.)
+
+The detector's own exported program is walked, not a converter's idea of it: the grids that were trained become the
+steps of the tensors as they are. A grid of 0 to 255 lies on int8 as -128 to 127, so nothing is rounded twice.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from qmimic.compress.integer_grids import is_on_grids, with_summands
+from qmimic.detectors.detector import Detector
+from qmimic.errors import InputError
+from qmimic.runtime.metadata import INPUT
+from qmimic.runtime.places import LOGIT_STEP, SIDE_STEP
+from qmimic.ship.network import ShippedNetwork
+from qmimic.ship.onnx_file import Exported
+
+try:
+    from qmimic.ship.litert_model import ModelBuilder, Steps, with_properties
+except ImportError as error:
+    raise InputError("LiteRT is not installed: pip install 'qmimic[litert]'.") from error
+
+OUTPUT = "places"
+SIDES = 4
+OUTPUT_STEPS = Steps((LOGIT_STEP,))
+PIXELS = Steps((1.0,), -128)
+LOWEST = np.float32(-3.4e38)
+
+aten = torch.ops.aten
+
+
+def write(exported: Exported, path: Path) -> None:
+    """See `qmimic.runtime.formats`.
+
+    Raises:
+        InputError: the batch is not 1, or the graph has what the format lacks.
+    """
+    detector = exported.detector
+    if exported.batch != 1:
+        raise InputError("A .tflite file takes one picture at a time; leave --batch at 1.")
+    integers = is_on_grids(detector)
+    network = _PlaceOutputs(with_summands(detector) if integers else detector).eval()
+    images = torch.zeros(1, *detector.spec.size, 3, dtype=torch.uint8)
+    program = torch.export.export(network, (images,)).run_decompositions({})
+    path.write_bytes(_Lowering(program, integers).model())
+
+
+def describe(path: Path, properties: Mapping[str, str]) -> None:
+    """See `qmimic.runtime.formats`."""
+    from qmimic.runtime.litert_engine import parse
+
+    path.write_bytes(with_properties(parse(path.read_bytes(), path), properties))
+
+
+class _PlaceOutputs(nn.Module):
+    """From uint8 [1, H, W, 3] to [1, N, K + 4]."""
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = ShippedNetwork(detector).detector
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.detector.quantize(self.detector.backbone(self.detector.centred(images)))
+        return self.detector.place_outputs(features).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class _Value:
+    """A tensor of the model that stands for a value of the program.
+
+    Attributes:
+        index: of the tensor.
+        order: the dimensions of the program's value in the order in which they lie in the tensor.
+        steps: of its integers; None: float.
+        pixels: as the picture came: uint8, or 128 less as int8.
+    """
+
+    index: int
+    order: tuple[int, ...]
+    steps: Steps | None = None
+    pixels: bool = False
+
+
+class _Lowering:
+    """From an exported program to a model; a method for each operation, looked up in `operations`.
+
+    Maps lie with their channels last, as the format wants them: a value remembers how its dimensions lie, so a
+    transposition costs nothing.
+    """
+
+    def __init__(self, program: torch.export.ExportedProgram, integers: bool) -> None:
+        self.integers = integers
+        self.builder = ModelBuilder()
+        self.graph = program.graph
+        for node in reversed(self.graph.nodes):  # what only checks
+            if node.target is aten._assert_tensor_metadata.default:
+                self.graph.erase_node(node)
+        self.values: dict[Node, _Value] = {}
+        self.constants: dict[Node, Tensor] = {}
+        self.scales: dict[Node, Tensor] = {}  # of constants that lie on grids
+        own = {**program.state_dict, **program.constants}
+        self.given = {
+            spec.arg.name: own[spec.target] for spec in program.graph_signature.input_specs if spec.target is not None
+        }
+        self.operations: dict[Any, Callable[..., _Value]] = {
+            aten.conv2d.default: self._conv,
+            aten.relu.default: self._relu,
+            aten.add.Tensor: self._add,
+            aten.sub.Tensor: self._sub,
+            aten.max_pool2d.default: self._max_pool,
+            aten.cat.default: self._cat,
+            aten.view.default: self._view,
+            aten.permute.default: self._permute,
+            aten.transpose.int: self._transpose,
+            aten._to_copy.default: self._to_float,
+            aten.clone.default: self._same,
+            aten.detach.default: self._same,
+            aten.div.Tensor: self._arithmetic("DIV", "DivOptions"),
+            aten.mul.Tensor: self._arithmetic("MUL", "MulOptions"),
+            aten.lt.Scalar: self._arithmetic("LESS", "LessOptions"),
+            aten.ceil.default: self._arithmetic("CEIL"),
+            aten.clamp.default: self._clamp,
+            torch.ops.qmimic.enlarged.default: self._enlarged,
+            torch.ops.qmimic.round_to_grid.default: self._round,
+        }
+        # Rounding to a grid is monotone, so it may as well be done before what only chooses or moves values.
+        self.passing = {
+            *(aten.relu.default, aten.max_pool2d.default, aten.cat.default, aten.view.default, aten.transpose.int),
+            *(aten.permute.default, aten.clone.default, torch.ops.qmimic.enlarged.default),
+        }
+
+    def model(self) -> bytes:
+        """The model's bytes."""
+        source = output = -1
+        for node in self.graph.nodes:
+            if node.op == "placeholder" and node.name in self.given:
+                self.constants[node] = self.given[node.name].detach()
+            elif node.op == "placeholder":
+                dtype = np.int8 if self.integers else np.uint8
+                source = self.builder.tensor(node.meta["val"].shape, dtype, PIXELS if self.integers else None, INPUT)
+                self.values[node] = _Value(source, tuple(range(4)), PIXELS if self.integers else None, True)
+            elif node.op == "output":
+                (last,) = node.args[0]
+                output = self._in_order(self.values[last]).index
+            else:
+                self._take(node)
+        return self.builder.finish(source, output)
+
+    def _take(self, node: Node) -> None:
+        if all(one in self.constants for one in node.all_input_nodes):
+            arguments: Any = torch.fx.map_arg(node.args, lambda one: self.constants[one])
+            if node.target is torch.ops.qmimic.round_to_grid.default:
+                self.scales[node] = arguments[1]
+            function: Any = node.target
+            self.constants[node] = function(*arguments, **node.kwargs)
+            return
+        operation = self.operations.get(node.target)
+        if operation is None:
+            raise InputError(f"A .tflite file cannot hold this detector: nothing of the format computes {node.target}.")
+        self.values[node] = operation(node, *node.args)
+
+    def _steps_of(self, node: Node) -> Steps | None:
+        """The grid on which what a node makes is wanted, if there is one."""
+        if not self.integers:
+            return None
+        if node.target is torch.ops.qmimic.round_to_grid.default:
+            arguments: Any = node.args
+            _, scale, low, high = arguments
+            zero = 0 if low else -128
+            return Steps((float(self.constants[scale]),), zero, 0, high + zero)
+        found: set[Steps | None] = set()
+        for user in node.users:
+            if user.op == "output":
+                found.add(OUTPUT_STEPS)
+            elif user.target in self.passing or user.target is torch.ops.qmimic.round_to_grid.default:
+                found.add(self._steps_of(user))
+            else:
+                return None
+        return found.pop() if len(found) == 1 else None
+
+    def _only_relu(self, node: Node) -> bool:
+        """Whether all that follows is a ReLU, which an operator can then do itself."""
+        return [user.target for user in node.users] == [aten.relu.default]
+
+    # ---- operations
+
+    def _conv(
+        self,
+        node: Node,
+        x: Node,
+        weight: Node,
+        bias: Node | None = None,
+        stride: list[int] | tuple[int, int] = (1, 1),
+        padding: list[int] | tuple[int, int] = (0, 0),
+        dilation: list[int] | tuple[int, int] = (1, 1),
+        groups: int = 1,
+    ) -> _Value:
+        steps, source = self._steps_of(node), self.values[x]
+        kernel = self.constants[weight]
+        added = self.constants[bias] if bias is not None else torch.zeros(len(kernel))
+        scale = self.scales.get(weight)
+        if steps == OUTPUT_STEPS:  # sides are written doubled
+            double = torch.ones(len(kernel))
+            double[-SIDES:] = LOGIT_STEP / SIDE_STEP
+            kernel, added = kernel * double.view(-1, 1, 1, 1), added * double
+            scale = None if scale is None else scale * double
+        whole = steps is not None and scale is not None and source.steps is not None
+        source = source if whole else self._as_float(source)
+        depthwise = groups > 1 and groups == len(kernel) == self.builder.shape(source.index)[3]
+        laid = kernel.permute(1, 2, 3, 0) if depthwise else kernel.permute(0, 2, 3, 1)
+        axis = 3 if depthwise else 0
+        if whole:
+            assert scale is not None
+            assert source.steps is not None
+            beside = scale.view([-1 if place == axis else 1 for place in range(4)])
+            integers = (laid / beside).round().to(torch.int8).numpy()
+            weights = self.builder.constant(integers, Steps(tuple(scale.tolist()), 0, axis))
+            product = scale.double() * source.steps.scale[0]
+            offsets = (added.double() / product).round().to(torch.int32).numpy()
+            biases = self.builder.constant(offsets, Steps(tuple(product.float().tolist())))
+        else:
+            weights = self.builder.constant(laid.float().contiguous().numpy())
+            biases = self.builder.constant(added.float().numpy())
+        sides = [(kernel.shape[2 + n] - 1) * dilation[n] + 1 for n in range(2)]
+        source, same = self._padded(source, sides, stride, padding, np.float32(0))
+        relu = not whole and self._only_relu(node) and steps is None
+        options = {
+            "padding": 0 if same else 1,
+            "strideH": stride[0],
+            "strideW": stride[1],
+            "dilationHFactor": dilation[0],
+            "dilationWFactor": dilation[1],
+            "fusedActivationFunction": int(relu),
+        }
+        kind, table = ("DEPTHWISE_CONV_2D", "DepthwiseConv2DOptions") if depthwise else ("CONV_2D", "Conv2DOptions")
+        options |= {"depthMultiplier": 1} if depthwise else {}
+        result = self._new(node, steps if whole else None)
+        self.builder.operator(kind, [source.index, weights, biases], result.index, table, **options)
+        return self._cut(result) if whole else self._settled(result, steps)
+
+    def _arithmetic(self, kind: str, options: str = "") -> Callable[..., _Value]:
+        """An operation on floats, of values, constants with a number for each channel, and numbers."""
+
+        def operation(node: Node, *operands: Node | float) -> _Value:
+            inputs = [self._operand(one) for one in operands]
+            dtype = np.bool_ if node.meta["val"].dtype is torch.bool else np.float32
+            result = self._new(node, None, dtype=dtype)
+            self.builder.operator(kind, inputs, result.index, options)
+            return self._settled(result, self._steps_of(node))
+
+        return operation
+
+    def _operand(self, one: Node | float) -> int:
+        if not isinstance(one, Node):
+            return self.builder.constant(np.array([one], np.float32))
+        if one in self.constants:
+            return self.builder.constant(self.constants[one].flatten().float().numpy())
+        return self._as_float(self.values[one]).index
+
+    def _clamp(self, node: Node, x: Node, least: float | None = None, most: float | None = None) -> _Value:
+        result = self._as_float(self.values[x])
+        for kind, limit in (("MAXIMUM", least), ("MINIMUM", most)):
+            if limit is not None:
+                inputs = [result.index, self._operand(limit)]
+                result = self._new(node, None)
+                self.builder.operator(kind, inputs, result.index, "MaximumMinimumOptions")
+        return self._settled(result, self._steps_of(node))
+
+    def _to_float(self, node: Node, x: Node) -> _Value:
+        source = self.values[x]
+        if x.meta["val"].dtype is not torch.bool:
+            return source  # pixels stay as they are until they are needed as floats
+        result = self._new(node, None)
+        self.builder.operator("CAST", [source.index], result.index, "CastOptions")
+        return result
+
+    def _sub(self, node: Node, x: Node, mean: Node | float) -> _Value:
+        steps, source = self._steps_of(node), self.values[x]
+        if steps is None or not source.pixels or mean not in self.constants:
+            return self._arithmetic("SUB", "SubOptions")(node, x, mean)
+        assert isinstance(mean, Node)
+        channels = self.constants[mean].flatten().double()
+        # One multiplication a channel by 1, so that each channel has its own bias.
+        one = 127
+        count = len(channels)
+        ones = np.full((1, 1, 1, count), one, np.int8)
+        weights = self.builder.constant(ones, Steps((1 / one,) * count, 0, 3))
+        offsets = (-channels * one).round().to(torch.int32).numpy()
+        biases = self.builder.constant(offsets, Steps((1 / one,) * count))
+        result = self._new(node, steps)
+        options = {"padding": 1, "strideH": 1, "strideW": 1, "depthMultiplier": 1}
+        inputs = [source.index, weights, biases]
+        self.builder.operator("DEPTHWISE_CONV_2D", inputs, result.index, "DepthwiseConv2DOptions", **options)
+        return result
+
+    def _add(self, node: Node, x: Node, y: Node | float) -> _Value:
+        steps = self._steps_of(node)
+        if y not in self.values:
+            return self._arithmetic("ADD", "AddOptions")(node, x, y)
+        assert isinstance(y, Node)
+        both = [self.values[x], self.values[y]]
+        whole = steps is not None and all(one.steps is not None for one in both)
+        both = both if whole else [self._as_float(one) for one in both]
+        result = self._new(node, steps if whole else None)
+        relu = not whole and steps is None and self._only_relu(node)
+        inputs = [one.index for one in both]
+        self.builder.operator("ADD", inputs, result.index, "AddOptions", fusedActivationFunction=int(relu))
+        return self._cut(result) if whole else self._settled(result, steps)
+
+    def _relu(self, node: Node, x: Node) -> _Value:
+        source = self.values[x]
+        unsigned = source.steps is not None and source.steps.zero == -128
+        if unsigned or (
+            source.steps is None and x.target in (aten.conv2d.default, aten.add.Tensor) and self._only_relu(x)
+        ):
+            return source
+        result = self._new(node, source.steps)
+        self.builder.operator("RELU", [source.index], result.index)
+        return result
+
+    def _max_pool(
+        self,
+        node: Node,
+        x: Node,
+        kernel: list[int],
+        stride: list[int],
+        padding: list[int] | tuple[int, int] = (0, 0),
+    ) -> _Value:
+        source, same = self._padded(self.values[x], kernel, stride, padding, LOWEST)
+        result = self._new(node, source.steps)
+        options = {
+            "padding": 0 if same else 1,
+            "strideH": stride[0],
+            "strideW": stride[1],
+            "filterHeight": kernel[0],
+            "filterWidth": kernel[1],
+        }
+        self.builder.operator("MAX_POOL_2D", [source.index], result.index, "Pool2DOptions", **options)
+        return result
+
+    def _enlarged(self, node: Node, x: Node, times: int) -> _Value:
+        source = self.values[x]
+        height, width = self.builder.shape(source.index)[1:3]
+        size = self.builder.constant(np.array([height * times, width * times], np.int32))
+        result = self._new(node, source.steps)
+        options = {"alignCorners": False, "halfPixelCenters": False}
+        inputs = [source.index, size]
+        self.builder.operator(
+            "RESIZE_NEAREST_NEIGHBOR", inputs, result.index, "ResizeNearestNeighborOptions", **options
+        )
+        return result
+
+    def _cat(self, node: Node, parts: list[Node], dim: int = 0) -> _Value:
+        steps = self._steps_of(node)
+        own = [self.values[one] for one in parts]
+        own = [self._settled(self._as_float(one), None) if steps is None else self._settled(one, steps) for one in own]
+        result = self._new(node, steps, own[0].order)
+        axis = result.order.index(dim % len(result.order))
+        self.builder.operator(
+            "CONCATENATION", [one.index for one in own], result.index, "ConcatenationOptions", axis=axis
+        )
+        return result
+
+    def _view(self, node: Node, x: Node, shape: list[int]) -> _Value:
+        """Places in one row: [B, C, H, W] to [B, C, H W], which lie as [B, H, W, C] and [B, H W, C]."""
+        before, after = tuple(x.meta["val"].shape), tuple(node.meta["val"].shape)
+        source = self.values[x]
+        if len(before) != 4 or after != (*before[:2], before[2] * before[3]) or source.order != (0, 2, 3, 1):
+            raise InputError(f"A .tflite file cannot hold this detector: it reshapes {before} to {after}.")
+        result = self._new(node, source.steps, (0, 2, 1))
+        laid = list(self.builder.shape(result.index))
+        inputs = [source.index, self.builder.constant(np.array(laid, np.int32))]
+        self.builder.operator("RESHAPE", inputs, result.index, "ReshapeOptions", newShape=laid)
+        return result
+
+    def _permute(self, node: Node, x: Node, dims: list[int]) -> _Value:
+        source = self.values[x]
+        return replace(source, order=tuple(list(dims).index(place) for place in source.order))
+
+    def _transpose(self, node: Node, x: Node, one: int, other: int) -> _Value:
+        dims = list(range(len(self.values[x].order)))
+        dims[one], dims[other] = dims[other], dims[one]
+        return self._permute(node, x, dims)
+
+    def _same(self, node: Node, x: Node) -> _Value:
+        return self.values[x]
+
+    def _round(self, node: Node, x: Node, scale: Node, low: int, high: int) -> _Value:
+        return self._settled(self.values[x], self._steps_of(node))
+
+    # ---- parts of operations
+
+    def _new(
+        self, node: Node, steps: Steps | None, order: tuple[int, ...] | None = None, dtype: Any = np.float32
+    ) -> _Value:
+        """A tensor for what a node makes; maps lie with channels last."""
+        shape = node.meta["val"].shape
+        laid = order or {4: (0, 2, 3, 1), 3: (0, 2, 1)}[len(shape)]
+        dtype = dtype if steps is None else np.int8
+        return _Value(self.builder.tensor([shape[place] for place in laid], dtype, steps), laid, steps)
+
+    def _like(self, value: _Value, steps: Steps | None) -> _Value:
+        dtype = np.float32 if steps is None else np.int8
+        return _Value(self.builder.tensor(self.builder.shape(value.index), dtype, steps), value.order, steps)
+
+    def _as_float(self, value: _Value) -> _Value:
+        if value.steps is None and not value.pixels:
+            return value
+        result = self._like(value, None)
+        kind, options = ("CAST", "CastOptions") if value.steps is None else ("DEQUANTIZE", "DequantizeOptions")
+        self.builder.operator(kind, [value.index], result.index, options)
+        return result
+
+    def _settled(self, value: _Value, steps: Steps | None) -> _Value:
+        """A value on a grid; it stays as it is where it lies there, or where no grid is wanted."""
+        if steps is None or value.steps == steps:
+            return value
+        result = self._like(value, steps)
+        self.builder.operator("QUANTIZE", [value.index], result.index, "QuantizeOptions")
+        return self._cut(result)
+
+    def _cut(self, value: _Value) -> _Value:
+        """Values above a grid's highest integer become that integer."""
+        assert value.steps is not None
+        if value.steps.top == 127:
+            return value
+        top = self.builder.constant(np.array([value.steps.top], np.int8), value.steps)
+        result = self._like(value, value.steps)
+        self.builder.operator("MINIMUM", [value.index, top], result.index, "MaximumMinimumOptions")
+        return result
+
+    def _padded(
+        self,
+        value: _Value,
+        kernel: list[int],
+        stride: list[int] | tuple[int, int],
+        padding: list[int] | tuple[int, int],
+        filler: np.float32,
+    ) -> tuple[_Value, bool]:
+        """A map with what an operator is to find around it, and whether it is to pad by the format's own rule."""
+        shape = self.builder.shape(value.index)
+        around, same = [], True
+        for side, size, step, before in zip(shape[1:3], kernel, stride, padding, strict=True):
+            count = (side + 2 * before - size) // step + 1
+            needed = max((count - 1) * step + size - side, 0)
+            same &= before == needed // 2 and count == -(-side // step)
+            around.append((before, max(needed - before, 0)))
+        if same or not any(map(any, around)):
+            return value, same
+        sides = np.array([(0, 0), *around, (0, 0)], np.int32)
+        shape = tuple(side + sum(more) for side, more in zip(shape, sides.tolist(), strict=True))
+        dtype: Any = np.float32 if value.steps is None else np.int8
+        padded = _Value(self.builder.tensor(shape, dtype, value.steps), value.order, value.steps)
+        inputs = [value.index, self.builder.constant(sides)]
+        if filler == 0:
+            self.builder.operator("PAD", inputs, padded.index, "PadOptions")
+            return padded, False
+        lowest = np.array([filler if value.steps is None else -128], dtype)
+        inputs.append(self.builder.constant(lowest, value.steps))
+        self.builder.operator("PADV2", inputs, padded.index, "PadV2Options")
+        return padded, False
+
+    def _in_order(self, value: _Value) -> _Value:
+        """A value whose dimensions lie in their order."""
+        if value.order != tuple(range(len(value.order))):
+            raise InputError("A .tflite file cannot hold this detector: its outputs do not lie in their order.")
+        return value
