@@ -95,6 +95,7 @@ def make_index(root: Path, count: int) -> None:
         image_sizes=np.tile(np.array([[640, 480]], np.int32), (count, 1)),
         image_times=np.zeros(count, np.int64),
         image_lengths=random.integers(20_000, 90_000, count),
+        image_pixels=np.zeros(count, np.int64),
         starts=np.cumsum([0, *counts]),
         boxes=np.concatenate([corner, corner + 20 + 100 * random.random((total, 2), np.float32)], 1),
         labels=random.integers(0, 20, total).astype(np.int32),

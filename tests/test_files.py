@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from qmimic.data.records import RecordFile
 from qmimic.errors import InputError
 from qmimic.files import (
     MissingError,
@@ -29,6 +30,7 @@ from qmimic.files import (
     replacing,
     write_text,
 )
+from qmimic.study.table import opened
 from qmimic.yaml_text import parse_yaml
 
 
@@ -361,6 +363,27 @@ def test_nothing_is_written_below_a_link(tmp_path: Path, name: str) -> None:
     refuse_links(run, OURS)
     write_text(tmp_path / "named" / name / "a.txt", "ours", root=tmp_path / "named")
     assert (run / name / "a.txt").read_text() == "ours"
+
+
+def test_what_is_written_in_place_has_one_name(tmp_path: Path) -> None:
+    """A hard link in a stranger's run folder would carry what we write into the user's own file."""
+    mine = tmp_path / "mine.txt"
+    mine.write_bytes(bytes(RecordFile.size(3, 8)))
+    before = mine.read_bytes()
+    log, records, table = tmp_path / "log.jsonl", tmp_path / "bank" / "a.bin", tmp_path / "study.sqlite"
+    records.parent.mkdir()
+    for path in (log, records, table):
+        path.hardlink_to(mine)
+    for write in (
+        lambda: append_text(log, "more"),
+        lambda: RecordFile(records, 3, 8, "bank", "run.bank_mib"),
+        lambda: opened(tmp_path).__enter__(),
+    ):
+        with pytest.raises(InputError, match=r"has another name too \(a hard link\)"):
+            write()
+    assert mine.read_bytes() == before
+    write_text(log, "new")  # takes the name's place and leaves the other's bytes
+    assert mine.read_bytes() == before
 
 
 def test_a_pipe_in_a_folder_of_ours_keeps_nobody_waiting(tmp_path: Path) -> None:

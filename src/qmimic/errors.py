@@ -6,6 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
+def printable(text: str) -> str:
+    """A text for a terminal: signs that do something there, such as escape sequences and marks that turn the direction
+    of writing, are shown by their codes; line breaks stay. Names of a stranger's files and classes may hold any."""
+    if text.isprintable():
+        return text
+    return "".join(s if s.isprintable() or s == "\n" else s.encode("unicode_escape").decode() for s in text)
+
+
+def single_line(text: str) -> str:
+    """The same in one line."""
+    return printable(" ".join(text.splitlines()))
+
+
 class InputError(Exception):
     """Bad input: one sentence that names the culprit and the fix.
 
@@ -28,7 +41,7 @@ def notices_said() -> Iterator[None]:
                 usual(message, category, *place)  # type: ignore[arg-type]
             elif str(message) not in said:
                 said.add(str(message))
-                print(f"qmimic: {' '.join(str(message).splitlines())}", file=sys.stderr)
+                print(f"qmimic: {single_line(str(message))}", file=sys.stderr)
 
         warnings.showwarning = show  # type: ignore[assignment]
         warnings.simplefilter("always", Notice)

@@ -214,11 +214,35 @@ def test_links_are_not_followed(runs: Path, tmp_path: Path) -> None:
     (one / "stages" / "stale-000000000000").symlink_to(outside)
     shutil.rmtree(stage / "checkpoints")
     (stage / "checkpoints").symlink_to(outside)
-    assert main(["runs", "clean", "one", "--in", str(runs), "--bank", "--pixels", "--stages", "--yes"]) == 0
-    assert not (one / "pixels").exists()
-    assert main(["runs", "clean", "one", "--in", str(runs), "--all", "--yes"]) == 0
-    assert not one.exists()
+    links = {path for path in one.rglob("*") if path.is_symlink()}
+    assert len(links) == 4
+    for parts in (["--bank", "--pixels", "--stages"], ["--all"]):
+        assert main(["runs", "clean", "one", "--in", str(runs), *parts, "--yes"]) == 0
+    assert {path for path in one.rglob("*") if not path.is_dir() or path.is_symlink()} == links  # nobody's but theirs
     assert (outside / "photo.jpg").read_text() == "mine"
+
+
+def test_only_what_qmimic_makes_is_removed_and_the_rest_is_said(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At every level of a run's folder; what is left keeps its bytes."""
+    one = runs / "one"
+    stage = next((one / "stages").glob("student-*"))
+    for folder in (one, one / "bank", one / "pixels", one / "stages", stage, stage / "checkpoints", one / "report"):
+        folder.mkdir(exist_ok=True)
+        for name in ("notes.txt", "my.safetensors", "thesis.bin", ".hidden"):
+            (folder / name).write_text(f"{folder} {name}")
+    (one / "drawings").mkdir()
+    (one / ".teacher-0123456789abcdef.safetensors").write_bytes(b"half")  # of a process that was killed
+    mine = {name: own for name, own in tree(one).items() if own.decode("latin-1").endswith(Path(name).name)}
+    assert len(mine) == 7 * 4
+    capsys.readouterr()
+    assert main(["runs", "clean", "one", "--in", str(runs), "--bank", "--pixels", "--stages", "--yes"]) == 0
+    assert f"{one} keeps what qmimic did not make: bank/.hidden, bank/my.safetensors" in capsys.readouterr().out
+    assert mine.items() <= tree(one).items()
+    assert list_runs(runs)[0].status == "done"
+    assert main(["runs", "clean", "one", "--in", str(runs), "--all", "--yes"]) == 0
+    assert tree(one) == mine
+    assert (one / "drawings").is_dir()
+    assert "and 24 more" in capsys.readouterr().out
 
 
 def test_without_a_terminal_nobody_can_be_asked(runs: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:

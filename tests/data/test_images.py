@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
 from folders import picture
-from qmimic.data.images import image_size, picture_facts, read_image, read_resized, upright
+from qmimic.data.images import image_size, look, read_image, read_resized, upright
 from qmimic.data.letterbox import letterbox_file
 from qmimic.errors import InputError
 
@@ -198,7 +198,7 @@ def test_floats_and_long_integers_are_read_if_they_say_what_is_white(dtype: type
     picture.save(tmp_path / "says.tiff", tiffinfo=tags)
     picture.save(tmp_path / "silent.tiff")
     np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "says.tiff"))[..., 1], levels)
-    for refused in (read_image, lambda path: letterbox_file(path, (32, 32)), picture_facts):
+    for refused in (read_image, lambda path: letterbox_file(path, (32, 32)), look):
         with pytest.raises(InputError, match=r"silent\.tiff cannot be read: it holds .* which value is white"):
             refused(tmp_path / "silent.tiff")
 

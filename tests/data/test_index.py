@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +170,28 @@ def test_a_broken_index_is_refused(voc: Path, kind: str) -> None:
     with pytest.raises(InputError, match=r"run `qmimic data index .*` again, or delete") as caught:
         index.read(voc, drop_bad=True)
     assert "\n" not in str(caught.value)
+
+
+def test_any_flipped_bit_is_seen(voc: Path) -> None:
+    """In any file and at any place: the header of an array, its numbers, a name, the description."""
+    index.write(load_dataset(voc), drop_bad=True)
+    rng = random.Random(0)
+    for path in sorted((voc / index.FOLDER).iterdir()):
+        whole = path.read_bytes()
+        for place in {0, len(whole) - 1, *(rng.randrange(len(whole)) for _ in range(12))}:
+            spoilt = bytearray(whole)
+            spoilt[place] ^= 1 << rng.randrange(8)
+            path.write_bytes(spoilt)
+            try:
+                found = index.read(voc, drop_bad=True)
+            except InputError:
+                continue  # what it says is tested above
+            # The padding of a header is no content.
+            assert dataset_fingerprint(found) == dataset_fingerprint(usable(load_dataset(voc), drop_bad=True)), path
+            assert path.suffix == ".npy"
+            assert place < 128
+        path.write_bytes(whole)
+    index.read(voc, drop_bad=True)
 
 
 def test_drawn_data_need_none(refused: Refused) -> None:

@@ -26,8 +26,9 @@ def test_an_absent_test_split_and_a_turned_picture_are_notes(tmp_path: Path) -> 
     turned[0x0112] = 6
     Image.new("RGB", (100, 80)).save(root / "images" / "train" / "train.jpg", exif=turned)
     dataset = load_dataset(str(root))
-    assert {"turned_by_exif", "missing_test"} <= {defect.kind for defect in dataset.defects}
-    assert check(dataset, (96, 96)).exit_code == 0
+    report = check(dataset, (96, 96))
+    assert {"turned_by_exif", "missing_test"} <= {defect.kind for defect in report.defects}
+    assert report.exit_code == 0
     assert len(usable(dataset, False).splits["train"]) == 1
 
 

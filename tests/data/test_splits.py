@@ -15,7 +15,7 @@ from qmimic.data.chosen import open_dataset, remarks
 from qmimic.data.faults import limits
 from qmimic.data.formats import load_dataset
 from qmimic.data.sample import Dataset
-from qmimic.data.splits import TRAIN, VAL, choose, samples_of, with_classes
+from qmimic.data.splits import TRAIN, VAL, choose, said_of, samples_of, with_classes
 from qmimic.data.synthetic import digits
 from qmimic.detections import Detections
 from qmimic.errors import InputError
@@ -87,7 +87,7 @@ def test_a_devkit_of_several_years(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("splits", "said"),
     [
-        (("train", "valid"), "its splits: train, valid. Did you mean valid? In a recipe, set data.val=valid."),
+        (("train", "vale"), "its splits: train, vale. Did you mean vale? In a recipe, set data.val=vale."),
         (("train",), "its splits: train. To report on a fifth of it, set data.fold=[0,5]."),
         (("train", "trial"), "its splits: train, trial."),
     ],
@@ -98,6 +98,22 @@ def test_a_missing_split_is_answered_with_the_next_step(splits: tuple[str, ...],
     with pytest.raises(InputError) as error:
         samples_of(dataset, "val")
     assert str(error.value).endswith(said)
+
+
+@pytest.mark.parametrize("name", ["valid", "validation"])
+def test_what_other_tools_call_val_is_taken_and_said(name: str) -> None:
+    whole = digits(3, 2, 1)
+    other = replace(whole, splits={"train": whole.splits["train"], name: whole.splits["val"]})
+    assert list(samples_of(other, "val")) == list(samples_of(other, name)) == list(whole.splits["val"])
+    assert len(samples_of(other, "train+val")) == 5
+    said = f"There is no split val; {name} is taken in its place."
+    chosen = choose(other, "train", "val", None)
+    assert [len(chosen.splits[split]) for split in ("train", "val")] == [3, 2]
+    assert [defect.detail for defect in chosen.defects] == [said]
+    assert choose(other, "train", name, None).defects == ()  # named by its own name there is nothing to say
+    both = replace(other, splits={**other.splits, "val": whole.splits["train"]})
+    assert list(samples_of(both, "val")) == list(whole.splits["train"])  # its own val goes first
+    assert said_of(both, "val") is None
 
 
 def test_a_detector_is_scored_by_names_on_fewer_classes(tmp_path: Path) -> None:
@@ -156,12 +172,12 @@ def test_what_is_said_before_the_first_step(tmp_path: Path) -> None:
     voc_list(tmp_path, "train", "a", "b")
     voc_list(tmp_path, "val", "c")
     config = DataConfig(root=str(tmp_path), size=(64, 64))
-    said = "\n".join(remarks(open_dataset(config), limits(DetectorConfig(post_nms=4, pre_nms=64))))
+    said = "\n".join(remarks(open_dataset(config), limits(DetectorConfig(post_nms=4, pre_nms=64)), allow_capped=True))
     for part in (
         "pictures: 3 found, 3 used",
         "boxes: 12 found, 11 used, 1 left out (duplicate box)",
         "counted from 0, not from 1",
         "1 training pictures are labelled as empty and teach background",
-        "1 pictures have more objects than can be found with detector.post_nms=4, one has 10; raise it",
+        "Pictures with more objects than can be found with detector.post_nms=4: 1, with up to 10",
     ):
         assert part in said, said

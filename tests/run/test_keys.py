@@ -55,7 +55,7 @@ KEYS = {
     "seed": ALL,
     "baselines": NONE,
     # The folder and its splits come in by the dataset's own fingerprint.
-    **dict.fromkeys(("data.root", "data.train", "data.val", "data.fold", "data.cache_mib"), NONE),
+    **dict.fromkeys(("data.root", "data.train", "data.val", "data.fold", "data.cache_mib", "data.allow_capped"), NONE),
     **dict.fromkeys(("data.size", "data.drop_bad_boxes", "data.grey"), ALL),
     "teacher.min_map": NONE,
     **dict.fromkeys(("student.backbone", "student.batch_size"), OF_PRUNED),
@@ -234,7 +234,9 @@ def test_what_a_report_keeps_is_named_by_all_that_decides_it() -> None:
     assert timing_key("cpu", ["a"], [("file", "sum")]) == timings[3]
     for key in (detections_key, matching_key):
         assert len({key("a", "data"), key("b", "data"), key("a", "other")}) == 3
-    assert len({check_key("data", (64, 64)), check_key("data", (64, 96)), check_key("other", (64, 64))}) == 3
+    changes = ({}, {"data.size": (64, 96)}, {"detector.post_nms": 128}, {"data.allow_capped": True})
+    checks = {check_key("data", Recipe().changed(own)) for own in changes} | {check_key("other", Recipe())}
+    assert len(checks) == 5
     detector = Recipe().detector
     costs = {costs_key(detector, 2), costs_key(detector, 3), costs_key(detector.model_copy(update={"ohem": True}), 2)}
     assert len(costs) == 3

@@ -4,7 +4,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -97,3 +99,23 @@ def test_a_body_that_is_too_long_gets_its_answer_over_a_socket(address: str) -> 
 
 def test_foreign_names_are_refused_over_a_socket(address: str) -> None:
     assert httpx.get(address, headers={"host": "evil.example"}).status_code == 403
+
+
+def test_bodies_that_never_end_keep_an_honest_request_waiting_for_no_time(run: Path, photos: Path) -> None:
+    """200 of them over real sockets, while the clock jumps; the honest ones come before, among and after them."""
+    jumping = "import time; true = time.time; time.time = lambda: true() + (int(1e6 * true()) % 7 - 3) * 1e8"
+    head = b"POST /api/detect HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/png\r\nContent-Length: 9000000\r\n\r\n"
+    content = (photos / "pale.png").read_bytes()
+    with served(run / "deploy" / "student.onnx", code=jumping) as (_, address), ExitStack() as held:
+        host, port = address.removeprefix("http://").split(":")
+        httpx.post(f"{address}/api/detect", content=content, timeout=60)  # the engine is warm
+        for number in range(200):
+            stuck = held.enter_context(socket.create_connection((host, int(port)), timeout=10))
+            stuck.sendall(head + b"x" * (number % 3) * 20_000)
+            if number % 50 == 49:
+                began = time.monotonic()
+                answer = httpx.post(f"{address}/api/detect", content=content, timeout=30)
+                assert answer.status_code == 200
+                assert answer.json()["detections"]
+                assert time.monotonic() - began < 3
+        assert httpx.get(address, timeout=3).status_code == 200

@@ -35,6 +35,8 @@ ALLOWED = {
     "ship/onnx_file.py": "what it has just exported, in a folder of its own",
     "ship/openvino_file.py": "what it has just exported, in a folder of its own",
     "ship/executorch_file.py": "what it has just exported, in a folder of its own",
+    "ship/litert_file.py": "what it has just exported, in a folder of its own",
+    "ship/c_source.py": "the file that its engine has just opened and checked, a template of the package",
 }
 CALLS = {
     *("open", "read_bytes", "read_text", "write_bytes", "write_text", "unlink", "rmtree", "touch"),

@@ -1,12 +1,12 @@
 """A dataset from a stranger: traps in place of its files, pictures that are none, MATLAB files that harm."""
 
 import io
+import json
 import os
 import re
 import resource
 import shutil
 import signal
-import stat
 import struct
 import subprocess
 import sys
@@ -26,11 +26,12 @@ from PIL import Image
 from scipy.io import savemat
 
 from cli_cases import Refused, coco
+from folders import picture
 from qmimic.cli import main
-from qmimic.data import matlab
-from qmimic.data.images import _Room, image_size, picture_facts, read_image, whole_size
+from qmimic.data import index, matlab
+from qmimic.data.images import _Room, image_size, look, read_image
 from qmimic.data.matlab import read_matlab
-from qmimic.errors import InputError
+from qmimic.errors import InputError, printable, single_line
 from wider_cases import cells, write_mat
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n0 0 64 64 rectfill\nshowpage\n%%EOF\n"
@@ -123,7 +124,7 @@ def test_what_is_no_picture_starts_no_program_and_is_named_everywhere(
     root = yolo(tmp_path / "data")
     path = root / "images" / "train" / "train.png"
     path.write_bytes(content)
-    for read in (read_image, picture_facts, whole_size):
+    for read in (read_image, look, lambda own: look(own, whole=False)):
         with pytest.raises(InputError, match=r"train\.png is not a (picture in a known format|whole image)"):
             read(path)
     assert main(["data", "check", str(root)]) == 1
@@ -179,7 +180,7 @@ def test_pixels_in_progress_are_bounded_over_all_threads(tmp_path: Path, monkeyp
     for path in paths:
         Image.new("RGB", (60, 70)).save(path)
     with ThreadPoolExecutor(8) as pool:
-        assert len({digest for _, digest, _ in pool.map(picture_facts, paths)}) == 1
+        assert len({found.pixels for found in pool.map(look, paths)}) == 1
     assert most == 2 * 60 * 70
 
 
@@ -290,13 +291,64 @@ def test_a_picture_that_is_replaced_in_place_is_noticed(tmp_path: Path, refused:
     assert index.read(root, drop_bad=False).splits["train"][0].image == path
 
 
-def test_a_dataset_that_cannot_be_written_keeps_no_index_and_says_so(tmp_path: Path, refused: Refused) -> None:
+def test_a_dataset_that_cannot_be_written_has_its_index_elsewhere_or_none(
+    tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     root = coco(tmp_path / "cats")
-    if os.geteuid() == 0:
-        pytest.skip("root writes into read-only folders")
-    root.chmod(stat.S_IRUSR | stat.S_IXUSR)
-    try:
-        assert "Cannot write" in refused("data", "index", root)
-        assert main(["data", "check", str(root)]) == 0
-    finally:
-        root.chmod(0o755)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    can = os.access
+    monkeypatch.setattr(os, "access", lambda path, *rest: can(path, *rest) and Path(path) != root)  # root can do all
+    assert main(["data", "index", str(root)]) == 0
+    assert "cannot be written" in capsys.readouterr().out
+    assert not (root / index.FOLDER).exists()
+    assert len(index.read(root, drop_bad=False).splits["train"]) == 4
+    shutil.rmtree(tmp_path / "cache")
+    assert not index.exists(root)
+    (tmp_path / "cache").write_text("no folder")
+    assert "Cannot write" in refused("data", "index", root)
+    assert main(["data", "check", str(root)]) == 0
+
+
+STRANGE = (
+    "\x1b[31mred",
+    "a\u202egpj",
+    "[red]x[/red]",
+    "two\nNothing needs mending.",
+    "<script>x<",
+    "bell\x07",
+    "\x9b2J",
+)
+
+
+@pytest.mark.parametrize("name", STRANGE)
+def test_names_do_nothing_to_a_terminal_and_forge_no_line(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a picture, a class and a split, in what `data check` and training print, and in what they refuse."""
+    root = tmp_path / "data"
+    stem = name.replace("/", "_")
+    boxes = [{"image_id": 0, "category_id": 1, "bbox": [1, 1, 9, 9]}] * 2
+    content = {
+        "images": [{"id": 0, "file_name": f"{stem}.png"}],
+        "annotations": boxes,
+        "categories": [{"id": 1, "name": name or "x"}],
+    }
+    picture(root / "images" / f"{stem}.png", (20, 20))
+    (root / f"instances_{stem}.json").write_text(json.dumps(content))
+    main(["data", "check", str(root)])
+    shown = capsys.readouterr().out
+    assert all(sign.isprintable() or sign == "\n" for sign in shown)
+    assert shown.count("needs mending.\n") == 1
+    main(["train", "demo", f"data.root={root}", f"run.dir={tmp_path / 'run'}"])
+    said = capsys.readouterr()
+    assert all(sign.isprintable() or sign == "\n" for sign in said.out + said.err)
+    assert said.err.count("\n") == 1
+
+
+@given(st.text())
+def test_what_is_printable_has_no_sign_that_does_something(text: str) -> None:
+    shown = printable(text)
+    assert all(sign.isprintable() or sign == "\n" for sign in shown)
+    assert all(sign in shown for sign in text if sign.isprintable())
+    assert text.isprintable() == (shown == text) or "\n" in text
+    assert single_line(text).isprintable()

@@ -18,7 +18,7 @@ from qmimic.cli import main
 from qmimic.cli.output import table
 from qmimic.detectors.files import read_tensors, write_tensors
 from qmimic.errors import InputError
-from qmimic.run.folder import read_stage
+from qmimic.run.folder import read_run, read_stage
 from qmimic.training.state import load_checkpoint, save_checkpoint
 
 
@@ -162,3 +162,23 @@ def test_text_of_data_is_never_markup(text: str) -> None:
     file = io.StringIO()
     Console(file=file, width=200).print(table((f"[{text}]", "score"), [(f"[{text}]", "1")], title=f"[/{text}]"))
     assert file.getvalue().count(text) >= 3
+
+
+def test_any_changed_digit_of_the_results_is_seen(trained: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(trained / "run", tmp_path / "run")
+    whole = (run / "results.json").read_text()
+    places = [place for place, sign in enumerate(whole) if sign.isdigit()]
+    assert len(places) > 50
+    results, seen = read_run(run).results, 0
+    for place in places:
+        other = "5" if whole[place] != "5" else "6"
+        (run / "results.json").write_text(f"{whole[:place]}{other}{whole[place + 1 :]}")
+        try:
+            found = read_run(run)
+        except InputError:
+            seen += 1
+        else:  # the last of many digits need not change a number
+            assert found.results == results
+    assert seen > 0.9 * len(places)
+    (run / "results.json").write_text(whole)
+    assert read_run(run).results

@@ -7,11 +7,15 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qmimic.cli.grammar import Commands, Names, add_json
+from qmimic.cli.completion import complete
+from qmimic.cli.grammar import OVERRIDES, Commands, Names, add_json
 from qmimic.errors import InputError
 
 if TYPE_CHECKING:
     from rich.progress import TaskID
+
+
+READ = ("detector.pre_nms", "detector.post_nms", "detector.max_detections", "data.allow_capped")
 
 
 def add(commands: Commands) -> None:
@@ -23,6 +27,10 @@ def add(commands: Commands) -> None:
     check.add_argument(
         "--size", type=int, nargs=2, metavar=("H", "W"), default=(256, 256), help="training size, pixels"
     )
+    overrides = check.add_argument(
+        "--set", dest="overrides", nargs="+", default=[], metavar=OVERRIDES, help=f"the recipe's {', '.join(READ)}"
+    )
+    complete(overrides, lambda _: [f"{key}=" for key in READ])
     check.add_argument("--pictures", type=Path, metavar="FILE", help="also draw the first defects into this picture")
     add_json(check)
     check.set_defaults(run=_check)
@@ -58,6 +66,8 @@ def _check(options: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.progress import Progress
 
+    from qmimic.config import load_recipe
+    from qmimic.config.reading import refuse_keys
     from qmimic.data.check import check, defects_drawn
     from qmimic.data.formats import load_dataset
     from qmimic.files import replacing
@@ -66,11 +76,13 @@ def _check(options: argparse.Namespace) -> int:
         raise InputError(f"--size {options.size[0]} {options.size[1]} is not a size; give height and width in pixels.")
     if options.pictures and options.pictures.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise InputError(f"--pictures {options.pictures} is not the name of a picture; let it end in .png.")
+    refuse_keys(options.overrides, READ, "data check", "only what caps the objects of a picture")
+    recipe = load_recipe(None, options.overrides)
     dataset = load_dataset(options.path)
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         total = sum(len(samples) for split, samples in dataset.splits.items() if split not in dataset.unions)
         task = bar.add_task("pictures", total=total)
-        report = check(dataset, tuple(options.size), lambda: bar.advance(task))
+        report = check(dataset, tuple(options.size), lambda: bar.advance(task), recipe)
     sheet = defects_drawn(dataset, report.defects) if options.pictures else None
     if sheet is not None:
         with replacing(options.pictures) as temporary:

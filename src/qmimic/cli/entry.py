@@ -31,7 +31,7 @@ from qmimic.cli import (
     zoo,
 )
 from qmimic.cli.grammar import QUIET, USUAL, VERBOSE, Parser
-from qmimic.errors import InputError, notices_said
+from qmimic.errors import InputError, notices_said, single_line
 from qmimic.extras import extra_of, install
 from qmimic.run.memory import is_lack_of_memory
 
@@ -156,7 +156,7 @@ def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _complain(sentence: str) -> None:
     # Names of files may hold line breaks, and a complaint is one line.
-    print(f"qmimic: {' '.join(sentence.splitlines())}", file=sys.stderr)
+    print(f"qmimic: {single_line(sentence)}", file=sys.stderr)
 
 
 def parser() -> Parser:

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from qmimic.cli.completion import complete, detectors
 from qmimic.cli.grammar import Commands, add_json
+from qmimic.errors import single_line
 
 if TYPE_CHECKING:
+    from qmimic.data.sample import Dataset
     from qmimic.scores.summary import Scores
 
 
@@ -60,6 +62,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     detector = open_detector(options.detector)
     dataset = load_dataset(options.data)
     samples_of(dataset, options.split)  # a wrong split is named first
+    _say_split(dataset, options.split)
     dataset = with_classes(dataset, classes_of(detector))
     found = detect(detector, dataset, options.split, options.sizes, options.flip)
     if options.detections:
@@ -67,6 +70,14 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.widerface:
         write_widerface(options.widerface, found)
     return _print_scores(score(dataset, options.split, found), options.json)
+
+
+def _say_split(dataset: "Dataset", split: str) -> None:
+    from qmimic.data.splits import said_of
+
+    said = said_of(dataset, split)
+    if said:
+        print(said)
 
 
 def _score(options: argparse.Namespace) -> int:
@@ -77,6 +88,7 @@ def _score(options: argparse.Namespace) -> int:
     from qmimic.scores.summary import score
 
     dataset = load_dataset(options.data)
+    _say_split(dataset, options.split)
     found = read_detections(options.detections, dataset, options.split)
     return _print_scores(score(dataset, options.split, found), options.json)
 
@@ -97,7 +109,7 @@ def _score_widerface(options: argparse.Namespace) -> int:
 
 def _print_scores(scores: "Scores", as_json: bool) -> int:
     for name, own in scores.per_class.items():
-        print(f"{name:<20} VOC07 {100 * own.ap07:5.1f}   VOC {100 * own.ap:5.1f}   boxes {own.positives}")
+        print(f"{single_line(name):<20} VOC07 {100 * own.ap07:5.1f}   VOC {100 * own.ap:5.1f}   boxes {own.positives}")
     mean = (
         f"VOC07 {100 * scores.voc07_map50:5.1f}   VOC {100 * scores.voc_map50:5.1f}   COCO {100 * scores.coco_map:5.1f}"
     )

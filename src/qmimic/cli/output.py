@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qmimic.cli.grammar import QUIET, USUAL, VERBOSE
+from qmimic.errors import printable
 from qmimic.training.progress import Bar, Screen, Silent
 
 
@@ -60,7 +61,7 @@ class Output:
 
     def _print(self, text: str) -> None:
         # A terminal gets whole words in a line; elsewhere a sentence is a line.
-        self.console.print(text, highlight=False, soft_wrap=not self.console.is_terminal, markup=False)
+        self.console.print(printable(text), highlight=False, soft_wrap=not self.console.is_terminal, markup=False)
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", words: int = 1) -> Table:
@@ -72,5 +73,5 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", 
         number = place >= words
         made.add_column(Text(head), justify="right" if number else "left", no_wrap=number, overflow="fold")
     for row in rows:
-        made.add_row(*map(Text, row))  # text of data is never markup
+        made.add_row(*map(Text, map(printable, row)))  # text of data is never markup
     return made

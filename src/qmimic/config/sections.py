@@ -30,6 +30,9 @@ class DataConfig(Section):
     )
     size: InputSize = Field((128, 128), description="height and width that images are fitted into, pixels")
     drop_bad_boxes: bool = Field(False, description="leave out the boxes and images that `data check` refuses")
+    allow_capped: bool = Field(
+        False, description="train although a picture has more objects than the detector's settings let it find"
+    )
     grey: bool = Field(
         False, description="networks with one input channel, the brightness; they take pictures in colour all the same"
     )

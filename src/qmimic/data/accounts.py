@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qmimic.data.labels import NOT_READ
 from qmimic.data.sample import Sample
 
 INDEX = "qmimic-index"  # a folder of ours, never data
@@ -99,7 +100,7 @@ class Tally:
         """
         used = {sample.image for samples in splits.values() for sample in samples}
         known = set(pictures)
-        left = Counter(self.pictures_out.get(path, "without_label") for path in known - used)
+        left = Counter(self.pictures_out.get(path) or _why_unused(path) for path in known - used)
         labels, boxes = Counter(self.labels_out), Counter(self.boxes_out)
         for sample in {id(s): s for samples in splits.values() for s in samples}.values():
             if sample.image not in known:
@@ -108,6 +109,10 @@ class Tally:
         return Accounts(
             Account(len(known), dict(left)), Account(self.labels, dict(+labels)), Account(self.boxes, dict(+boxes))
         )
+
+
+def _why_unused(picture: Path) -> str:
+    return "format_not_read" if picture.suffix.lower() in NOT_READ else "without_label"
 
 
 def combined(parts: Sequence[Accounts]) -> Accounts:

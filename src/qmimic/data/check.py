@@ -1,6 +1,5 @@
 """What is wrong with a dataset, all of it at once, before any training."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,15 +9,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from qmimic.config import DetectorConfig
+from qmimic.config import Recipe
 from qmimic.data.accounts import Accounts
-from qmimic.data.faults import Seen, crowded, limits, sift
-from qmimic.data.images import FLAT, levels, picture_facts
+from qmimic.data.faults import crowds, limits, sift
+from qmimic.data.images import FLAT, Look, look, look_at
 from qmimic.data.letterbox import fit
 from qmimic.data.sample import NOTES, Dataset, LabelDefect, Sample
 from qmimic.detections import Detections
 from qmimic.draw import captioned, contact_sheet, draw
-from qmimic.errors import InputError
+from qmimic.errors import InputError, single_line
 
 BINS = (8, 16, 32, 64, 128, 256)
 OUTPUT_STRIDE = 16
@@ -62,9 +61,14 @@ class Report:
     def as_text(self) -> str:
         """For a person."""
         lines = [self.accounted.as_text()] if self.accounted else []
-        lines += [f"{split}: {self.images[split]} images, {self.boxes[split]} boxes" for split in self.images]
+        lines += [
+            f"{single_line(split)}: {self.images[split]} images, {self.boxes[split]} boxes" for split in self.images
+        ]
         every = sum(self.classes.values()) or 1
-        lines += [f"class {name}: {count} boxes ({100 * count / every:.0f} %)" for name, count in self.classes.items()]
+        lines += [
+            f"class {single_line(name)}: {count} boxes ({100 * count / every:.0f} %)"
+            for name, count in self.classes.items()
+        ]
         for name, values in self.attributes.items():
             lines.append(f"{name}: " + ", ".join(f"{value}: {count} boxes" for value, count in values.items()))
         lines += ["box sizes in pixels at the training size:"]
@@ -82,7 +86,7 @@ class Report:
         for defect in self.defects:
             told[defect.kind] += 1
             if told[defect.kind] <= SHOWN:
-                lines.append(f"  {defect.kind}  {defect.file}: {defect.detail}")
+                lines.append(f"  {defect.kind}  {single_line(defect.file)}: {single_line(defect.detail)}")
         lines += [
             f"  {kind}: {count - SHOWN:,} more; --json lists all" for kind, count in told.items() if count > SHOWN
         ]
@@ -90,21 +94,27 @@ class Report:
         return "\n".join(lines)
 
 
-def check(dataset: Dataset, size: tuple[int, int], tick: Callable[[], None] = lambda: None) -> Report:
+def check(
+    dataset: Dataset,
+    size: tuple[int, int],
+    tick: Callable[[], None] = lambda: None,
+    recipe: Recipe | None = None,
+) -> Report:
     """Read every image and every label of a dataset and report all defects.
 
     Args:
         dataset: as read.
         size: height and width of the network's input, pixels.
         tick: called after each image.
+        recipe: whose detector has to find all objects of a picture, unless it allows others; None: the defaults.
     """
     unions = dataset.unions
     sides: list[np.ndarray[Any, np.dtype[np.float32]]] = []
-    hashes: dict[str, tuple[str, str]] = {}
+    first_shown: dict[int, tuple[str, str]] = {}
     counts: Counter[int] = Counter()
     attributes: dict[str, Counter[int]] = {}
     shown: dict[str, set[int]] = {}
-    seen: dict[int, Seen | InputError] = {}
+    seen: dict[int, Look | InputError] = {}
     twice: list[LabelDefect] = []
     for split, samples in dataset.splits.items():
         shown[split] = {int(label) for sample in samples for label in sample.labels}
@@ -112,7 +122,7 @@ def check(dataset: Dataset, size: tuple[int, int], tick: Callable[[], None] = la
             continue  # the other splits show all of it
         with ThreadPoolExecutor() as pool:
             looks = pool.map(lambda s: _look(dataset, s), samples)
-            for sample, (found, digest, span) in zip(samples, looks, strict=True):
+            for sample, found in zip(samples, looks, strict=True):
                 tick()
                 seen[id(sample)] = found
                 counts.update(sample.labels.tolist())
@@ -120,12 +130,14 @@ def check(dataset: Dataset, size: tuple[int, int], tick: Callable[[], None] = la
                     attributes.setdefault(name, Counter()).update(values.tolist())
                 if isinstance(found, InputError):
                     continue
-                if span < FLAT:
-                    text = f"Its pixels span {span} of 255 levels, as of 10 or 12 bits in a file of 16; look at it."
+                if found.span < FLAT:
+                    text = (
+                        f"Its pixels span {found.span} of 255 levels, as of 10 or 12 bits in a file of 16; look at it."
+                    )
                     twice.append(LabelDefect("nearly_constant_image", sample.image_id, text))
                 boxes = sample.boxes * fit(*found.size, size).scale
                 sides.append(boxes[:, 2:] - boxes[:, :2])
-                first = hashes.setdefault(digest, (split, sample.image_id))
+                first = first_shown.setdefault(found.pixels, (split, sample.image_id))
                 if first[0] != split:
                     text = f"The same image is {first[1]} of {first[0]}."
                     twice.append(LabelDefect("duplicate_across_splits", sample.image_id, text))
@@ -134,6 +146,8 @@ def check(dataset: Dataset, size: tuple[int, int], tick: Callable[[], None] = la
     lengths = np.sqrt(np.clip(np.concatenate([np.zeros((0, 2), np.float32), *sides]), 0, None).prod(1))
     places = np.digitize(lengths, BINS)
     names = [f"<{bound}" for bound in BINS] + [f">={BINS[-1]}"]
+    recipe = recipe or Recipe()
+    crowded = crowds(dataset, limits(recipe.detector), recipe.data.allow_capped)
     classes = _class_defects(dataset, counts, shown, unions)
     return Report(
         images={split: len(samples) for split, samples in dataset.splits.items()},
@@ -142,7 +156,7 @@ def check(dataset: Dataset, size: tuple[int, int], tick: Callable[[], None] = la
         sizes={name: int((places == place).sum()) for place, name in enumerate(names)},
         attributes={name: {str(k): own[k] for k in sorted(own)} for name, own in attributes.items()},
         small=float((lengths < OUTPUT_STRIDE).mean()) if len(lengths) else 0.0,
-        defects=(*dataset.defects, *sifted.defects, *twice, *classes, *_crowds(dataset)),
+        defects=(*dataset.defects, *sifted.defects, *twice, *classes, *crowded),
         accounted=sifted.accounted,
     )
 
@@ -166,22 +180,12 @@ def defects_drawn(dataset: Dataset, defects: Sequence[LabelDefect]) -> Image.Ima
     return contact_sheet(list(cells.values()), columns=min(4, len(cells))) if cells else None
 
 
-def _look(dataset: Dataset, sample: Sample) -> tuple[Seen | InputError, str, int]:
-    """What a picture is, a hash of its pixels and the levels that they span, or what is wrong with it."""
+def _look(dataset: Dataset, sample: Sample) -> Look | InputError:
+    """What a picture is, or what is wrong with it."""
     try:
-        if sample.image is not None:
-            size, digest, span = picture_facts(sample.image, dataset.root)
-            return Seen(size, 0), digest, span
-        image = dataset.load(sample)
+        return look(sample.image, dataset.root) if sample.image is not None else look_at(dataset.load(sample))
     except InputError as error:
-        return error, "", 0
-    return Seen(image.size, 0), hashlib.sha256(image.tobytes()).hexdigest(), levels(image)
-
-
-def _crowds(dataset: Dataset) -> list[LabelDefect]:
-    counts = np.array([len(sample.boxes) for own in dataset.splits.values() for sample in own], np.int64)
-    text = crowded(counts, limits(DetectorConfig()))
-    return [LabelDefect("crowded_image", dataset.name, text)] if text else []
+        return error
 
 
 def _class_defects(
@@ -191,6 +195,13 @@ def _class_defects(
     for label, name in enumerate(dataset.classes):
         if not counts[label]:
             found.append(LabelDefect("empty_class", name, "It is listed, but no box has it."))
+    alike: dict[str, list[str]] = {}
+    for name in dataset.classes:
+        alike.setdefault("".join(name.casefold().split()), []).append(name)
+    for names in alike.values():
+        if len(names) > 1:
+            text = f"{' and '.join(map(repr, names))} differ by case or spaces alone, and are two classes."
+            found.append(LabelDefect("similar_classes", names[0], text))
     for split, labels in seen.items():
         for label in sorted(labels - seen.get("train", labels)) if split not in unions else ():
             text = f"Its boxes are in {split}, but none is in train."

@@ -13,14 +13,15 @@ from qmimic.config import DataConfig
 from qmimic.data import index
 from qmimic.data.accounts import Accounts
 from qmimic.data.columns import Columns, in_columns
-from qmimic.data.faults import crowded
+from qmimic.data.faults import findable, remedy
 from qmimic.data.formats import load_dataset, usable
 from qmimic.data.letterbox import fit
 from qmimic.data.sample import Dataset, has_area
 from qmimic.data.splits import TRAIN, VAL, choose
-from qmimic.errors import InputError
+from qmimic.errors import InputError, single_line
 
 SAID = (
+    "split_stands_in",
     "counted_from_zero",
     "turned_by_exif",
     "duplicate_box",
@@ -46,25 +47,42 @@ def open_dataset(config: DataConfig) -> Dataset:
     return replace(apart, accounted=_without(accounts, chosen, apart, "also_in_val"))
 
 
-def remarks(dataset: Dataset, limits: Mapping[str, int]) -> tuple[str, ...]:
+def remarks(dataset: Dataset, limits: Mapping[str, int], allow_capped: bool) -> tuple[str, ...]:
     """What a person has to know of the data before the first step: what is used, what is not, and why.
 
     Args:
         dataset: from `open_dataset`.
         limits: settings that cap what the detector finds, see `faults.limits`.
+        allow_capped: go on where a picture has more objects than that.
+
+    Raises:
+        InputError: one has, and `allow_capped` is False.
     """
     said = [dataset.accounted.as_text()] if dataset.accounted else []
     kinds = Counter(defect.kind for defect in dataset.defects if defect.kind in SAID)
     for kind, count in kinds.items():
         first = next(defect for defect in dataset.defects if defect.kind == kind)
-        said.append(f"{first.file}: {first.detail}" + (f" ({count - 1:,} more like it.)" if count > 1 else ""))
+        said.append(
+            single_line(f"{first.file}: {first.detail}") + (f" ({count - 1:,} more like it.)" if count > 1 else "")
+        )
     splits = in_columns(dataset.splits, dataset.root)
     empty = int((splits[TRAIN].counts == 0).sum())
     if empty:
         said.append(f"{empty:,} training pictures are labelled as empty and teach background.")
-    counts = np.concatenate([splits[TRAIN].counts, splits[VAL].counts])
-    crowd = crowded(counts, limits)
-    return tuple([*said, crowd] if crowd else said)
+    counts = _objects(splits)
+    capped = findable(counts, limits)
+    if capped and not allow_capped:
+        raise InputError(f"{capped.rstrip('.')}; {remedy(int(counts.max()), limits)}.")
+    return tuple([*said, capped] if capped else said)
+
+
+def _objects(splits: Mapping[str, Columns]) -> NDArray[np.int64]:
+    """How many objects of each sample are to be found: those that are neither difficult nor a crowd, int64 [n]."""
+    store = next(iter(splits.values())).store
+    before = np.concatenate([[0], np.cumsum(~(store.difficult | store.crowd), dtype=np.int64)])
+    rows = np.concatenate([own.rows for own in splits.values()])
+    counts: NDArray[np.int64] = before[store.starts[rows + 1]] - before[store.starts[rows]]
+    return counts
 
 
 def _apart(dataset: Dataset, config: DataConfig) -> Dataset:

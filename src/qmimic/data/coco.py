@@ -1,80 +1,40 @@
 """COCO JSON: each file of instances is a split; boxes are x, y, width, height; category ids may have gaps.
 
-Beside COCO's own `iscrowd` an annotation may have `"difficult": 1`, VOC's flag, which other programs pass over.
+Beside COCO's own `iscrowd` an annotation may have `"difficult": 1`, VOC's flag, which other programs pass over; other
+sets' `ignore` is read as that flag.
 """
 
 import json
 import os
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, StringConstraints, ValidationError
-
-from qmimic.config import explain
 from qmimic.data.accounts import Tally, data_files
+from qmimic.data.coco_file import Annotation, CocoFile, load
 from qmimic.data.labels import (
     Folder,
+    by_folded_name,
     file_of,
     finite,
+    folded,
     is_picture,
     locate,
     make_sample,
     number,
-    read_text,
     reserve,
     same_labels,
     stated_size,
 )
 from qmimic.data.sample import Dataset, LabelDefect, Sample
 from qmimic.errors import InputError
-from qmimic.files import open_file, parse_json
+from qmimic.files import open_file
 
+SPLITS = ("train", "val", "valid", "test")
 MOST_LOOKED_AT = 1000  # JSON files beside those that are read
-Id = Annotated[int, Field(strict=True)]  # a text is another id than the number that it shows
-
-
-class _Image(BaseModel):
-    id: Id | str
-    file_name: str
-    width: PositiveInt | None = None
-    height: PositiveInt | None = None
-
-
-class _Annotation(BaseModel):
-    image_id: Id | str
-    category_id: Id
-    bbox: tuple[float, float, float, float]
-    iscrowd: bool = False
-    difficult: bool = False
-
-
-class _Category(BaseModel):
-    model_config = ConfigDict(coerce_numbers_to_str=True)
-
-    id: Id
-    name: Annotated[str, StringConstraints(pattern=r"\S")]
-    supercategory: str | None = None
-
-
-class CocoFile(BaseModel):
-    """COCO's layout, as far as detection uses it, read entry by entry.
-
-    Attributes:
-        images, annotations, categories: the entries that can be read.
-        faults: what is wrong with the others, one sentence each.
-        broken: ids of the images of which an annotation cannot be read.
-        unread: (entries of `images`, annotations) that cannot be read.
-    """
-
-    images: list[_Image]
-    annotations: list[_Annotation] = []
-    categories: list[_Category] = []
-    faults: list[str] = []
-    broken: set[int | str] = set()
-    unread: tuple[int, int] = (0, 0)
 
 
 def files(root: Path) -> dict[str, Path]:
@@ -95,6 +55,14 @@ def files(root: Path) -> dict[str, Path]:
         others = [path for path in _jsons(root) if _looks_like_coco(path)]
         if len(others) == 1:  # Label Studio's result.json, FiftyOne's labels.json: one file, no split in its name
             return {"train": others[0]}
+        told = {path: [word for word in re.split(r"[^a-z]+", path.stem.lower()) if word in SPLITS] for path in others}
+        if all(len(words) == 1 for words in told.values()) and len({own[0] for own in told.values()}) == len(told):
+            return {words[0]: path for path, words in told.items()}  # train_coco.json, labels-val.json
+        if others:
+            raise InputError(
+                f"{others[0]} and {others[1]} are of COCO's layout and do not tell which split they are; rename them "
+                "to instances_train.json and instances_val.json, or move one away."
+            )
     return found
 
 
@@ -117,7 +85,7 @@ def _split_name(root: Path, path: Path) -> str | None:
         return name.removeprefix("instances_").removesuffix("2017")
     if name == "_annotations.coco":
         return "train" if path.parent == root else path.parent.name
-    if name in ("train", "val", "valid", "test"):
+    if name in SPLITS:
         return name
     if name == "labels" and path.parent != root and (path.parent / "data").is_dir():
         return path.parent.name
@@ -152,7 +120,8 @@ def read(root: Path) -> Dataset:
     contents = {split: load(path, root) for split, path in sources.items()}
     classes = _classes(list(contents.values()))
     pictures = [path for path in data_files(root) if is_picture(path)]
-    places = {split: _places(root, sources[split], split, content) for split, content in contents.items()}
+    others = by_folded_name(pictures)
+    places = {split: _places(root, sources[split], split, content, others) for split, content in contents.items()}
     names = _names(root, places)
     defects = [
         LabelDefect("unused_label_file", str(path.relative_to(root)), "It is of COCO's layout and is not read.")
@@ -181,7 +150,8 @@ def ids(root: Path, split: str) -> tuple[dict[int | str, str], dict[int, str]] |
     if split not in sources:
         return None
     contents = {own: load(path, root) for own, path in sources.items()}
-    places = {own: _places(root, sources[own], own, content) for own, content in contents.items()}
+    others = by_folded_name(path for path in data_files(root) if is_picture(path))
+    places = {own: _places(root, sources[own], own, content, others) for own, content in contents.items()}
     names = _names(root, places)[split]
     content = contents[split]
     images = {image.id: name for image, name in zip(content.images, names, strict=True)}
@@ -203,14 +173,14 @@ def _classes(contents: list[CocoFile]) -> tuple[str, ...]:
     return tuple(name for name in sorted(lowest, key=lowest.__getitem__) if name in with_boxes or name not in parents)
 
 
-def _places(root: Path, source: Path, split: str, content: CocoFile) -> list[Path]:
-    """Where the file's images are, or would be if they were there."""
+def _places(root: Path, source: Path, split: str, content: CocoFile, others: Mapping[str, Path]) -> list[Path]:
+    """Where the file's images are, or would be if they were there; `others`: pictures by folded name."""
     folders = [source.parent, root / split, root / f"{split}2017", root / "images", root / "JPEGImages", root]
     folders += [root / "images" / split, root / "images" / f"{split}2017", root / "data", source.parent / "data"]
     folders += [source.parent / "images"]
     found = []
     for image in content.images:
-        path = locate(root, folders, image.file_name)
+        path = locate(root, folders, image.file_name) or others.get(folded(image.file_name))
         if path is None:
             # Not there; a name that leads out of the root is not followed.
             path = root / split / (PurePosixPath(image.file_name.replace("\0", "?")).name or "nameless")
@@ -293,7 +263,7 @@ def _samples(
     tally.boxes += len(content.annotations) + content.unread[1]
     tally.labels_out["unreadable_label"] += content.unread[0]
     tally.boxes_out["unreadable_label"] += content.unread[1]
-    own: dict[int | str, list[_Annotation]] = {}
+    own: dict[int | str, list[Annotation]] = {}
     for annotation in content.annotations:
         own.setdefault(annotation.image_id, []).append(annotation)
     samples: dict[str, Sample] = {}
@@ -308,8 +278,8 @@ def _samples(
         whole = image.id not in content.broken
         mine = own.pop(image.id, [])
         for annotation in mine:
-            x, y, width, height = annotation.bbox
-            if not finite(x, y, x + width, y + height):
+            corners = annotation.corners
+            if not finite(*corners):
                 defects.append(LabelDefect("bad_label", source, f"A box of {image.file_name} is not finite."))
                 whole = False
             elif annotation.category_id not in index:
@@ -317,10 +287,10 @@ def _samples(
                 defects.append(LabelDefect("unknown_class", source, text))
                 whole = False
             else:
-                boxes.append((x, y, x + width, y + height))
+                boxes.append(corners)
                 labels.append(index[annotation.category_id])
                 crowd.append(annotation.iscrowd)
-                difficult.append(annotation.difficult)
+                difficult.append(annotation.difficult or annotation.ignore == 1)
         if not whole:  # an object that cannot be read must not be taught as background
             tally.drop("unreadable_label", len(mine), path)
             continue
@@ -330,40 +300,3 @@ def _samples(
         defects.append(LabelDefect("label_without_image", source, f"Boxes of the unknown image {image_id}."))
         tally.boxes_out["without_picture"] += len(mine)
     return list(samples.values())
-
-
-def load(path: Path, root: Path) -> CocoFile:
-    """One file of instances, entry by entry: what is wrong with one entry is said in `faults`.
-
-    Raises:
-        InputError: it is cut short or not of COCO's layout.
-    """
-    content = parse_json(read_text(path, root), str(path), strict=False)
-    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
-        raise InputError(f"{path} is not of COCO's layout: it needs an object with the list `images`.")
-    faults: list[str] = []
-    broken: set[int | str] = set()
-    unread = {"images": 0, "annotations": 0, "categories": 0}
-    read: dict[str, list[Any]] = {}
-    for key, kind in (("images", _Image), ("annotations", _Annotation), ("categories", _Category)):
-        entries = content.get(key) or []
-        if not isinstance(entries, list):
-            raise InputError(f"{path} is not of COCO's layout: `{key}` has to be a list.")
-        read[key] = []
-        for place, entry in enumerate(entries):
-            try:
-                read[key].append(kind.model_validate(entry))
-            except ValidationError as error:
-                faults.append(f"{key}[{place}] cannot be read: {explain(error)}")
-                unread[key] += 1
-                owner = entry.get("image_id") if isinstance(entry, dict) and key == "annotations" else None
-                if isinstance(owner, int | str):
-                    broken.add(owner)
-    return CocoFile.model_construct(
-        images=read["images"],
-        annotations=read["annotations"],
-        categories=read["categories"],
-        faults=faults,
-        broken=broken,
-        unread=(unread["images"], unread["annotations"]),
-    )

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from qmimic.data.faults import label_faults
 from qmimic.data.formats import WRITERS
-from qmimic.data.images import read_image
-from qmimic.data.labels import actual_size, file_of, one_line
+from qmimic.data.images import look, read_image
+from qmimic.data.labels import file_of, one_line
 from qmimic.data.sample import Dataset, Sample
 from qmimic.errors import InputError
 from qmimic.files import building
@@ -34,7 +34,7 @@ def convert(dataset: Dataset, target: Path, to: str) -> str:
         raise InputError(broken[0].detail)
     samples = {id(sample): sample for own in dataset.splits.values() for sample in own}.values()
     with ThreadPoolExecutor() as pool:
-        wrong = [fault for fault in pool.map(_wrong_size, samples) if fault]
+        wrong = [fault for fault in pool.map(lambda sample: _wrong_size(sample, dataset.root), samples) if fault]
     if wrong:
         raise InputError(
             f"{dataset.name} has {len(wrong)} pictures of another size than their labels say, the first: {wrong[0]} "
@@ -59,11 +59,12 @@ def convert(dataset: Dataset, target: Path, to: str) -> str:
     return "; ".join(remarks) + "."
 
 
-def _wrong_size(sample: Sample) -> str | None:
+def _wrong_size(sample: Sample, root: Path | None) -> str | None:
     """What is wrong, where a label states another size than its picture has."""
     if sample.image is None or sample.size is None:
         return None
-    faults = label_faults(sample, actual_size(sample))
+    seen = look(sample.image, root, whole=False)
+    faults = label_faults(sample, seen.size, seen.turn is not None)
     return next((f"{one.file}: {one.detail}" for one in faults if one.kind == "size_mismatch"), None)
 
 

@@ -9,25 +9,14 @@ from numpy.typing import NDArray
 
 from qmimic.config import DetectorConfig
 from qmimic.data.accounts import Accounts
+from qmimic.data.images import Look
 from qmimic.data.labels import is_file
 from qmimic.data.sample import Dataset, LabelDefect, Sample, has_area, leaves
 from qmimic.errors import InputError
 
 WHOLE = ("unreadable_image", "label_without_image", "size_mismatch")  # nothing of such a picture can be used
+ALLOW = "data.allow_capped"
 CAPS = ("pre_nms", "post_nms", "max_detections")  # settings of detectors that cap what they find in a picture
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a picture is.
-
-    Attributes:
-        size: width and height.
-        pixels: a number that pictures of equal pixels share.
-    """
-
-    size: tuple[int, int]
-    pixels: int
 
 
 @dataclass(frozen=True)
@@ -37,7 +26,7 @@ class Sifted:
     Attributes:
         good: by `id` of the sample as read: without bad boxes, the others clipped to their picture, with its true
             size; samples that cannot be used are not there.
-        defects: what was wrong.
+        defects: what was wrong, and what is worth knowing.
         accounted: the dataset's accounts after that, None if it has none.
     """
 
@@ -46,7 +35,7 @@ class Sifted:
     accounted: Accounts | None
 
 
-def sift(dataset: Dataset, seen: Mapping[int, Seen | InputError]) -> Sifted:
+def sift(dataset: Dataset, seen: Mapping[int, Look | InputError]) -> Sifted:
     """Tell good from bad.
 
     Args:
@@ -59,7 +48,11 @@ def sift(dataset: Dataset, seen: Mapping[int, Seen | InputError]) -> Sifted:
     lost_boxes: Counter[str] = Counter()
     for sample in _distinct(dataset):
         found = seen[id(sample)]
-        own = [unreadable(sample, found)] if isinstance(found, InputError) else label_faults(sample, found.size)
+        own = (
+            [unreadable(sample, found)]
+            if isinstance(found, InputError)
+            else label_faults(sample, found.size, found.turn is not None)
+        )
         defects += own
         whole = next((one.kind for one in own if one.kind in WHOLE), None)
         if isinstance(found, InputError) or whole is not None:
@@ -84,7 +77,16 @@ def sift(dataset: Dataset, seen: Mapping[int, Seen | InputError]) -> Sifted:
         for kind, count in (+lost_boxes).items():
             boxes_ = boxes_.without(kind, count)
         accounts = Accounts(pictures, labels, boxes_)
-    return Sifted(good, tuple(defects), accounts)
+    return Sifted(good, (*defects, *_turned(dataset, seen)), accounts)
+
+
+def _turned(dataset: Dataset, seen: Mapping[int, Look | InputError]) -> list[LabelDefect]:
+    """A note of the pictures that EXIF turns: nothing tells whether their labels were drawn with it or without."""
+    own = [sample for sample in _distinct(dataset) if isinstance(it := seen[id(sample)], Look) and it.turn]
+    if not own:
+        return []
+    text = f"{len(own):,} pictures are turned by EXIF; labels drawn without that are wrong. One is {own[0].image_id}."
+    return [LabelDefect("turned_by_exif", dataset.name, text)]
 
 
 def unreadable(sample: Sample, error: InputError) -> LabelDefect:
@@ -93,14 +95,21 @@ def unreadable(sample: Sample, error: InputError) -> LabelDefect:
     return LabelDefect("unreadable_image" if there else "label_without_image", sample.image_id, str(error))
 
 
-def label_faults(sample: Sample, actual: tuple[int, int]) -> list[LabelDefect]:
-    """What is wrong with a sample's labels, its picture being of this width and height."""
+def label_faults(sample: Sample, actual: tuple[int, int], turned: bool) -> list[LabelDefect]:
+    """What is wrong with a sample's labels.
+
+    Args:
+        sample: any.
+        actual: width and height of its picture.
+        turned: EXIF turns the picture.
+    """
     found = []
     width, height = actual
     if sample.size and sample.size != actual:
         text = f"The label says {sample.size[0]} x {sample.size[1]}, the image has {width} x {height}."
         if sample.size[::-1] == actual:
-            text += " Width and height are swapped: it was labelled without the rotation that its EXIF asks for."
+            text += " Width and height are swapped"
+            text += ": it was labelled without the rotation that its EXIF asks for." if turned else "."
         found.append(LabelDefect("size_mismatch", sample.image_id, text))
     facts = zip(sample.boxes.tolist(), has_area(sample.boxes), leaves(sample.boxes, actual), strict=True)
     for (x1, y1, x2, y2), solid, outside in facts:
@@ -160,11 +169,11 @@ def limits(config: DetectorConfig, known: Container[str] = CAPS) -> dict[str, in
     return {f"detector.{key}": getattr(config, key) for key in CAPS if key in known}
 
 
-def crowded(counts: NDArray[np.int64], limits: Mapping[str, int]) -> str | None:
-    """A sentence, where pictures hold more objects than a detector of these settings can find; else None.
+def findable(counts: NDArray[np.int64], limits: Mapping[str, int]) -> str | None:
+    """A sentence that names the settings, where pictures hold more objects than a detector can find; else None.
 
     Args:
-        counts: int64 [N], objects of each picture.
+        counts: int64 [N], objects of each picture that are to be found.
         limits: settings of the detector that cap what it finds in a picture.
     """
     most = int(counts.max(initial=0))
@@ -173,10 +182,36 @@ def crowded(counts: NDArray[np.int64], limits: Mapping[str, int]) -> str | None:
         return None
     over = int((counts > min(low.values())).sum())
     shown = ", ".join(f"{name}={value}" for name, value in low.items())
+    return f"Pictures with more objects than can be found with {shown}: {over:,}, with up to {most:,}."
+
+
+def remedy(most: int, limits: Mapping[str, int]) -> str:
+    """What to set where a picture holds so many objects, limits as in `findable`: a clause."""
+    raised = {name: min(1 << (most - 1).bit_length(), _highest(name)) for name, own in limits.items() if own < most}
+    found = ", or " if min(raised.values()) >= most else " to find most of them, and "
     return (
-        f"{over:,} pictures have more objects than can be found with {shown}, one has {most:,}; raise "
-        f"{'it' if len(low) == 1 else 'them'} to find all."
+        f"set {' '.join(f'{name}={value}' for name, value in raised.items())}{found}{ALLOW}=true to do without the rest"
     )
+
+
+def crowds(dataset: Dataset, limits: Mapping[str, int], allowed: bool) -> list[LabelDefect]:
+    """The pictures with more objects than a detector can find, limits as in `findable`; notes where that is allowed."""
+    found = []
+    for sample in _distinct(dataset):
+        most = int((~sample.difficult & ~sample.crowd).sum())
+        low = {name: value for name, value in limits.items() if value < most}
+        if low:
+            shown = ", ".join(f"{name}={value}" for name, value in low.items())
+            text = f"It has {most:,} objects, more than can be found with {shown}; {remedy(most, limits)}."
+            found.append(LabelDefect("allowed_crowd" if allowed else "crowded_image", sample.image_id, text))
+    return found
+
+
+def _highest(key: str) -> int:
+    """The highest value that a setting of the detector can have."""
+    field = DetectorConfig.model_fields[key.removeprefix("detector.")]
+    highest: int = next(rule.le for rule in field.metadata if hasattr(rule, "le"))
+    return highest
 
 
 def _distinct(dataset: Dataset) -> Iterable[Sample]:

@@ -5,14 +5,14 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 
 from qmimic.data import coco, synthetic, voc, widerface, yolo
 from qmimic.data.accounts import data_files
 from qmimic.data.columns import in_columns
-from qmimic.data.faults import Seen, once, sift
-from qmimic.data.images import whole_size
+from qmimic.data.faults import once, sift
+from qmimic.data.images import Look, look
 from qmimic.data.labels import Folder, is_picture, read_bytes
 from qmimic.data.sample import NOTES, Dataset, LabelDefect, Sample
 from qmimic.errors import InputError
@@ -131,7 +131,8 @@ def usable(dataset: Dataset, drop_bad: bool) -> Dataset:
         return replace(dataset, splits=in_columns(dataset.splits, root), checked=True)
     bad = [f"{defect.file}: {defect.detail}" for defect in dataset.defects if defect.kind not in NOTES]
     sifted = sift(dataset, _seen(dataset))
-    bad += [f"{defect.file}: {defect.detail}" for defect in sifted.defects]
+    bad += [f"{defect.file}: {defect.detail}" for defect in sifted.defects if defect.kind not in NOTES]
+    notes = tuple(defect for defect in sifted.defects if defect.kind in NOTES)
     bad = list(dict.fromkeys(bad))  # an image of two splits is bad once
     if bad and not drop_bad:
         raise InputError(
@@ -142,15 +143,20 @@ def usable(dataset: Dataset, drop_bad: bool) -> Dataset:
         split: tuple(sifted.good[id(sample)] for sample in samples if id(sample) in sifted.good)
         for split, samples in dataset.splits.items()
     }
-    return replace(dataset, splits=in_columns(kept, root), checked=True, accounted=sifted.accounted)
+    found = (*dataset.defects, *notes)
+    return replace(dataset, splits=in_columns(kept, root), checked=True, accounted=sifted.accounted, defects=found)
 
 
-def _seen(dataset: Dataset) -> dict[int, Seen | InputError]:
-    """What every image file is, or what is wrong with it; better now than hours into training."""
+def _seen(dataset: Dataset) -> dict[int, Look | InputError]:
+    """What every image file is, or what is wrong with it; better now than hours into training.
 
-    def look(path: Path) -> Seen | InputError:
+    JPEGs are decoded small, which is far faster. Where others of the same size are stored in another way, which may
+    show the same picture, they are decoded whole: then equal pictures share their number, whatever they are stored as.
+    """
+
+    def see(path: Path, whole: bool) -> Look | InputError:
         try:
-            return Seen(*whole_size(path, dataset.root))
+            return look(path, dataset.root, whole)
         except InputError as error:
             return error
 
@@ -158,5 +164,13 @@ def _seen(dataset: Dataset) -> dict[int, Seen | InputError]:
     paths = list({sample.image: None for sample in samples.values() if sample.image})
     # Threads that silence Pillow leave the filters in any state; here they are put back.
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-        found = dict(zip(paths, pool.map(look, paths), strict=True))
+        found = dict(zip(paths, pool.map(see, paths, repeat(False)), strict=True))
+        stored: dict[tuple[int, int], set[object]] = {}
+        for one in found.values():
+            if isinstance(one, Look):
+                stored.setdefault(one.size, set()).add((one.drafted, one.drafted and one.turn))
+        again = [
+            path for path, one in found.items() if isinstance(one, Look) and one.drafted and len(stored[one.size]) > 1
+        ]
+        found |= zip(again, pool.map(see, again, repeat(True)), strict=True)
     return {key: found[sample.image] for key, sample in samples.items() if sample.image}

@@ -5,10 +5,13 @@ This is the only place that decodes: training, `data check`, `predict` and the p
 
 import contextlib
 import hashlib
+import io
+import os
 import re
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
@@ -19,6 +22,7 @@ from qmimic.errors import InputError
 from qmimic.files import OTHER_KIND, MissingError, open_file, what_is
 
 MAX_BYTES = 1 << 30  # of a file
+SMALL = 4 << 20  # bytes of a file that is read at once
 # Tags of TIFF: BitsPerSample, MaxSampleValue, SMinSampleValue, SMaxSampleValue.
 BITS, MAXIMUM, LEAST, GREATEST = 258, 281, 340, 341
 MAX_PIXELS = 100_000_000  # of a picture, and of all that are decoded at the same time in this process
@@ -69,17 +73,57 @@ def read_image(path: Path, root: Path | None = None) -> Image.Image:
         return upright(file)
 
 
-def picture_facts(path: Path, root: Path | None = None) -> tuple[tuple[int, int], str, int]:
-    """(width, height) of the picture that `read_image` gives, a hash of its pixels, and the levels that they span.
+@dataclass(frozen=True)
+class Look:
+    """What a picture is.
 
-    Args, raises: as `read_image`.
+    Attributes:
+        size: width and height as a person sees it.
+        pixels: a number of 63 bits, not 0, that equal pictures share.
+        span: the levels that its pixels span, see `levels`.
+        turn: how EXIF turns it; None: it is stored as it is seen.
+        drafted: `pixels` is of a JPEG's lowest frequencies: equal pictures share it only if they are stored alike.
+    """
+
+    size: tuple[int, int]
+    pixels: int
+    span: int
+    turn: Image.Transpose | None = None
+    drafted: bool = False
+
+
+def look(path: Path, root: Path | None = None, whole: bool = True) -> Look:
+    """What the picture that `read_image` gives is.
+
+    Args:
+        path, root: as in `read_image`.
+        whole: decode all of it; else as little and as fast as its format allows, which shows that it can be read.
+
+    Raises:
+        InputError: as `read_image`.
 
     Unlike pictures, these may be made in many threads: memory follows the pixels in progress.
     """
-    with _opened(path, root) as file, _decoded(file):
-        picture = upright(file)
-        digest = hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()
-        return picture.size, digest, levels(picture)
+    with _opened(path, root) as file:
+        turn = TURNS.get(_orientation(file))
+        size = (file.height, file.width) if turn in LYING else (file.width, file.height)
+        drafted = not whole and file.draft(None, (1, 1)) is not None
+        with _decoded(file):
+            picture = _rgb(file) if drafted else upright(file)
+            return look_at(picture, size, turn, drafted)
+
+
+def look_at(
+    picture: Image.Image,
+    size: tuple[int, int] | None = None,
+    turn: Image.Transpose | None = None,
+    drafted: bool = False,
+) -> Look:
+    """What an RGB picture is; all else as in `Look`, None: the size that it has."""
+    size = size or picture.size
+    digest = hashlib.blake2b(repr((size, turn if drafted else None)).encode(), digest_size=8)
+    digest.update(picture.tobytes())
+    return Look(size, (int.from_bytes(digest.digest()) >> 1) or 1, levels(picture), turn, drafted)
 
 
 def read_resized(
@@ -138,33 +182,6 @@ def image_size(path: Source, root: Path | None = None) -> tuple[int, int]:
         return (file.height, file.width) if lies else (file.width, file.height)
 
 
-def turned_by_exif(path: Path, root: Path | None = None) -> bool:
-    """Whether a picture is stored lying, so that a viewer turns it by its EXIF.
-
-    Raises:
-        InputError: as `image_size`.
-    """
-    with _opened(path, root) as file:
-        return TURNS.get(_orientation(file)) in LYING
-
-
-def whole_size(path: Path, root: Path | None = None) -> tuple[tuple[int, int], int]:
-    """The same of an image that training can read, and a number of 63 bits that images of equal pixels share.
-
-    It is decoded as small and fast as its format allows, so a JPEG and its copy in another format differ in the number.
-
-    Raises:
-        InputError: as `read_image`.
-    """
-    size = image_size(path, root)
-    with _opened(path, root) as file:
-        file.draft(None, (1, 1))
-        with _decoded(file):
-            facts = repr((size, TURNS.get(_orientation(file)))).encode()
-            digest = hashlib.blake2b(facts + _rgb(file).tobytes(), digest_size=8).digest()
-    return size, (int.from_bytes(digest) >> 1) or 1
-
-
 @contextlib.contextmanager
 def _opened(path: Source, root: Path | None) -> Iterator[ImageFile.ImageFile]:
     """An image file with its header read; whatever goes wrong with it becomes an InputError."""
@@ -172,7 +189,7 @@ def _opened(path: Source, root: Path | None) -> Iterator[ImageFile.ImageFile]:
     with warnings.catch_warnings(), contextlib.ExitStack() as opened:
         warnings.simplefilter("ignore")  # Pillow warns of large images; the limit below refuses them
         try:
-            own = opened.enter_context(open_file(path, root, MAX_BYTES)) if isinstance(path, Path) else path
+            own = opened.enter_context(_read(path, root)) if isinstance(path, Path) else path
             with Image.open(own, formats=FORMATS) as file:
                 if file.width * file.height > MAX_PIXELS:
                     raise Image.DecompressionBombError
@@ -194,6 +211,16 @@ def _opened(path: Source, root: Path | None) -> Iterator[ImageFile.ImageFile]:
             raise InputError(
                 f"{name} is not a whole image ({str(error) or type(error).__name__}); replace or remove it."
             ) from error
+
+
+def _read(path: Path, root: Path | None) -> BinaryIO:
+    """A file to decode from: in memory where it is small, for decoders read in many small pieces."""
+    file = open_file(path, root, MAX_BYTES)
+    size = os.fstat(file.fileno()).st_size
+    if size > SMALL:
+        return file
+    with file:
+        return io.BytesIO(file.read(size))
 
 
 def _but(path: Source) -> str:
@@ -245,10 +272,13 @@ def _check_scans(file: ImageFile.ImageFile) -> None:
     """
     stream = file.fp
     assert stream is not None, "the picture is open"
-    back = stream.tell()
-    stream.seek(0)
-    content = stream.read(MAX_BYTES)
-    stream.seek(back)
+    if isinstance(stream, io.BytesIO):
+        content = stream.getvalue()  # no copy
+    else:
+        back = stream.tell()
+        stream.seek(0)
+        content = stream.read(MAX_BYTES)
+        stream.seek(back)
     if content.count(b"\xff\xda") <= MAX_SCANS:
         return  # not even if all of them were markers
     place, scans = 2, 0

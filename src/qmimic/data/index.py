@@ -1,6 +1,7 @@
 """An index: a checked dataset as columns on disk, so that a million images open in a moment.
 
-It lies in the dataset's own folder, as `.npy` files that are memory-mapped and a JSON file that describes them.
+It lies in the dataset's own folder, or in the user's cache where that folder is read-only, as `.npy` files that are
+memory-mapped and a JSON file that describes them. All of it carries checksums, which are verified when it is opened.
 Training reads it instead of the label files; everything else reads the labels themselves.
 """
 
@@ -8,7 +9,9 @@ import hashlib
 import os
 import re
 import warnings
+import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote_to_bytes
@@ -24,12 +27,12 @@ from qmimic.data.formats import load_dataset, usable
 from qmimic.data.labels import is_file, read_text
 from qmimic.data.sample import Dataset
 from qmimic.errors import InputError
-from qmimic.files import building, open_file
+from qmimic.files import building, is_there, open_file
 
 FOLDER = "qmimic-index"
 TOP = "."
 DESCRIPTION = "index.json"
-VERSION = 3  # 1 had no times of the images, 2 not what tells equal images and no account
+VERSION = 4  # 1 had no times of the images, 2 not what tells equal images and no account, 3 no checksums
 COLUMNS = {  # dtype and length: of N samples, their N + 1 starts, T boxes or bytes of text
     "id_bytes": (np.uint8, ""),
     "id_starts": (np.int64, "N+1"),
@@ -59,6 +62,8 @@ class _Description(BaseModel):
         drop_bad: bad boxes and images were left out.
         stamps: last change (ns) and size of the dataset's folders and of label files that stand beside few others.
         accounted: what became of pictures, labels and boxes.
+        sums: checksums of the arrays, by name of the file.
+        sum: of all the rest of this.
     """
 
     version: int
@@ -67,10 +72,16 @@ class _Description(BaseModel):
     drop_bad: bool
     stamps: dict[str, tuple[int, int]]
     accounted: Accounts | None = None
+    sums: dict[str, int]
+    sum: str = ""
+
+    def own_sum(self) -> str:
+        return hashlib.sha256(self.model_copy(update={"sum": ""}).model_dump_json().encode()).hexdigest()[:16]
 
 
 def write(dataset: Dataset, drop_bad: bool, stamps: dict[str, tuple[int, int]] | None = None) -> str:
-    """Check a dataset of files and write its index into its folder, in place of an older one.
+    """Check a dataset of files and write its index into its folder, in place of an older one; if that folder cannot be
+    written, into the user's cache.
 
     Args:
         dataset: as read.
@@ -86,8 +97,8 @@ def write(dataset: Dataset, drop_bad: bool, stamps: dict[str, tuple[int, int]] |
     root = dataset.root
     if root is None:
         raise InputError(f"{dataset.name} is drawn and needs no index; name the folder of a dataset.")
-    place = root / FOLDER
-    if place.is_symlink() or (place.exists() and not exists(root)):
+    place = root / FOLDER if os.access(root, os.W_OK) else _elsewhere(root)
+    if place.is_symlink() or (place.exists() and not is_file(place / DESCRIPTION)):
         raise InputError(f"{place} is no index of qmimic's and would be lost; move it away.")
     checked = usable(dataset, drop_bad)
     splits = in_columns(checked.splits, root)
@@ -96,10 +107,10 @@ def write(dataset: Dataset, drop_bad: bool, stamps: dict[str, tuple[int, int]] |
     store = next(iter(splits.values())).store
     stamps = stamps or _stamps(root)  # before the folder that is being built stands in it
     with building(place, replace=_ours) as folder:
-        for name in COLUMNS:
-            np.save(folder / f"{name}.npy", getattr(store, name))
-        for number, samples in enumerate(splits.values()):
-            np.save(folder / f"split-{number}.npy", samples.rows)
+        arrays = {f"{name}.npy": getattr(store, name) for name in COLUMNS}
+        arrays |= {f"split-{number}.npy": samples.rows for number, samples in enumerate(splits.values())}
+        for name, array in arrays.items():
+            np.save(folder / name, array)
         description = _Description(
             version=VERSION,
             classes=list(dataset.classes),
@@ -107,11 +118,14 @@ def write(dataset: Dataset, drop_bad: bool, stamps: dict[str, tuple[int, int]] |
             drop_bad=drop_bad,
             stamps=stamps,
             accounted=checked.accounted,
+            sums={name: _sum(array) for name, array in arrays.items()},
         )
-        (folder / DESCRIPTION).write_text(description.model_dump_json(), encoding="utf-8")
+        whole = description.model_copy(update={"sum": description.own_sum()})
+        (folder / DESCRIPTION).write_text(whole.model_dump_json(), encoding="utf-8")
     size = sum(path.stat().st_size for path in place.iterdir())
     counts = ", ".join(f"{split} {len(samples):,}" for split, samples in splits.items())
-    return f"{place}: {counts} images with {len(store.boxes):,} boxes in {size / 1e6:.1f} MB."
+    said = f"{place}: {counts} images with {len(store.boxes):,} boxes in {size / 1e6:.1f} MB."
+    return said if place.parent == root else f"{said} It lies there because {root} cannot be written."
 
 
 def make(root: Path, drop_bad: bool) -> str:
@@ -122,7 +136,20 @@ def make(root: Path, drop_bad: bool) -> str:
 
 def exists(root: Path) -> bool:
     """Whether a dataset's folder has an index."""
-    return is_file(root / FOLDER / DESCRIPTION)
+    return is_file(_place(root) / DESCRIPTION)
+
+
+def _place(root: Path) -> Path:
+    """Where the index of a folder is: in it, or in the user's cache if none is in it."""
+    return root / FOLDER if is_there(root / FOLDER) else _elsewhere(root)
+
+
+def _elsewhere(root: Path) -> Path:
+    """Where the index of a folder that cannot be written is kept."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))  # noqa: PTH111 (it never fails)
+    if not home.is_absolute():  # nobody's home is known
+        return root / FOLDER
+    return home / "qmimic" / FOLDER / hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
 
 
 def read(root: Path, drop_bad: bool) -> Dataset:
@@ -135,27 +162,36 @@ def read(root: Path, drop_bad: bool) -> Dataset:
     Raises:
         InputError: the index is broken, of another version, was made otherwise, or the folder has changed since.
     """
-    folder = root / FOLDER
+    folder = _place(root)
     again = f"run `qmimic data index {root}` again, or delete {folder}"
     try:
-        description = _Description.model_validate_json(read_text(folder / DESCRIPTION, root))
+        description = _Description.model_validate_json(read_text(folder / DESCRIPTION, folder.parent))
     except ValidationError as error:
         raise InputError(f"{folder} is no whole index ({explain(error)}); {again}.") from error
     if description.version != VERSION:
         raise InputError(f"{folder} is of another version of qmimic; {again}.")
+    if description.sum != description.own_sum():
+        raise InputError(f"{folder} is damaged: the checksum of {DESCRIPTION} does not fit; {again}.")
     if description.drop_bad and not drop_bad:
         raise InputError(f"{folder} leaves out bad boxes; set data.drop_bad_boxes=true, or delete it.")
     changed = _changed(root, description.stamps)
     if changed is not None:
         raise InputError(f"{changed} has changed since {folder} was made; {again}.")
     try:
-        store = Store(**{name: _column(folder / f"{name}.npy", root) for name in COLUMNS})
-        rows = [_column(folder / f"split-{k}.npy", root) for k in range(len(description.splits))]
+        store = Store(**{name: _column(folder / f"{name}.npy") for name in COLUMNS})
+        rows = [_column(folder / f"split-{k}.npy") for k in range(len(description.splits))]
     except Exception as error:  # NumPy reads a header as Python, with all the errors that Python has
         raise InputError(f"{folder} is no whole index ({error}); {again}.") from error
     fault = _fault(store, rows, len(description.classes))
     if fault is not None:
         raise InputError(f"{folder} is no whole index ({fault}); {again}.")
+    arrays = {f"{name}.npy": getattr(store, name) for name in COLUMNS}
+    arrays |= {f"split-{number}.npy": own for number, own in enumerate(rows)}
+    with ThreadPoolExecutor() as pool:
+        sums = dict(zip(arrays, pool.map(_sum, arrays.values()), strict=True))
+    damaged = next((name for name, own in sums.items() if description.sums.get(name) != own), None)
+    if damaged is not None:
+        raise InputError(f"{folder} is damaged: the checksum of {damaged} does not fit; {again}.")
     splits = {split: Columns(store, root, own) for split, own in zip(description.splits, rows, strict=True)}
     accounted = description.accounted
     return Dataset(root.name, root, tuple(description.classes), splits, checked=True, accounted=accounted)
@@ -166,14 +202,18 @@ def _ours(name: str) -> bool:
     return name == DESCRIPTION or bool(re.fullmatch(r"split-\d+\.npy", name)) or name.removesuffix(".npy") in COLUMNS
 
 
-def _column(path: Path, root: Path) -> NDArray[Any]:
+def _sum(array: NDArray[Any]) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def _column(path: Path) -> NDArray[Any]:
     """An array of an index, mapped; its header alone is read.
 
     Raises:
-        InputError: it is no regular file inside the root.
+        InputError: it is no regular file inside the index.
         Exception: it is not a whole `.npy` file of numbers.
     """
-    with open_file(path, root) as file, warnings.catch_warnings():
+    with open_file(path, path.parent) as file, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         version = np.lib.format.read_magic(file)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)

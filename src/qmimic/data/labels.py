@@ -1,9 +1,10 @@
 """What readers and writers of label files share: limits, safe names and paths, boxes that become a `Sample`."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Protocol, Self
-from unicodedata import category
+from unicodedata import category, normalize
 from urllib.parse import unquote
 
 import numpy as np
@@ -18,10 +19,13 @@ from qmimic.files import inside, is_there
 MAX_LABEL_BYTES = files.LARGE
 MAX_DEPTH = 32  # folders in a name that a label gives
 MAX_COORDINATE = 1e9  # pixels; float32 overflows far beyond, and no image is that large
-SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff"),
-    *(".jp2", ".j2k", ".avif", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".pcx", ".ico"),
+READ = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".bmp", ".dib", ".webp", ".gif", ".tif", ".tiff")
+NOT_READ = (  # of pictures all the same: they are counted, and named where a label is theirs
+    *(".jp2", ".j2k", ".j2c", ".jpf", ".jpx", ".jxl", ".jxr", ".avif", ".heic", ".heif", ".hif"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".tga", ".pcx", ".ico", ".svg", ".psd", ".exr", ".hdr"),
+    *(".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".dcm"),
 )
+SUFFIXES = (*READ, *NOT_READ)
 
 
 class Folder(Protocol):
@@ -57,6 +61,17 @@ def is_picture(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
+def apart(pictures: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """Pictures, and those that lie beside one of the same name that can be read, as a camera's .heic does.
+
+    Only the first can have labels; the others are copies in a format that is not read.
+    """
+    own = list(pictures)
+    read = {path.with_suffix("") for path in own if path.suffix.lower() in READ}
+    copies = {path for path in own if path.suffix.lower() in NOT_READ and path.with_suffix("") in read}
+    return [path for path in own if path not in copies], sorted(copies)
+
+
 def locate(root: Path, folders: Sequence[Path], name: str) -> Path | None:
     """The file that a label names, in one of some folders inside the root; None if there is none.
 
@@ -72,6 +87,28 @@ def locate(root: Path, folders: Sequence[Path], name: str) -> Path | None:
                 if is_file(path):
                     return inside(root, path)
     return None
+
+
+def by_folded_name(pictures: Iterable[Path]) -> dict[str, Path]:
+    """Pictures by `folded` name, those alone whose name no other has: disks and tools differ in case and accents."""
+    found: dict[str, list[Path]] = {}
+    for path in pictures:
+        found.setdefault(folded(path.name), []).append(path)
+    return {name: own[0] for name, own in found.items() if len(own) == 1}
+
+
+def folded(name: str) -> str:
+    """The last part of a name, without differences of case and of how accents are written."""
+    return normalize("NFC", PurePosixPath(name.replace("\\", "/")).name).casefold()
+
+
+def bounds(box: tuple[float, float, float, float], degrees: float) -> tuple[float, float, float, float]:
+    """The upright box around a box that is turned about its centre; x1, y1, x2, y2."""
+    x1, y1, x2, y2 = box
+    cos, sin = abs(math.cos(math.radians(degrees))), abs(math.sin(math.radians(degrees)))
+    width, height = (x2 - x1) * cos + (y2 - y1) * sin, (x2 - x1) * sin + (y2 - y1) * cos
+    x, y = (x1 + x2) / 2, (y1 + y2) / 2
+    return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 
 
 def is_file(path: Path) -> bool:

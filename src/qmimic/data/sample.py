@@ -32,7 +32,7 @@ class Sample:
         size: (width, height) in pixels as the label states it, None if it does not.
         attributes: int64 [M] each, what a format knows of its boxes besides, such as WIDER FACE's "blur"; empty if
             nothing. They are counted by `data check` and not trained on.
-        pixels: a number that images of equal pixels share (`images.whole_size`), 0 where nobody looked.
+        pixels: a number that images of equal pixels share (`images.look`), 0 where nobody looked.
     """
 
     image_id: str
@@ -71,7 +71,8 @@ def leaves(boxes: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.bool
 # Kinds of defects that are worth knowing and stop nothing; all others stop training as they fail `data check`.
 NOTES = (
     *("image_without_label", "empty_class", "turned_by_exif", "missing_test", "counted_from_zero", "duplicate_box"),
-    *("another_layout", "crowded_image", "unused_label_file", "nearly_constant_image"),
+    *("another_layout", "unused_label_file", "nearly_constant_image", "split_stands_in"),
+    *("allowed_crowd", "similar_classes"),
 )
 
 

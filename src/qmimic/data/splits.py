@@ -7,21 +7,22 @@ from difflib import get_close_matches
 import numpy as np
 
 from qmimic.data.columns import Columns, Store, in_columns
-from qmimic.data.sample import Dataset, Sample
+from qmimic.data.sample import Dataset, LabelDefect, Sample
 from qmimic.errors import InputError
 
 TRAIN, VAL = "train", "val"
+STAND_INS = ("valid", "validation")  # what other tools call val
 
 
 def samples_of(dataset: Dataset, split: str) -> Sequence[Sample]:
-    """The samples of a split, or of several joined by + (`train+val`), none of them twice.
+    """The samples of a split, or of several joined by + (`train+val`), none of them twice; `valid` for a missing `val`.
 
     Raises:
         InputError: the dataset has no such split.
     """
     if split in dataset.splits:
         return dataset.splits[split]
-    names = split.split("+")
+    names = names_of(dataset, split)
     for name in names:
         if name not in dataset.splits:
             known = ", ".join(dataset.splits) or "none"
@@ -32,6 +33,20 @@ def samples_of(dataset: Dataset, split: str) -> Sequence[Sample]:
         return Columns(parts[0].store, parts[0].root, np.array(list(rows.values()), np.int64))
     found = {sample.image_id: sample for name in names for sample in dataset.splits[name]}
     return tuple(found.values())
+
+
+def names_of(dataset: Dataset, split: str) -> list[str]:
+    """The splits that a name stands for: several joined by +, and what other tools call val where there is no val."""
+    if split in dataset.splits:
+        return [split]
+    other = next((other for other in STAND_INS if other in dataset.splits), VAL)
+    return [other if name == VAL and VAL not in dataset.splits else name for name in split.split("+")]
+
+
+def said_of(dataset: Dataset, split: str) -> str | None:
+    """A sentence for a person where another split than the one that was named is taken; None if it is that one."""
+    taken = [name for name in names_of(dataset, split) if name in STAND_INS and name not in split.split("+")]
+    return f"There is no split {VAL}; {taken[0]} is taken in its place." if taken else None
 
 
 def with_classes(dataset: Dataset, classes: tuple[str, ...]) -> Dataset:
@@ -98,7 +113,9 @@ def choose(dataset: Dataset, train: str, val: str, fold: tuple[int, int] | None)
                 f"{dataset.name} has no images in the split {train if name == TRAIN else val!r}; its splits: {known}; "
                 "set data.train and data.val."
             )
-    return replace(dataset, splits=chosen)
+    said = [said_of(dataset, train), said_of(dataset, val) if fold is None else None]
+    notes = [LabelDefect("split_stands_in", dataset.name, text) for text in dict.fromkeys(said) if text]
+    return replace(dataset, splits=chosen, defects=(*dataset.defects, *notes))
 
 
 def _next_step(dataset: Dataset, name: str) -> str:

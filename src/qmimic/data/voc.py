@@ -16,7 +16,9 @@ import numpy as np
 from qmimic.data.accounts import Tally, combined, data_files
 from qmimic.data.labels import (
     Folder,
+    apart,
     file_of,
+    folded,
     is_picture,
     one_line,
     reserve,
@@ -107,7 +109,7 @@ def _bases(root: Path) -> list[Path]:
 def _read(base: Path) -> tuple[Dataset, bool]:
     """The dataset of one folder, and whether lists name its splits."""
     files = list(data_files(base))
-    pictures = [path for path in files if is_picture(path)]
+    pictures, copies = apart(path for path in files if is_picture(path))
     homes = _homes(base)
     for folder in homes:
         inside(base, folder)
@@ -145,16 +147,19 @@ def _read(base: Path) -> tuple[Dataset, bool]:
         if picture not in tally.pictures_out and picture.parent in beside:
             text = "No split has a label for it."
             defects.append(LabelDefect("image_without_label", picture.relative_to(base).as_posix(), text))
-    accounted = tally.close(pictures, splits)
+    accounted = tally.close([*pictures, *copies], splits)
     return Dataset(base.name, base, tuple(names), splits, tuple(defects), accounted=accounted), bool(lists)
 
 
 def _stems(pictures: Sequence[Path]) -> dict[str, list[Path]]:
-    """Pictures by name, with and without suffix."""
+    """Pictures by name, with and without suffix, and by what other disks make of it."""
     found: dict[str, list[Path]] = {}
     for path in pictures:
         found.setdefault(path.stem, []).append(path)
         found.setdefault(path.name, []).append(path)
+    for name, own in list(found.items()):
+        if folded(name) != name:
+            found.setdefault(folded(name), []).extend(own)
     return found
 
 

@@ -13,7 +13,9 @@ from defusedxml.ElementTree import ParseError, fromstring
 
 from qmimic.data.accounts import Tally
 from qmimic.data.labels import (
+    bounds,
     finite,
+    folded,
     make_sample,
     number,
     read_bytes,
@@ -24,7 +26,8 @@ from qmimic.errors import InputError
 from qmimic.files import inside
 
 PICTURES = ("jpegimages", "images", "image", "img", "imgs", "photos", "pictures", "data")  # rather than of masks
-ROOT = re.compile(rb"<annotation[\s>]")
+ROOT = re.compile(rb"<annotation[\s>]", re.IGNORECASE)
+YES = ("1", "1.0", "true", "yes")
 DECLARED = re.compile(rb"""^\s*<\?xml[^>]*?encoding\s*=\s*["']([A-Za-z0-9._-]+)["'][^>]*\?>""")
 
 
@@ -82,19 +85,21 @@ def read_annotation(
     try:
         tree = _tree(base, path)
         count = len(list(tree.iter("object")))
-        image, others = _image(base, key, path, _text(tree, "filename"), stems)
+        image, others = _image(base, key, path, tree, stems)
         inside(base, image)
         if others:
             kind = "two_images_for_one_label"
             tally.pictures_out.update(dict.fromkeys(others, kind))
             shown = " and ".join(one.relative_to(base).as_posix() for one in (image, *others))
             raise InputError(f"It may be of {shown}; write the right name into its <filename>.")
+        if len(list(tree.iter("bndbox"))) > sum(len(list(thing.iter("bndbox"))) for thing in tree.iter("object")):
+            raise InputError("A <bndbox> of it stands outside of an <object>; correct it.")
         annotation = Annotation(path, image, _size(tree), _text(tree, "origin") == "1")
         for thing in tree.iter("object"):
             annotation.boxes.append(_box(thing))
             annotation.names.append(_name(thing))
-            annotation.difficult.append(_text(thing, "difficult") == "1")
-            annotation.crowd.append(_text(thing, "crowd") == "1")
+            annotation.difficult.append(_text(thing, "difficult").lower() in YES)
+            annotation.crowd.append(_text(thing, "crowd").lower() in YES)
     except InputError as error:
         defects.append(LabelDefect(kind, path.relative_to(base).as_posix(), str(error)))
         tally.boxes += count
@@ -123,6 +128,9 @@ def _tree(base: Path, path: Path) -> Any:
         raise InputError(f"{path} declares the unknown encoding {encoding!r}; save it as UTF-8.") from error
     except (ParseError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not valid XML ({error}); correct it.") from error
+    for thing in tree.iter():  # some programs write other cases, and name spaces
+        if isinstance(thing.tag, str):
+            thing.tag = thing.tag.rpartition("}")[2].lower()
     if tree.tag != "annotation":
         hint = "; export as Pascal VOC, COCO or YOLO" if tree.tag == "annotations" else ""
         raise InputError(f"{path} is not an annotation of VOC: it begins with <{tree.tag[:40]}>{hint}.")
@@ -134,11 +142,13 @@ def _text(tree: Any, tag: str) -> str:
 
 
 def _image(
-    base: Path, key: str, path: Path, filename: str, stems: Mapping[str, list[Path]]
+    base: Path, key: str, path: Path, tree: Any, stems: Mapping[str, list[Path]]
 ) -> tuple[Path, tuple[Path, ...]]:
     """The picture of an annotation and others that it may be: of its own name, or of the name that it gives."""
-    said = PurePosixPath(unquote(filename).replace("\\", "/")).name
-    own = stems.get(path.stem) or stems.get(said) or stems.get(PurePosixPath(said).stem) or []
+    said = PurePosixPath(unquote(_text(tree, "filename")).replace("\\", "/")).name
+    folder = PurePosixPath(_text(tree, "folder").replace("\\", "/")).name
+    names = (path.stem, said, PurePosixPath(said).stem)
+    own = next((found for name in (*names, *map(folded, names)) if (found := stems.get(name))), [])
     parts = PurePosixPath(key).parts
     rules: tuple[Callable[[Path], bool], ...] = (
         lambda one: one.with_suffix("").parts[-len(parts) :] == parts,
@@ -146,6 +156,7 @@ def _image(
         lambda one: one.relative_to(base).with_suffix("").parts[1:] == parts,
         lambda one: one.parent == path.parent or one.relative_to(base).parts[0].lower() in PICTURES,
         lambda one: one.parent == path.parent,
+        lambda one: one.parent.name == folder,
     )
     for fits in rules if len(own) > 1 else ():
         own = [one for one in own if fits(one)] or own
@@ -175,6 +186,8 @@ def _box(thing: Any) -> tuple[float, float, float, float]:
     """xmin, ymin, xmax, ymax as written; of a polygon its bounds."""
     if thing.find("robndbox") is not None and thing.find("bndbox") is None:
         raise InputError("An object has a rotated box (<robndbox>), which is not read; export upright boxes.")
+    if len(thing.findall("bndbox")) > 1:
+        raise InputError("An object has two boxes; write an <object> for each.")
     try:
         polygon = thing.find("polygon")
         if thing.find("bndbox") is None and polygon is not None:
@@ -185,6 +198,8 @@ def _box(thing: Any) -> tuple[float, float, float, float]:
         else:
             x1, y1, x2, y2 = (float(thing.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
             box = x1, y1, x2, y2
+        degrees = next((float(_text(a, "value")) for a in thing.iter("attribute") if _text(a, "name") == "rotation"), 0)
+        box = bounds(box, degrees) if degrees else box
         if finite(*box):
             return box
     except (ValueError, TypeError):

@@ -11,10 +11,11 @@ from typing import Any
 import yaml
 
 from qmimic.data.accounts import Tally, data_files
-from qmimic.data.images import image_size, turned_by_exif
+from qmimic.data.images import image_size
 from qmimic.data.labels import (
     Folder,
     actual_size,
+    apart,
     file_of,
     finite,
     is_file,
@@ -30,6 +31,9 @@ from qmimic.data.yolo_config import (
     SPLITS,
     class_names,
     config_file,
+    darknet_file,
+    disagreements,
+    keypoint_numbers,
     labelled_folders,
     lines_of,
     read_config,
@@ -39,13 +43,14 @@ from qmimic.errors import InputError
 from qmimic.files import inside
 
 NOT_LABELS = ("classes.txt", "labels.txt", "obj.txt", "readme.txt", "license.txt", "requirements.txt")
+LABELS = {"Images": "Labels", "IMAGES": "LABELS"}
 MAX_CLASS = 9999  # the highest index of a class
 MAX_SHARE = 2.0  # beyond, a number is not a share of the picture with a rounding error
 
 
 def sniff(root: Path) -> bool:
     """Whether a folder looks like YOLO, as Ultralytics, Roboflow, CVAT, Label Studio and LabelImg leave it."""
-    if (root / "labels").is_dir() or is_file(root / "obj.data") or config_file(root) is not None:
+    if (root / "labels").is_dir() or darknet_file(root) is not None or config_file(root) is not None:
         return True
     return any(labelled_folders(root))
 
@@ -62,10 +67,12 @@ def read(root: Path) -> Dataset:
     config = read_config(root)
     defects: list[LabelDefect] = []
     files = list(data_files(root))
-    pictures = [path for path in files if is_picture(path)]
+    pictures, copies = apart(path for path in files if is_picture(path))
     lists: set[Path] = set()
     members = split_members(root, config, pictures, lists, defects)
     names = class_names(root, config)
+    keypoints = keypoint_numbers(config)
+    defects += disagreements(root, config, names)
     spelled = _spelled(root, members)
     tally = Tally()
     ambiguous = _ambiguous(pictures)
@@ -75,7 +82,6 @@ def read(root: Path) -> Dataset:
             defects.append(LabelDefect("two_images_for_one_label", str(stem.relative_to(root)), text))
     doubtful = {path for own in ambiguous.values() for path in own}
     used: set[Path] = set()
-    turned = 0
     made: dict[Path, Sample | None] = {}
     for path, name in spelled.items():
         label = _label_of(root, path)
@@ -83,16 +89,12 @@ def read(root: Path) -> Dataset:
             made[path] = None
             tally.pictures_out[path] = "two_images_for_one_label"
             continue
-        sample, turns = _sample(root, path, label, name, names, defects, tally)
-        turned += turns
+        sample = _sample(root, path, label, name, names, keypoints, defects, tally)
         made[path] = sample
         if label is not None:
             used.add(label)
     labels = [path for path in files if _is_label(root, path, pictures) and path not in lists]
     _unused(root, set(labels) - used, pictures, set(spelled), doubtful, defects, tally)
-    if turned:
-        text = f"{turned} pictures are turned by EXIF; labels drawn without that are wrong."
-        defects.append(LabelDefect("turned_by_exif", root.name, text))
     if not names and labels:
         text = "The classes have no names: write `names: [...]` into data.yaml, or one name a line into classes.txt."
         defects.append(LabelDefect("no_class_names", root.name, text))
@@ -101,7 +103,7 @@ def read(root: Path) -> Dataset:
     splits = {
         split: tuple(sample for path in own if (sample := made[path]) is not None) for split, own in members.items()
     }
-    return Dataset(root.name, root, names, splits, tuple(defects), accounted=tally.close(pictures, splits))
+    return Dataset(root.name, root, names, splits, tuple(defects), accounted=tally.close([*pictures, *copies], splits))
 
 
 def write(root: Folder, dataset: Dataset) -> dict[Path, Sample]:
@@ -179,14 +181,15 @@ def _spelled(root: Path, members: dict[str, list[Path]]) -> dict[Path, str]:
 
 def _label_of(root: Path, picture: Path) -> Path | None:
     """The label file of a picture: `images` in its path becomes `labels`, or it lies beside the picture."""
-    parts = picture.relative_to(root).with_name(f"{picture.stem}.txt").parts
-    places = [place for place, part in enumerate(parts[:-1]) if part == "images"]
-    for place in reversed(places):
-        path = root.joinpath(*parts[:place], "labels", *parts[place + 1 :])
-        if is_file(path):
-            return path
-    beside = root.joinpath(*parts)
-    return beside if is_file(beside) else None
+    parts = picture.relative_to(root).parts
+    places = [place for place, part in enumerate(parts[:-1]) if part.lower() == "images"]
+    folders = [
+        root.joinpath(*parts[:place], word, *parts[place + 1 : -1])
+        for place in reversed(places)
+        for word in dict.fromkeys((LABELS.get(parts[place], "labels"), "labels"))
+    ]
+    paths = (folder / f"{picture.stem}{suffix}" for folder in (*folders, picture.parent) for suffix in (".txt", ".TXT"))
+    return next((path for path in paths if is_file(path)), None)
 
 
 def _ambiguous(pictures: list[Path]) -> dict[Path, list[Path]]:
@@ -199,7 +202,7 @@ def _ambiguous(pictures: list[Path]) -> dict[Path, list[Path]]:
 def _is_label(root: Path, path: Path, pictures: list[Path]) -> bool:
     if path.suffix.lower() != ".txt" or path.name.lower() in NOT_LABELS:
         return False
-    return "labels" in path.relative_to(root).parts[:-1] or any(
+    return not {"labels", "Labels", "LABELS"}.isdisjoint(path.relative_to(root).parts[:-1]) or any(
         is_file(path.with_suffix(suffix)) for suffix in (".jpg", ".png", ".jpeg", ".JPG")
     )
 
@@ -216,6 +219,7 @@ def _unused(
     """Name or count the label files that no picture of a split has."""
     known = {label: path for path in pictures if path not in listed and (label := _label_of(root, path)) is not None}
     clashing = {_label_of(root, path) for path in doubtful}
+    beside = {path.with_suffix(""): path for path in listed}
     for label in sorted(labels):
         tally.labels += 1
         try:
@@ -227,6 +231,10 @@ def _unused(
             tally.drop("two_images_for_one_label", boxes)
         elif label in known:
             tally.drop("not_listed", boxes)
+        elif (other := beside.get(label.with_suffix(""))) is not None:
+            tally.drop("two_labels_for_one_image", boxes)
+            text = f"{other.name} has its label in {_label_of(root, other)}; remove one of the two."
+            defects.append(LabelDefect("two_labels_for_one_image", str(label.relative_to(root)), text))
         else:
             tally.drop("without_picture", boxes)
             text = "No picture has its name; put the picture there, or remove the label."
@@ -239,10 +247,11 @@ def _sample(
     label: Path | None,
     name: str,
     names: tuple[str, ...],
+    keypoints: int,
     defects: list[LabelDefect],
     tally: Tally,
-) -> tuple[Sample | None, bool]:
-    """A picture's sample, or None with a defect; and whether EXIF turns it."""
+) -> Sample | None:
+    """A picture's sample, or None with a defect."""
     shown = str(path.relative_to(root))
     inside(root, path)
     lines: list[str] = []
@@ -257,21 +266,20 @@ def _sample(
     tally.boxes += count
     try:
         width, height = image_size(path, root)
-        turns = turned_by_exif(path, root)
     except InputError as error:
         defects.append(LabelDefect("unreadable_image", shown, str(error)))
         if label is not None:
             tally.drop("unreadable_image", count)
         tally.pictures_out[path] = "unreadable_image"
-        return None, False
+        return None
     if label is None:
         defects.append(LabelDefect("image_without_label", shown, "It has no label file and is not used."))
-        return None, turns
+        return None
     boxes, classes, kind = [], [], "bad_label"
     for number, line in enumerate(lines, start=1):
         if fault is not None or not line.strip():
             continue
-        row = _row(line)
+        row = _row(line, keypoints)
         if isinstance(row, str):
             fault = f"Line {number} {row}: {line.strip()[:80]!r}."
         elif row[0] >= len(names):
@@ -289,12 +297,17 @@ def _sample(
         if kind == "bad_label" or names:
             defects.append(LabelDefect(kind, str(label.relative_to(root)), fault))
         tally.drop("unreadable_label" if kind == "bad_label" else "unknown_class", count, path)
-        return None, turns
-    return make_sample(name, path, boxes, classes, (width, height)), turns
+        return None
+    return make_sample(name, path, boxes, classes, (width, height))
 
 
-def _row(line: str) -> tuple[int, float, float, float, float] | str:
-    """A line's class and box x1 y1 x2 y2 as shares of the picture, or what is wrong with it."""
+def _row(line: str, keypoints: int = 0) -> tuple[int, float, float, float, float] | str:
+    """A line's class and box x1 y1 x2 y2 as shares of the picture, or what is wrong with it.
+
+    Args:
+        line: of a label file.
+        keypoints: numbers behind the box, in data sets of poses.
+    """
     fields = line.split()
     if "," in line:
         return "has commas; separate `class cx cy w h` by spaces"
@@ -306,6 +319,8 @@ def _row(line: str) -> tuple[int, float, float, float, float] | str:
         values = [float(field) for field in fields[1:]]
     except ValueError:
         return "has something that is not a number"
+    if keypoints and len(values) == 4 + keypoints:
+        values = values[:4]
     if len(values) == 5:
         return "has six numbers, as detections have with their score; a label is `class cx cy w h`"
     polygon = len(values) >= 6 and len(values) % 2 == 0

@@ -1,5 +1,6 @@
 """Which pictures of a YOLO folder belong to which split, and what its classes are called: `data.yaml`, `obj.data`."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -19,6 +20,7 @@ from qmimic.yaml_text import parse_yaml
 
 SPLITS = ("train", "val", "test")  # the keys of data.yaml
 NO_SPLITS = ("images", "names", "path", "nc", "download")  # what else these words mean in this layout
+MAX_KEYPOINTS = 10_000  # numbers of a line
 NO_VALUE = ("", "~", "null", "Null", "NULL")
 
 
@@ -30,15 +32,46 @@ def config_file(root: Path) -> Path | None:
     """
     if is_file(root / "data.yaml"):
         return root / "data.yaml"
+    found = _config_files(root)
+    if len(found) > 1:
+        raise InputError(f"{found[0]} and {found[1]} both describe {root}; keep one of them, as data.yaml.")
+    return found[0] if found else None
+
+
+def _config_files(root: Path) -> list[Path]:
     found = []
     for path in sorted([*root.glob("*.yaml"), *root.glob("*.yml")]):
         if not path.name.startswith("."):
             text = read_text(path, root)
             if "names:" in text and ("train:" in text or (root / "labels").is_dir()):
                 found.append(path)
-    if len(found) > 1:
-        raise InputError(f"{found[0]} and {found[1]} both describe {root}; keep one of them, as data.yaml.")
-    return found[0] if found else None
+    return found
+
+
+def keypoint_numbers(config: dict[str, Any]) -> int:
+    """How many numbers stand behind the box of a line, where the configuration says that there are keypoints."""
+    shape = config.get("kpt_shape")
+    if not isinstance(shape, list) or len(shape) != 2 or not all(str(own).isdecimal() for own in shape):
+        return 0
+    return min(int(str(shape[0])[:6]) * int(str(shape[1])[:6]), MAX_KEYPOINTS)
+
+
+def disagreements(root: Path, config: dict[str, Any], names: tuple[str, ...]) -> list[LabelDefect]:
+    """Where the configuration contradicts itself, and others like it that are not read."""
+    found = []
+    own = str(config.get("") or "")
+    count = str(config.get("nc") or len(names)).strip()
+    if own and names and count != str(len(names)):
+        text = f"`nc: {count[:20]}` and {len(names)} names do not agree; correct one of them."
+        found.append(LabelDefect("class_count", Path(own).name, text))
+    others: list[Path] = []
+    with contextlib.suppress(InputError):  # what is not read need not be in order
+        others = _config_files(root) if own else []
+    for path in others:
+        if str(path) != own:
+            text = f"It describes the folder too and is not read; {Path(own).name} is."
+            found.append(LabelDefect("unused_label_file", path.name, text))
+    return found
 
 
 def read_config(root: Path) -> dict[str, Any]:
@@ -60,9 +93,17 @@ def read_config(root: Path) -> dict[str, Any]:
     return {**config, "": str(path)}
 
 
+def darknet_file(root: Path) -> Path | None:
+    """Darknet's `obj.data`, whatever it is called; None if there is none, or several."""
+    found = [path for path in sorted(root.glob("*.data")) if is_file(path) and not path.name.startswith(".")]
+    found = [path for path in found if path.name == "obj.data" or "names" in read_text(path, root)]
+    own = [path for path in found if path.name == "obj.data"] or found
+    return own[0] if len(own) == 1 else None
+
+
 def _darknet(root: Path) -> dict[str, Any]:
-    path = root / "obj.data"
-    if not is_file(path):
+    path = darknet_file(root)
+    if path is None:
         return {}
     pairs = [line.split("=", 1) for line in read_text(path, root).splitlines() if "=" in line]
     said = {key.strip(): value.strip() for key, value in pairs}
@@ -70,7 +111,7 @@ def _darknet(root: Path) -> dict[str, Any]:
     listed = locate(root, [root], said.get("names", "obj.names"))
     if listed is not None:
         config["names"] = lines_of(root, listed)
-    return {**config, "": str(path)}
+    return {**config, "nc": said.get("classes"), "": str(path)}
 
 
 def lines_of(root: Path, path: Path) -> list[str]:
@@ -81,6 +122,8 @@ def lines_of(root: Path, path: Path) -> list[str]:
 def labelled_folders(root: Path) -> Iterator[Path]:
     """Folders without `images` in their name: `train/` with `images/` and `labels/`, or pictures beside labels."""
     for folder in [root, *sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))]:
+        if folder != root and (is_file(folder / "data.yaml") or darknet_file(folder) is not None):
+            continue  # a dataset of its own
         if folder != root and (folder / "images").is_dir() and (folder / "labels").is_dir():
             yield folder / "images"
         elif any(is_picture(path) and is_file(path.with_suffix(".txt")) for path in folder.iterdir()):
@@ -193,9 +236,11 @@ def class_names(root: Path, config: dict[str, Any]) -> tuple[str, ...]:
     for place in (root / "classes.txt", root / "labels" / "classes.txt", root / "obj.names"):
         if names is None and is_file(place):
             names, source = lines_of(root, place), str(place)
-    if names is None:
-        found = sorted(path for path in root.glob("*/classes.txt") if not path.parent.name.startswith("."))
-        names, source = (lines_of(root, found[0]), str(found[0])) if len(found) == 1 else ([], source)
+    if names is None:  # LabelImg's, or Roboflow's for Darknet; where several folders have one, all have to say the same
+        found = sorted([*root.glob("*/classes.txt"), *root.glob("*/_darknet.labels")])
+        told = {path: lines_of(root, path) for path in found if not path.parent.name.startswith(".")}
+        source, names = next(((str(path), own) for path, own in told.items()), (source, []))
+        names = names if all(own == names for own in told.values()) else []
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise InputError(f"{source} names the class {twice[0]!r} twice; give each class its own name.")

@@ -92,13 +92,15 @@ def own_handle(path: Path, flags: int) -> int:
         A handle, which the caller closes.
 
     Raises:
-        InputError: it is a link or not a regular file.
+        InputError: it is a link, has a second name or is not a regular file.
         OSError: it cannot be opened.
     """
     handle = -1
     try:
         handle = os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
-        _check_ours(path, os.fstat(handle).st_mode)
+        status = os.fstat(handle)
+        _check_ours(path, status.st_mode)
+        check_one_name(path, status)
         own, handle = handle, -1
         return own
     except OSError:
@@ -108,6 +110,18 @@ def own_handle(path: Path, flags: int) -> int:
     finally:
         if handle >= 0:
             os.close(handle)
+
+
+def check_one_name(path: Path, status: os.stat_result) -> None:
+    """Check that a file that is written in place has no other name, of which nobody would know that it changes.
+
+    Raises:
+        InputError: it has one.
+    """
+    if status.st_nlink > 1:
+        raise InputError(
+            f"{path} has another name too (a hard link), and that file would change; replace it by a copy."
+        )
 
 
 def own_folder(folder: Path, root: Path) -> Path:

@@ -77,11 +77,11 @@ def read_labels(recipe: Recipe, dataset: Dataset, folder: Path, say: Callable[[s
             f"{images:,} images are too many to decode for a report; ask `qmimic data check {recipe.data.root}`."
         )
     else:
-        key = check_key(dataset_fingerprint(dataset), recipe.data.size)
+        key = check_key(dataset_fingerprint(dataset), recipe)
 
         def look() -> Report:
             say("The report checks the data.")
-            return check(load_dataset(recipe.data.root), recipe.data.size)
+            return check(load_dataset(recipe.data.root), recipe.data.size, recipe=recipe)
 
         checked = kept_value(folder / FOLDER / FILE, key, Report, look)
     return Labels(

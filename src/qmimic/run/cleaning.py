@@ -1,22 +1,48 @@
-"""Taking back the disk that runs hold: what can be made again, or runs as a whole; never one at work, never a link."""
+"""Taking back the disk that runs hold: what can be made again, or runs as a whole; never one at work, never a link.
+
+Only names that qmimic itself makes are removed. What else lies in a run folder is somebody's, stays, and is named.
+"""
 
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from qmimic.arms import ARMS, STUDENT, TEACHER_STAGES
 from qmimic.errors import InputError
-from qmimic.run.folder import STAGE_RESULT, STAGES, read_run
+from qmimic.run.folder import DEPLOY, STAGE_RESULT, STAGES, TRACKERS, read_run
 from qmimic.run.listing import BANK, PIXELS, WINNER, kind_of, list_runs, look, usage
 from qmimic.run.lock import exclusive_lock, taken
 from qmimic.training.log import LOG
 
 WHOLE = "whole"
-MADE = re.compile(r"[A-Za-z0-9_.-]+-[0-9a-f]{12}")  # folders of stages
+NAME, KEY = r"[A-Za-z0-9_.-]+", r"[0-9a-f]{12}"
+STAGE = rf"{STAGES}/{NAME}-{KEY}"
+MADE = re.compile(rf"{NAME}-{KEY}")  # folders of stages
+FILES = re.compile(  # that we make, by their path below a run's, a fit's or a study's folder
+    "|".join(
+        (
+            r"(recipe|study)\.yaml|(environment|data|results|fit|costs)\.json|failed\.txt|results\.md|report\.(html|md)",
+            rf"(curves|examples|front|report-{NAME})\.png|study\.sqlite(-[a-z]+)?|mlflow\.db",
+            rf"({'|'.join((*TEACHER_STAGES, *ARMS, STUDENT))})\.safetensors",
+            rf"({BANK}|{PIXELS})/{KEY}\.bin|logs/{NAME}\.log",
+            rf"report/((data|latency|matching)\.json|{NAME}-{KEY}\.safetensors)",
+            rf"{DEPLOY}/({NAME}\.(onnx|xml|bin|pte|json))",
+            rf"{STAGE}/(detector\.safetensors|result\.json|log\.jsonl|checkpoints/step-\d+\.safetensors)",
+            rf"({STAGE}/tensorboard|{'|'.join(TRACKERS)})/.+",  # what trackers write, they name
+            r"(.*/)?\.[^/]{0,16}-[0-9a-f]{16}(\.[a-z]+)?",  # what a killed process was about to write
+        )
+    )
+)
+FOLDERS = re.compile(  # that go if nothing is left in them
+    rf"{STAGES}|{BANK}|{PIXELS}|{WINNER}|{DEPLOY}|report|logs|{STAGE}(/checkpoints|/tensorboard(/.+)?)?"
+    rf"|({'|'.join(TRACKERS)})(/.+)?"
+)
 CACHES = (BANK, PIXELS)  # made again when they are needed
 PARTS = (*CACHES, STAGES, WHOLE)
 KEPT = (STAGE_RESULT, LOG)  # of a stage: what reports read
+SHOWN = 5  # names of what stays
 
 
 @dataclass(frozen=True)
@@ -26,7 +52,7 @@ class Removal:
     Attributes:
         run: the run's folder, which is locked while it goes.
         part: bank, pixels, stages or whole.
-        paths: files and folders, no links.
+        paths: files, and folders that hold nothing else; no links.
         bytes: that they take on disk.
     """
 
@@ -60,10 +86,14 @@ def plan_cleaning(folder: Path, names: Sequence[str], parts: Sequence[str]) -> t
             if part == STAGES and not _has_ended(run):
                 stays.append(f"{run} has not ended: its stages are its work, and stay; --all removes the whole.")
                 continue
-            paths = tuple(_paths(run, part))
+            paths, kept = _made(run, _paths(run, part))
+            if kept:
+                names = ", ".join(str(path.relative_to(run)) for path in kept[:SHOWN])
+                more = f" and {len(kept) - SHOWN} more" if len(kept) > SHOWN else ""
+                stays.append(f"{run} keeps what qmimic did not make: {names}{more}.")
             size = sum(usage(path) if path.is_dir() else path.lstat().st_blocks * 512 for path in paths)
             if paths:
-                removals.append(Removal(run, part, paths, size))
+                removals.append(Removal(run, part, tuple(paths), size))
     return removals, stays
 
 
@@ -78,7 +108,7 @@ def clean(removals: Sequence[Removal]) -> int:
         if not kind_of(removal.run):
             continue  # it has gone since
         with exclusive_lock(removal.run, writes=False):
-            for path in removal.paths:
+            for path in _made(removal.run, removal.paths)[0]:  # something may have come since
                 try:
                     if path.is_dir() and not path.is_symlink():
                         shutil.rmtree(path)
@@ -90,6 +120,24 @@ def clean(removals: Sequence[Removal]) -> int:
                     ) from error
         freed += removal.bytes
     return freed
+
+
+def _made(run: Path, paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """What qmimic made of some files and folders, and what else lies there; a folder in whole if it is all ours."""
+    made: list[Path] = []
+    others: list[Path] = []
+    for path in paths:
+        name = "" if path == run else path.relative_to(run).as_posix().removeprefix(f"{WINNER}/")
+        if path.is_symlink():
+            others.append(path)
+        elif path.is_dir():
+            own, kept = _made(run, sorted(path.iterdir()))
+            whole = not kept and (own or not name or FOLDERS.fullmatch(name))
+            made += [path] if whole else own
+            others += kept if own or kept or whole else [path]
+        else:
+            (made if path.is_file() and FILES.fullmatch(name) else others).append(path)
+    return made, others
 
 
 def _named(folder: Path, name: str) -> Path:

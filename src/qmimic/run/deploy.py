@@ -160,7 +160,7 @@ def _recipe(path: Path, data: str | None, overrides: Sequence[str], detector: De
         )
     recipe = load_recipe(own if own.is_file() else None, list(overrides))
     named = {"data.root": recipe.data.root if data is None else data, "data.size": detector.spec.size}
-    return recipe.changed({**named, "run.dir": str(path.parent), "run.device": "cpu"})
+    return recipe.changed({**named, "run.dir": str(path.parent), "run.device": "cpu", "data.allow_capped": True})
 
 
 def _prepared(recipe: Recipe, detector: Detector) -> Prepared:

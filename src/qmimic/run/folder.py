@@ -3,8 +3,10 @@
 A run folder may come from a stranger: what is read is checked, and no name in it leads out of the folder.
 """
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,10 +17,11 @@ from pydantic.dataclasses import dataclass as checked_dataclass
 from qmimic.arms import STUDENT, TEACHER_STAGES
 from qmimic.config import Recipe, explain, load_recipe
 from qmimic.errors import InputError
-from qmimic.files import is_there, read_json, write_text
+from qmimic.files import MissingError, is_there, read_json, write_text
 from qmimic.tables import MODES
 
 DEPLOY = "deploy"
+AGAIN = "begun again"  # in the results of a run that was started once more
 RECIPE, RESULTS, STAGES, STAGE_RESULT = "recipe.yaml", "results.json", "stages", "result.json"
 ENVIRONMENT, FAILURE, DATA = "environment.json", "failed.txt", "data.json"
 # What a run, a fit or a study makes in its folder, and what trackers make there. None of it may be a link.
@@ -132,7 +135,7 @@ def read_run(folder: Path) -> FinishedRun:
     recipe = load_recipe(folder / RECIPE, [])
     if not is_there(folder / RESULTS):
         raise InputError(f"The run in {folder} has not finished; `qmimic train {folder / RECIPE}` continues it.")
-    tree = read_json(folder / RESULTS)
+    tree = _read_summed(folder / RESULTS)
     try:
         if not isinstance(tree, dict):
             raise InputError(f"{folder / RESULTS} is not a table of results; run the recipe again.")
@@ -161,9 +164,7 @@ def stage_result(folder: Path) -> StageResult:
         InputError: its file is damaged.
     """
     path = folder / STAGE_RESULT
-    tree = read_json(path)
-    if isinstance(tree, dict) and "sum" in tree and tree.pop("sum") != _sum(tree):
-        raise InputError(f"{path} is damaged: its checksum does not fit; run the recipe again.")
+    tree = _read_summed(path)
     try:
         return TypeAdapter(StageResult).validate_python(tree)
     except ValidationError as error:
@@ -176,8 +177,49 @@ def write_stage(folder: Path, result: StageResult) -> None:
     Raises:
         InputError: the folder cannot be written or the disk is full.
     """
-    tree = asdict(result)
-    write_text(folder / STAGE_RESULT, json.dumps({**tree, "sum": _sum(tree)}, indent=1))
+    _write_summed(folder / STAGE_RESULT, asdict(result))
+
+
+def write_results(folder: Path, results: Sequence[StageResult], remarks: Sequence[str]) -> None:
+    """Keep a run's table with its checksum: the mark of a finished run. Raises: as `write_stage`."""
+    _write_summed(folder / RESULTS, {"stages": [asdict(one) for one in results], "remarks": list(remarks)})
+
+
+def mark_begun(folder: Path) -> None:
+    """Note in the results of a run that it is started again, until it writes new ones. Raises: as `write_stage`."""
+    with contextlib.suppress(MissingError):
+        tree = _read_summed(folder / RESULTS)
+        if isinstance(tree, dict):
+            _write_summed(folder / RESULTS, {**tree, AGAIN: True})
+
+
+def is_at_its_end(folder: Path) -> bool:
+    """Whether a run has written its results and was not started again since; no clock is asked, for clocks jump.
+
+    Raises:
+        InputError: the results are damaged.
+    """
+    try:
+        tree = _read_summed(folder / RESULTS)
+    except MissingError:
+        return False
+    return isinstance(tree, dict) and AGAIN not in tree
+
+
+def _write_summed(path: Path, tree: dict[str, Any]) -> None:
+    write_text(path, json.dumps({**tree, "sum": _sum(tree)}, indent=1))
+
+
+def _read_summed(path: Path) -> Any:
+    """The value of a JSON file, without its checksum; files of earlier versions have none.
+
+    Raises:
+        MissingError, InputError: as `read_json`; or the checksum does not fit.
+    """
+    tree = read_json(path)
+    if isinstance(tree, dict) and "sum" in tree and tree.pop("sum") != _sum(tree):
+        raise InputError(f"{path} is damaged: its checksum does not fit; run the recipe again.")
+    return tree
 
 
 def _sum(tree: dict[str, Any]) -> str:

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from qmimic.config import DataConfig, DetectorConfig, FineTuningConfig, MimicConfig, Recipe, Section, fingerprint
 from qmimic.config.sections import GONE
+from qmimic.data.faults import limits
 from qmimic.data.letterbox import PIXELS
 from qmimic.detectors.levels import COARSE
 from qmimic.detectors.pretrained import PRETRAINED
@@ -35,8 +36,8 @@ LATER = {
     *(f"teacher.{name}" for name in ("frozen_stages", "frozen_norm", "detector")),
     *(f"teacher.{name}" for name in ("kind", "file", "maps", "boxes", "scores", "mean", "std", "bgr")),
     *(f"detector.{name}" for name in ("anchor_cells", "anchor_ratios", "levels")),
-    *("data.grey", "mimic.distiller", "mimic.settings", "mimic.sampling", "augment.transpose", "augment.mosaic"),
-    *("teacher.closing_steps", "student.closing_steps"),
+    *("data.grey", "data.allow_capped", "mimic.distiller", "mimic.settings", "mimic.sampling"),
+    *("augment.transpose", "augment.mosaic", "teacher.closing_steps", "student.closing_steps"),
 }
 BANK_VERSION = 4  # when a bank's records change
 COSTS_VERSION = 1  # when the same candidate of a search would cost something else
@@ -191,9 +192,9 @@ def matching_key(student: str, dataset: str) -> str:
     return fingerprint(REPORT_VERSION, student, dataset)
 
 
-def check_key(dataset: str, size: tuple[int, int]) -> str:
-    """What a report says is wrong with a dataset at a training size."""
-    return fingerprint(REPORT_VERSION, dataset, size)
+def check_key(dataset: str, recipe: Recipe) -> str:
+    """What a report says is wrong with a dataset at a recipe's training size, and with its detector's caps."""
+    return fingerprint(REPORT_VERSION, dataset, recipe.data.size, limits(recipe.detector), recipe.data.allow_capped)
 
 
 def job_keys(recipe: Recipe) -> dict[str, str]:

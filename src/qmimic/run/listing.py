@@ -24,6 +24,7 @@ from qmimic.run.folder import (
     RESULTS,
     STAGES,
     StageResult,
+    is_at_its_end,
     read_run,
     read_stage,
 )
@@ -146,18 +147,17 @@ def _run(folder: Path) -> tuple[str, str, dict[str, float]]:
     scores = {result.name: result.map50 for _, result in stages if result}
     try:
         scores = {result.name: result.map50 for result in read_run(folder).results}
-        ended = (folder / RESULTS).stat().st_mtime
+        ended = is_at_its_end(folder)
     except InputError as error:
         if is_there(folder / RESULTS):
             return "failed", str(error), scores
-        ended = 0.0
+        ended = False
     if _is_file(folder / FAILURE):
         return "failed", read_bytes(folder / FAILURE).decode("utf-8", "replace"), scores
+    if ended:
+        return "done", "", scores
     open_stages = [path for path, result in stages if result is None and path.name.partition("-")[0] != "int8"]
     newest = max(open_stages, key=_log_time, default=None)
-    # A finished run whose recipe was changed and started again is under way once more.
-    if ended and (newest is None or _log_time(newest) < ended):
-        return "done", "", scores
     if newest is None or not _log_time(newest):
         return "interrupted", "before its first step" if not scores else "between two stages", scores
     steps = max((line["step"] for line in read_log(newest / LOG)), default=0)

@@ -123,7 +123,8 @@ def prepare(recipe: Recipe) -> Prepared:
     key = data_key(dataset_fingerprint(dataset), data, detector)
     said = remarks(recipe.detector, detector, data.size, int(splits[TRAIN].counts.max()))
     capped = limits(detector, ARCHITECTURES[detector.architecture].spec.model_fields)
-    told = (*([about_threads] if about_threads else []), *chosen.remarks(dataset, capped), *said)
+    about_data = chosen.remarks(dataset, capped, data.allow_capped)
+    told = (*([about_threads] if about_threads else []), *about_data, *said)
     return Prepared(recipe, dataset, train, val, detector, key, accelerator, told)
 
 

@@ -4,7 +4,7 @@ import contextlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qmimic.arms import ARMS, STUDENT, TEACHER_STAGES
@@ -16,7 +16,7 @@ from qmimic.detectors.prediction import predict
 from qmimic.draw import contact_sheet, draw
 from qmimic.errors import InputError
 from qmimic.files import replacing, write_text
-from qmimic.run.folder import DATA, ENVIRONMENT, FAILURE, RECIPE, RESULTS, StageResult, ranked
+from qmimic.run.folder import DATA, ENVIRONMENT, FAILURE, RECIPE, StageResult, mark_begun, ranked, write_results
 from qmimic.run.lock import exclusive_lock
 from qmimic.run.prepare import Prepared, environment, prepare
 from qmimic.run.stages import (
@@ -84,6 +84,8 @@ def train(recipe: Recipe, watcher: Watcher) -> RunResult:
         write_text(where, json.dumps(environment(prepared.accelerator), indent=1))  # first: it marks the folder as ours
         save_recipe(recipe, resolved)
         _write_data(prepared)
+        with contextlib.suppress(InputError):  # damaged ones are written anew at the end
+            mark_begun(recipe.folder)
         (recipe.folder / FAILURE).unlink(missing_ok=True)
         try:
             return _train(prepared, watcher)
@@ -123,10 +125,7 @@ def _write_results(prepared: Prepared, stages: list[Stage], said: tuple[str, ...
         _publish(stage.file, folder / f"{stage.result.name}.safetensors")
     draw_curves({s.result.name: read_log(s.folder / LOG) for s in stages}, folder / "curves.png")
     _draw_examples(prepared, stages[-1], folder / "examples.png")
-    write_text(
-        folder / RESULTS,
-        json.dumps({"stages": [asdict(r) for r in results], "remarks": said}, indent=1),
-    )
+    write_results(folder, results, said)
     table = markdown(results, prepared.recipe.published)
     write_text(folder / "results.md", table + "\n" + "".join(f"\n{remark}\n" for remark in said))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from qmimic.data.images import read_image
-from qmimic.data.labels import SUFFIXES
+from qmimic.data.labels import READ
 from qmimic.detections import Detections
 from qmimic.draw import draw
 from qmimic.errors import InputError
@@ -65,10 +65,10 @@ def pictures_of(given: Sequence[Path], fault: Fault) -> list[Path]:
             found.append(path)
             continue
         inside = sorted(one for one in path.iterdir() if not one.name.startswith("."))
-        pictures = [one for one in inside if one.suffix.lower() in SUFFIXES]
+        pictures = [one for one in inside if one.suffix.lower() in READ]
         if not pictures:
-            raise InputError(f"{path} holds no picture; looked for {' '.join(SUFFIXES)}.")
-        unknown = [one for one in inside if one.suffix.lower() not in (*SUFFIXES, *BESIDE)]
+            raise InputError(f"{path} holds no picture; looked for {' '.join(READ)}.")
+        unknown = [one for one in inside if one.suffix.lower() not in (*READ, *BESIDE)]
         others = [one.name + ("/" if one.is_dir() else "") for one in unknown]
         if others:
             more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from qmimic.data import coco
 from qmimic.data.labels import read_text
 from qmimic.data.sample import Dataset
-from qmimic.data.splits import samples_of
+from qmimic.data.splits import names_of, samples_of
 from qmimic.detections import Detections
 from qmimic.errors import InputError
 from qmimic.files import OTHER_KIND, parse_json, what_is, write_text
@@ -158,7 +158,7 @@ def _fault(error: ValidationError) -> str:
 def coco_ids(dataset: Dataset, split: str) -> tuple[Ids, Ids]:
     """Image ids to names and category ids to labels, from the COCO file of the split if the folder has one."""
     by_position: dict[Any, int] = {number: label for label, number in enumerate(range(1, len(dataset.classes) + 1))}
-    found = coco.ids(dataset.root, split) if dataset.root else None
+    found = coco.ids(dataset.root, "+".join(names_of(dataset, split))) if dataset.root else None
     if found is None:
         return {}, by_position
     images: dict[Any, str] = dict(found[0])

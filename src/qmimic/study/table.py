@@ -4,6 +4,7 @@
 """
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -15,7 +16,7 @@ from pydantic import ValidationError
 
 from qmimic.config import Recipe, explain
 from qmimic.errors import InputError
-from qmimic.files import is_there, open_file, parse_json
+from qmimic.files import check_one_name, is_there, open_file, parse_json
 from qmimic.run.folder import STAGE_RESULT, stage_folder
 from qmimic.study.spec import Run, Study, jobs_of
 
@@ -80,7 +81,8 @@ def opened(folder: Path) -> Iterator[sqlite3.Connection]:
         InputError: the file is not a table, or cannot be written.
     """
     if is_there(folder / FILE):
-        open_file(folder / FILE, folder).close()
+        with open_file(folder / FILE, folder) as file:
+            check_one_name(folder / FILE, os.fstat(file.fileno()))
     try:
         with closing(sqlite3.connect(folder / FILE, timeout=60)) as connection, connection:
             connection.execute("PRAGMA trusted_schema = OFF")

@@ -6,6 +6,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from qmimic.errors import printable
+
 
 class Silent:
     """Says nothing."""
@@ -90,7 +92,7 @@ class Bar:
 
     def say(self, text: str) -> None:
         """See `Watcher`."""
-        self.console.print(text, highlight=False, soft_wrap=not self.console.is_terminal, markup=False)
+        self.console.print(printable(text), highlight=False, soft_wrap=not self.console.is_terminal, markup=False)
 
     def _time(self) -> None:
         if self.timed and self._stage:
