@@ -180,7 +180,10 @@ def test_its_file_detects_as_it_does(backbone: str, suppression: bool, tmp_path:
     assert parity.box_difference < 0.05
 
 
-@pytest.mark.parametrize(("kind", "integers"), [("openvino", False), ("openvino", True), ("executorch", False)])
+@pytest.mark.parametrize(
+    ("kind", "integers"),
+    [("openvino", False), ("openvino", True), ("ncnn", False), ("ncnn", True), ("executorch", False)],
+)
 def test_other_formats_detect_as_it_does(kind: str, integers: bool, tmp_path: Path) -> None:
     pytest.importorskip(kind)
     detector = one_stage(backbone="repvgg/16").eval()

@@ -87,10 +87,12 @@ def test_a_distiller_reads_the_settings_that_it_says_it_reads(name: str) -> None
         config = Recorder(MimicConfig(distiller=name, **switches))
         distiller = DISTILLERS[name](config, SIDES)
         regions = REGIONS if distiller.teacher_regions else None
-        target = distiller.target(TeacherView(Features.of([maps(2, 5)], [STRIDE]), regions), TRUTH)
+        teacher = TeacherView(Features.of([maps(2, 5)], [STRIDE]), regions, lambda: said(maps(2, 2)))
+        target = distiller.target(teacher, TRUTH)
         regions = REGIONS if distiller.student_regions else None
         source = torch.Generator().manual_seed(0)
-        distiller.loss(StudentView(Features.of([maps(1, 2)], [STRIDE]), regions, TRUTH, source), target)
+        features = Features.of([maps(1, 2)], [STRIDE])
+        distiller.loss(StudentView(features, regions, TRUTH, source, dense=said(maps(1, 2))), target)
         seen |= config.seen
     assert seen - shared == DISTILLERS[name].reads
 

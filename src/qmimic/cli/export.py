@@ -78,6 +78,7 @@ def _camera(text: str | None) -> tuple[int, int] | None:
 def _export(options: argparse.Namespace) -> int:
     from qmimic.cli.output import Output, table
     from qmimic.run.deploy import advice, deploy
+    from qmimic.runtime.formats import FORMATS
     from qmimic.ship.c_source import write_c
     from qmimic.ship.opset import OLDEST, OPSET
     from qmimic.ship.write import proved
@@ -107,7 +108,11 @@ def _export(options: argparse.Namespace) -> int:
             for source in write_c(one.path, camera)
         ]
         _report_again(options.detector.parent, files[0].path.parent, watcher.say)
-    rows = [(one.path.name, proved(one.proof), f"{one.bytes / 1000:.0f}", f"{one.milliseconds:.2f}") for one in files]
+    times = ["-" if FORMATS[one.target].elsewhere else f"{one.milliseconds:.2f}" for one in files]
+    rows = [
+        (one.path.name, proved(one.proof), f"{one.bytes / 1000:.0f}", own)
+        for one, own in zip(files, times, strict=True)
+    ]
     heads = "file", "proof", "kB", "ms"
     out.result(
         table(heads, rows, "one thread, medians of one alternating run", words=2),

@@ -81,6 +81,9 @@ def fit(recipe: Recipe, budget: Budget, targets: Sequence[str], folder: Path, wa
     Raises:
         InputError: no network fits, the data cannot be used, or training failed.
     """
+    for target in targets:
+        if FORMATS[target].elsewhere:
+            raise InputError(f"Files of {target} cannot be timed here; fit another format, then export to {target}.")
     with exclusive_lock(folder):
         return _fit(_within(recipe, folder), budget, targets, folder, watcher)
 
