@@ -120,16 +120,8 @@ def files_of(paths: Sequence[Path]) -> list[Path]:
         InputError: a folder holds none.
     """
     found: list[Path] = []
-<<<<<<< HEAD
     for path in (located(one, DEPLOYED) for one in paths):
-        own = sorted(one for one in path.iterdir() if one.suffix in suffixes()) if path.is_dir() else [path]
-||||||| c7151b9
-    for path in paths:
-        own = sorted(one for one in path.iterdir() if one.suffix in suffixes()) if path.is_dir() else [path]
-=======
-    for path in paths:
         own = sorted(one for one in path.iterdir() if can_be_opened(one)) if path.is_dir() else [path]
->>>>>>> main
         if not own:
             raise InputError(f"{path} holds no file to run; looked for {' '.join(suffixes())}.")
         found += own

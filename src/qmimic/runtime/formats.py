@@ -166,19 +166,9 @@ def can_be_opened(path: Path) -> bool:
 
 
 def is_deployed(path: Path) -> bool:
-<<<<<<< HEAD
     """Whether a file is, by its name or its first bytes, a deployed detector or a part of one; of the zoo all are."""
-    named = is_of_zoo(path) or any(path.suffix in one.suffixes for one in FORMATS.values())
+    named = is_of_zoo(path) or _ending(path) is not None
     return named or what_is(path) in (one.content for one in FORMATS.values())
-||||||| c7151b9
-    """Whether a file is, by its name or its first bytes, a deployed detector or a part of one."""
-    return any(path.suffix in one.suffixes for one in FORMATS.values()) or what_is(path) in (
-        one.content for one in FORMATS.values()
-    )
-=======
-    """Whether a file is, by its name or its first bytes, a deployed detector or a part of one."""
-    return _ending(path) is not None or what_is(path) in (one.content for one in FORMATS.values())
->>>>>>> main
 
 
 def format_of(path: Path) -> Format:

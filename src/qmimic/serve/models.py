@@ -13,14 +13,8 @@ from qmimic.arms import ARMS, STUDENT, order
 from qmimic.data.letterbox import letterbox_file
 from qmimic.detections import Detections
 from qmimic.errors import InputError
-<<<<<<< HEAD
-from qmimic.runtime.formats import bytes_of, format_of, suffixes
-from qmimic.zoo import DEPLOYED, located
-||||||| c7151b9
-from qmimic.runtime.formats import bytes_of, format_of, suffixes
-=======
 from qmimic.runtime.formats import bytes_of, can_be_opened, format_of, suffixes
->>>>>>> main
+from qmimic.zoo import DEPLOYED, located
 
 TRAINED = ".safetensors"
 TORCH = "PyTorch"
