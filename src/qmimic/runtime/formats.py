@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from qmimic.errors import InputError
 from qmimic.files import OTHER_KIND, is_there, what_is
 from qmimic.tables import Table
+from qmimic.zoo import is_of_zoo
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -165,8 +166,9 @@ def can_be_opened(path: Path) -> bool:
 
 
 def is_deployed(path: Path) -> bool:
-    """Whether a file is, by its name or its first bytes, a deployed detector or a part of one."""
-    return _ending(path) is not None or what_is(path) in (one.content for one in FORMATS.values())
+    """Whether a file is, by its name or its first bytes, a deployed detector or a part of one; of the zoo all are."""
+    named = is_of_zoo(path) or _ending(path) is not None
+    return named or what_is(path) in (one.content for one in FORMATS.values())
 
 
 def format_of(path: Path) -> Format:

@@ -14,6 +14,7 @@ from qmimic.data.letterbox import letterbox_file
 from qmimic.detections import Detections
 from qmimic.errors import InputError
 from qmimic.runtime.formats import bytes_of, can_be_opened, format_of, suffixes
+from qmimic.zoo import DEPLOYED, located
 
 TRAINED = ".safetensors"
 TORCH = "PyTorch"
@@ -88,7 +89,7 @@ def collect(given: Sequence[Path]) -> Shelf:
     """Load what the command line names.
 
     Args:
-        given: run folders, folders of deployed files, or single files.
+        given: run folders, folders of deployed files, single files, or `zoo:NAME`.
 
     Raises:
         InputError: something is missing or no detector, or a folder holds none that can be loaded here.
@@ -97,7 +98,7 @@ def collect(given: Sequence[Path]) -> Shelf:
     models: dict[str, Served] = {}
     runs: dict[str, Path] = {}
     left_out: list[str] = []
-    for path in given:
+    for path in (located(one, DEPLOYED) for one in given):
         run = _unlike(path.resolve().name if path.is_dir() else path.resolve().parent.name, runs)
         found: list[Served] = []
         if path.is_dir():
