@@ -125,10 +125,12 @@ class TrainingOutput:
     Attributes:
         losses: terms by name, scalars; their sum is minimised.
         proposals: the regions of this step, for distillers that compare regions; None if the detector has none.
+        dense: what a one-stage detector says at every place; see `Detector.place_outputs`.
     """
 
     losses: dict[str, Tensor]
     proposals: Proposals | None
+    dense: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -201,6 +201,7 @@ DISTILLERS: Table[Any] = Table(
         "mimic": "qmimic.distill.mimic:Mimic",
         "channel_wise": "qmimic.distill.channel_wise:ChannelWise",
         "pearson": "qmimic.distill.pearson:Pearson",
+        "outputs": "qmimic.distill.outputs:Outputs",
     },
 )
 

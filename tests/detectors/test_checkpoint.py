@@ -346,6 +346,11 @@ def test_published_weights_of_another_network_are_refused(tmp_path: Path, saved:
     path = published(tmp_path / "resnet18.safetensors")
     assert "another width" in refusal(path, lambda p: load_backbone(build(tiny_spec()), p))
     assert "lacks" in refusal(path, lambda p: load_backbone(build(tiny_spec(backbone="resnet34")), p))
-    assert "lacks" in refusal(saved, lambda p: load_backbone(wide(), p))
+    assert "has the backbone resnet18/16" in refusal(saved, lambda p: load_backbone(wide(), p))
     spoilt = published(path, **{"conv1.weight": torch.full((64, 3, 7, 7), float("nan"))})
     assert "conv1.weight" in refusal(spoilt, lambda p: load_backbone(wide(), p))
+
+
+def test_a_broadcast_tensor_of_one_number_is_written(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "one.safetensors", {"label": torch.tensor(3).expand(1)}, {})
+    assert read_tensors(tmp_path / "one.safetensors").tensors["label"].tolist() == [3]

@@ -7,6 +7,8 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torchvision.ops import batched_nms
@@ -15,11 +17,11 @@ from qmimic.compress.cost import Cost, equal_share
 from qmimic.compress.integer_grids import calibrate, map_grids, prepare_qat
 from qmimic.config import DetectorConfig, QuantizerConfig
 from qmimic.data.targets import IGNORED, PADDING, Targets
-from qmimic.detectors.architectures import parse_spec, spec_for
+from qmimic.detectors.architectures import finest_stride, parse_spec, spec_for
 from qmimic.detectors.build import at_size, build, fold_batch_norm, mac_count
 from qmimic.detectors.channels import channel_groups, keep_channels, widths
 from qmimic.detectors.files import load_detector, save_detector
-from qmimic.detectors.levels import choose_levels
+from qmimic.detectors.levels import choose_levels, choose_output_stride
 from qmimic.detectors.one_stage import OneStage, boxes_at, enlarged, place_grid
 from qmimic.detectors.quantize import Quantizer
 from qmimic.runtime import Detector as ShippedDetector
@@ -27,6 +29,7 @@ from qmimic.runtime.formats import FORMATS
 from qmimic.ship.onnx_file import Exported, build_graph
 from qmimic.ship.parity import compare
 from qmimic.ship.write import describe, ship
+from qmimic.tables import ARCHITECTURES
 from tiny_detectors import one_stage, some_images
 
 BACKBONES = ("resnet18/16", "repvgg/16", "yunet/32", "vgg16/32")
@@ -177,7 +180,10 @@ def test_its_file_detects_as_it_does(backbone: str, suppression: bool, tmp_path:
     assert parity.box_difference < 0.05
 
 
-@pytest.mark.parametrize(("kind", "integers"), [("openvino", False), ("openvino", True), ("executorch", False)])
+@pytest.mark.parametrize(
+    ("kind", "integers"),
+    [("openvino", False), ("openvino", True), ("ncnn", False), ("ncnn", True), ("executorch", False)],
+)
 def test_other_formats_detect_as_it_does(kind: str, integers: bool, tmp_path: Path) -> None:
     pytest.importorskip(kind)
     detector = one_stage(backbone="repvgg/16").eval()
@@ -298,3 +304,21 @@ def test_a_level_that_does_not_fit_the_size_is_refused() -> None:
     for levels in ((), (8, 8), (16, 8), (4,)):
         with pytest.raises(ValidationError, match="needs one to three of the strides 8, 16 and 32"):
             DetectorConfig(levels=levels)
+
+
+@given(st.lists(st.floats(1, 300, width=32), max_size=40))
+def test_the_output_stride_is_8_from_a_tenth_of_small_boxes_on(sides: list[float]) -> None:
+    sizes = np.array([(side, side) for side in sides], np.float32).reshape(-1, 2)
+    small = sum(side < 16 for side in sides)
+    assert choose_output_stride(sizes) == (8 if sides and 10 * small >= len(sides) else 16)
+
+
+def test_what_is_set_is_kept_and_what_is_open_is_chosen() -> None:
+    small = np.full((10, 2), 12, np.float32)
+    for given_stride, chosen in ((None, 8), (16, 16), (8, 8)):
+        config = DetectorConfig(output_stride=given_stride)
+        assert ARCHITECTURES["faster_rcnn"].fitted(config, small, (96, 96)).output_stride == chosen
+        assert finest_stride(config, small, (96, 96)) == chosen
+    one = DetectorConfig(architecture="one_stage")
+    assert finest_stride(one, small, (96, 96)) == 8
+    assert finest_stride(one, 20 * small, (96, 96)) == 32

@@ -1,5 +1,6 @@
 """What holds for every distiller, and each against its paper's equation, written out with loops in float64."""
 
+import dataclasses
 import math
 
 import pytest
@@ -26,6 +27,7 @@ SIDES = Sides(
     quantizer=Quantizer(QuantizerConfig(), torch.tensor([0.5])),
     size=SIZE,
     seed=0,
+    dense=(True, True),
 )
 TRUTH = Targets(
     torch.tensor(
@@ -41,6 +43,11 @@ REGIONS = Proposals(
 def maps(seed: int, channels: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.relu(torch.randn(2, channels, SIZE[0] // STRIDE, SIZE[1] // STRIDE, generator=generator) * 2)
+
+
+def said(map_: Tensor) -> Tensor:
+    """Outputs of two classes at every place, [2, 6, N], that follow from a map of two channels."""
+    return torch.cat([map_, map_.flip(1), map_ / 2], 1).flatten(2)
 
 
 def made(name: str, **switches: object) -> Distiller:
@@ -80,10 +87,12 @@ def test_a_distiller_reads_the_settings_that_it_says_it_reads(name: str) -> None
         config = Recorder(MimicConfig(distiller=name, **switches))
         distiller = DISTILLERS[name](config, SIDES)
         regions = REGIONS if distiller.teacher_regions else None
-        target = distiller.target(TeacherView(Features.of([maps(2, 5)], [STRIDE]), regions), TRUTH)
+        teacher = TeacherView(Features.of([maps(2, 5)], [STRIDE]), regions, lambda: said(maps(2, 2)))
+        target = distiller.target(teacher, TRUTH)
         regions = REGIONS if distiller.student_regions else None
         source = torch.Generator().manual_seed(0)
-        distiller.loss(StudentView(Features.of([maps(1, 2)], [STRIDE]), regions, TRUTH, source), target)
+        features = Features.of([maps(1, 2)], [STRIDE])
+        distiller.loss(StudentView(features, regions, TRUTH, source, dense=said(maps(1, 2))), target)
         seen |= config.seen
     assert seen - shared == DISTILLERS[name].reads
 
@@ -131,14 +140,18 @@ def test_a_distiller_gives_one_target_for_one_view_and_a_gradient_to_the_student
     name: str, switches: dict[str, object]
 ) -> None:
     distiller = DISTILLERS[name](MimicConfig(distiller=name, **switches), SIDES)
-    view = TeacherView(Features.of([maps(2, 5)], [STRIDE]), REGIONS if distiller.teacher_regions else None)
+    view = TeacherView(
+        Features.of([maps(2, 5)], [STRIDE]), REGIONS if distiller.teacher_regions else None, lambda: said(maps(2, 2))
+    )
     first, second = (distiller.target(view, TRUTH) for _ in range(2))
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert all(len(one) == 2 and not one.requires_grad for one in first.values())
     assert set(distiller.grids()) <= set(first)
     student = maps(1, 2).requires_grad_()
     own = REGIONS if distiller.student_regions else None
-    seen = StudentView(Features.of([student], [STRIDE]), own, TRUTH, torch.Generator().manual_seed(0))
+    seen = StudentView(
+        Features.of([student], [STRIDE]), own, TRUTH, torch.Generator().manual_seed(0), dense=said(student)
+    )
     distiller.loss(seen, first).backward()
     assert student.grad is not None
     assert student.grad.isfinite().all()
@@ -148,7 +161,9 @@ def test_a_distiller_gives_one_target_for_one_view_and_a_gradient_to_the_student
 @pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "none"])
 def test_a_bank_gives_the_loss_that_the_target_gave(name: str, mode: str, tmp_path: object) -> None:
     distiller = made(name, mode=mode)
-    view = TeacherView(Features.of([maps(2, 5)], [STRIDE]), REGIONS if distiller.teacher_regions else None)
+    view = TeacherView(
+        Features.of([maps(2, 5)], [STRIDE]), REGIONS if distiller.teacher_regions else None, lambda: said(maps(2, 2))
+    )
     target = distiller.target(view, TRUTH)
     bank = Bank(tmp_path / "bank.bin", 2, layout_of([target], distiller.grids()))
     rows = torch.arange(2)
@@ -185,3 +200,58 @@ def test_pearson_does_not_depend_on_the_scale_of_the_maps() -> None:
     teacher, student = maps(2, 5), maps(3, 5)
     one, other = (distiller.map_loss(k * teacher + k, student, TRUTH, 0) for k in (1, 7))
     assert float(one) == pytest.approx(float(other), rel=1e-3)
+
+
+def test_outputs_is_its_equation() -> None:
+    distiller = made("outputs", mode="mimic")
+    student, teacher = said(maps(1, 2)), said(maps(2, 2)) - 0.5
+    target = distiller.target(TeacherView(Features.of([maps(2, 5)], [STRIDE]), None, lambda: teacher), TRUTH)
+    view = StudentView(
+        Features.of([maps(1, 2)], [STRIDE]), None, TRUTH, torch.Generator().manual_seed(0), dense=student
+    )
+    classes = boxes = total = 0.0
+    columns = SIZE[1] // STRIDE
+
+    def box(sides: list[float], place: int) -> list[float]:
+        x, y = (place % columns + 0.5) * STRIDE, (place // columns + 0.5) * STRIDE
+        left, top, right, bottom = (STRIDE * math.exp(min(4.0, max(-4.0, side))) for side in sides)
+        return [x - left, y - top, x + right, y + bottom]
+
+    def giou(a: list[float], b: list[float]) -> float:
+        def area(one: list[float]) -> float:
+            return max(0.0, one[2] - one[0]) * max(0.0, one[3] - one[1])
+
+        inner = area([max(a[0], b[0]), max(a[1], b[1]), min(a[2], b[2]), min(a[3], b[3])])
+        hull = area([min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3])])
+        union = area(a) + area(b) - inner
+        return inner / union - (hull - union) / hull
+
+    for image in range(2):
+        for place in range(student.shape[2]):
+            own, theirs = student[image, :, place].double().tolist(), teacher[image, :, place].double().tolist()
+            best = 0.0
+            for s, t in zip(own[:2], theirs[:2], strict=True):
+                p, q = 1 / (1 + math.exp(-s)), 1 / (1 + math.exp(-t))
+                classes += (q - p) ** 2 * -(q * math.log(p) + (1 - q) * math.log(1 - p))
+                best = max(best, q)
+            total += best
+            boxes += best * (1 - giou(box(own[2:], place), box(theirs[2:], place)))
+    assert distiller.loss(view, target).item() == pytest.approx((classes + 2 * boxes) / total, rel=1e-4)
+
+
+def test_outputs_of_common_levels_are_compared_and_two_stages_have_none() -> None:
+    sides = dataclasses.replace(SIDES, student_strides=(8, 16), student_channels=(2, 2))
+    distiller = DISTILLERS["outputs"](MimicConfig(distiller="outputs"), sides)
+    fine = torch.randn(2, 6, 12 * 16, generator=torch.Generator().manual_seed(0))
+    coarse = said(maps(2, 2))
+    target = distiller.target(TeacherView(Features.of([maps(2, 5)], [STRIDE]), None, lambda: coarse), TRUTH)
+    features = Features.of([torch.zeros(2, 2, 12, 16), maps(1, 2)], [8, 16])
+    view = StudentView(features, None, TRUTH, torch.Generator(), dense=torch.cat([fine, coarse], 2))
+    # The same outputs on the level that both have: no box is off, and scores are the teacher's own.
+    moved = dataclasses.replace(view, dense=torch.cat([fine + 1, coarse], 2))
+    assert distiller.loss(view, target) == distiller.loss(moved, target)
+    other = dataclasses.replace(view, dense=torch.cat([fine, coarse + 1], 2))
+    assert distiller.loss(other, target) > distiller.loss(view, target)
+    for dense, missing in (((False, True), "student"), ((True, False), "teacher")):
+        with pytest.raises(InputError, match=f"and the {missing} is none"):
+            DISTILLERS["outputs"](MimicConfig(distiller="outputs"), dataclasses.replace(SIDES, dense=dense))

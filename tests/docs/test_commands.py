@@ -159,6 +159,8 @@ NOT_RUN = (
     NotRun(
         "qmimic export *executorch", "ExecuTorch is an extra; tests/ship runs it where it is installed", parse_qmimic
     ),
+    NotRun("qmimic export *--to ncnn", "the demo's detector has two stages; tests/ship has one of one", parse_qmimic),
+    NotRun("qmimic export *--to web", "it needs an npm package; tests/ship runs it where it is there", parse_qmimic),
     NotRun("python -m qmimic.runtime * --video", "it needs a camera; tests/runtime has a video", parse_runtime),
     NotRun("python benchmarks/", "minutes, and their figures are of a quiet machine", has_options),
     NotRun("python tools/house.py", "tests/docs/test_house.py compares what it draws", is_there),

@@ -240,3 +240,11 @@ def test_what_a_report_keeps_is_named_by_all_that_decides_it() -> None:
     detector = Recipe().detector
     costs = {costs_key(detector, 2), costs_key(detector, 3), costs_key(detector.model_copy(update={"ohem": True}), 2)}
     assert len(costs) == 3
+
+
+def test_an_open_output_stride_names_results_as_16_did() -> None:
+    """What was trained before the stride could be open is found again; set to 16, it is another job."""
+    open_, coarse, fine = (recipe_from({"detector": {"output_stride": one}}, "here") for one in (None, 16, 8))
+    assert data_key("data", open_.data, open_.detector) == data_key("data", coarse.data, coarse.detector)
+    assert len({job_keys(one)["teacher"] for one in (open_, coarse, fine)}) == 3
+    assert job_keys(open_)["teacher"] == "db35af20e1a0"  # of 27 November 2026

@@ -86,3 +86,19 @@ def test_crowds_are_said() -> None:
     (said,) = remarks(given, given, (64, 96), 7)
     assert "7 objects, and the levels have 6 places" in said
     assert remarks(given, given, (320, 320), 9) == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"detector": {"architecture": "one_stage", "levels": [8]}}, "output strides 8 and the teacher's 16"),
+        ({"mimic": {"distiller": "outputs"}, "detector": {"architecture": "one_stage"}}, "and the teacher is none"),
+    ],
+)
+def test_a_teacher_that_cannot_teach_is_refused_before_it_is_trained(
+    make_recipe: Callable[..., Recipe], changes: dict[str, dict[str, object]], said: str
+) -> None:
+    recipe = make_recipe(**changes, teacher={"steps": 2, "min_map": 0, "detector": "faster_rcnn"})
+    with pytest.raises(InputError, match=said):
+        train(recipe, Silent())
+    assert not list(recipe.folder.rglob("teacher*"))

@@ -20,13 +20,21 @@ from qmimic.detectors.detector import Detector as TrainedDetector
 from qmimic.errors import InputError
 from qmimic.runtime import Detector
 from qmimic.runtime.detector import ChangedFileWarning
-from qmimic.runtime.formats import FORMATS, Format
+from qmimic.runtime.formats import FORMATS, Format, format_of
 from qmimic.runtime.onnx_engine import checksum
 from qmimic.ship.onnx_file import Exported
+from qmimic.ship.web_file import package
 from qmimic.ship.write import describe, write_described
 from tiny_detectors import lively, one_stage, some_images, tiny_spec
 
-PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino", "executorch": "executorch", "litert": "ai_edge_litert"}
+PACKAGES = {
+    "onnx": "onnxruntime",
+    "openvino": "openvino",
+    "executorch": "executorch",
+    "litert": "ai_edge_litert",
+    "ncnn": "ncnn",
+    "web": "onnxruntime",
+}
 THREADS = 4
 
 
@@ -39,6 +47,11 @@ def any_detector(kind: Format, seed: int = 0) -> TrainedDetector:
 def shipped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of each format of the table whose engine is installed."""
     pytest.importorskip(PACKAGES[request.param])
+    if request.param == "web":
+        try:
+            package()
+        except InputError as error:
+            pytest.skip(str(error))
     kind = FORMATS[request.param]
     detector = any_detector(kind)
     path = tmp_path_factory.mktemp(request.param) / f"model{kind.suffixes[0]}"
@@ -104,7 +117,7 @@ def test_copies_find_the_same(
 
 
 def test_a_pickled_detector_is_not_loaded_from_another_file(shipped: Path, tmp_path: Path) -> None:
-    kind = next(one for one in FORMATS.values() if one.suffixes[0] == shipped.suffix)
+    kind = format_of(shipped)
     for own in kind.files(shipped):
         (tmp_path / own.name).write_bytes(own.read_bytes())
     text = pickle.dumps(Detector(tmp_path / shipped.name))

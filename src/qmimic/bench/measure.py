@@ -15,8 +15,9 @@ from qmimic.bench.arena import arena_bytes, can_measure
 from qmimic.bench.timing import alternate
 from qmimic.errors import InputError
 from qmimic.runtime.engine import Engine
-from qmimic.runtime.formats import Arrays, bytes_of, suffixes
+from qmimic.runtime.formats import Arrays, bytes_of, can_be_opened, suffixes
 from qmimic.runtime.metadata import from_properties
+from qmimic.zoo import DEPLOYED, located
 
 
 @dataclass(frozen=True)
@@ -113,14 +114,14 @@ def _counts(engine: Engine, path: Path) -> tuple[int | None, int | None]:
 
 
 def files_of(paths: Sequence[Path]) -> list[Path]:
-    """Files as they are, and those that lie in folders.
+    """Files as they are, students of the zoo, and what lies in folders.
 
     Raises:
         InputError: a folder holds none.
     """
     found: list[Path] = []
-    for path in paths:
-        own = sorted(one for one in path.iterdir() if one.suffix in suffixes()) if path.is_dir() else [path]
+    for path in (located(one, DEPLOYED) for one in paths):
+        own = sorted(one for one in path.iterdir() if can_be_opened(one)) if path.is_dir() else [path]
         if not own:
             raise InputError(f"{path} holds no file to run; looked for {' '.join(suffixes())}.")
         found += own

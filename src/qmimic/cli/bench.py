@@ -12,7 +12,7 @@ from qmimic.errors import InputError
 def add(commands: Commands) -> None:
     """Add to the command line's grammar."""
     bench = commands.add_parser("bench", help="time deployed files on this machine, beside any other ONNX files")
-    bench.add_argument("files", type=Path, nargs="+", help="deployed files, or folders of them")
+    bench.add_argument("files", type=Path, nargs="+", help="deployed files, folders of them, or zoo:NAME")
     bench.add_argument("--against", type=Path, nargs="*", default=[], help="other files for the same run")
     bench.add_argument("--threads", type=int, nargs="+", default=[1])
     bench.add_argument("--rounds", type=int, default=100, help="how often each file is run")

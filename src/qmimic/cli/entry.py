@@ -28,6 +28,7 @@ from qmimic.cli import (
     start,
     study,
     train,
+    zoo,
 )
 from qmimic.cli.grammar import QUIET, USUAL, VERBOSE, Parser
 from qmimic.errors import InputError, notices_said, single_line
@@ -37,7 +38,23 @@ from qmimic.run.memory import is_lack_of_memory
 EXIT_BAD_INPUT, EXIT_SIGNAL = 2, 128
 STOPS = (signal.SIGTERM, signal.SIGHUP)  # what ends a program politely, besides Ctrl-C
 # In the order of `qmimic --help`, which is that of a person's work.
-COMMANDS = (data, train, evaluate, predict, report, serve, export, bench, fit, study, cost, runs, doctor, completion)
+COMMANDS = (
+    data,
+    train,
+    evaluate,
+    predict,
+    zoo,
+    report,
+    serve,
+    export,
+    bench,
+    fit,
+    study,
+    cost,
+    runs,
+    doctor,
+    completion,
+)
 
 
 class _Stopped(KeyboardInterrupt):  # whoever tidies up after Ctrl-C does so after these, too

@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -9,12 +10,14 @@ from pathlib import Path
 from qmimic.cli.completion import complete, detectors, keys
 from qmimic.cli.grammar import OVERRIDES, Commands, add_json, targets
 from qmimic.errors import InputError
+from qmimic.files import replacing
+from qmimic.zoo import TRAINED, is_of_zoo, located
 
 
 def add(commands: Commands) -> None:
     """Add to the command line's grammar."""
     export = commands.add_parser("export", help="files to ship, proved to detect what the trained model detects")
-    detector = export.add_argument("detector", type=Path, help="a .safetensors file of a run")
+    detector = export.add_argument("detector", type=Path, help="a .safetensors file of a run, or zoo:NAME")
     complete(detector, detectors)
     export.add_argument("--to", default="onnx", metavar="FORMATS", help="formats, separated by commas")
     export.add_argument("--int8", action="store_true", help="also int8 files, unless they cost more than int8.max_loss")
@@ -50,6 +53,16 @@ def _report_again(run: Path, folder: Path, say: Callable[[str], None]) -> None:
             say(f"Report: {page}")
 
 
+def _copied(name: Path, out: Path | None) -> Path:
+    """A student of the zoo as a file in the folder that the exported files go to."""
+    source = located(name, TRAINED)
+    if out is None:
+        raise InputError(f"{name} is part of the package, where nothing is written: name a folder with --out.")
+    with replacing(out / source.name) as temporary:
+        shutil.copyfile(source, temporary)
+    return out / source.name
+
+
 def _camera(text: str | None) -> tuple[int, int] | None:
     """Height and width."""
     if not text:
@@ -65,6 +78,7 @@ def _camera(text: str | None) -> tuple[int, int] | None:
 def _export(options: argparse.Namespace) -> int:
     from qmimic.cli.output import Output, table
     from qmimic.run.deploy import advice, deploy
+    from qmimic.runtime.formats import FORMATS
     from qmimic.ship.c_source import write_c
     from qmimic.ship.opset import OLDEST, OPSET
     from qmimic.ship.write import proved
@@ -80,6 +94,8 @@ def _export(options: argparse.Namespace) -> int:
     if options.opset is not None and "onnx" not in names:
         raise InputError("--opset is for ONNX files; add onnx to --to, or leave it out.")
     out = Output(options)
+    if is_of_zoo(options.detector):
+        options.detector = _copied(options.detector, options.out)
     with out.watching() as watcher:
         batch = options.batch or None
         inside = options.nms == "inside"
@@ -92,7 +108,11 @@ def _export(options: argparse.Namespace) -> int:
             for source in write_c(one.path, camera)
         ]
         _report_again(options.detector.parent, files[0].path.parent, watcher.say)
-    rows = [(one.path.name, proved(one.proof), f"{one.bytes / 1000:.0f}", f"{one.milliseconds:.2f}") for one in files]
+    times = ["-" if FORMATS[one.target].elsewhere else f"{one.milliseconds:.2f}" for one in files]
+    rows = [
+        (one.path.name, proved(one.proof), f"{one.bytes / 1000:.0f}", own)
+        for one, own in zip(files, times, strict=True)
+    ]
     heads = "file", "proof", "kB", "ms"
     out.result(
         table(heads, rows, "one thread, medians of one alternating run", words=2),

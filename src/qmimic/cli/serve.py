@@ -13,7 +13,11 @@ def add(commands: Commands) -> None:
     """Add to the command line's grammar."""
     serve = commands.add_parser("serve", help="a local web page: drop pictures or a camera on detectors, side by side")
     serve.add_argument(
-        "what", type=Path, nargs="+", metavar="RUN|FILE", help="run folders, or .safetensors, .onnx, .xml, .pte files"
+        "what",
+        type=Path,
+        nargs="+",
+        metavar="RUN|FILE",
+        help="run folders, .safetensors, .onnx, .xml, .pte files, or zoo:NAME",
     )
     serve.add_argument("--port", type=int, default=8000, help="0: any free one")
     serve.add_argument(

@@ -55,7 +55,9 @@ class DetectorConfig(Section):
     """The detector around the backbone, the same for teacher and student."""
 
     architecture: Annotated[str, InTable(ARCHITECTURES)] = Field("faster_rcnn", description="kind of detector")
-    output_stride: Literal[16, 8] = Field(16, description="pixels from one entry of the feature map to the next")
+    output_stride: Literal[16, 8] | None = Field(
+        None, description="pixels from one entry of two stages' map to the next; null: chosen by the training boxes"
+    )
     levels: Levels | None = Field(
         None, description="one_stage: strides of its maps, some of 8, 16 and 32; null: chosen by the training boxes"
     )
@@ -176,7 +178,7 @@ class ScheduleConfig(FineTuningConfig):
 
 WEIGHTS = (
     "backbone weights to start from: a file (safetensors, or a state dict of torch) with torchvision's or timm's "
-    "names; pretrained: timm's own, fetched by it"
+    "names, or of a detector; zoo:NAME; pretrained: timm's own, fetched by it"
 )
 
 

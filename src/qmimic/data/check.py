@@ -76,8 +76,9 @@ class Report:
         lines += [f"  {name:>6} {'#' * round(40 * n / most)} {n}" for name, n in self.sizes.items()]
         if self.small > 0.05:
             lines.append(
-                f"{100 * self.small:.0f} % of the boxes are smaller than the output stride of {OUTPUT_STRIDE} pixels "
-                "and will hardly be found; raise data.size or set detector.output_stride=8."
+                f"{100 * self.small:.0f} % of the boxes are smaller than {OUTPUT_STRIDE} x {OUTPUT_STRIDE} pixels, one "
+                "entry of a map of stride 16; from 10 % on, a finer map is chosen for them. A larger data.size helps "
+                "more."
             )
         kinds = Counter(defect.kind for defect in self.defects)
         lines += [f"{kind}: {count}" for kind, count in kinds.items()]

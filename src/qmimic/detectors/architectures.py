@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from qmimic.config import DetectorConfig
 from qmimic.detectors.anchors import anchors_in_cells, fit_anchors
 from qmimic.detectors.detector import Detector
-from qmimic.detectors.levels import choose_levels
+from qmimic.detectors.levels import COARSE, choose_levels, choose_output_stride
 from qmimic.detectors.one_stage import OneStage
 from qmimic.detectors.spec import DetectorSpec, OneStageSpec, TwoStageSpec
 from qmimic.detectors.two_stage import RFCN, FasterRCNN
@@ -48,9 +48,11 @@ class Architecture:
 
 
 def with_anchors(config: DetectorConfig, box_sizes: Sizes, size: tuple[int, int]) -> DetectorConfig:
-    """With anchors, in pixels. Args as `Architecture.fitted`."""
+    """With an output stride, and with anchors in pixels. Args as `Architecture.fitted`."""
+    stride = config.output_stride or choose_output_stride(box_sizes)
+    config = config.model_copy(update={"output_stride": stride})
     if config.anchor_cells:
-        anchors = anchors_in_cells(config.anchor_cells, config.anchor_ratios, config.output_stride)
+        anchors = anchors_in_cells(config.anchor_cells, config.anchor_ratios, stride)
         return config.model_copy(update={"anchors": anchors, "anchor_cells": None, "anchor_ratios": (1.0,)})
     if config.anchors is not None:
         return config
@@ -62,6 +64,13 @@ def with_levels(config: DetectorConfig, box_sizes: Sizes, size: tuple[int, int])
     if config.levels is not None:
         return config
     return config.model_copy(update={"levels": choose_levels(box_sizes, size)})
+
+
+def finest_stride(config: DetectorConfig, box_sizes: Sizes, size: tuple[int, int]) -> int:
+    """Pixels from one entry of a detector's finest map to the next. Args as `Architecture.fitted`."""
+    own = ARCHITECTURES[config.architecture]
+    fitted = own.fitted(config.model_copy(update={"anchors": ((1.0, 1.0),), "anchor_cells": None}), box_sizes, size)
+    return fitted.levels[0] if own.stages == 1 and fitted.levels else fitted.output_stride or COARSE
 
 
 FASTER_RCNN = Architecture(TwoStageSpec, FasterRCNN, with_anchors, ignores=("levels",))

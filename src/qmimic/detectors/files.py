@@ -19,6 +19,7 @@ from qmimic.detectors.detector import Detector
 from qmimic.detectors.quantize import Quantizer
 from qmimic.errors import InputError
 from qmimic.files import OTHER_KIND, MissingError, parse_json, read_bytes, replacing, what_is
+from qmimic.zoo import TRAINED, located
 
 FORMAT, LAYOUT, SUMMED = 3, 2, 3  # now; the first with today's order of the head's weights; the first with a checksum
 HEADER, SUM = "qmimic", "sum"
@@ -110,7 +111,10 @@ def _sum(tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         found.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        flat = tensor.reshape(-1)
+        if flat.stride(0) != 1:  # a broadcast tensor of one number counts as contiguous
+            flat = torch.empty(len(flat), dtype=flat.dtype).copy_(flat)
+        found.update(flat.view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
@@ -162,10 +166,13 @@ def save_detector(detector: Detector, path: Path | str, notes: dict[str, Any]) -
 def load_detector(path: Path | str) -> tuple[Detector, dict[str, Any]]:
     """Read a detector and the notes kept beside it; the detector comes in evaluation mode.
 
+    Args:
+        path: of the file, or `zoo:NAME`.
+
     Raises:
         InputError: the file is missing, damaged, of a newer version, or its weights do not fit its own description.
     """
-    path = Path(path)
+    path = located(path, TRAINED)
     file = read_tensors(path, verify=False)
     if "spec" not in file.header:
         raise InputError(f"{path} is not a detector of qmimic: its header lacks the description; name a file of a run.")

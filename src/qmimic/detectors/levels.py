@@ -1,4 +1,9 @@
-"""Which levels a detector looks at, by the sizes of the training boxes; and backbones that have several to give."""
+"""Which levels a detector looks at, by the sizes of the training boxes; and backbones that have several to give.
+
+Everything is chosen by the finest map that at least `LEAST` of the boxes need.
+"""
+
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +15,8 @@ from qmimic.errors import InputError
 STRIDES = (8, 16, 32)
 REACH = 6.0  # a level is for boxes of up to so many strides; the coarsest for all that are larger
 LEAST = 0.1  # share of the boxes that the finest level must have
+COARSE: Literal[16] = 16  # output stride of two stages whose boxes fill a cell of it
+FINE: Literal[8] = 8  # and of those whose boxes do not
 
 
 def choose_levels(box_sizes: NDArray[np.float32], size: tuple[int, int]) -> tuple[int, ...]:
@@ -28,6 +35,16 @@ def choose_levels(box_sizes: NDArray[np.float32], size: tuple[int, int]) -> tupl
     level = np.searchsorted([REACH * stride for stride in possible[:-1]], sides)
     finer = np.cumsum(np.bincount(level, minlength=len(possible))) >= LEAST * max(1, len(sides))
     return tuple(possible[int(finer.argmax()) :])
+
+
+def choose_output_stride(box_sizes: NDArray[np.float32]) -> Literal[16, 8]:
+    """The output stride of a detector with one map: 8 if enough boxes are smaller than a cell of stride 16, else 16.
+
+    Args:
+        box_sizes: as `choose_levels`.
+    """
+    sides = np.sqrt(box_sizes.prod(1))
+    return FINE if (sides < COARSE).sum() >= LEAST * max(1, len(sides)) else COARSE
 
 
 class LevelledBackbone(Backbone):

@@ -156,7 +156,8 @@ class OneStage(Detector):
             targets: ground truth.
             source: of random numbers; none are drawn.
         """
-        logits, sides = (one.transpose(1, 2) for one in self._outputs(features))
+        outputs = self.place_outputs(features)
+        logits, sides = (one.transpose(1, 2) for one in self._split(outputs))
         boxes = boxes_at(self.places, sides)
         found = align(logits.detach().sigmoid(), boxes.detach(), self.places, targets)
         label = targets.labels.gather(1, found.index).clamp(min=0)
@@ -170,7 +171,7 @@ class OneStage(Detector):
         # By share, not by quality: the smallest objects are found worst at first and would otherwise learn least.
         distance = (1 - box_ops.giou(boxes, own)) * found.share
         losses = {"cls": (entropy.sum(-1) * found.counted).sum() / sure, "box": BOX_WEIGHT * distance.sum() / objects}
-        return TrainingOutput(losses, None)
+        return TrainingOutput(losses, None, outputs)
 
     @property
     def region_count(self) -> int:
@@ -180,7 +181,7 @@ class OneStage(Detector):
     @torch.no_grad()
     def detect_on(self, features: Features) -> BatchDetections:
         """See `Detector.detect_on`."""
-        logits, sides = self._outputs(features)
+        logits, sides = self._split(self.place_outputs(features))
         # Class by class and place by place: few are chosen, and the rest is computed for these alone.
         count = min(CANDIDATES * self.spec.max_detections, logits[0].numel())
         best, index = logits.flatten(1).topk(count, sorted=True)
@@ -194,7 +195,7 @@ class OneStage(Detector):
     @torch.no_grad()
     def score_boxes(self, features: Features) -> tuple[Tensor, Tensor]:
         """See `Detector.score_boxes`; N is all places."""
-        logits, sides = (one.transpose(1, 2) for one in self._outputs(features))
+        logits, sides = (one.transpose(1, 2) for one in self._split(self.place_outputs(features)))
         return boxes_at(self.places, sides)[:, :, None], logits.sigmoid()
 
     @property
@@ -207,9 +208,8 @@ class OneStage(Detector):
         outputs: Tensor = self.head(features.maps)
         return outputs
 
-    def _outputs(self, features: Features) -> tuple[Tensor, Tensor]:
+    def _split(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B, K, N] and logarithms of the sides' distances [B, 4, N]."""
-        outputs = self.place_outputs(features)
         classes = len(self.spec.classes)
         return outputs[:, :classes], outputs[:, classes:]
 

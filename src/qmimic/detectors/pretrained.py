@@ -9,10 +9,12 @@ from zipfile import BadZipFile
 import torch
 from torch import Tensor
 
+from qmimic.detectors.architectures import parse_spec
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.files import load_state, read_tensors
 from qmimic.errors import InputError
 from qmimic.files import MissingError, open_file
+from qmimic.zoo import TRAINED, located
 
 PRETRAINED = "pretrained"  # in a path's place: timm's own, fetched by timm
 WRAPPERS = ("state_dict", "model")  # keys under which training scripts keep a network's weights
@@ -25,8 +27,8 @@ def load_backbone(detector: Detector, weights: str | Path) -> None:
 
     Args:
         detector: any.
-        weights: a file with the names of torchvision, of timm, or of the original EfficientNet ports for torch; or
-            `pretrained`, for timm's own.
+        weights: a file with the names of torchvision, of timm, or of the original EfficientNet ports for torch; a
+            detector's file, or `zoo:NAME`; or `pretrained`, for timm's own.
 
     Raises:
         InputError: the file is damaged, holds another network (its first key that does not fit is named), or timm has
@@ -41,10 +43,34 @@ def load_backbone(detector: Detector, weights: str | Path) -> None:
             f"Only networks of timm have weights=pretrained; for {detector.spec.backbone} name a file, or take a "
             "backbone timm:NAME."
         )
-    path = Path(weights)
+    path = located(weights, TRAINED)
+    if path.suffix == ".safetensors" and (own := _of_detector(detector, path, str(weights))):
+        load_state(detector.backbone, own, path)
+        return
     names = detector.backbone.state_dict()
     fitting = _in_grey(detector, {name: tensor for name, tensor in read_weights(path).items() if name in names})
     load_state(detector.backbone, {**_counters(names), **fitting}, path)
+
+
+def _of_detector(detector: Detector, path: Path, called: str) -> dict[str, Tensor]:
+    """The backbone's weights in a detector's file; none if it is not one.
+
+    Raises:
+        InputError: its backbone is another one; the message says how to have the same.
+    """
+    file = read_tensors(path)
+    if "spec" not in file.header:
+        return {}
+    theirs = parse_spec(file.header["spec"])
+    grey = {True: "data.grey=true", False: "data.grey=false"}
+    if (theirs.backbone, theirs.grey) != (detector.spec.backbone, detector.spec.grey) or theirs.channels:
+        pruned = " and pruned" if theirs.channels else ""
+        raise InputError(
+            f"{called} has the backbone {theirs.backbone}, trained with {grey[theirs.grey]}{pruned}; the network here "
+            f"has {detector.spec.backbone} with {grey[detector.spec.grey]}, so it cannot start from these weights."
+        )
+    start = "backbone."
+    return {name.removeprefix(start): one for name, one in file.tensors.items() if name.startswith(start)}
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

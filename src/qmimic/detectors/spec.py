@@ -3,7 +3,7 @@
 Each architecture has its own; `ARCHITECTURES` in `tables.py` says which.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -35,6 +35,7 @@ class DetectorSpec(Section):
 class TwoStageSpec(DetectorConfig, DetectorSpec):
     """A two-stage detector: the recipe's settings with what a run fills in."""
 
+    output_stride: Literal[16, 8] = Field(16, description="pixels from one entry of the feature map to the next")
     anchors: tuple[tuple[Side, Side], ...] = Field(min_length=1, description="anchor widths and heights, pixels")
 
 

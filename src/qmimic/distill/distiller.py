@@ -11,7 +11,7 @@ Who calls what, in each training step (training/step.py):
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -37,10 +37,12 @@ class TeacherView:
     Attributes:
         features: its raw levels, not quantized.
         regions: where it sees objects, in falling order; None if nobody asked.
+        dense: computes what it says at every place (`Detector.place_outputs`); None of a teacher that cannot.
     """
 
     features: Features
     regions: Proposals | None
+    dense: Callable[[], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class StudentView:
         truth: ground truth in pixels of the same view.
         source: of whatever is drawn at random.
         whole_map: compare whole maps and no regions (`mimic.map_steps`).
+        dense: what it says at every place in this step, part of the graph; None of a student that has no such outputs.
     """
 
     features: Features
@@ -60,6 +63,7 @@ class StudentView:
     truth: Targets
     source: Source
     whole_map: bool = False
+    dense: Tensor | None = None
 
 
 class Levelled(Protocol):
@@ -70,6 +74,9 @@ class Levelled(Protocol):
 
     @property
     def strides(self) -> tuple[int, ...]: ...
+
+    @property
+    def place_strides(self) -> tuple[int, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,7 @@ class Sides:
         quantizer: Q, with the teacher's stride s.
         size: height and width of the input of both, pixels.
         seed: of fresh weights.
+        dense: whether the student and the teacher, in this order, have outputs at every place.
     """
 
     student_channels: tuple[int, ...]
@@ -93,6 +101,7 @@ class Sides:
     quantizer: Quantizer
     size: tuple[int, int]
     seed: int
+    dense: tuple[bool, bool] = (False, False)
 
     @classmethod
     def between(
@@ -108,6 +117,7 @@ class Sides:
             quantizer=quantizer,
             size=student.spec.size,
             seed=seed,
+            dense=(bool(student.place_strides), bool(teacher.place_strides)),
         )
 
     def pairs(self) -> tuple[tuple[int, int], ...]:

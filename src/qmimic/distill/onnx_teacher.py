@@ -58,6 +58,8 @@ class OnnxTeacher:
         if list(self._strides) != sorted(set(self._strides)):
             raise InputError(f"teacher.maps must be in growing order of stride; these have {self._strides}.")
 
+    place_strides: tuple[int, ...] = ()
+
     @property
     def channels(self) -> tuple[int, ...]:
         """See `Teacher`."""

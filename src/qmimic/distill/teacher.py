@@ -18,6 +18,7 @@ class Teacher(Protocol):
 
     Attributes:
         channels, strides: of each of its levels, the strides in growing order, pixels.
+        place_strides: of the levels of which its views have outputs at every place; empty where it has none.
     """
 
     @property
@@ -25,6 +26,9 @@ class Teacher(Protocol):
 
     @property
     def strides(self) -> tuple[int, ...]: ...
+
+    @property
+    def place_strides(self) -> tuple[int, ...]: ...
 
     def look(self, images: Tensor, regions: bool) -> TeacherView:
         """What it sees; no gradient.
@@ -58,13 +62,25 @@ class DetectorTeacher:
         """See `Teacher`."""
         return self.detector.strides
 
+    @property
+    def place_strides(self) -> tuple[int, ...]:
+        """See `Teacher`."""
+        return self.detector.place_strides
+
     @torch.no_grad()
     def look(self, images: Tensor, regions: bool) -> TeacherView:
         """See `Teacher.look`."""
         detector = self.detector
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
             features = detector.raw_features(images)
-            return TeacherView(features, detector.propose(detector.quantize(features)) if regions else None)
+            found = detector.propose(detector.quantize(features)) if regions else None
+
+        @torch.no_grad()
+        def dense() -> Tensor:
+            with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
+                return detector.place_outputs(detector.quantize(features))
+
+        return TeacherView(features, found, dense if self.place_strides else None)
 
 
 def in_float32(teacher: Teacher) -> Teacher:

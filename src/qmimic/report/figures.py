@@ -302,7 +302,7 @@ def near_regions(counts: Sequence[int]) -> Panel:
 
 
 def box_sides(sides: Mapping[str, NDArray[np.float32]], stride: int) -> Panel:
-    """Sizes of boxes at the training size beside the output stride."""
+    """Sizes of boxes at the training size beside the stride of the detector's finest map."""
     every = np.concatenate(list(sides.values())) if sides else np.zeros(0)
     low, high = (float(every.min()), float(every.max())) if len(every) else (stride / 2, stride * 2.0)
     first = math.floor(2 * math.log2(max(1.0, min(low, stride / 1.5))))
@@ -319,7 +319,7 @@ def box_sides(sides: Mapping[str, NDArray[np.float32]], stride: int) -> Panel:
                 linewidth=1.5,
                 label=split,
             )
-        axes.axvline(stride, color=VERMILLION, linewidth=1.2, label=f"output stride, {stride} px")
+        axes.axvline(stride, color=VERMILLION, linewidth=1.2, label=f"finest map's stride, {stride} px")
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_ylim(bottom=0)
@@ -327,7 +327,7 @@ def box_sides(sides: Mapping[str, NDArray[np.float32]], stride: int) -> Panel:
         axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, handlelength=1.6, borderpad=0.2)
         axes.set_xlabel("root of a box's area, pixels (logarithmic)")
         axes.set_ylabel("share of the split's boxes, %")
-    return Panel(out[0], f"histogram of box sizes in pixels beside the output stride of {stride} pixels")
+    return Panel(out[0], f"histogram of box sizes in pixels beside the stride of the finest map, {stride} pixels")
 
 
 def swatch(style: Style) -> Markup:

@@ -15,6 +15,7 @@ from qmimic.data.columns import in_columns
 from qmimic.data.formats import load_dataset
 from qmimic.data.sample import Dataset
 from qmimic.data.splits import TRAIN, VAL
+from qmimic.detectors.architectures import finest_stride
 from qmimic.report.kept import FOLDER, kept_value
 from qmimic.run.keys import check_key
 
@@ -30,7 +31,8 @@ class Labels:
         splits: name in the recipe, images and boxes.
         classes: name, boxes to learn from and boxes to be found.
         sides: roots of the areas of boxes in pixels at the training size, [N] each, by split.
-        small: share of the val boxes whose side is below the output stride, 0..1.
+        stride: of the detector's finest map, pixels.
+        small: share of the val boxes whose side is below it, 0..1.
         checked: what `qmimic data check` says; None where it was not asked.
         unchecked: why not; empty if it was.
     """
@@ -38,6 +40,7 @@ class Labels:
     splits: tuple[tuple[str, int, int], ...]
     classes: tuple[tuple[str, int, int], ...]
     sides: dict[str, NDArray[np.float32]]
+    stride: int
     small: float
     checked: Report | None
     unchecked: str
@@ -57,6 +60,8 @@ def read_labels(recipe: Recipe, dataset: Dataset, folder: Path, say: Callable[[s
     """
     splits = in_columns(dataset.splits, dataset.root)
     counts, boxes, sides = {}, {}, {}
+    trained = box_sizes(splits[TRAIN], recipe.data.size)
+    stride = finest_stride(recipe.detector, trained, recipe.data.size)
     for split in (TRAIN, VAL):
         store, rows = splits[split].store, splits[split].box_rows
         counts[split] = np.bincount(store.labels[rows], minlength=len(dataset.classes))
@@ -83,7 +88,8 @@ def read_labels(recipe: Recipe, dataset: Dataset, folder: Path, say: Callable[[s
         tuple((named[split], len(splits[split]), boxes[split]) for split in (TRAIN, VAL)),
         tuple((name, int(counts[TRAIN][label]), int(counts[VAL][label])) for label, name in enumerate(dataset.classes)),
         sides,
-        float((sides[VAL] < recipe.detector.output_stride).mean()) if len(sides[VAL]) else math.nan,
+        stride,
+        float((sides[VAL] < stride).mean()) if len(sides[VAL]) else math.nan,
         checked,
         unchecked,
     )

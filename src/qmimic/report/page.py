@@ -338,16 +338,16 @@ def _dose(recipe: Recipe) -> str:
 
 
 def _labels(labels: Labels, recipe: Recipe) -> dict[str, Any]:
-    stride = recipe.detector.output_stride
     caption = f"Sizes of boxes at the training size of {recipe.data.size[0]} x {recipe.data.size[1]} pixels."
     if math.isfinite(labels.small):
         caption += (
-            f" {percent(labels.small)} % of the boxes scored on are smaller than the output stride of {stride} pixels, "
-            "one entry of the map."
+            f" {percent(labels.small)} % of the boxes scored on are smaller than {labels.stride} x {labels.stride} "
+            "pixels, one entry of the detector's finest map."
         )
+    sides = dict(zip(("trained on", "scored on"), labels.sides.values(), strict=True))
     defects = labels.checked.defects if labels.checked else ()
     return {
-        "sides": figures.box_sides(dict(zip(("trained on", "scored on"), labels.sides.values(), strict=True)), stride),
+        "sides": figures.box_sides(sides, labels.stride),
         "sides_caption": caption,
         "defects": defects[:MOST_DEFECTS],
         "defects_more": max(0, len(defects) - MOST_DEFECTS),

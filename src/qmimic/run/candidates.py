@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from qmimic.compress.integer_grids import calibrate, prepare_qat
 from qmimic.config import Recipe
 from qmimic.detectors.architectures import spec_for
 from qmimic.detectors.build import build, mac_count
+from qmimic.detectors.levels import COARSE
 from qmimic.errors import InputError
 from qmimic.files import read_json, write_text
 from qmimic.run.keys import costs_key
@@ -27,7 +28,7 @@ from qmimic.ship.onnx_file import Exported
 from qmimic.ship.write import describe, write_described
 from qmimic.tables import ARCHITECTURES
 
-TRIED = ("resnet18/8", "resnet18/16", "resnet18/32", "vgg16/32")
+TRIED = ("resnet18/8", "resnet18/16", "resnet18/32", "vgg16/32", "repvgg/16", "repvgg/32", "yunet/16")
 SIDES = (128, 192, 256)  # of a square of the same area
 BOXES = np.geomspace(8, 256, 64, dtype=np.float32)[:, None].repeat(2, 1)  # widths and heights
 MULTIPLE = 32  # pixels; of the input's sides
@@ -41,9 +42,11 @@ class Candidate:
     backbone: str
     architecture: str
     size: tuple[int, int]
+    output_stride: Literal[16, 8] = COARSE
 
     def __str__(self) -> str:
-        return f"{self.backbone} {self.architecture} {self.size[0]}x{self.size[1]}"
+        fine = "" if self.output_stride == COARSE else f" stride {self.output_stride}"
+        return f"{self.backbone} {self.architecture} {self.size[0]}x{self.size[1]}{fine}"
 
     @property
     def file_name(self) -> str:
@@ -52,7 +55,11 @@ class Candidate:
 
     def of(self, recipe: Recipe) -> Recipe:
         """A recipe with this network as its student."""
-        network = {"detector.architecture": self.architecture, "student.backbone": self.backbone}
+        network = {
+            "detector.architecture": self.architecture,
+            "detector.output_stride": self.output_stride,
+            "student.backbone": self.backbone,
+        }
         return recipe.changed({"data.size": self.size, **network})
 
 
@@ -100,10 +107,13 @@ class Budget:
         return self.excess(option.milliseconds, option.kilobytes, option.megabytes, option.arena)
 
 
-def candidates(image_sizes: NDArray[np.int32]) -> list[Candidate]:
+def candidates(
+    image_sizes: NDArray[np.int32], stride_at: Callable[[tuple[int, int]], Literal[16, 8]] = lambda _: COARSE
+) -> list[Candidate]:
     """Networks to try, small inputs first.
 
     Args:
+        stride_at: the output stride of two stages whose input has this height and width.
         image_sizes: widths and heights of the training images, [N, 2], whose median shape the inputs have.
     """
     widths, heights = image_sizes.T
@@ -113,7 +123,14 @@ def candidates(image_sizes: NDArray[np.int32]) -> list[Candidate]:
         return max(MULTIPLE, MULTIPLE * round(pixels / MULTIPLE))
 
     sizes = [(side(one / ratio), side(one * ratio)) for one in SIDES]
-    return [Candidate(backbone, head, size) for size, backbone, head in product(sizes, TRIED, ARCHITECTURES)]
+    strides = {
+        (size, name): stride_at(size) if own.stages == 2 else COARSE
+        for size, (name, own) in product(sizes, ARCHITECTURES.items())
+    }
+    return [
+        Candidate(backbone, head, size, strides[size, head])
+        for size, backbone, head in product(sizes, TRIED, ARCHITECTURES)
+    ]
 
 
 def cost_table(
@@ -205,4 +222,5 @@ def _costs(
 
 
 def _candidate(plain: dict[str, Any]) -> Candidate:
-    return Candidate(plain["backbone"], plain["architecture"], (plain["size"][0], plain["size"][1]))
+    size = plain["size"][0], plain["size"][1]
+    return Candidate(plain["backbone"], plain["architecture"], size, plain["output_stride"])

@@ -56,7 +56,8 @@ class Deployed:
         target: its format, of `FORMATS`.
         precision: fp32 or int8.
         bytes: of all its files.
-        milliseconds: median of a picture, one thread, in an alternating run with the others.
+        milliseconds: median of a picture, one thread, in an alternating run with the others; of a page, by
+            the engine that stands in for a browser's.
         proof: of fp32 the parity, of int8 the accuracy.
     """
 
@@ -137,12 +138,15 @@ def deploy(
 
 def advice(files: Sequence[Deployed]) -> str:
     """Which of the files to take on a machine like this one, and why."""
-    best = min(files, key=lambda one: one.milliseconds)
-    near = [one for one in files if one.milliseconds < FASTER * best.milliseconds]
-    best = min(near, key=lambda one: one.bytes)
-    said = [f"Take {best.path.name} on a machine like this one."]
-    for target in dict.fromkeys(one.target for one in files):
-        times = {one.precision: one.milliseconds for one in files if one.target == target}
+    timed = [one for one in files if not FORMATS[one.target].elsewhere]
+    said = []
+    if timed:
+        least = min(one.milliseconds for one in timed)
+        best = min((one for one in timed if one.milliseconds <= FASTER * least), key=lambda one: one.bytes)
+        said.append(f"Take {best.path.name} on a machine like this one.")
+    said += [f"Open {one.path.name} in a browser." for one in files if one not in timed]
+    for target in dict.fromkeys(one.target for one in timed):
+        times = {one.precision: one.milliseconds for one in timed if one.target == target}
         if "int8" in times and times["fp32"] < FASTER * times["int8"]:
             said.append(
                 f"With {target}, int8 is not faster here ({times['int8']:.2f} against {times['fp32']:.2f} ms): "

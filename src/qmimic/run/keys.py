@@ -11,7 +11,6 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,10 +20,12 @@ from qmimic.config import DataConfig, DetectorConfig, FineTuningConfig, MimicCon
 from qmimic.config.sections import GONE
 from qmimic.data.faults import limits
 from qmimic.data.letterbox import PIXELS
+from qmimic.detectors.levels import COARSE
 from qmimic.detectors.pretrained import PRETRAINED
 from qmimic.errors import InputError
 from qmimic.extras import version_of
 from qmimic.files import MissingError, open_file
+from qmimic.zoo import TRAINED, located
 
 VERSION = 2  # raised when the same recipe would give other weights
 TAUGHT_VERSION = 1  # the same for students that are taught
@@ -53,7 +54,7 @@ def weights_key(path: str | None) -> str | None:
     if path is None or path == PRETRAINED:
         return path
     try:
-        with open_file(Path(path)) as file:
+        with open_file(located(path, TRAINED)) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except MissingError as error:
         raise InputError(f"Cannot read the weights {path}: there is no such file; name a file of weights.") from error
@@ -201,11 +202,14 @@ def job_keys(recipe: Recipe) -> dict[str, str]:
 
     The kinds are teacher, quantized and student; where the student needs no teachers, it is all there is.
     """
+    detector = _plain(recipe.detector)
+    if recipe.detector.output_stride == COARSE:  # an open one may come to be another
+        detector["chosen"] = False
     run = (
         VERSION,
         recipe.seed,
         _plain(recipe.data),
-        _plain(recipe.detector),
+        detector,
         _plain(recipe.augment),
         recipe.run.precision,
     )
@@ -250,6 +254,8 @@ def _plain(config: Section, *left_out: str) -> dict[str, Any]:
     section = next(name for name, field in Recipe.model_fields.items() if field.annotation is type(config))
     fixed = {key.rpartition(".")[2]: value for key, value in GONE.items() if key.startswith(f"{section}.")}
     plain = {**fixed, **config.model_dump(mode="json", exclude=set(left_out))}
+    if isinstance(config, DetectorConfig) and config.output_stride is None:
+        plain["output_stride"] = COARSE  # what it was before it could be open
     own = type(config).model_fields
     inert = {n for n in plain if f"{section}.{n}" in LATER and getattr(config, n) == own[n].default}
     return {name: value for name, value in plain.items() if name not in inert}

@@ -21,6 +21,7 @@ from qmimic.data.pixel_cache import PixelCache
 from qmimic.data.sample import Dataset
 from qmimic.data.splits import TRAIN, VAL
 from qmimic.detectors.architectures import spec_for
+from qmimic.detectors.levels import FINE
 from qmimic.detectors.spec import DetectorSpec
 from qmimic.errors import InputError
 from qmimic.run import threads
@@ -29,6 +30,7 @@ from qmimic.run.memory import keep_freed_memory
 from qmimic.tables import ARCHITECTURES, TIMM
 from qmimic.training.precision import bf16_by_default
 from qmimic.training.trackers import require
+from qmimic.zoo import TRAINED, located
 
 EVALUATION_BATCH = 32
 
@@ -84,6 +86,8 @@ def prepare(recipe: Recipe) -> Prepared:
     """
     if any(name.startswith(TIMM) for name in (recipe.teacher.backbone, recipe.student.backbone)):
         import_module("timm")  # an extra: that it is missing must not wait for a stage
+    for own in (recipe.teacher, recipe.student):
+        located(own.weights or "", TRAINED)  # nor that the zoo does not have a name
     architectures = [ARCHITECTURES[name] for name in (recipe.detector.architecture, recipe.teacher_architecture)]
     require(recipe.run.trackers)
     keep_freed_memory()
@@ -137,6 +141,8 @@ def remarks(given: DetectorConfig, fitted: DetectorConfig, size: tuple[int, int]
     levels = fitted.levels or ()
     if levels and given.levels is None:
         said.append(f"Levels of strides {', '.join(map(str, levels))}, by the sizes of the training boxes.")
+    if fitted.output_stride == FINE != given.output_stride:
+        said.append(f"An output stride of {FINE}, by the sizes of the training boxes.")
     places = sum((size[0] // stride) * (size[1] // stride) for stride in levels)
     if levels and objects > places:
         said.append(

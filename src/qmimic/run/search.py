@@ -10,8 +10,10 @@ from qmimic.arms import ARMS
 from qmimic.bench.arena import arena_bytes
 from qmimic.bench.measure import peak_of
 from qmimic.config import Recipe
+from qmimic.data.chosen import box_sizes
 from qmimic.data.columns import in_columns
 from qmimic.data.splits import TRAIN
+from qmimic.detectors.levels import choose_output_stride
 from qmimic.errors import InputError
 from qmimic.files import replacing, write_text
 from qmimic.run.candidates import Budget, Candidate, Option, candidates, cost_table
@@ -79,6 +81,9 @@ def fit(recipe: Recipe, budget: Budget, targets: Sequence[str], folder: Path, wa
     Raises:
         InputError: no network fits, the data cannot be used, or training failed.
     """
+    for target in targets:
+        if FORMATS[target].elsewhere:
+            raise InputError(f"Files of {target} cannot be timed here; fit another format, then export to {target}.")
     with exclusive_lock(folder):
         return _fit(_within(recipe, folder), budget, targets, folder, watcher)
 
@@ -87,7 +92,9 @@ def _fit(recipe: Recipe, budget: Budget, targets: Sequence[str], folder: Path, w
     prepared = prepare(recipe)
     images = in_columns({TRAIN: prepared.train.samples}, prepared.dataset.root)[TRAIN]
     both = all(FORMATS[target].two_stages for target in targets)
-    tried = [one for one in candidates(images.image_sizes) if both or ARCHITECTURES[one.architecture].stages == 1]
+    given = recipe.detector.output_stride
+    known = candidates(images.image_sizes, lambda size: given or choose_output_stride(box_sizes(images, size)))
+    tried = [one for one in known if both or ARCHITECTURES[one.architecture].stages == 1]
     watcher.start("costs", len(tried), 0)
     classes = prepared.dataset.classes
     table = cost_table(tried, recipe, classes, targets, budget, folder / TABLE, lambda done: watcher.step(done, 1, 0.0))

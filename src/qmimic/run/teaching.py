@@ -8,12 +8,13 @@ from torch import Tensor
 
 from qmimic.data.augment import exact_views
 from qmimic.data.records import RecordFile
+from qmimic.detectors.build import build
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.evaluation import level_rms
 from qmimic.detectors.quantize import Quantizer, absolute_stride
 from qmimic.distill.bank import Bank, Layout, channels_last, layout_of, record_bytes
 from qmimic.distill.distiller import Distiller, Sides, Target
-from qmimic.distill.teacher import Teacher, in_float32
+from qmimic.distill.teacher import DetectorTeacher, Teacher, in_float32
 from qmimic.errors import InputError
 from qmimic.run.keys import bank_key, opened_key
 from qmimic.run.prepare import Prepared
@@ -74,6 +75,20 @@ def open_teacher(prepared: Prepared) -> OpenedTeacher:
     rms = torch.cat(_rms(prepared, teacher))
     quantizer = Quantizer(recipe.quantizer, absolute_stride(recipe.quantizer, rms))
     return OpenedTeacher(teacher, opened_key(recipe, prepared.key), quantizer)
+
+
+def require_teachable(prepared: Prepared) -> None:
+    """Check that the recipe's distiller takes the run's two networks, before either is trained.
+
+    Raises:
+        InputError: they have no level in common, or are of kinds that it cannot compare.
+    """
+    recipe = prepared.recipe
+    student, teacher = (build(spec) for spec in (prepared.spec(recipe.student.backbone), prepared.teacher_spec))
+    ones = tuple(torch.ones(()) for _ in teacher.strides)
+    quantizer = Quantizer(recipe.quantizer, torch.ones(1))
+    sides = Sides.between(student, DetectorTeacher(teacher, False), ones, quantizer, recipe.seed)
+    DISTILLERS[recipe.mimic.distiller](recipe.mimic, sides)
 
 
 def taught(prepared: Prepared, student: Detector, lesson: Lesson, watcher: Watcher) -> DistillationObjective:

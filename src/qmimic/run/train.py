@@ -26,6 +26,7 @@ from qmimic.run.stages import (
     teachers_of,
     train_student,
 )
+from qmimic.run.teaching import require_teachable
 from qmimic.tables import TIMM, parse_backbone
 from qmimic.training.log import LOG, draw_curves, read_log
 from qmimic.training.loop import Watcher
@@ -140,7 +141,7 @@ def arms(prepared: Prepared) -> dict[str, Recipe]:
     """The recipes of a run's students by name, the recipe's own last.
 
     Raises:
-        InputError: a baseline's backbone does not exist, or the teacher cannot be pruned.
+        InputError: a baseline's backbone does not exist, or the teacher cannot be pruned or cannot teach a student.
     """
     recipe = prepared.recipe
     found: dict[str, Recipe] = {}
@@ -164,6 +165,9 @@ def arms(prepared: Prepared) -> dict[str, Recipe]:
         )
     if pruned:
         macs_to_prune_to(prepared)
+    for own in found.values():
+        if own.mimic.mode != "none" and own.trains_teacher:
+            require_teachable(replace(prepared, recipe=own))
     return found
 
 

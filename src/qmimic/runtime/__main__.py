@@ -24,7 +24,7 @@ EXIT_FAULTS, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130  # 128 and the signal'
 def grammar() -> argparse.ArgumentParser:
     """The command line's grammar."""
     parser = argparse.ArgumentParser(prog="python -m qmimic.runtime", description=__doc__)
-    parser.add_argument("model", type=Path, help=f"a file that `qmimic export` wrote: {' '.join(suffixes())}")
+    parser.add_argument("model", type=Path, help=f"of `qmimic export`: {' '.join(suffixes())}; or zoo:NAME")
     parser.add_argument("pictures", type=Path, nargs="*", help="files, or folders of files")
     parser.add_argument(
         "--video", help="instead of pictures: a video file, rtsp:// or http:// stream, /dev/videoN or a camera's number"

@@ -17,6 +17,7 @@ from qmimic.runtime.formats import format_of
 from qmimic.runtime.metadata import GRAPH_SUM, INPUT, KEY, OUTPUTS, REGIONS, Metadata, from_properties
 from qmimic.runtime.pictures import Picture, fitted, is_one, score_limit
 from qmimic.runtime.suppression import detect
+from qmimic.zoo import DEPLOYED, located
 
 
 class ChangedFileWarning(Notice):
@@ -29,7 +30,7 @@ class Detector:
     Threads may share one. Copies, and those that were pickled and sent to another process, load the file again.
 
     Args:
-        path: of the file, `.onnx`, OpenVINO's `.xml` or ExecuTorch's `.pte`.
+        path: of the file, `.onnx`, OpenVINO's `.xml` or ExecuTorch's `.pte`; or `zoo:NAME`.
         threads: that one picture is computed on.
 
     Attributes:
@@ -47,7 +48,7 @@ class Detector:
     def __init__(self, path: Path | str, threads: int = 1) -> None:
         if not isinstance(path, str | os.PathLike):
             raise InputError(f"A detector is named by the path of its file, not by {type(path).__name__}.")
-        path = Path(path)
+        path = located(path, DEPLOYED)
         self._engine = Engine(path, threads)
         properties = self._engine.properties
         inputs = self._engine.inputs

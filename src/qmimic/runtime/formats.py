@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from qmimic.errors import InputError
 from qmimic.files import OTHER_KIND, is_there, what_is
 from qmimic.tables import Table
+from qmimic.zoo import is_of_zoo
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -60,10 +61,13 @@ class Format:
 
     Attributes:
         engine: what runs its files, as a person calls it.
-        suffixes: of its files; the first is that of the file which a runtime opens.
+        suffixes: of its files; the first is that of the file which a runtime opens. No two formats have the same, so
+            that their files can lie in one folder; the longest that fits says whose a file is.
         runs, writes: the modules of its two halves.
         integers: whether a detector on grids can be written.
         two_stages: whether a detector of two stages can be written.
+        elsewhere: its files are for another place than this machine's Python: they can be proved here by an engine of
+            the same operators, and are neither timed nor served.
         content: what `qmimic.files.what_is` calls its files; empty: their first bytes tell nothing.
     """
 
@@ -73,6 +77,7 @@ class Format:
     writes: str
     integers: bool = True
     two_stages: bool = True
+    elsewhere: bool = False
     content: str = ""
 
     def open_file(self, path: Path, threads: int, spin: bool) -> Session:
@@ -95,7 +100,8 @@ class Format:
 
     def files(self, path: Path) -> list[Path]:
         """The files that one of this format consists of, `path` first."""
-        return [path.with_suffix(suffix) for suffix in self.suffixes]
+        stem = path.name.removesuffix(self.suffixes[0])
+        return [path.with_name(stem + suffix) for suffix in self.suffixes]
 
 
 FORMATS: Table[Format] = Table(
@@ -131,6 +137,20 @@ FORMATS: Table[Format] = Table(
             two_stages=False,
             content="a TensorFlow Lite model",
         ),
+        "ncnn": Format(
+            "ncnn",
+            (".ncnn.param", ".ncnn.bin", ".ncnn.json"),
+            "qmimic.runtime.ncnn_engine",
+            "qmimic.ship.ncnn_file",
+            two_stages=False,
+        ),
+        "web": Format(
+            "onnxruntime-web",
+            (".web.html",),
+            "qmimic.runtime.web_engine",
+            "qmimic.ship.web_file",
+            elsewhere=True,
+        ),
     },
 )
 
@@ -140,15 +160,32 @@ def suffixes() -> list[str]:
     return [one.suffixes[0] for one in FORMATS.values()]
 
 
+def can_be_opened(path: Path) -> bool:
+    """Whether a file's name is one of those that this machine is to run."""
+    return path.name.endswith(tuple(one.suffixes[0] for one in FORMATS.values() if not one.elsewhere))
+
+
 def is_deployed(path: Path) -> bool:
-    """Whether a file is, by its name or its first bytes, a deployed detector or a part of one."""
-    return any(path.suffix in one.suffixes for one in FORMATS.values()) or what_is(path) in (
-        one.content for one in FORMATS.values()
-    )
+    """Whether a file is, by its name or its first bytes, a deployed detector or a part of one; of the zoo all are."""
+    named = is_of_zoo(path) or _ending(path) is not None
+    return named or what_is(path) in (one.content for one in FORMATS.values())
 
 
 def format_of(path: Path) -> Format:
     """The format of a file, by its suffix. Raises InputError: no format has it."""
+    found = _ending(path)
+    if found is None:
+        raise InputError(f"{path} is {what_is(path)}, not a deployed detector; name one of {' '.join(suffixes())}.")
+    suffix, kind = found
+    if suffix != kind.suffixes[0]:
+        raise InputError(f"{path} belongs to {path.name.removesuffix(suffix)}{kind.suffixes[0]}; name that file.")
+    return kind
+
+
+def _ending(path: Path) -> tuple[str, Format] | None:
+    """The suffix of a file that a format of the table has, and that format."""
+    fitting = [(suffix, one) for one in FORMATS.values() for suffix in one.suffixes if path.name.endswith(suffix)]
+    return max(fitting, key=lambda pair: len(pair[0]), default=None)
     for one in FORMATS.values():
         if path.suffix == one.suffixes[0]:
             return one

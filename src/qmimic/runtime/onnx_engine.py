@@ -17,6 +17,11 @@ COMPUTED = {7, 8, 25}
 
 def open_file(path: Path, threads: int, spin: bool) -> Session:
     """See `qmimic.runtime.formats`."""
+    return open_model(path, str(path), threads, spin)
+
+
+def open_model(path: Path, model: str | bytes, threads: int, spin: bool) -> Session:
+    """A session of a model, which is a file's name or its bytes; `path` is how an error calls it."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -26,7 +31,7 @@ def open_file(path: Path, threads: int, spin: bool) -> Session:
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
     options.log_severity_level = 3  # its warnings are for those who build graphs
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions have no common type but this
         raise cannot_run(path, f"ONNX Runtime {onnxruntime.__version__}", "onnxruntime", error) from error
     names = [value.name for value in session.get_outputs()]
@@ -55,8 +60,13 @@ def _numpy_type(kind: str) -> "np.dtype[np.generic] | None":
 
 def checksum(path: Path) -> str:
     """See `qmimic.runtime.formats`."""
+    return checksum_of(read_bytes(path, LARGE))
+
+
+def checksum_of(model: bytes) -> str:
+    """The same of a file's bytes."""
     digest = hashlib.sha256()
-    for number, content in sorted(_fields(read_bytes(path, LARGE)), key=lambda field: field[0]):
+    for number, content in sorted(_fields(model), key=lambda field: field[0]):
         if number in COMPUTED:
             digest.update(number.to_bytes(4, "big") + len(content).to_bytes(8, "big"))
             digest.update(content)

@@ -13,7 +13,8 @@ from qmimic.arms import ARMS, STUDENT, order
 from qmimic.data.letterbox import letterbox_file
 from qmimic.detections import Detections
 from qmimic.errors import InputError
-from qmimic.runtime.formats import bytes_of, format_of, suffixes
+from qmimic.runtime.formats import bytes_of, can_be_opened, format_of, suffixes
+from qmimic.zoo import DEPLOYED, located
 
 TRAINED = ".safetensors"
 TORCH = "PyTorch"
@@ -88,7 +89,7 @@ def collect(given: Sequence[Path]) -> Shelf:
     """Load what the command line names.
 
     Args:
-        given: run folders, folders of deployed files, or single files.
+        given: run folders, folders of deployed files, single files, or `zoo:NAME`.
 
     Raises:
         InputError: something is missing or no detector, or a folder holds none that can be loaded here.
@@ -97,7 +98,7 @@ def collect(given: Sequence[Path]) -> Shelf:
     models: dict[str, Served] = {}
     runs: dict[str, Path] = {}
     left_out: list[str] = []
-    for path in given:
+    for path in (located(one, DEPLOYED) for one in given):
         run = _unlike(path.resolve().name if path.is_dir() else path.resolve().parent.name, runs)
         found: list[Served] = []
         if path.is_dir():
@@ -129,7 +130,7 @@ def detector_files(folder: Path) -> list[Path]:
     """A folder's detectors and those in its `deploy/`: stages in the order of the table, then the files that ship."""
     trained = {path.stem: path for path in sorted(folder.glob(f"*{TRAINED}"))}
     stages = [trained.pop(stage) for stage in order() if stage in trained]
-    files = [path for own in (folder, folder / "deploy") for path in own.glob("*") if path.suffix in suffixes()]
+    files = [path for own in (folder, folder / "deploy") for path in own.glob("*") if can_be_opened(path)]
     shipped = sorted(files, key=lambda path: (path.stem, path.suffix))  # a float file before its int8
     return [*stages, *trained.values(), *shipped]
 
@@ -176,7 +177,7 @@ def _endings() -> list[str]:
 
 
 def _load(path: Path, run: str) -> Served:
-    if path.suffix not in _endings():
+    if path.suffix != TRAINED and not can_be_opened(path):
         raise InputError(
             f"{path} is neither a run folder nor a detector; name a folder that `qmimic train` wrote, or a file whose "
             f"name ends in {' or '.join(_endings())}."

@@ -132,11 +132,11 @@ class DistillationObjective(nn.Module):
 
         # 2. Detection losses; the student's heads see its levels quantized, where it has a quantizer.
         losses: dict[str, Tensor] = {}
-        regions = None
+        regions = dense = None
         if phase != "map":
             seen = student.quantize(raw)
             output = student.losses(seen, views.targets, generators.samples)
-            losses = dict(output.losses)
+            losses, dense = dict(output.losses), output.dense
             if phase == "joint" and self.distiller.student_regions:
                 regions = output.proposals or student.propose(seen)
         if phase == "detection":
@@ -146,7 +146,7 @@ class DistillationObjective(nn.Module):
         target = self.target(views, indices)
 
         # 4. The distillation loss, at its dose.
-        view = StudentView(raw, regions, views.targets, generators.samples, whole_map=phase == "map")
+        view = StudentView(raw, regions, views.targets, generators.samples, phase == "map", dense)
         distance = self.distiller.loss(view, target)
         if losses:
             losses["distillation"] = self.dose.weighed(raw.maps, torch.stack(list(losses.values())).sum(), distance)

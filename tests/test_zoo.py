@@ -1,0 +1,162 @@
+"""The zoo: every student is whole, small and as its card says; its name is taken wherever a file is."""
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from qmimic import zoo
+from qmimic.api import detect
+from qmimic.cli.entry import main
+from qmimic.config import load_recipe
+from qmimic.data.chosen import open_dataset
+from qmimic.data.splits import VAL
+from qmimic.detectors.build import build, mac_count, parameter_count
+from qmimic.detectors.files import load_detector
+from qmimic.detectors.pretrained import load_backbone
+from qmimic.errors import InputError
+from qmimic.runtime.detector import Detector
+from qmimic.runtime.formats import FORMATS
+from qmimic.scores.summary import score
+from qmimic.ship.onnx_file import Exported
+from qmimic.ship.parity import compare
+from qmimic.ship.write import describe, ship
+
+RECIPES = Path(__file__).parents[1] / "recipes" / "zoo"
+NAMES = sorted(zoo.cards())
+
+
+def noise(size: tuple[int, int], count: int = 3) -> np.ndarray:
+    """Bright and dark blocks, uint8 [N, H, W, 3]."""
+    random = np.random.default_rng(0)
+    blocks = random.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+    rows, columns = (np.arange(side) * 8 // side for side in size)
+    return np.ascontiguousarray(blocks[:, rows][:, :, columns])
+
+
+def test_the_zoo_is_small() -> None:
+    files = [path for path in zoo.FOLDER.iterdir() if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 2_000_000
+    assert {path.stem for path in files if path.suffix == zoo.DEPLOYED} == set(NAMES)
+    assert {path.stem for path in files if path.suffix == zoo.TRAINED} == set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_student_is_as_its_card_says(name: str) -> None:
+    card = zoo.cards()[name]
+    shipped = zoo.located(f"zoo:{name}", zoo.DEPLOYED)
+    assert shipped.stat().st_size == card.bytes <= 150_000
+    trained, notes = load_detector(f"zoo:{name}")
+    own = Detector(f"zoo:{name}").metadata
+    assert own.precision == "int8"
+    assert not own.changed
+    assert own.classes == trained.spec.classes == card.classes
+    assert own.size == trained.spec.size == card.size
+    assert (trained.spec.backbone, trained.spec.grey) == (card.backbone, card.grey)
+    assert (parameter_count(trained), mac_count(trained)) == (card.parameters, card.macs)
+    assert notes["seed"] == card.seeds[0]
+    assert notes["map50"] == pytest.approx(card.map50_float, abs=1e-4)
+    assert own.parity["map50"] == pytest.approx(card.map50, abs=1e-3)
+    assert card.low <= card.map50 <= card.high
+    recipe = load_recipe(RECIPES / f"{name}.yaml", [])
+    assert card.recipe == f"recipes/zoo/{name}.yaml"
+    assert (recipe.student.backbone, recipe.data.size, recipe.seed) == (card.backbone, card.size, card.seeds[0])
+    assert recipe.detector.architecture == trained.spec.architecture
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_student_exported_again_detects_what_it_does(name: str, tmp_path: Path) -> None:
+    trained, notes = load_detector(f"zoo:{name}")
+    again = ship(Exported(trained), describe(trained, notes), FORMATS["onnx"], tmp_path / name, lambda *_: {})
+    parity = compare(trained, Detector(again), noise(trained.spec.size))
+    assert parity.holds, parity
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_student_scores_on_val_what_its_card_says(name: str) -> None:
+    data = load_recipe(RECIPES / f"{name}.yaml", []).data
+    if not data.root.startswith("synthetic:"):
+        if "QMIMIC_DATA" not in os.environ:
+            pytest.skip("QMIMIC_DATA is not set: there is no folder of datasets")
+        data = data.model_copy(update={"root": str(Path(os.environ["QMIMIC_DATA"]) / data.root)})
+    dataset, card = open_dataset(data), zoo.cards()[name]
+    scores = score(dataset, VAL, detect(Path(f"zoo:{name}"), dataset, VAL))
+    assert len(dataset.splits[VAL]) == card.images
+    assert scores.voc_map50 == pytest.approx(card.map50, abs=0.003)  # another processor rounds otherwise
+
+
+def test_a_student_starts_from_the_zoo() -> None:
+    trained, _ = load_detector("zoo:pcb")
+    fresh = build(trained.spec, 7)
+    load_backbone(fresh, "zoo:pcb")
+    for name, tensor in fresh.backbone.state_dict().items():
+        assert torch.equal(tensor, trained.backbone.state_dict()[name])
+    assert not torch.equal(next(fresh.head.parameters()), next(trained.head.parameters()))
+    other = build(trained.spec.model_copy(update={"backbone": "resnet18/32"}))
+    with pytest.raises(InputError, match=rf"zoo:pcb has the backbone {trained.spec.backbone}.*resnet18/32"):
+        load_backbone(other, "zoo:pcb")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["predict", "zoo:pbc", "picture.png", "--out", "out"],
+        ["zoo", "pbc"],
+        ["bench", "zoo:pbc"],
+        ["export", "zoo:pbc", "--out", "out", "--data", "synthetic:digits"],
+        ["eval", "zoo:pbc", "--data", "synthetic:digits"],
+        ["train", "demo", "student.weights=zoo:pbc"],
+        ["serve", "zoo:pbc", "--port", "0"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_an_unknown_name_is_refused_with_the_near_one(
+    command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "Unknown student of the zoo 'pbc'; did you mean pcb?" in said
+    assert len(said.splitlines()) == 1
+
+
+def test_a_damaged_student_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "zoo"
+    shutil.copytree(zoo.FOLDER, folder)
+    content = bytearray((folder / "pcb.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "pcb.onnx").write_bytes(content)
+    monkeypatch.setattr(zoo, "FOLDER", folder)
+    with pytest.raises(InputError, match="damaged: its checksum"):
+        Detector("zoo:pcb")
+    load_detector("zoo:pcb")  # its other file is whole
+
+
+def test_predict_and_zoo_print_what_they_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(noise((320, 320), 1)[0]).save("picture.png")
+    assert main(["predict", "zoo:pcb", "picture.png", "--out", "out", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["faults"] == []
+    assert len(list(Path("out").iterdir())) == 1
+    assert main(["zoo", "--json"]) == 0
+    students = json.loads(capsys.readouterr().out.splitlines()[-1])["students"]
+    assert list(students) == list(zoo.cards())
+    assert main(["zoo", "zoo:pcb", "--json"]) == 0
+    card = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert card == {"name": "pcb", **json.loads(json.dumps(asdict(zoo.cards()["pcb"])))}
+
+
+def test_exporting_needs_a_folder_of_ones_own(tmp_path: Path) -> None:
+    before = sorted(zoo.FOLDER.iterdir())
+    assert main(["export", "zoo:pcb", "--data", "synthetic:digits"]) == 2
+    assert main(["export", "zoo:pcb", "--data", "synthetic:digits", "--out", str(tmp_path)]) == 0
+    assert {path.name for path in tmp_path.iterdir()} >= {"pcb.safetensors", "pcb.onnx"}
+    assert sorted(zoo.FOLDER.iterdir()) == before
