@@ -78,8 +78,10 @@ def test_from_pictures_to_c(recipe: Path, tmp_path: Path, capsys: pytest.Capture
     assert Detector(shipped).metadata.precision == "int8"
     assert main(["predict", str(shipped), str(data / "val" / "val0.png"), "--out", str(tmp_path / "p")]) == 0
     assert main(["bench", str(run / "deploy"), "--rounds", "3", "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["files"]
+    said = json.loads(capsys.readouterr().out.splitlines()[-1])
+    rows = said["files"]
     assert [Path(one["path"]).name for one in rows] == ["student-int8.tflite", "student.tflite"]
+    assert said["fastest"] == min(rows, key=lambda one: one["p50"])["path"]
     assert rows[0]["arena"] == pytest.approx(arena_bytes(shipped) / 1000)
     assert rows[0]["arena"] < rows[1]["arena"]
     assert main(["bench", str(shipped), "--rounds", "2"]) == 0

@@ -57,6 +57,10 @@ def _bench(options: argparse.Namespace) -> int:
         name = str(one.path) if names[one.path.name] > 1 else one.path.name
         arena = (f"{one.arena:.0f}" if one.arena else "-",) if arenas else ()
         rows.append((name, str(one.threads), *times, *rest, macs, *arena))
-    out.result(table(heads, rows))
-    out.end({"files": [{**asdict(one), "ms_per_mpx": one.per_megapixel} for one in costs]})
+    own = [one for one in costs if one.macs is not None]
+    best = min(own, key=lambda one: one.p50, default=None)
+    said = best and f"Of your files, {best.path.name} is the fastest here: {best.p50:.2f} ms, {best.threads} thread(s)."
+    out.result(table(heads, rows), *([said] if said and len(own) > 1 else []))
+    fastest = best.path if best else None
+    out.end({"files": [{**asdict(one), "ms_per_mpx": one.per_megapixel} for one in costs], "fastest": fastest})
     return 0

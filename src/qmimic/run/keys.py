@@ -42,7 +42,7 @@ LATER = {
 BANK_VERSION = 4  # when a bank's records change
 COSTS_VERSION = 1  # when the same candidate of a search would cost something else
 REPORT_VERSION = 2  # when a report would show something else of the same networks
-ENGINE_PACKAGES = ("qmimic", "onnxruntime", "openvino", "executorch")
+ENGINE_PACKAGES = ("qmimic", "onnxruntime", "openvino", "executorch", "ai-edge-litert", "tflite-micro", "ncnn")
 
 
 def weights_key(path: str | None) -> str | None:
