@@ -236,7 +236,10 @@ class Sent(io.BytesIO):
     """An open file."""
 
 
-@pytest.mark.parametrize("given", [None, 3, b"a", bytearray(b"a"), memoryview(b"a"), "a.png", Sent(b"a")], ids=lambda one: type(one).__name__)
+NOT_SEVERAL = [None, 3, b"a", bytearray(b"a"), memoryview(b"a"), "a.png", Sent(b"a")]
+
+
+@pytest.mark.parametrize("given", NOT_SEVERAL, ids=[type(one).__name__ for one in NOT_SEVERAL])
 def test_what_is_not_several_pictures_is_refused(given: Any, models: Path) -> None:
     with pytest.raises(InputError, match=r"many\(\) takes"):
         list(Detector(models / "any.onnx").many(given))
