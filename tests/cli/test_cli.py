@@ -83,7 +83,8 @@ def test_data_that_cannot_be_used(recipe: Path, tmp_path: Path, refused: Refused
     content = json.loads(whole)
     labels.write_text(json.dumps({**content, "annotations": []}))
     assert "no image of 'train' shows" in trains(tmp_path / "labels")
-    (tmp_path / "labels" / "instances_val.json").write_text(json.dumps({"images": content["images"]}))
+    val = tmp_path / "labels" / "instances_val.json"
+    val.write_text(json.dumps({"images": json.loads(val.read_text())["images"]}))
     assert "label" in trains(tmp_path / "labels")
     assert not (tmp_path / "run").exists()
 

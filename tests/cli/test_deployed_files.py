@@ -20,9 +20,15 @@ from qmimic.runtime.detector import Detector
 from qmimic.runtime.formats import FORMATS
 from qmimic.ship.onnx_file import Exported
 from qmimic.ship.write import describe, write_described
-from tiny_detectors import lively, tiny_spec
+from tiny_detectors import lively, one_stage, tiny_spec
 
-PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino", "executorch": "executorch"}
+PACKAGES = {
+    "onnx": "onnxruntime",
+    "openvino": "openvino",
+    "executorch": "executorch",
+    "litert": "ai_edge_litert",
+    "ncnn": "ncnn",
+}
 Captured = pytest.CaptureFixture[str]
 
 
@@ -32,17 +38,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("first")
     coco(root / "pets", classes=("cat", "dog", "ox"))
     save_detector(lively(tiny_spec()).eval(), root / "m.safetensors", {})
+    save_detector(one_stage().eval(), root / "one.safetensors", {})
     return root
 
 
-@pytest.fixture(params=list(FORMATS))
+@pytest.fixture(params=[name for name, kind in FORMATS.items() if not kind.elsewhere])
 def shipped(request: pytest.FixtureRequest, folder: Path) -> Path:
-    """The same detector in each format whose engine is installed."""
+    """A trained detector in each format whose engine is installed; its name is that of the `.safetensors` beside it."""
     pytest.importorskip(PACKAGES[request.param])
     kind = FORMATS[request.param]
-    path = folder / f"m{kind.suffixes[0]}"
+    path = folder / f"{'m' if kind.two_stages else 'one'}{kind.suffixes[0]}"
     if not path.exists():
-        detector = lively(tiny_spec()).eval()
+        detector = (lively(tiny_spec()) if kind.two_stages else one_stage()).eval()
         write_described(Exported(detector), kind, describe(detector, {}), path)
     return path
 
@@ -58,7 +65,8 @@ def means(scores: dict[str, Any]) -> dict[str, float]:
 
 def test_eval_scores_a_deployed_file_as_the_trained_one(shipped: Path, folder: Path, capsys: Captured) -> None:
     pets = str(folder / "pets")
-    assert main(["eval", str(folder / "m.safetensors"), "--data", pets, "--json"]) == 0
+    trained = folder / f"{shipped.name.partition('.')[0]}.safetensors"
+    assert main(["eval", str(trained), "--data", pets, "--json"]) == 0
     wanted = last_line(capsys)
     assert main(["eval", str(shipped), "--data", pets, "--detections", str(folder / "d.json"), "--json"]) == 0
     assert last_line(capsys) == pytest.approx(wanted, abs=1e-6)
@@ -124,11 +132,13 @@ def test_a_wrong_kind_of_file_is_called_what_it_is(
 ) -> None:
     if ending == ".pte":
         pytest.importorskip("executorch")
+    if (kind, ending) == ("a TensorFlow Lite model", ".tflite"):
+        pytest.skip("it is what its name says, and damaged")
     path = tmp_path / f"best{ending}"
     path.write_bytes(KINDS[kind])
     rest = ["--data", folder / "pets"] if command == "eval" else [folder / "pets" / "val", "--out", tmp_path / "o"]
     said = refused(command, path, *rest)
-    empty = kind == "an empty file" and ending not in (".onnx", ".xml", ".pte")
+    empty = kind == "an empty file" and ending not in (".onnx", ".xml", ".pte", ".tflite")
     assert ("cut short" if empty else f"{path} is {kind}") in said
 
 

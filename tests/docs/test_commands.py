@@ -78,7 +78,7 @@ def shorter(words: Sequence[str]) -> list[str]:
 
 def quick(path: Path, overrides: Sequence[str]) -> list[str]:
     """Settings that shorten a training, as far as its recipe reads them."""
-    recipe = load_recipe(path, [*overrides, *QUICK])
+    recipe = load_recipe(path, [*(one for one in overrides if not one.startswith("-")), *QUICK])
     return [setting for setting in QUICK if not why_idle(recipe, setting.partition("=")[0])]
 
 

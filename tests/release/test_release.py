@@ -61,7 +61,8 @@ def test_everything_that_belongs_is_in(dist: Path) -> None:
         for path in (ROOT / "src" / "qmimic").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-    tree |= {f"qmimic/recipes/{path.name}" for path in (ROOT / "recipes").glob("*.yaml")}  # a link in the tree
+    recipes = ROOT / "recipes"  # a link in the tree
+    tree |= {f"qmimic/recipes/{path.relative_to(recipes)}" for path in recipes.rglob("*.yaml")}
     assert {name for name in names if name.startswith("qmimic/")} == tree
     assert f"qmimic-{version}.dist-info/licenses/LICENSE" in names
     assert "License-Expression: Apache-2.0" in metadata

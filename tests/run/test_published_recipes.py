@@ -162,7 +162,7 @@ def test_anchors_have_the_areas_and_ratios_of_their_cells() -> None:
 def test_the_student_costs_about_what_is_printed(name: str, least: float, most: float) -> None:
     # 227 MFLOPs of VGG-1-32 in Table 2; the size that they are counted at is not printed.
     recipe = recipe_of("wider-vgg16-32-rfcn")
-    settings = recipe.detector.model_dump(exclude={"anchors", "anchor_cells", "anchor_ratios"})
+    settings = recipe.detector.model_dump(exclude={"anchors", "anchor_cells", "anchor_ratios"}, exclude_none=True)
     spec = TwoStageSpec(
         **settings,
         anchors=anchors_in_cells((4, 8, 16, 32), (1,), 16),

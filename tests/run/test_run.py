@@ -88,7 +88,7 @@ def test_a_student_learns_and_the_run_folder_holds_what_a_user_needs(make_recipe
     assert load_recipe(run.folder / "recipe.yaml", []) == recipe
     lines = [json.loads(line) for line in next(run.folder.glob("stages/student-*/log.jsonl")).read_text().splitlines()]
     assert [line["step"] for line in lines if "map50" in line] == [120]
-    assert "mimic" in lines[0]
+    assert "distillation" in lines[0]
 
     table = (run.folder / "results.md").read_text()
     assert "| student (quantization mimic) | resnet18/16 |" in table

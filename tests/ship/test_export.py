@@ -20,7 +20,7 @@ from qmimic.detectors.quantize import Quantizer
 from qmimic.errors import InputError
 from qmimic.runtime import Detector as ShippedDetector
 from qmimic.runtime.formats import FORMATS
-from qmimic.runtime.metadata import KEY
+from qmimic.runtime.metadata import FORMAT, KEY
 from qmimic.ship import onnx_file
 from qmimic.ship import write as ship
 from qmimic.ship.onnx_file import OPSET, Exported, build_graph
@@ -148,7 +148,7 @@ def test_the_command_writes_a_file_that_describes_itself(
     assert metadata.backbone == "resnet18/32"
     assert metadata.training["stage"] == "student"
     properties = {one.key: one.value for one in onnx.load(tmp_path / "out" / "student.onnx").metadata_props}
-    assert json.loads(properties[KEY])["format"] == 3
+    assert json.loads(properties[KEY])["format"] == FORMAT
 
 
 def test_bad_input(trained: Path, tmp_path: Path, refused: Refused) -> None:

@@ -89,7 +89,7 @@ def maps_on_grids(detector: Detector, images: torch.Tensor) -> list[tuple[float,
     def look(grid: Grid, _: object, values: torch.Tensor) -> None:
         seen.append((grid.scale.item(), values.detach().numpy()))
 
-    hooks = [one.register_forward_hook(look) for one in detector.modules() if isinstance(one, Grid)]
+    hooks = [one.register_forward_hook(look) for one in detector.modules() if isinstance(one, Grid) and one.enabled]
     detector.detect(images)
     for hook in hooks:
         hook.remove()

@@ -36,6 +36,8 @@ ALLOWED = {
     "ship/openvino_file.py": "what it has just exported, in a folder of its own",
     "ship/executorch_file.py": "what it has just exported, in a folder of its own",
     "ship/litert_file.py": "what it has just exported, in a folder of its own",
+    "ship/ncnn_file.py": "what it has just exported, in a folder of its own",
+    "ship/web_file.py": "what it has just exported, templates of the package, the library that the person installed",
     "ship/c_source.py": "the file that its engine has just opened and checked, a template of the package",
 }
 CALLS = {

@@ -173,29 +173,24 @@ def is_deployed(path: Path) -> bool:
 
 def format_of(path: Path) -> Format:
     """The format of a file, by its suffix. Raises InputError: no format has it."""
-    found = _ending(path)
-    if found is None:
-        raise InputError(f"{path} is {what_is(path)}, not a deployed detector; name one of {' '.join(suffixes())}.")
-    suffix, kind = found
-    if suffix != kind.suffixes[0]:
-        raise InputError(f"{path} belongs to {path.name.removesuffix(suffix)}{kind.suffixes[0]}; name that file.")
-    return kind
+    suffix, kind = _ending(path) or ("", None)
+    if kind is not None and suffix == kind.suffixes[0]:
+        return kind
+    if kind is not None:
+        first = path.with_name(path.name.removesuffix(suffix) + kind.suffixes[0])
+        if is_there(first):
+            raise InputError(f"{path} belongs to {first.name}; name that file.")
+    content = what_is(path)
+    ending = next((one.suffixes[0] for one in FORMATS.values() if one.content == content), None)
+    if ending:
+        raise InputError(f"{path} is {content}, but its name does not end in {ending}; rename it.")
+    raise InputError(f"{path} is {content}, not a deployed detector; name one of {' '.join(suffixes())}.")
 
 
 def _ending(path: Path) -> tuple[str, Format] | None:
     """The suffix of a file that a format of the table has, and that format."""
     fitting = [(suffix, one) for one in FORMATS.values() for suffix in one.suffixes if path.name.endswith(suffix)]
     return max(fitting, key=lambda pair: len(pair[0]), default=None)
-    for one in FORMATS.values():
-        if path.suffix == one.suffixes[0]:
-            return one
-        if path.suffix in one.suffixes and is_there(path.with_suffix(one.suffixes[0])):
-            raise InputError(f"{path} belongs to {path.with_suffix(one.suffixes[0]).name}; name that file.")
-    kind = what_is(path)
-    ending = next((one.suffixes[0] for one in FORMATS.values() if one.content == kind), None)
-    if ending:
-        raise InputError(f"{path} is {kind}, but its name does not end in {ending}; rename it.")
-    raise InputError(f"{path} is {kind}, not a deployed detector; name one of {' '.join(suffixes())}.")
 
 
 def refuse_other_kinds(path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from qmimic.errors import InputError
 from qmimic.files import LARGE, read_bytes
-from qmimic.runtime.formats import Arrays, Input, Session, cannot_run
+from qmimic.runtime.formats import Arrays, Input, Session, cannot_run, refuse_other_kinds
 from qmimic.runtime.metadata import GRAPH_SUM, INPUT, REGIONS, from_properties
 from qmimic.runtime.places import decode, place_count
 
@@ -96,6 +96,7 @@ def parse(content: bytes, path: Path) -> Any:
     """The model (`ModelT`) in a file's bytes. Raises: as `properties_of`."""
     _, schema = _imported()
     if content[4:8] != b"TFL3":
+        refuse_other_kinds(path)
         raise InputError(f"{path} is not a model of LiteRT; name a file that `qmimic export --to litert` wrote.")
     try:
         model = schema.ModelT.InitFromPackedBuf(content, 0)
