@@ -161,6 +161,11 @@ NOT_RUN = (
     ),
     NotRun("qmimic export *--to ncnn", "the demo's detector has two stages; tests/ship has one of one", parse_qmimic),
     NotRun("qmimic export *--to web", "it needs an npm package; tests/ship runs it where it is there", parse_qmimic),
+    NotRun(
+        "python -m qmimic.runtime *.tflite",
+        "the demo's detector has two stages; tests/ship has one of one",
+        parse_runtime,
+    ),
     NotRun("python -m qmimic.runtime * --video", "it needs a camera; tests/runtime has a video", parse_runtime),
     NotRun("python benchmarks/", "minutes, and their figures are of a quiet machine", has_options),
     NotRun("python tools/house.py", "tests/docs/test_house.py compares what it draws", is_there),

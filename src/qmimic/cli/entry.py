@@ -101,6 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with notices_said():
             if loudness != USUAL:
                 warnings.simplefilter("ignore" if loudness == QUIET else "default")
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # what is wrong with a picture is said by us
             code: int = options.run(options)
         print(end="", flush=True)  # what cannot be written is to fail here
         if loudness == VERBOSE:
