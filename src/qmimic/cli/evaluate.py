@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def add(commands: Commands) -> None:
     """Add to the command line's grammar."""
     evaluate = commands.add_parser("eval", help="score a detector, trained or deployed, on a split")
-    detector = evaluate.add_argument("detector", type=Path, help=".safetensors, .onnx, .xml, .pte, or zoo:NAME")
+    detector = evaluate.add_argument("detector", type=Path, help="trained (.safetensors) or deployed, or zoo:NAME")
     complete(detector, detectors)
     evaluate.add_argument("--data", required=True, help="folder of a dataset, or synthetic:digits")
     evaluate.add_argument("--split", default="val")

@@ -11,7 +11,7 @@ from qmimic.cli.grammar import Commands, add_json
 def add(commands: Commands) -> None:
     """Add to the command line's grammar."""
     predict = commands.add_parser("predict", help="draw what a detector finds in pictures")
-    detector = predict.add_argument("detector", type=Path, help=".safetensors, .onnx, .xml, .pte, or zoo:NAME")
+    detector = predict.add_argument("detector", type=Path, help="trained (.safetensors) or deployed, or zoo:NAME")
     complete(detector, detectors)
     predict.add_argument("images", type=Path, nargs="+", help="files, or folders of files")
     predict.add_argument("--out", type=Path, default=Path("drawn"), help="folder for the drawn pictures (drawn)")

@@ -36,7 +36,7 @@ def samples_of(dataset: Dataset, split: str) -> Sequence[Sample]:
 
 
 def names_of(dataset: Dataset, split: str) -> list[str]:
-    """The splits that a name stands for: several joined by +, and what other tools call val where there is no val."""
+    """The splits that a name stands for: `a+b` is two, and `val` may be what other tools call it (`valid`)."""
     if split in dataset.splits:
         return [split]
     other = next((other for other in STAND_INS if other in dataset.splits), VAL)

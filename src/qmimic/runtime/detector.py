@@ -30,7 +30,7 @@ class Detector:
     Threads may share one. Copies, and those that were pickled and sent to another process, load the file again.
 
     Args:
-        path: of the file, `.onnx`, OpenVINO's `.xml` or ExecuTorch's `.pte`; or `zoo:NAME`.
+        path: of a file of one of the formats (`qmimic.runtime.formats.FORMATS`), or `zoo:NAME`.
         threads: that one picture is computed on.
 
     Attributes:

@@ -11,6 +11,8 @@ The half that writes has
     describe(path, properties) -> None            put properties into such a file; the checksum stays what it was
 """
 
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -26,6 +28,7 @@ from qmimic.tables import Table
 from qmimic.zoo import is_of_zoo
 
 Arrays = Mapping[str, NDArray[Any]]
+TRIAL_SECONDS = 60  # for a process that loads a file which may end it
 
 
 @dataclass(frozen=True)
@@ -203,6 +206,15 @@ def refuse_other_kinds(path: Path) -> None:
 def bytes_of(path: Path) -> int:
     """Size of a deployed file with those that belong to it."""
     return sum(part.stat().st_size for part in format_of(path).files(path) if part.is_file())
+
+
+def survives(script: str, *arguments: str) -> bool:
+    """Whether a process of its own ends well with a script: for engines that end the process over a damaged file."""
+    command = [sys.executable, "-c", script, *arguments]
+    try:
+        return subprocess.run(command, capture_output=True, timeout=TRIAL_SECONDS, check=False).returncode == 0
+    except subprocess.TimeoutExpired:
+        return False
 
 
 def cannot_run(path: Path, engine: str, package: str, error: Exception) -> InputError:

@@ -1,8 +1,6 @@
 """LiteRT's files, `.tflite`, by its interpreter on the CPU: what phones, small boards and microcontrollers run."""
 
 import hashlib
-import subprocess
-import sys
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -11,12 +9,11 @@ import numpy as np
 
 from qmimic.errors import InputError
 from qmimic.files import LARGE, read_bytes
-from qmimic.runtime.formats import Arrays, Input, Session, cannot_run, refuse_other_kinds
+from qmimic.runtime.formats import Arrays, Input, Session, cannot_run, refuse_other_kinds, survives
 from qmimic.runtime.metadata import GRAPH_SUM, INPUT, REGIONS, from_properties
 from qmimic.runtime.places import decode, place_count
 
 TRIAL = "import sys; from ai_edge_litert.interpreter import Interpreter as I; I(sys.argv[1]).allocate_tensors()"
-TRIAL_SECONDS = 60
 
 
 def open_file(path: Path, threads: int, spin: bool) -> Session:
@@ -29,7 +26,7 @@ def open_file(path: Path, threads: int, spin: bool) -> Session:
     content = read_bytes(path, LARGE)
     properties = properties_of(content, path)
     metadata = from_properties(properties, path)
-    if properties.get(GRAPH_SUM) != checksum(path) and not _loads(path):
+    if properties.get(GRAPH_SUM) != checksum(path) and not survives(TRIAL, str(path)):
         raise InputError(f"{path} was changed since it was written, and LiteRT cannot load it; export it again.")
 
     def interpreter() -> Any:
@@ -106,14 +103,6 @@ def parse(content: bytes, path: Path) -> Any:
     except Exception as error:  # a damaged table fails in any of Python's ways
         raise InputError(f"{path} is damaged ({error}); copy or export it again.") from error
     return model
-
-
-def _loads(path: Path) -> bool:
-    try:
-        ended = subprocess.run([sys.executable, "-c", TRIAL, str(path)], capture_output=True, timeout=TRIAL_SECONDS)
-    except subprocess.TimeoutExpired:
-        return False
-    return ended.returncode == 0
 
 
 def _add(digest: Any, value: Any) -> None:

@@ -2,8 +2,6 @@
 
 import hashlib
 import os
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ import numpy as np
 
 from qmimic.errors import InputError
 from qmimic.files import LARGE, read_bytes, read_json
-from qmimic.runtime.formats import Arrays, Input, Session, cannot_run
+from qmimic.runtime.formats import Arrays, Input, Session, cannot_run, survives
 from qmimic.runtime.metadata import GRAPH_SUM, INPUT, REGIONS, WEIGHTS_SUM, from_properties
 
 WEIGHTS, SAID = ".bin", ".json"  # in the place of `.param`
@@ -23,7 +21,6 @@ import sys, ncnn
 net = ncnn.Net()
 sys.exit(net.load_param(sys.argv[1]) or net.load_model(sys.argv[2]))
 """
-TRIAL_SECONDS = 60
 _PROCESS = os.getpid()  # that imported this module, and the engine with it
 
 
@@ -39,7 +36,7 @@ def open_file(path: Path, threads: int, spin: bool) -> Session:
         raise InputError("ncnn is not installed: pip install 'qmimic[ncnn]'.") from error
     properties = _properties(path)
     metadata = from_properties(properties, path)
-    if properties.get(GRAPH_SUM) != checksum(path) and not _loads(path):
+    if properties.get(GRAPH_SUM) != checksum(path) and not survives(TRIAL, str(path), str(beside(path, WEIGHTS))):
         raise InputError(f"{path} was changed since it was written, and ncnn cannot load it; export it again.")
     net = ncnn.Net()
     net.opt.num_threads = threads
@@ -109,14 +106,6 @@ def _properties(path: Path) -> dict[str, str]:
     if GRAPH_SUM in properties and own != written and graph_sum(path, written) == properties[GRAPH_SUM]:
         raise InputError(f"{weights} is not the file that {path.name} was written with; copy all three files again.")
     return properties
-
-
-def _loads(path: Path) -> bool:
-    command = [sys.executable, "-c", TRIAL, str(path), str(beside(path, WEIGHTS))]
-    try:
-        return subprocess.run(command, capture_output=True, timeout=TRIAL_SECONDS).returncode == 0
-    except subprocess.TimeoutExpired:
-        return False
 
 
 def _sum_of(content: bytes) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from qmimic.compress.integer_grids import is_on_grids, with_summands
 from qmimic.detectors.detector import Detector
 from qmimic.errors import InputError
+from qmimic.runtime.litert_engine import parse
 from qmimic.ship.network import ShippedNetwork
 from qmimic.ship.onnx_file import Exported
 
@@ -46,8 +47,6 @@ def write(exported: Exported, path: Path) -> None:
 
 def describe(path: Path, properties: Mapping[str, str]) -> None:
     """See `qmimic.runtime.formats`."""
-    from qmimic.runtime.litert_engine import parse
-
     path.write_bytes(with_properties(parse(path.read_bytes(), path), properties))
 
 
