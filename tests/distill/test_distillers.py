@@ -253,5 +253,5 @@ def test_outputs_of_common_levels_are_compared_and_two_stages_have_none() -> Non
     other = dataclasses.replace(view, dense=torch.cat([fine, coarse + 1], 2))
     assert distiller.loss(other, target) > distiller.loss(view, target)
     for dense, missing in (((False, True), "student"), ((True, False), "teacher")):
-        with pytest.raises(InputError, match=f"and the {missing} is none"):
+        with pytest.raises(InputError, match=f"and the {missing} is not one"):
             DISTILLERS["outputs"](MimicConfig(distiller="outputs"), dataclasses.replace(SIDES, dense=dense))

@@ -33,7 +33,7 @@ class Outputs(Distiller):
             one = "student" if sides.dense[1] else "teacher"
             raise InputError(
                 f"mimic.distiller=outputs compares what two one-stage detectors say at each place, and the {one} is "
-                "none: set detector.architecture=one_stage for both, or take another distiller."
+                "not one: set detector.architecture=one_stage for both, or take another distiller."
             )
         if config.map_steps:
             raise InputError("mimic.distiller=outputs has no phase of maps alone: set mimic.map_steps=0.")
