@@ -92,7 +92,7 @@ def test_crowds_are_said() -> None:
     ("changes", "said"),
     [
         ({"detector": {"architecture": "one_stage", "levels": [8]}}, "output strides 8 and the teacher's 16"),
-        ({"mimic": {"distiller": "outputs"}, "detector": {"architecture": "one_stage"}}, "and the teacher is none"),
+        ({"mimic": {"distiller": "outputs"}, "detector": {"architecture": "one_stage"}}, "and the teacher is not one"),
     ],
 )
 def test_a_teacher_that_cannot_teach_is_refused_before_it_is_trained(
