@@ -115,7 +115,7 @@ def test_views_of_several_sizes_and_mirrored_ones_become_one_set() -> None:
     alone = detect(detector, dataset, sizes=[(128, 128)])
     for image_id, found in own.items():
         np.testing.assert_allclose(alone[image_id].boxes, found.boxes, atol=1e-3)
-    with pytest.raises(InputError, match="cannot have the size 100x128"):
+    with pytest.raises(InputError, match="does not accept the size 100x128"):
         detect(detector, dataset, sizes=[(100, 128)])
 
 
