@@ -67,7 +67,7 @@ def test_after_a_kill_and_after_ctrl_c_the_same_command_goes_on(
         process.send_signal(number)
         shown, said = process.communicate(timeout=60)
         assert process.returncode == 128 + number
-        assert "going on from step" in shown
+        assert "continuing from step" in shown
         assert said == f"qmimic: {words}; the last checkpoint is kept, the same command goes on from it.\n"
     for path in run.rglob("*.safetensors"):  # half a file, which the kill may have left, is gone
         load_file(path)
@@ -77,7 +77,7 @@ def test_after_a_kill_and_after_ctrl_c_the_same_command_goes_on(
 
     monkeypatch.setattr("qmimic.data.loader.Loader.steps", interrupt)
     assert main(arguments) == 130
-    assert "going on from step" in capsys.readouterr().out
+    assert "continuing from step" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("moment", ["qmimic.cli.entry.parser", "qmimic.data.formats.load_dataset"])
@@ -168,7 +168,7 @@ def test_a_process_that_dies_ends_the_run_in_a_sentence_and_torchrun_goes_on(
     os.kill(children(process.pid)[1], signal.SIGKILL)
     shown, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
-    assert "going on from step" in shown
+    assert "continuing from step" in shown
     assert "To ship" in shown
 
 

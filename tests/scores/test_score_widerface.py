@@ -127,7 +127,7 @@ def test_unsorted_and_repeated_lines_are_said_so(tmp_path: Path) -> None:
     assert "not in falling order" in said[0]
     twice = {image_id: np.repeat(rows, 2, 0) for image_id, rows in found.items()}
     read, said = read_detections(write_text(tmp_path / "b", twice), truth)
-    assert f"{expected.detections} lines are repetitions" in said[0]
+    assert f"{expected.detections} lines repeat" in said[0]
     assert widerface_ap(truth, read).hard == pytest.approx(naive_ap(events, twice, "hard"))
 
 
@@ -159,7 +159,7 @@ def test_bad_detections_are_refused(tmp_path: Path) -> None:
         assert part in refusal(folder, events, truth)
     (folder / f"{name}.txt").write_text(good)
     (folder / "0--Parade" / "who.txt").write_text("who\n0\n")
-    assert "is of no image" in refusal(folder, events, truth)
+    assert "belongs to no image" in refusal(folder, events, truth)
     (folder / "0--Parade" / "who.txt").unlink()
     (folder / f"{name}.txt").unlink()
     assert f"lacks {name}.txt" in refusal(folder, events, truth)

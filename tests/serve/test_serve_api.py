@@ -114,7 +114,7 @@ def test_bad_pictures_get_a_sentence_and_the_fitting_status(client: TestClient, 
         b"\0\0\0\x1cftypisom": "a video",
         b'{"image": "aGVsbG8="}': "JSON",
         b"data:image/png;base64,AAAA": "a data address",
-        b"url=https://example.com/a.jpg": "nothing is fetched",
+        b"url=https://example.com/a.jpg": "does not fetch anything",
     }
     for content, what in foreign.items():
         said = refused(detect(client, content), 415)
@@ -154,8 +154,8 @@ def test_requests_that_cannot_be_used(client: TestClient, photos: Path) -> None:
     assert "Name a model" in refused(client.post("/api/detect", content=content), 422)
     for score in ("7", "-1", "nan", "much"):
         assert "min_score" in refused(detect(client, content, min_score=score), 422)
-    assert "GET is no method" in refused(client.get("/api/detect"), 405)
-    assert "DELETE is no method" in refused(client.delete("/"), 405)
+    assert "GET is not allowed" in refused(client.get("/api/detect"), 405)
+    assert "DELETE is not allowed" in refused(client.delete("/"), 405)
     assert "no such page" in refused(client.get("/page/../app.py"), 404)
     assert "no such page" in refused(client.get("/docs"), 404)
 
