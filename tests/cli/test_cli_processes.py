@@ -68,7 +68,7 @@ def test_after_a_kill_and_after_ctrl_c_the_same_command_goes_on(
         shown, said = process.communicate(timeout=60)
         assert process.returncode == 128 + number
         assert "continuing from step" in shown
-        assert said == f"qmimic: {words}; the last checkpoint is kept, the same command goes on from it.\n"
+        assert said == f"qmimic: {words}; the last checkpoint is kept, and the same command continues from it.\n"
     for path in run.rglob("*.safetensors"):  # half a file, which the kill may have left, is gone
         load_file(path)
 
@@ -161,7 +161,7 @@ def test_a_process_that_dies_ends_the_run_in_a_sentence_and_torchrun_goes_on(
     _, said = alive.communicate(timeout=60)
     dying.communicate(timeout=60)
     assert alive.returncode == 2
-    assert said.splitlines()[-1].startswith("qmimic: another process of this run has gone, see what it said; the last")
+    assert said.splitlines()[-1].startswith("qmimic: another process of this run has ended (see its output); the last")
 
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     process = begun([*launcher, "-m", "qmimic", "train", *settings], run)

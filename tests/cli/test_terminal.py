@@ -53,7 +53,7 @@ def test_a_command_says_which_extra_it_needs() -> None:
     for arguments in (("train", "demo"), ("train", "--help"), ("runs",), ("completion", "bash")):
         done = light(*arguments)
         assert done.returncode == 2
-        needed = r"qmimic: \w+ is not installed, which this command needs: pip install 'qmimic\[train\]'\.\n"
+        needed = r"qmimic: \w+ is needed by this command but is not installed: pip install 'qmimic\[train\]'\.\n"
         assert re.fullmatch(needed, done.stderr)
     assert extras.extra_of("onnxruntime") == "runtime"
     assert extras.extra_of("cv2") == "video"

@@ -227,7 +227,7 @@ def test_training_without_its_packages_ends_in_a_sentence(tmp_path: Path) -> Non
     command = [sys.executable, "-c", run, "data", "check", str(coco(tmp_path / "cats"))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "is not installed, which this command needs: pip install 'qmimic[train]'" in done.stderr
+    assert "is needed by this command but is not installed: pip install 'qmimic[train]'" in done.stderr
     assert done.stderr.count("\n") == 1
     assert qmimic_main(["data", "check", str(tmp_path / "cats")]) in (0, 1)
 

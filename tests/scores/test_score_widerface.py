@@ -96,7 +96,7 @@ def test_the_command_ends_in_one_object(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["score", "--widerface", str(folders[0]), "--detections", str(folders[1]), "--json"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert json.loads(lines[-1]) == {level: pytest.approx(naive_ap(events, found, level)) for level in LEVELS}
-    assert f"the lowest score is {min(r[:, 4].min() for r in found.values() if len(r)):g}" in lines[1]
+    assert f"lowest score {min(r[:, 4].min() for r in found.values() if len(r)):g}" in lines[1]
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def test_without_its_packages_a_sentence_names_the_extra(run: Path) -> None:
         command = [sys.executable, "-c", code, "serve", str(run / "deploy" / "student.onnx")]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 2
-        assert done.stderr.endswith("is not installed, which this command needs: pip install 'qmimic[serve]'.\n")
+        assert done.stderr.endswith("is needed by this command but is not installed: pip install 'qmimic[serve]'.\n")
         assert done.stderr.count("\n") == 1
 
 

@@ -176,7 +176,7 @@ def _count(labels: NDArray[np.int64], names: Sequence[str]) -> Counter[str]:
 
 
 def draw_errors(image: Image.Image, boxes: Sequence[tuple[Box, str, str]]) -> tuple[str, tuple[int, int]]:
-    """A picture of `SIDE` pixels as a JPEG data URI, with boxes: hits thin, false detections bold, missed ones dashed."""
+    """A picture of `SIDE` pixels as a JPEG data URI, with boxes: hits thin, false ones bold, missed ones dashed."""
     scale = SIDE / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     drawn = image.resize(size, Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS)

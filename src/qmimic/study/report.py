@@ -153,8 +153,8 @@ def markdown(study: Study, results: Sequence[dict[str, Any]], note: str = "") ->
     compared = sum(own.gain is not None and own.gain.count > 1 for own in arms)
     if compared >= MANY:
         lines.append(
-            f"At 95 %, about {(1 - CONFIDENCE) * compared:.0f} of these {compared} intervals can be expected to miss the "
-            "true value."
+            f"At 95 %, about {(1 - CONFIDENCE) * compared:.0f} of these {compared} intervals can be expected to miss "
+            "the true value."
         )
     for own in arms:
         if own.failed:
