@@ -144,7 +144,7 @@ def test_scores_that_are_none(trained: Path, tmp_path: Path, refused: Refused, s
     said = refused(
         "predict", trained / "run" / "student.safetensors", picture, "--out", tmp_path, f"--min-score={score}"
     )
-    assert f"{float(score)} is not a least score; give a number from 0 to 1" in said
+    assert f"{float(score)} is not a valid lowest score; give a number from 0 to 1" in said
     assert list(tmp_path.iterdir()) == []
 
 

@@ -28,7 +28,7 @@ def add(commands: Commands) -> None:
         nargs="?",
         const="",
         metavar="WIDTHxHEIGHT",
-        help="also write C source for microcontrollers beside an int8 .tflite, for a camera's picture size (the input's)",
+        help="also write C source for microcontrollers beside an int8 .tflite, for this picture size (the input's)",
     )
     export.add_argument(
         "--nms",
