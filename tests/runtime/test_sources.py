@@ -193,7 +193,7 @@ def test_a_folder_is_read_past_its_bad_files(
     assert len(said.out.splitlines()) == 3
     assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["a.png", "c.png", "e.png"]
     complaints = said.err.splitlines()
-    assert f"2 entries of {mixed} are not known as pictures and were skipped: f.heic, more/." in complaints[0]
+    assert f"2 entries of {mixed} are not pictures that qmimic reads and were skipped: f.heic, more/." in complaints[0]
     assert "b.png is not a picture" in complaints[1]
     assert "d.jpg" in complaints[2]
     assert complaints[3] == "qmimic: 2 of 5 pictures could not be read."

@@ -73,7 +73,7 @@ def pictures_of(given: Sequence[Path], fault: Fault) -> list[Path]:
         if others:
             more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
             names = ", ".join(others[:NAMED]) + more
-            fault(f"{len(others)} entries of {path} are not known as pictures and were skipped: {names}.")
+            fault(f"{len(others)} entries of {path} are not pictures that qmimic reads and were skipped: {names}.")
         found += pictures
     return found
 
