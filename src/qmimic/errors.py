@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 
 def printable(text: str) -> str:
-    """A text for a terminal: characters that act there, such as escape sequences and direction marks, become their codes;
-    line breaks stay. A stranger's file and class names may hold any of them."""
+    """A text for a terminal: characters that act there (escape sequences, direction marks and the like) become their
+    codes; line breaks stay. A stranger's file and class names may hold any of them."""
     if text.isprintable():
         return text
     return "".join(s if s.isprintable() or s == "\n" else s.encode("unicode_escape").decode() for s in text)
