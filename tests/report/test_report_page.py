@@ -139,7 +139,7 @@ def test_an_older_run_without_logs_checkpoints_and_environment_has_sentences(
     shutil.rmtree(own / "stages")
     (own / "environment.json").unlink()
     text = read_page(write_report(own)).text
-    assert "The logs of the training are gone" in text["learning"]
+    assert "The training logs are gone" in text["learning"]
     assert "the adaptor is in the checkpoints" in text["maps"]
     assert "environment.json" in text["again"]
 
