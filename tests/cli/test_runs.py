@@ -128,7 +128,7 @@ def test_no_runs(tmp_path: Path, refused: Refused, capsys: pytest.CaptureFixture
     assert "There are no runs in" in capsys.readouterr().out
     assert "There is no folder" in refused("runs", tmp_path / "none")
     assert "one argument too many" in refused("runs", tmp_path, tmp_path)
-    assert "is for `qmimic runs clean`" in refused("runs", tmp_path, "--yes")
+    assert "is only for `qmimic runs clean`" in refused("runs", tmp_path, "--yes")
 
 
 def tree(folder: Path) -> dict[str, bytes]:

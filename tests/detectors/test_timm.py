@@ -261,7 +261,7 @@ def test_networks_of_one_size_are_refused() -> None:
 
 
 def test_timms_own_weights_are_for_timms_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="Only networks of timm"):
+    with pytest.raises(InputError, match="weights=pretrained is for timm's networks only"):
         load_backbone(build(tiny_spec()), "pretrained")
     with pytest.raises(InputError, match="timm cannot provide pretrained weights of efficientnet_lite1"):
         load_backbone(build(tiny_spec(backbone="timm:efficientnet_lite1")), "pretrained")

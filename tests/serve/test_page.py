@@ -310,7 +310,7 @@ def test_a_file_that_is_too_large_is_not_sent(page: Chrome, tmp_path: Path, phot
     (tmp_path / "large.jpg").write_bytes(bytes(33 << 20))
     page.find_element(By.ID, "files").send_keys(f"{tmp_path / 'large.jpg'}\n{photos / 'pale.png'}")
     settled(page, "pale.png")
-    assert "large.jpg has 33 MiB; at most 32 are taken" in page.find_element(By.ID, "message").text
+    assert "large.jpg has 33 MiB; the limit is 32 MiB" in page.find_element(By.ID, "message").text
     assert asked(page) == 3
 
 

@@ -108,4 +108,4 @@ def test_a_search_keeps_within_the_arena(
     said = refused("fit", str(data), "--max-arena-kb", "3", "--out", str(out), *own)
     assert "No network fits: the closest" in said
     assert " kB of arena: " in said
-    assert "a limit of .tflite files alone" in refused("fit", str(data), "--max-arena-kb", "99", "--to", "onnx")
+    assert "only for .tflite files" in refused("fit", str(data), "--max-arena-kb", "99", "--to", "onnx")
