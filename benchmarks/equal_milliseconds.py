@@ -165,7 +165,7 @@ def choose(options: argparse.Namespace) -> tuple[list[Kind], dict[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", required=True, help="folder of a dataset, or synthetic:digits")
     parser.add_argument("--size", type=int, default=192, help="pixels of a side")
     parser.add_argument("--epochs", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=5)
