@@ -238,7 +238,7 @@ def check_depth(value: Any) -> None:
         ]
         if not level:
             return
-    raise ValueError(f"its values are nested more than {MAX_DEPTH} deep")
+    raise ValueError(f"it nests values more than {MAX_DEPTH} deep")
 
 
 def what_is(path: Path) -> str:
@@ -309,7 +309,7 @@ def kind_of(mode: int) -> str:
 
 def _too_large(path: Path, limit: int) -> InputError:
     size = f"{limit >> 30} GiB" if limit >= 1 << 30 else f"{limit / MIB:.3g} MiB"
-    return InputError(f"{path} is larger than {size}; shorten or split it.")
+    return InputError(f"{path} is over {size}; shorten or split it.")
 
 
 def unreadable(path: Path, error: BaseException) -> InputError:
