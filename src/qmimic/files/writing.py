@@ -1,4 +1,4 @@
-"""The way out: files are written completely or not at all, and never through a link below a folder of ours.
+"""The way out: files are written completely or not at all, and never through a link below one of our own folders.
 
 A file is written under a temporary name in the same folder, then renamed.
 """
@@ -66,7 +66,7 @@ def write_text(path: Path, text: str, root: Path | None = None) -> None:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Append `text` as UTF-8 to a file of ours, which is created if missing.
+    """Append `text` as UTF-8 to one of our own files, which is created if missing.
 
     Raises:
         InputError: it is a link or not a regular file, the folder cannot be written or the disk is full.
@@ -77,7 +77,7 @@ def append_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def appending(path: Path) -> Iterator[BinaryIO]:
-    """A file of ours, open for appending; created if missing. Raises: as `append_text`."""
+    """One of our own files, open for appending; created if missing. Raises: as `append_text`."""
     try:
         with os.fdopen(own_handle(path, os.O_WRONLY | os.O_APPEND), "ab") as file:
             yield file
@@ -86,7 +86,7 @@ def appending(path: Path) -> Iterator[BinaryIO]:
 
 
 def own_handle(path: Path, flags: int) -> int:
-    """Open a file of ours in place, to append to it or map it into memory; it is created if missing.
+    """Open one of our own files in place, to append to it or map it into memory; it is created if missing.
 
     Returns:
         A handle, which the caller closes.
@@ -125,7 +125,7 @@ def check_one_name(path: Path, status: os.stat_result) -> None:
 
 
 def own_folder(folder: Path, root: Path) -> Path:
-    """Create a folder of ours below one that the user named, and check that no link on the way leads out.
+    """Create one of our own folders below one that the user named, and check that no link on the way leads out.
 
     Args:
         folder: in `root`, at any depth.
@@ -159,7 +159,7 @@ def refuse_links(folder: Path, ours: Collection[str], others: Collection[str] = 
         others: names of folders that other programs fill, which may contain links.
 
     Raises:
-        InputError: something of ours is a link, a pipe or a device; the first one is named.
+        InputError: one of our files is a link, a pipe or a device; the message names the first.
     """
     waiting = [folder / name for name in sorted({*ours, *others})]
     try:

@@ -62,7 +62,7 @@ def points(value: float | None) -> str:
 
 
 def labelled(svg: str, label: str) -> Markup:
-    """A figure of ours with a label for readers who cannot see it."""
+    """One of our figures, with a label for readers who cannot see it."""
     head = Markup('<svg role="img" aria-label="{}"').format(label)
     return Markup(svg.replace("<svg", str(head), 1))  # matplotlib escapes what it writes
 

@@ -29,7 +29,7 @@ Objective = DetectionObjective | DistillationObjective
 
 
 class Watcher(Protocol):
-    """What is told to the user while a stage trains."""
+    """Progress of a stage, for the user."""
 
     def start(self, stage: str, steps: int, done: int) -> None:
         """A stage begins, or continues after `done` steps."""
@@ -83,7 +83,7 @@ def train_network(
         loader: of training images, with the schedule's batch size.
         evaluate: computes mAP@0.5 on val, 0..1, of a detector in evaluation mode.
         accelerator: device and processes.
-        watcher: told of every step.
+        watcher: notified of every step.
 
     Returns:
         The trained detector (its moving average, if the schedule keeps one), in evaluation mode.
