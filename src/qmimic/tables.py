@@ -205,6 +205,8 @@ DISTILLERS: Table[Any] = Table(
         "masked_generative": "qmimic.distill.masked_generative:MaskedGenerative",
         "focal_global": "qmimic.distill.focal_global:FocalGlobal",
         "outputs": "qmimic.distill.outputs:Outputs",
+        "cross_head": "qmimic.distill.cross_head:CrossHead",
+        "two_stage_mimic": "qmimic.distill.two_stage_mimic:TwoStageMimic",
     },
 )
 

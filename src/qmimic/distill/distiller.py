@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from qmimic.config import MimicConfig, Section
@@ -82,6 +83,13 @@ class Heads:
     places: Callable[[Features], Tensor] | None = None
     regions: Callable[[Features, Tensor], tuple[Tensor, Tensor]] | None = None
     second_stage: str | None = None
+
+    def answers(self, features: Features, boxes: Tensor) -> Target:
+        """What it says of regions [B, P, 4], without gradient: `logits` and `deltas`, see `regions`."""
+        assert self.regions is not None
+        with torch.no_grad():
+            logits, deltas = self.regions(features, boxes)
+        return {"logits": logits, "deltas": deltas}
 
 
 class Levelled(Protocol):

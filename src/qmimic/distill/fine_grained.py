@@ -15,7 +15,7 @@ from qmimic.processes import mean_over
 
 
 class NearObjects(Section):
-    """Settings of `FineGrained`; the anchors, for students without their own, are RetinaNet's (Lin et al., ICCV 2017)."""
+    """Settings of `FineGrained`; its anchors, for students without any, are RetinaNet's (Lin et al., ICCV 2017)."""
 
     threshold: float = Field(
         0.5, gt=0, lt=1, description="psi: an anchor is near an object at so much of the object's largest IoU"

@@ -1,4 +1,4 @@
-"""Masked generative distillation (MGD; Yang et al., ECCV 2022): a part of the student's map is to give the teacher's."""
+"""Masked generative distillation (MGD; Yang et al., ECCV 2022): of a part of its map a student makes the teacher's."""
 
 import torch
 from pydantic import Field
