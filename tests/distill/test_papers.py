@@ -346,6 +346,12 @@ def test_two_stage_mimic_is_its_equation(regions: str, weights: dict[str, float]
     assert loss == pytest.approx(wanted, rel=1e-4)
 
 
+def test_what_the_heads_say_is_compared_on_the_regions_that_the_map_is() -> None:
+    drawn = {"regions": "student", "sampling": "balanced"}  # the regions are drawn once, for both
+    alone, *_ = loss_and_maps("two_stage_mimic", TWO_STAGES, settings={"logits": 0, "boxes": 0}, **drawn)
+    assert alone == loss_and_maps("mimic", TWO_STAGES, **drawn)[0]
+
+
 def test_two_stage_mimic_matches_whole_maps_without_heads_first() -> None:
     distiller = made("two_stage_mimic", TWO_STAGES, map_steps=0.5)
     plain = made("mimic", TWO_STAGES, map_steps=0.5)
