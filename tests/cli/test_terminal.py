@@ -323,7 +323,7 @@ CPUINFO = "processor\t: 0\nmodel name\t: Toy 1\nflags\t\t: fpu {flags}\n"
         ("avx2 avx512f avx512_vnni", ("AVX2", "AVX-512", "AVX-512 VNNI"), "are fast here", "in fp32"),
         ("avx512f avx512_bf16 amx_int8", ("AVX-512", "AVX-512 bf16", "AMX int8"), "(AMX int8)", "in bf16"),
         ("asimd asimddp", ("NEON", "NEON dot product"), "are fast here", "in fp32"),
-        ("", (), "not known", ""),
+        ("", (), "are unknown", ""),
     ],
 )
 def test_what_follows_from_the_processor(

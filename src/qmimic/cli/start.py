@@ -20,5 +20,5 @@ def text() -> str:
     """What qmimic is, the commands to start with, and where to find help; at most 80 columns."""
     said = TEXT.format(version=version("qmimic"))
     if version_of("torch") is None:
-        said += f"\n\nSome of what these commands need is not installed yet: {install('train')}"
+        said += f"\n\nThese commands need more than is installed: {install('train')}"
     return said
