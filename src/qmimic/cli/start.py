@@ -8,7 +8,7 @@ TEXT = """qmimic {version}: from a folder of labelled images to a very tiny obje
 trained, measured and ready to ship.
 
 Three commands to start with:
-  qmimic train demo            the whole method on drawn digits, in a few minutes
+  qmimic train demo            the whole method on drawn digits in minutes
   qmimic data check photos/    what is wrong with your labelled folder
   qmimic predict runs/demo/student.safetensors photo.jpg --out drawn/
 
