@@ -34,7 +34,9 @@ class MimicConfig(Section):
         "quantization", description="which maps are quantized: both, neither, one; none: no mimic"
     )
     weight: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
-        0.3, description="lambda of the total loss, whose meaning depends on `normalize`; auto: holds mimic.share"
+        0.3,
+        description="lambda of the total loss, whose meaning depends on `normalize`; auto: holds mimic.share, as "
+        "distillers do that sum over a map's entries unless a number is given",
     )
     share: float = Field(
         0.1,
@@ -71,6 +73,15 @@ class MimicConfig(Section):
         0.0, ge=0, lt=1, description="share of the steps that match the whole map alone, first"
     )
     last_step: float = Field(0.5, gt=0, le=1, description="share of the steps after which detection goes on alone")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _held(cls, given: Any) -> Any:
+        """A sum over a map's entries weighs what the map's size makes it: no number is right for all maps."""
+        name = given.get("distiller") if isinstance(given, dict) else None
+        if isinstance(name, str) and name in DISTILLERS and "weight" not in given and find_spec("torch"):
+            return {**given, "weight": "auto"} if DISTILLERS[name].sums else given
+        return given
 
     @model_validator(mode="after")
     def _phases(self) -> "MimicConfig":

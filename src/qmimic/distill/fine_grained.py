@@ -40,6 +40,7 @@ class FineGrained(MapDistiller):
         InputError: settings for anchors, and a student that has its own; or as `AdaptedDistiller`.
     """
 
+    sums = True
     Settings = NearObjects
     settings: NearObjects
     anchors: Tensor
