@@ -86,16 +86,6 @@ def test_what_a_distiller_does_not_read_is_refused(name: str) -> None:
         recipe_from({"mimic": {"distiller": name, "settings": {"wrong": 1}}}, "own")
 
 
-@pytest.mark.parametrize("name", DISTILLERS)
-def test_a_sum_over_entries_has_a_share_unless_a_number_is_given(name: str) -> None:
-    summed = {"fine_grained", "masked_generative", "focal_global"}
-    read = recipe_from({"mimic": {"distiller": name}}, "own")
-    assert read.mimic.weight == ("auto" if name in summed else 0.3)
-    assert recipe_from(read.model_dump(mode="json"), "the same").mimic == read.mimic
-    for weight in (0.02, "auto"):
-        assert recipe_from({"mimic": {"distiller": name, "weight": weight}}, "own").mimic.weight == weight
-
-
 def test_a_distiller_s_own_settings_are_checked_and_used() -> None:
     for wrong, hint in (({"temprature": 1}, "did you mean temperature"), ({"temperature": 0}, "greater than 0")):
         with pytest.raises(InputError, match=hint):

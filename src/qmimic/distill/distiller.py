@@ -184,14 +184,12 @@ class Distiller(nn.Module):
     Attributes:
         reads: which settings of a recipe's `mimic` it reads, of those that not every distiller reads; others are
             refused when they are set.
-        sums: whether its loss is a sum over a map's entries; then a recipe that sets no weight has mimic.weight=auto.
         Settings: of its own, which a recipe gives as `mimic.settings`.
         settings: these, checked.
         teacher_regions, student_regions: whether it needs to know where one of them sees objects.
     """
 
     reads: ClassVar[frozenset[str]] = frozenset()
-    sums: ClassVar[bool] = False
     Settings: ClassVar[type[Section]] = Section
     teacher_regions = False
     student_regions = False

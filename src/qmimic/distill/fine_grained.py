@@ -40,7 +40,6 @@ class FineGrained(MapDistiller):
         InputError: settings for anchors, and a student that has its own; or as `AdaptedDistiller`.
     """
 
-    sums = True
     Settings = NearObjects
     settings: NearObjects
     anchors: Tensor

@@ -98,7 +98,6 @@ class FocalGlobal(MapDistiller):
     lambda sum (R_t(f_t) - R_s(r(f_s)))^2                            R_t, R_s: learnt, one for each side
     """
 
-    sums = True
     Settings = FocalAndGlobal
     settings: FocalAndGlobal
 

@@ -27,7 +27,6 @@ class MaskedGenerative(MapDistiller):
     one, to the teacher's channels, for each level. The paper's weight (alpha) is 2e-5 for one stage, 5e-7 for two.
     """
 
-    sums = True
     Settings = Masking
     settings: Masking
 
