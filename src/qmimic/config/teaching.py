@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 from qmimic.config.base import Advanced, InTable, Section, check_own
 from qmimic.tables import DICTIONARIES, DISTANCES, DISTILLERS, MODES, REGION_POOLINGS
 
+Pixels = Annotated[int, Field(ge=16, le=4096)]
+
 
 class QuantizerConfig(Section):
     """How a feature map is quantized."""
@@ -98,6 +100,69 @@ class MimicConfig(Section):
             if getattr(self, name) != fields[name].default:
                 raise ValueError(f"mimic.{name} has no effect with mimic.distiller={self.distiller}; leave it out")
         check_own(self.settings, kind.Settings, "mimic.settings", f"mimic.distiller={self.distiller}")
+        return self
+
+
+class TeacherFileConfig(Section):
+    """A teacher that is a file: what its outputs are, which nothing in the file says."""
+
+    file: Advanced[str | None] = Field(None, description="onnx: the teacher's file")
+    size: Advanced[tuple[Pixels, Pixels] | None] = Field(
+        None, description="onnx: height and width of the pictures that it labels, where it has no map; null: data.size"
+    )
+    maps: Advanced[tuple[str, ...]] = Field((), description="onnx: its outputs that are maps, by growing stride")
+    boxes: Advanced[str | None] = Field(None, description="onnx: output of boxes, see box_format and box_unit")
+    scores: Advanced[str | None] = Field(
+        None, description="onnx: output of their scores, one a box or one a class; boxes are ordered by the best"
+    )
+    labels: Advanced[str | None] = Field(None, description="onnx: output of class numbers, where scores has one a box")
+    rows: Advanced[str | None] = Field(None, description="onnx: one output of boxes and scores, in place of these")
+    row_layout: Advanced[Literal["scores", "objectness_scores", "score_label"] | None] = Field(
+        None, description="onnx: what follows the box in each of teacher.rows: a score a class, or as the name says"
+    )
+    transposed: Advanced[bool] = Field(
+        False, description="onnx: teacher.rows is [B, 4 + .., N] instead of [B, N, 4 + ..]"
+    )
+    box_format: Advanced[Literal["xyxy", "cxcywh", "xywh"]] = Field(
+        "xyxy", description="onnx: the four numbers of a box: corners, or centre or corner with width and height"
+    )
+    box_unit: Advanced[Literal["pixels", "shares"]] = Field(
+        "pixels", description="onnx: pixels of its input, or shares of its input's width and height"
+    )
+    activation: Advanced[Literal["none", "sigmoid", "softmax"]] = Field(
+        "none", description="onnx: what makes its scores ones from 0 to 1"
+    )
+    suppress: Advanced[float] = Field(
+        0.5, gt=0, le=1, description="onnx: largest IoU of two of its boxes of a class; 1: all stay"
+    )
+    classes: Advanced[tuple[str | None, ...]] = Field(
+        (), description="onnx: class of each score or class number, by the data's names; null: left out, as background"
+    )
+    drop_other_classes: Advanced[bool] = Field(
+        False, description="onnx: leave out its boxes of classes that the data lack, instead of refusing it"
+    )
+    mean: Advanced[tuple[float, float, float]] = Field((0, 0, 0), description="onnx: subtracted from pixels 0..255")
+    std: Advanced[tuple[float, float, float]] = Field(
+        (255, 255, 255), description="onnx: that they are divided by then"
+    )
+    bgr: Advanced[bool] = Field(False, description="onnx: it was trained on blue, green, red")
+
+    @model_validator(mode="after")
+    def _outputs(self) -> "TeacherFileConfig":
+        if self.rows and (self.boxes or self.scores or self.labels):
+            raise ValueError("teacher.rows holds boxes and scores in one output: leave out boxes, scores and labels")
+        if bool(self.rows) != bool(self.row_layout):
+            raise ValueError(
+                "teacher.rows and row_layout go together: name the output, and say scores, objectness_scores or score_label"
+            )
+        if self.transposed and not self.rows:
+            raise ValueError("teacher.transposed is how teacher.rows lie: name that output, or leave it out")
+        if (self.scores or self.labels) and not self.boxes:
+            raise ValueError("teacher.scores and labels are those of teacher.boxes: name that output too")
+        if self.labels and not self.scores:
+            raise ValueError("teacher.labels needs the boxes' scores: name their output in teacher.scores")
+        if self.size and self.maps:
+            raise ValueError("teacher.size differs from data.size only without a map: leave out size, or maps")
         return self
 
 

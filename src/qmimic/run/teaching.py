@@ -72,7 +72,7 @@ def open_teacher(prepared: Prepared) -> OpenedTeacher:
     if recipe.quantizer.per_channel:
         raise InputError(f"quantizer.per_channel=true needs teacher.kind=detector; it is {kind}.")
     teacher: Teacher = TEACHERS[kind](recipe.teacher, recipe.data.size)
-    rms = torch.cat(_rms(prepared, teacher))
+    rms = torch.cat(_rms(prepared, teacher)) if teacher.channels else torch.ones(1)
     quantizer = Quantizer(recipe.quantizer, absolute_stride(recipe.quantizer, rms))
     return OpenedTeacher(teacher, opened_key(recipe, prepared.key), quantizer)
 
