@@ -52,7 +52,7 @@ class DataConfig(Section):
         0.5,
         gt=0,
         le=1,
-        description="share of its class's threshold from which a teacher's box is in doubt: neither object nor background",
+        description="share of a threshold from which on a teacher's box is in doubt: neither object nor background",
     )
 
     @field_validator("fold")
@@ -66,8 +66,8 @@ class DataConfig(Section):
     def _rest(self) -> "DataConfig":
         if self.unlabelled == REST and self.label_share == 1:
             raise ValueError(
-                f"data.unlabelled={REST} needs pictures whose labels are not used: set data.label_share below 1, or name "
-                f"a folder (./{REST} is one)"
+                f"data.unlabelled={REST} needs pictures whose labels are not used: set data.label_share below 1, or "
+                f"name a folder (./{REST} is one)"
             )
         return self
 
@@ -366,7 +366,7 @@ class Recipe(Section):
             raise ValueError("mimic.weight=auto needs a teacher: set mimic.mode, or give the weight as a number")
         if "labelled" in self.baselines and self.data.unlabelled is None:
             raise ValueError(
-                "baselines: labelled is the student without the unlabelled pictures; set data.unlabelled, or leave it out"
+                "baselines: labelled is the student without unlabelled pictures; set data.unlabelled, or leave it out"
             )
         if self.pruning.method != "none" and self.student.weights:
             raise ValueError("student.weights and pruning.method exclude each other: set one of them")

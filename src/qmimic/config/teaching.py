@@ -153,7 +153,8 @@ class TeacherFileConfig(Section):
             raise ValueError("teacher.rows holds boxes and scores in one output: leave out boxes, scores and labels")
         if bool(self.rows) != bool(self.row_layout):
             raise ValueError(
-                "teacher.rows and row_layout go together: name the output, and say scores, objectness_scores or score_label"
+                "teacher.rows and row_layout go together: name the output, and say scores, objectness_scores or "
+                "score_label"
             )
         if self.transposed and not self.rows:
             raise ValueError("teacher.transposed is how teacher.rows lie: name that output, or leave it out")

@@ -1,7 +1,7 @@
 """From the outputs of a foreign detector, as a recipe declares them, to boxes, scores and classes of ours.
 
-Nothing is guessed: layout, format and unit of boxes, what makes scores of its numbers and whose scores they are stand in
-the recipe's `teacher` (`TeacherFileConfig`), and what contradicts the file is refused.
+Nothing is guessed: layout, format and unit of boxes, what makes scores of its numbers and whose scores they are stand
+in the recipe's `teacher` (`TeacherFileConfig`), and what contradicts the file is refused.
 """
 
 from collections.abc import Mapping, Sequence
@@ -81,7 +81,7 @@ def found_in(config: TeacherFileConfig, outputs: Mapping[str, Tensor], batch: in
     boxes = outputs[config.boxes].float()
     if boxes.ndim not in (2, 3) or boxes.shape[-1] != 4:
         raise _misshapen(config.boxes, boxes, "boxes are [B, N, 4] or [N, 4]")
-    boxes = _of_batch(config.boxes, boxes, boxes.shape[-2:], batch)
+    boxes = _of_batch(config.boxes, boxes, batch)
     count = boxes.shape[1]
     scores = labels = None
     if config.scores:
@@ -109,7 +109,7 @@ def _of_rows(config: TeacherFileConfig, rows: Tensor, batch: int) -> Found:
         wanted = {0: "4 + classes", 1: "5 + classes", 2: "6"}[extra]
         lying = f"[B, {wanted}, N]" if config.transposed else f"[B, N, {wanted}]"
         raise _misshapen(config.rows, rows, f"rows of layout {config.row_layout} are {lying}; set teacher.row_layout")
-    rows = _of_batch(config.rows, rows, rows.shape[-2:], batch)
+    rows = _of_batch(config.rows, rows, batch)
     rows = rows.transpose(1, 2) if config.transposed else rows
     boxes, rest = rows[..., :4], rows[..., 4:]
     if config.row_layout == "score_label":
@@ -119,8 +119,9 @@ def _of_rows(config: TeacherFileConfig, rows: Tensor, batch: int) -> Found:
     return Found(boxes, rest)
 
 
-def _of_batch(name: str, values: Tensor, own: Sequence[int], batch: int) -> Tensor:
-    values = values.reshape(-1, *own)
+def _of_batch(name: str, values: Tensor, batch: int) -> Tensor:
+    """Values [B, N, ..] that a file of one picture may give as [N, ..]."""
+    values = values[None] if values.ndim == 2 else values
     if len(values) != batch:
         raise InputError(f"The teacher's output {name!r} is of {len(values)} pictures, not of {batch}.")
     return values
@@ -203,8 +204,8 @@ def class_places(config: TeacherFileConfig, columns: int | None, classes: Sequen
         hint = f" (did you mean {meant} by {strange[0]}?)" if meant else ""
         raise InputError(
             f"The teacher has classes that the data lack: {', '.join(strange)}{hint}; the data have "
-            f"{', '.join(classes)}. Write null in their places of teacher.classes, or set teacher.drop_other_classes=true "
-            "to leave out such boxes."
+            f"{', '.join(classes)}. Write null in their places of teacher.classes, or set "
+            "teacher.drop_other_classes=true to leave out such boxes."
         )
     places = tuple(classes.index(name) if name in classes else -1 for name in config.classes)
     if max(places) < 0:
@@ -238,8 +239,8 @@ def detections(
         wrong = numbers[valid & (best >= LEAST_SCORE) & strange]  # what only fills up a list may have any number
         if len(wrong):
             raise InputError(
-                f"A box of the teacher has the class number {float(wrong[0]):g}, and teacher.classes names those from 0 "
-                f"to {len(places) - 1}; name all of them there, null for what is no class of the data."
+                f"A box of the teacher has the class number {float(wrong[0]):g}, and teacher.classes names those from "
+                f"0 to {len(places) - 1}; name all of them there, null for what is no class of the data."
             )
         columns = numbers.clamp(0, len(places) - 1).long()
     labels = known[columns]

@@ -1,9 +1,10 @@
 """A teacher labels pictures that nobody has labelled, and a student learns from them beside the labelled ones.
 
-From which score on a teacher's box is taken for an object is chosen on val, class by class: the best F1 of those
-from which on at least half of its boxes are right. Boxes from a share of that score on (`data.unlabelled_doubt`) are in doubt, and count neither as objects nor as
-background. Pictures in which nothing is taken are left out: where a teacher finds nothing it may have missed something.
-The student learns from what was written to disk, read back, so that a run that goes on sees the same.
+From which score on a teacher's box is taken for an object is chosen on val, class by class: the best F1 of those from
+which on at least half of its boxes are right. Boxes from a share of that score on (`data.unlabelled_doubt`) are in
+doubt, and count neither as objects nor as background. Pictures in which nothing is taken are left out: where a teacher
+finds nothing it may have missed something. The student learns from what was written to disk, read back, so that a run
+that goes on sees the same.
 """
 
 import hashlib
@@ -15,11 +16,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 from torch import Tensor
+from torchvision.ops import nms
 
 from qmimic import processes
 from qmimic.data.chosen import dataset_fingerprint
@@ -47,6 +50,7 @@ FILE = f"instances_{UNLABELLED}.json"
 ROW = 6  # numbers of a detection that is kept: box, score, label
 DRAWN = 12  # pictures
 TINY = 4.0  # pixels
+SAME_OBJECT = 0.7  # IoU of two boxes that are one object's, whatever their classes
 
 Find = Callable[[Tensor], list[Detections]]
 Count = Annotated[int, Field(ge=0)]
@@ -99,8 +103,8 @@ class Facts:
             else ""
         )
         return (
-            f"The teacher labelled {self.used:,} of {self.pictures:,} pictures with {self.boxes:,} boxes, from the score "
-            f"of the best F1 on {self.chosen_on}: {'; '.join(map(_said_of, self.classes))}.{few}"
+            f"The teacher labelled {self.used:,} of {self.pictures:,} pictures with {self.boxes:,} boxes, from the "
+            f"score of the best F1 on {self.chosen_on}: {'; '.join(map(_said_of, self.classes))}.{few}"
         )
 
 
@@ -231,7 +235,7 @@ def _make(
         one.keep(has_area(one.boxes) & (one.scores >= doubted[one.labels]))
         for one in _found(loader, find, _kept(prepared, key, len(loader.samples)), watcher)
     ]
-    taken = [one.scores >= lowest[one.labels] for one in found]
+    taken = [_one_an_object(one, one.scores >= lowest[one.labels]) for one in found]
     if not any(keep.any() for keep in taken):
         levels = [f"{name} {one.score:.2f}" for name, one in zip(classes, own, strict=True) if one.score is not None]
         raise InputError(
@@ -252,6 +256,15 @@ def _make(
         sum=_sum(text.encode()),
     )
     write_text(folder / FACTS, json.dumps(asdict(facts), indent=1))
+
+
+def _one_an_object(found: Detections, taken: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """What is taken, bool [D], without boxes of another class on an object that a better one is taken for."""
+    places = np.flatnonzero(taken)
+    boxes, scores = (torch.from_numpy(values[places]) for values in (found.boxes, found.scores))
+    kept = np.zeros(len(taken), np.bool_)
+    kept[places[nms(boxes, scores, SAME_OBJECT).numpy()]] = True
+    return kept
 
 
 def _kept(prepared: Prepared, key: str, pictures: int) -> RecordFile | None:

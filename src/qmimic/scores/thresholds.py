@@ -1,4 +1,4 @@
-"""From which score on a detector's boxes are taken for objects, class by class, by what it finds where truth is known."""
+"""From which score on a detector's boxes are taken for objects, class by class, by what it finds on known pictures."""
 
 from dataclasses import dataclass
 
