@@ -1,4 +1,4 @@
-"""Pictures of one red or blue square at one place, and an ONNX detector that tells them apart: a teacher that is right."""
+"""Pictures of a red or a blue square at one place, and an ONNX detector that tells them apart."""
 
 import json
 from pathlib import Path
@@ -51,7 +51,7 @@ def frames(root: Path, count: int = 10) -> Path:
 def teacher(path: Path, size: int = SIDE, columns: int = 2, box: tuple[float, ...] = BOX) -> Path:
     """A detector file of one picture [1, 3, size, size] of shares 0..1: `boxes` [1, 1, 4] and `scores` [1, 1, columns].
 
-    A score is how much red (or blue) there is in the middle, above the other and above the noise; further columns are 0.
+    A score is how much red (or blue) there is in the middle, above the other and the noise; further columns are 0.
     """
     low, high = size // 4, 3 * size // 4
     values: dict[str, NDArray[np.generic]] = {
