@@ -102,8 +102,8 @@ def test_arms_change_what_they_say_and_nothing_else() -> None:
 
 def test_stages_have_an_order_and_teachers_are_known() -> None:
     assert arms.order() == (
-        "teacher", "quantized_teacher", "scratch", "quantized", "mimic", "labelled", "separable", "grouped", "taylor", "lasso",
-        "student",
+        "teacher", "quantized_teacher", "scratch", "quantized", "mimic", "labelled", "separable", "grouped", "taylor",
+        "lasso", "student",
     )  # fmt: skip
     assert [name for name in (*arms.order(), "pruned_taylor", "pruned_lasso", "x") if arms.is_teacher(name)] == [
         "teacher", "quantized_teacher", "pruned_taylor", "pruned_lasso",

@@ -81,7 +81,7 @@ def best_way(recipe: Recipe, named: Sequence[str], watcher: Watcher) -> tuple[Re
             watcher.say(f"{name}: {100 * score:.1f} mAP@0.5 after {steps} steps.")
     best = max(tried, key=lambda way: way.map50)
     watcher.say(f"The student is taught in full as the best of these was: {best.name}.")
-    own = recipe.changed(known[best.name])
-    if own.data.unlabelled is None:  # then there is no other student without them
-        own = own.changed({"baselines": tuple(name for name in own.baselines if name != "labelled")})
-    return own, tuple(tried)
+    whole = recipe.changed(known[best.name])
+    if whole.data.unlabelled is None:  # then there is no other student without them
+        whole = whole.changed({"baselines": tuple(name for name in whole.baselines if name != "labelled")})
+    return whole, tuple(tried)
