@@ -175,6 +175,27 @@ def test_what_is_in_doubt_counts_for_nothing_and_other_pictures_are_not_drawn(ma
     assert all(batch.targets.labels.max() >= 0 for batch in batches)
 
 
+def test_classes_that_the_file_does_not_know_are_named(make: Make, tmp_path: Path) -> None:
+    said: list[str] = []
+
+    class Listener(Silent):
+        """It keeps what is said."""
+
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    recipe = make(teacher={"classes": ["red", None]})
+    prepared = prepare(recipe)
+    labels = label(prepared, labelling_teacher(recipe), "teacher", Listener())
+    assert {name: [kind for kind, _ in own] for name, own in taken(labels).items() if own} == {
+        name: ["red"] for name, own in WANTED.items() if own and own[0][0] == "red"
+    }
+    assert any(
+        text.startswith("The teacher does not know blue: objects of this kind in data.unlabelled") for text in said
+    )
+    assert "blue none, since there it is found wrongly or not at all" in labels.facts.said()
+
+
 def test_labels_that_somebody_changed_are_made_again(make: Make) -> None:
     recipe = make()
     path = labels_of(recipe).folder / FILE

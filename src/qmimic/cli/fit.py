@@ -71,7 +71,8 @@ def _fit(options: argparse.Namespace) -> int:
     named = named_keys(options.overrides)
     if "baselines" not in named:
         spare = ["labelled"] if recipe.data.unlabelled is not None else []
-        recipe = recipe.changed({"baselines": ("scratch", *spare, "taylor")})
+        pruned = ["taylor"] if recipe.trains_teacher else []
+        recipe = recipe.changed({"baselines": ("scratch", *spare, *pruned)})
     refuse_idle(recipe, named, "--set")
     name = "-".join(f"{limit:g}{unit}" for unit, limit in limits.items() if limit)
     out, folder = Output(options), options.out or Path(f"runs/fit-{name}")

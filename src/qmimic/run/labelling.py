@@ -111,7 +111,7 @@ class Facts:
 def _said_of(one: Labelled) -> str:
     own = one.threshold
     if own.score is None:
-        return f"{one.name} none, since most of what it finds there is wrong ({one.in_doubt:,} in doubt)"
+        return f"{one.name} none, since there it is found wrongly or not at all ({one.in_doubt:,} in doubt)"
     right = "" if own.precision is None else f", {100 * own.precision:.0f} % right there"
     found = "" if own.recall is None else f", {100 * own.recall:.0f} % found there"
     return f"{one.name} {one.taken:,} from {own.score:.2f} on ({one.in_doubt:,} in doubt{right}{found})"
@@ -177,8 +177,22 @@ def label(prepared: Prepared, teacher: Teacher, key: str, watcher: Watcher) -> T
         done = _read(own, folder, pictures)
     if done is None:
         raise InputError(f"{folder} lacks what the main process wrote; put run.dir on a disk that all processes share.")
-    watcher.say(done.facts.said())
+    for sentence in (done.facts.said(), _unknown(prepared)):
+        if sentence:
+            watcher.say(sentence)
     return done
+
+
+def _unknown(prepared: Prepared) -> str:
+    """Which classes of the data a teacher's file does not know, a sentence; empty if it knows all."""
+    known, classes = prepared.recipe.teacher.classes, prepared.dataset.classes
+    strange = [name for name in classes if known and name not in known]
+    if not strange:
+        return ""
+    return (
+        f"The teacher does not know {', '.join(strange)}: objects of this kind in data.unlabelled are taught as "
+        "background; take pictures without them, or lower data.unlabelled_share."
+    )
 
 
 def read_facts(folder: Path) -> tuple[Facts, Path]:
