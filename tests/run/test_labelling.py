@@ -277,8 +277,8 @@ def refusal(recipe: Recipe) -> str:
         ({"size": [32, 32]}, "takes pictures of 64 x 64 pixels; set data.size=[64,64] (it is [32, 32]), or without"),
         ({"classes": ["red", "zebra"]}, "The teacher has classes that the data lack: zebra; the data have red, blue."),
         ({"classes": ["red"]}, "boxes have 2 scores of classes and teacher.classes names 1"),
-        ({"classes": ["blue", "red"]}, "finds nothing on val that is right more often than not"),
-        ({"box_unit": "shares"}, "Its boxes lie elsewhere: check teacher.box_format, box_unit and"),
+        ({"classes": ["blue", "red"]}, "right more often than not, so it cannot label pictures. Its boxes lie elsewhere"),
+        ({"box_unit": "shares"}, "It gives no box inside of a picture: check teacher.box_format and"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(make: Make, changes: dict[str, Any], said: str) -> None:

@@ -50,7 +50,7 @@ FILE = f"instances_{UNLABELLED}.json"
 ROW = 6  # numbers of a detection that is kept: box, score, label
 DRAWN = 12  # pictures
 TINY = 4.0  # pixels
-SAME_OBJECT = 0.7  # IoU of two boxes that are one object's, whatever their classes
+SAME_OBJECT = 0.5  # IoU of two boxes that are one object's, whatever their classes
 
 Find = Callable[[Tensor], list[Detections]]
 Count = Annotated[int, Field(ge=0)]
@@ -339,7 +339,10 @@ def _hint(found: Iterable[Detections]) -> str:
     """What may be wrong with a teacher's boxes, a sentence with a space before it; empty where nothing strikes."""
     boxes = np.concatenate([np.zeros((0, 4), np.float32), *(one.boxes for one in found)])
     if not len(boxes):
-        return " It gives no box at all: check what its pixels are made into (teacher.mean, std, bgr) and its outputs."
+        return (
+            " It gives no box inside of a picture: check teacher.box_format and box_unit, and what its pixels are made "
+            "into (teacher.mean, std, bgr)."
+        )
     if (boxes[:, 2:] - boxes[:, :2]).max() < TINY:
         return f" None of its boxes is {TINY:g} pixels wide or high: are they shares (teacher.box_unit)?"
     return " Its boxes lie elsewhere: check teacher.box_format, box_unit and the order of teacher.classes."
