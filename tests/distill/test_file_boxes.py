@@ -44,9 +44,11 @@ def as_format(boxes: np.ndarray[Any, Any], kind: str, unit: str) -> np.ndarray[A
         row = {
             "xyxy": [x1, y1, x2, y2],
             "xywh": [x1, y1, x2 - x1, y2 - y1],
+            "yxyx": [y1, x1, y2, x2],
             "cxcywh": [(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1],
         }[kind]
-        rows.append([row[0] / WIDTH, row[1] / HEIGHT, row[2] / WIDTH, row[3] / HEIGHT] if unit == "shares" else row)
+        across = (HEIGHT, WIDTH) * 2 if kind == "yxyx" else (WIDTH, HEIGHT) * 2
+        rows.append([side / whole for side, whole in zip(row, across, strict=True)] if unit == "shares" else row)
     return np.array(rows)
 
 
@@ -67,7 +69,7 @@ def same(config: TeacherFileConfig, outputs: dict[str, Tensor], wanted: list[tup
     np.testing.assert_allclose(found.boxes, [row[2] for row in wanted], atol=1e-3)
 
 
-FORMATS = st.sampled_from(["xyxy", "xywh", "cxcywh"])
+FORMATS = st.sampled_from(["xyxy", "yxyx", "xywh", "cxcywh"])
 UNITS = st.sampled_from(["pixels", "shares"])
 
 
@@ -79,7 +81,7 @@ def test_rows_with_scores_of_classes(own: Any, kind: str, unit: str, transposed:
     rows = np.concatenate([as_format(boxes, kind, unit), scores], 1)
     rows = rows.T if transposed else rows
     config = TeacherFileConfig(
-        rows="all", row_layout="scores", transposed=transposed, box_format=kind, box_unit=unit, suppress=1
+        rows="all", row_layout=("box", "scores"), transposed=transposed, box_format=kind, box_unit=unit, suppress=1
     )
     same(config, {"all": tensor(rows[None] if batched else rows)}, plain(boxes, scores))
 
@@ -96,7 +98,9 @@ def test_rows_with_an_objectness(own: Any, kind: str, unit: str, data: st.DataOb
         scores = scores * objectness[:, None]
     if len({round(float(one), 5) for one in scores.max(1)}) < len(scores):
         return  # of equals any may be the first
-    config = TeacherFileConfig(rows="all", row_layout="objectness_scores", box_format=kind, box_unit=unit, suppress=1)
+    config = TeacherFileConfig(
+        rows="all", row_layout=("box", "objectness", "scores"), box_format=kind, box_unit=unit, suppress=1
+    )
     same(config, {"all": tensor(rows[None])}, plain(boxes, scores))
 
 
@@ -108,7 +112,9 @@ def test_rows_with_a_score_and_a_class(own: Any, kind: str, unit: str) -> None:
     numbers = scores.argmax(1)[:, None]
     rows = np.concatenate([as_format(boxes, kind, unit), scores.max(1)[:, None], numbers], 1)
     rows = np.concatenate([rows, np.array([[0, 0, 0, 0, 0, -1], [1, 1, 2, 2, 0, 99]])])
-    config = TeacherFileConfig(rows="all", row_layout="score_label", box_format=kind, box_unit=unit, suppress=1)
+    config = TeacherFileConfig(
+        rows="all", row_layout=("box", "score", "label"), box_format=kind, box_unit=unit, suppress=1
+    )
     same(config, {"all": tensor(rows[None])}, plain(boxes, scores))
 
 
@@ -136,6 +142,13 @@ def test_boxes_and_scores_apart(own: Any, kind: str, unit: str, activation: str)
     np.testing.assert_allclose(one.boxes, [row[2] for row in plain(boxes, known)], atol=1e-3)
 
 
+def test_columns_stand_in_the_order_that_the_recipe_says() -> None:
+    """YOLOv7 end to end: [N, 7], the number of the picture first and the score last."""
+    config = TeacherFileConfig(rows="r", row_layout=("skip", "box", "label", "score"))
+    (found,) = detections(found_in(config, {"r": tensor([[0, 1, 2, 20, 30, 2, 0.75]])}, 1), config, range(KINDS), SIZE)
+    assert (found.boxes.tolist(), found.labels.tolist(), found.scores.tolist()) == ([[1, 2, 20, 30]], [2], [0.75])
+
+
 def test_scores_and_class_numbers_apart_and_padding_between_pictures() -> None:
     config = TeacherFileConfig(boxes="b", scores="s", labels="l", suppress=1)
     first = found_in(config, {"b": tensor([[1, 2, 20, 30]]), "s": tensor([0.5]), "l": tensor([2])}, 1)
@@ -148,7 +161,7 @@ def test_scores_and_class_numbers_apart_and_padding_between_pictures() -> None:
 
 def test_what_overlaps_is_suppressed_within_a_class_alone() -> None:
     rows = tensor([[0, 0, 20, 20, 0.9, 0], [1, 0, 20, 20, 0.8, 0], [1, 0, 20, 20, 0.7, 1]])
-    config = TeacherFileConfig(rows="r", row_layout="score_label")
+    config = TeacherFileConfig(rows="r", row_layout=("box", "score", "label"))
     (found,) = detections(found_in(config, {"r": rows}, 1), config, range(KINDS), SIZE)
     assert found.labels.tolist() == [0, 1]
     np.testing.assert_allclose(found.scores, [0.9, 0.7])
@@ -156,7 +169,7 @@ def test_what_overlaps_is_suppressed_within_a_class_alone() -> None:
 
 def test_a_class_that_is_left_out_is_no_other_class_either() -> None:
     config = TeacherFileConfig(
-        rows="r", row_layout="scores", classes=("cat", None, "dog", "car"), drop_other_classes=True
+        rows="r", row_layout=("box", "scores"), classes=("cat", None, "dog", "car"), drop_other_classes=True
     )
     places = class_places(config, 4, ("dog", "cat"))
     assert places == (1, -1, 0, -1)
@@ -164,7 +177,7 @@ def test_a_class_that_is_left_out_is_no_other_class_either() -> None:
     (found,) = detections(found_in(config, {"r": rows}, 1), config, places, SIZE)
     assert found.labels.tolist() == [0, 1]
     np.testing.assert_allclose(found.scores, [0.2, 0.1], rtol=1e-6)
-    numbered = TeacherFileConfig(rows="r", row_layout="score_label", classes=(None, "cat"))
+    numbered = TeacherFileConfig(rows="r", row_layout=("box", "score", "label"), classes=(None, "cat"))
     (found,) = detections(
         found_in(numbered, {"r": tensor([[0, 0, 9, 9, 0.9, 0], [0, 0, 9, 9, 0.5, 1]])}, 1),
         numbered, class_places(numbered, None, ("cat",)), SIZE,
@@ -191,7 +204,7 @@ def test_classes_that_do_not_fit_are_refused(classes: tuple[str | None, ...], co
         class_places(TeacherFileConfig(classes=classes), columns, ("cat", "dog"))
 
 
-ROWS = {"rows": "r", "row_layout": "scores"}
+ROWS = {"rows": "r", "row_layout": ("box", "scores")}
 
 
 @pytest.mark.parametrize(
@@ -201,13 +214,17 @@ ROWS = {"rows": "r", "row_layout": "scores"}
         (
             ROWS,
             {"r": torch.zeros(1, 5, 4)},
-            r"'r' has shape \[1, 5, 4\]; rows of layout scores are \[B, N, 4 \+ classes\]",
+            r"'r' has shape \[1, 5, 4\]; with teacher.row_layout=\[box, scores\] it is \[B, N, columns\] of 4 columns and one",
         ),
-        ({**ROWS, "row_layout": "score_label"}, {"r": torch.zeros(1, 3, 7)}, r"score_label are \[B, N, 6\]"),
+        (
+            {**ROWS, "row_layout": ("box", "score", "label")},
+            {"r": torch.zeros(1, 3, 7)},
+            r"\[box, score, label\] it is \[B, N, columns\] of 6 columns[.]",
+        ),
         (
             {**ROWS, "transposed": True},
             {"r": torch.zeros(1, 3, 7)},
-            r"are \[B, 4 \+ classes, N\]; set teacher.row_layout",
+            r"it is \[B, columns, N\] of 4 columns and one a class",
         ),
         (ROWS, {"r": torch.zeros(2, 3, 7)}, "is of 2 pictures, not of 1"),
         ({"boxes": "b"}, {"b": torch.zeros(1, 4, 8)}, r"'b' has shape \[1, 4, 8\]; boxes are"),
@@ -233,10 +250,10 @@ def test_another_shape_than_declared_is_refused(settings: Any, outputs: dict[str
 
 
 def test_numbers_that_are_no_scores_or_no_classes_are_refused() -> None:
-    config = TeacherFileConfig(rows="r", row_layout="scores")
+    config = TeacherFileConfig(rows="r", row_layout=("box", "scores"))
     with pytest.raises(InputError, match=r"scores go from -3 to 5, not from 0 to 1; set teacher.activation"):
         detections(found_in(config, {"r": tensor([[0, 0, 9, 9, -3, 5]])}, 1), config, (0, 1), SIZE)
-    config = TeacherFileConfig(rows="r", row_layout="score_label")
+    config = TeacherFileConfig(rows="r", row_layout=("box", "score", "label"))
     with pytest.raises(InputError, match=r"has the class number 2, and teacher.classes names those from 0 to 1"):
         detections(found_in(config, {"r": tensor([[0, 0, 9, 9, 0.9, 2]])}, 1), config, (0, 1), SIZE)
 
@@ -245,7 +262,9 @@ def test_numbers_that_are_no_scores_or_no_classes_are_refused() -> None:
     ("settings", "said"),
     [
         ({"rows": "r"}, "rows and row_layout go together"),
-        ({"rows": "r", "row_layout": "scores", "boxes": "b"}, "leave out boxes, scores and labels"),
+        ({"rows": "r", "row_layout": ("box", "scores"), "boxes": "b"}, "leave out boxes, scores and labels"),
+        ({"rows": "r", "row_layout": ("box", "score")}, "needs box and scores, or box, score and label, each once"),
+        ({"rows": "r", "row_layout": ("box", "scores", "label")}, "needs box and scores, or box, score and label"),
         ({"transposed": True}, "transposed is how teacher.rows lie"),
         ({"scores": "s"}, "are those of teacher.boxes"),
         ({"boxes": "b", "labels": "l"}, "needs the boxes' scores"),

@@ -76,7 +76,7 @@ OTHER: dict[str, Any] = {  # where the kind of a key does not give another value
     "data.fold": [1, 3],
     "data.unlabelled": "frames",
     "teacher.size": [64, 64],
-    "teacher.row_layout": "scores",
+    "teacher.row_layout": ["box", "scores"],
     "teacher.classes": ["cat"],
     "data.size": [96, 160],
     "detector.anchors": [[8, 8]],
@@ -102,9 +102,9 @@ OTHER: dict[str, Any] = {  # where the kind of a key does not give another value
 OUTPUTS: dict[str, dict[str, Any]] = {  # what has to be set beside a setting of a teacher that is a file
     "teacher.scores": {"boxes": "b"},
     "teacher.labels": {"boxes": "b", "scores": "s"},
-    "teacher.row_layout": {"rows": "r", "row_layout": "score_label"},
-    "teacher.transposed": {"rows": "r", "row_layout": "score_label"},
-    "teacher.rows": {"rows": "r", "row_layout": "score_label"},
+    "teacher.row_layout": {"rows": "r", "row_layout": ["box", "score", "label"]},
+    "teacher.transposed": {"rows": "r", "row_layout": ["box", "score", "label"]},
+    "teacher.rows": {"rows": "r", "row_layout": ["box", "score", "label"]},
 }
 BASE: dict[str, Any] = {
     "mimic": {"weight": "auto", "map_steps": 0.1},

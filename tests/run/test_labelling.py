@@ -145,7 +145,7 @@ def test_a_student_learns_from_a_file_s_labels_and_its_twin_is_what_it_was_witho
     "teacher",
     [
         {},
-        {"boxes": None, "scores": None, "rows": "rows", "row_layout": "scores"},
+        {"boxes": None, "scores": None, "rows": "rows", "row_layout": ["box", "scores"]},
         {"size": [128, 128], "file": "large"},
         {"file": "three", "classes": ["red", "blue", "green"], "drop_other_classes": True},
         {"file": "three", "classes": ["red", "blue", None]},
@@ -277,7 +277,7 @@ def refusal(recipe: Recipe) -> str:
         ({"size": [32, 32]}, "takes pictures of 64 x 64 pixels; set data.size=[64,64] (it is [32, 32]), or without"),
         ({"classes": ["red", "zebra"]}, "The teacher has classes that the data lack: zebra; the data have red, blue."),
         ({"classes": ["red"]}, "boxes have 2 scores of classes and teacher.classes names 1"),
-        ({"classes": ["blue", "red"]}, "right more often than not, so it cannot label pictures. Its boxes lie elsewhere"),
+        ({"classes": ["blue", "red"]}, "right more often than not, so it cannot label pictures. Few of its boxes fit"),
         ({"box_unit": "shares"}, "It gives no box inside of a picture: check teacher.box_format and"),
     ],
 )

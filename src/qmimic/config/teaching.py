@@ -9,6 +9,7 @@ from qmimic.config.base import Advanced, InTable, Section, check_own
 from qmimic.tables import DICTIONARIES, DISTANCES, DISTILLERS, MODES, REGION_POOLINGS
 
 Pixels = Annotated[int, Field(ge=16, le=4096)]
+Column = Literal["box", "scores", "score", "label", "objectness", "skip"]
 
 
 class QuantizerConfig(Section):
@@ -117,13 +118,15 @@ class TeacherFileConfig(Section):
     )
     labels: Advanced[str | None] = Field(None, description="onnx: output of class numbers, where scores has one a box")
     rows: Advanced[str | None] = Field(None, description="onnx: one output of boxes and scores, in place of these")
-    row_layout: Advanced[Literal["scores", "objectness_scores", "score_label"] | None] = Field(
-        None, description="onnx: what follows the box in each of teacher.rows: a score a class, or as the name says"
+    row_layout: Advanced[tuple[Column, ...]] = Field(
+        (),
+        description="onnx: what stands in each of teacher.rows, in order: box, then scores (one a class), or score and "
+        "label; objectness, by which scores are multiplied; skip",
     )
     transposed: Advanced[bool] = Field(
         False, description="onnx: teacher.rows is [B, 4 + .., N] instead of [B, N, 4 + ..]"
     )
-    box_format: Advanced[Literal["xyxy", "cxcywh", "xywh"]] = Field(
+    box_format: Advanced[Literal["xyxy", "yxyx", "cxcywh", "xywh"]] = Field(
         "xyxy", description="onnx: the four numbers of a box: corners, or centre or corner with width and height"
     )
     box_unit: Advanced[Literal["pixels", "shares"]] = Field(
@@ -153,8 +156,14 @@ class TeacherFileConfig(Section):
             raise ValueError("teacher.rows holds boxes and scores in one output: leave out boxes, scores and labels")
         if bool(self.rows) != bool(self.row_layout):
             raise ValueError(
-                "teacher.rows and row_layout go together: name the output, and say scores, objectness_scores or "
-                "score_label"
+                "teacher.rows and row_layout go together: name the output, and what stands in its rows, such as [box, scores]"
+            )
+        own = sorted(one for one in self.row_layout if one not in ("skip", "objectness"))
+        if self.rows and (
+            own not in (["box", "scores"], ["box", "label", "score"]) or self.row_layout.count("objectness") > 1
+        ):
+            raise ValueError(
+                "teacher.row_layout needs box and scores, or box, score and label, each once, with objectness at most once"
             )
         if self.transposed and not self.rows:
             raise ValueError("teacher.transposed is how teacher.rows lie: name that output, or leave it out")

@@ -12,12 +12,13 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from qmimic.config import TeacherFileConfig
+from qmimic.config.teaching import Column
 from qmimic.detections import Detections
 from qmimic.errors import InputError
 from qmimic.tables import near
 
 LEAST_SCORE, MOST_BOXES = 0.01, 300  # of a picture's detections
-BEHIND_BOX = {"scores": 0, "objectness_scores": 1, "score_label": 2}  # columns that are no class's, after the box
+WIDTHS: Mapping[Column, int] = {"box": 4, "scores": 0, "score": 1, "label": 1, "objectness": 1, "skip": 1}  # columns
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def found_in(config: TeacherFileConfig, outputs: Mapping[str, Tensor], batch: in
         return _of_rows(config, outputs[config.rows].float(), batch)
     assert config.boxes is not None, "boxes or rows are named"
     boxes = outputs[config.boxes].float()
+    boxes = boxes.squeeze(2) if boxes.ndim == 4 else boxes  # one box for all classes
     if boxes.ndim not in (2, 3) or boxes.shape[-1] != 4:
         raise _misshapen(config.boxes, boxes, "boxes are [B, N, 4] or [N, 4]")
     boxes = _of_batch(config.boxes, boxes, batch)
@@ -102,21 +104,22 @@ def found_in(config: TeacherFileConfig, outputs: Mapping[str, Tensor], batch: in
 
 def _of_rows(config: TeacherFileConfig, rows: Tensor, batch: int) -> Found:
     assert config.rows is not None
-    assert config.row_layout is not None, "the recipe was checked"
     columns = rows.shape[-2 if config.transposed else -1] if rows.ndim in (2, 3) else 0
-    extra = BEHIND_BOX[config.row_layout]
-    if columns < 5 + (extra == 1) or (extra == 2 and columns != 6):
-        wanted = {0: "4 + classes", 1: "5 + classes", 2: "6"}[extra]
-        lying = f"[B, {wanted}, N]" if config.transposed else f"[B, N, {wanted}]"
-        raise _misshapen(config.rows, rows, f"rows of layout {config.row_layout} are {lying}; set teacher.row_layout")
+    layout = config.row_layout
+    classes = columns - sum(WIDTHS[name] for name in layout)
+    if (classes < 1) if "scores" in layout else classes:
+        wanted = f"{columns - classes} columns" + (" and one a class" if "scores" in layout else "")
+        lying = "[B, columns, N]" if config.transposed else "[B, N, columns]"
+        raise _misshapen(config.rows, rows, f"with teacher.row_layout=[{', '.join(layout)}] it is {lying} of {wanted}")
     rows = _of_batch(config.rows, rows, batch)
     rows = rows.transpose(1, 2) if config.transposed else rows
-    boxes, rest = rows[..., :4], rows[..., 4:]
-    if config.row_layout == "score_label":
-        return Found(boxes, rest[..., :1], None, rest[..., 1])
-    if config.row_layout == "objectness_scores":
-        return Found(boxes, rest[..., 1:], rest[..., 0])
-    return Found(boxes, rest)
+    parts = rows.split([classes if name == "scores" else WIDTHS[name] for name in layout], 2)
+    own = dict(zip(layout, parts, strict=True))
+
+    def one(name: str) -> Tensor | None:
+        return own[name][..., 0] if name in own else None
+
+    return Found(own["box"], own["scores"] if "scores" in own else own["score"], one("objectness"), one("label"))
 
 
 def _of_batch(name: str, values: Tensor, batch: int) -> Tensor:
@@ -144,6 +147,8 @@ def corners(boxes: Tensor, config: TeacherFileConfig, size: tuple[int, int]) -> 
         first, second = first - second / 2, first + second / 2
     elif config.box_format == "xywh":
         second = first + second
+    elif config.box_format == "yxyx":
+        first, second = first.flip(-1), second.flip(-1)
     found = torch.cat([first, second], -1)
     return found * found.new_tensor([size[1], size[0]] * 2) if config.box_unit == "shares" else found
 

@@ -17,7 +17,6 @@ from qmimic.detections import Detections
 from qmimic.distill.distiller import TeacherView
 from qmimic.distill.file_boxes import Found, class_places, clipped, corners, detections, found_in, outputs_of, scores_of
 from qmimic.errors import InputError
-from qmimic.runtime.formats import Input
 from qmimic.runtime.onnx_engine import open_file
 from qmimic.tables import near
 
@@ -25,7 +24,7 @@ from qmimic.tables import near
 class OnnxTeacher:
     """An ONNX detector by ONNX Runtime: its maps are the levels, its boxes the regions, and labels of pictures.
 
-    It takes one picture tensor, [B, 3, H, W] or [B, H, W, 3], B free or 1, float32 or uint8. Its maps are [B, C, h, w];
+    It takes one picture tensor, [B, 3, H, W] or [B, H, W, 3], B free, 1 or not there, float32 or uint8. Its maps are [B, C, h, w];
     how its boxes lie is declared in the recipe, see `file_boxes`.
 
     Args:
@@ -56,7 +55,8 @@ class OnnxTeacher:
         ((self.name, self.input),) = self.engine.inputs.items()
         if self.input.dtype is None or self.input.dtype.kind not in "uf":
             raise InputError(f"{self.path} takes {self.input.dtype}; a teacher takes uint8 or float pictures.")
-        self.channels_last = self._layout(self.input)
+        self.single = len(self.input.shape) == 3  # as torchvision's detectors
+        self.channels_last = self._layout((1, *self.input.shape) if self.single else self.input.shape)
         seen = self._run(np.zeros((1, 3, *self.size), np.float32))
         for output in (*config.maps, *outputs_of(config)):
             if output not in seen:
@@ -129,7 +129,7 @@ class OnnxTeacher:
     def _seen(self, images: Tensor) -> list[dict[str, NDArray[np.generic]]]:
         """The outputs on a batch, looked at in parts where the file takes one picture at a time."""
         pixels = images.detach().float().cpu().numpy()
-        one_by_one = self.input.shape[0] == 1
+        one_by_one = self.single or self.input.shape[0] == 1
         return [self._run(part) for part in (np.split(pixels, len(pixels)) if one_by_one else [pixels])]
 
     def _run(self, pixels: NDArray[np.float32]) -> dict[str, NDArray[np.generic]]:
@@ -142,17 +142,17 @@ class OnnxTeacher:
             fed = np.ascontiguousarray((pixels - mean) / std).astype(self.input.dtype)
         if self.channels_last:
             fed = np.ascontiguousarray(fed.transpose(0, 2, 3, 1))
+        fed = fed[0] if self.single else fed
         try:
             return dict(self.engine.run({self.name: fed}))
         except Exception as error:  # ONNX Runtime's exceptions have no common type but this
             raise InputError(f"{self.path} cannot be run on pictures of {self.size}: {str(error)[:200]}") from error
 
-    def _layout(self, taken: Input) -> bool:
+    def _layout(self, shape: tuple[int | None, ...]) -> bool:
         """Whether pictures are [B, H, W, 3]."""
-        shape = taken.shape
         last = len(shape) == 4 and shape[3] == 3 and shape[1] != 3
         if len(shape) != 4 or (not last and shape[1] not in (3, None)):
-            raise InputError(f"{self.path} takes {shape}, which is not [B, 3, H, W] or [B, H, W, 3].")
+            raise InputError(f"{self.path} takes {self.input.shape}, which is not [B, 3, H, W] or [B, H, W, 3].")
         height, width = shape[1:3] if last else shape[2:]
         if (height or self.size[0], width or self.size[1]) != self.size:
             raise InputError(

@@ -345,7 +345,7 @@ def _hint(found: Iterable[Detections]) -> str:
         )
     if (boxes[:, 2:] - boxes[:, :2]).max() < TINY:
         return f" None of its boxes is {TINY:g} pixels wide or high: are they shares (teacher.box_unit)?"
-    return " Its boxes lie elsewhere: check teacher.box_format, box_unit and the order of teacher.classes."
+    return " Few of its boxes fit the labels: check teacher.box_format, box_unit and the order of teacher.classes."
 
 
 def _coco(
