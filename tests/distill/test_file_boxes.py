@@ -214,7 +214,7 @@ ROWS = {"rows": "r", "row_layout": ("box", "scores")}
         (
             ROWS,
             {"r": torch.zeros(1, 5, 4)},
-            r"'r' has shape \[1, 5, 4\]; with teacher.row_layout=\[box, scores\] it is \[B, N, columns\] of 4 columns and one",
+            r"'r' has shape \[1, 5, 4\]; with .*=\[box, scores\] it is \[B, N, columns\] of 4 columns and one",
         ),
         (
             {**ROWS, "row_layout": ("box", "score", "label")},

@@ -48,8 +48,10 @@ def frames(root: Path, count: int = 10) -> Path:
     return root
 
 
-def teacher(path: Path, size: int = SIDE, columns: int = 2, box: tuple[float, ...] = BOX) -> Path:
-    """A detector file of one picture [1, 3, size, size] of shares 0..1: `boxes` [1, 1, 4] and `scores` [1, 1, columns].
+def teacher(path: Path, size: int = SIDE, columns: int = 2, box: tuple[float, ...] = BOX, single: bool = False) -> Path:
+    """A detector file of one picture [1, 3, size, size] (`single`: [3, size, size]) of shares 0..1.
+
+    Its outputs are `boxes` [1, 1, 4], `scores` [1, 1, columns], and `rows` of both.
 
     A score is how much red (or blue) there is in the middle, above the other and the noise; further columns are 0.
     """
@@ -58,10 +60,11 @@ def teacher(path: Path, size: int = SIDE, columns: int = 2, box: tuple[float, ..
         "starts": np.array([low, low]), "ends": np.array([high, high]), "axes": np.array([2, 3]),
         "ways": np.array([[1, -0.2, -1], [-1, -0.2, 1]], np.float32).T, "shape": np.array([1, 1, 2]),
         "box": np.array(box, np.float32).reshape(1, 1, 4), "more": np.zeros((1, 1, columns - 2), np.float32),
-        "none": np.array(0, np.float32), "whole": np.array(1, np.float32),
+        "four": np.array([1, 3, size, size]), "none": np.array(0, np.float32), "whole": np.array(1, np.float32),
     }  # fmt: skip
     nodes = [
-        helper.make_node("Slice", ["picture", "starts", "ends", "axes"], ["middle"]),
+        helper.make_node("Reshape", ["picture", "four"], ["pictures"]),
+        helper.make_node("Slice", ["pictures", "starts", "ends", "axes"], ["middle"]),
         helper.make_node("ReduceMean", ["middle"], ["colour"], axes=[2, 3], keepdims=0),
         helper.make_node("MatMul", ["colour", "ways"], ["raw"]),
         helper.make_node("Clip", ["raw", "none", "whole"], ["clipped"]),
@@ -74,7 +77,7 @@ def teacher(path: Path, size: int = SIDE, columns: int = 2, box: tuple[float, ..
     graph = helper.make_graph(
         nodes,
         "squares",
-        [helper.make_tensor_value_info("picture", TensorProto.FLOAT, [1, 3, size, size])],
+        [helper.make_tensor_value_info("picture", TensorProto.FLOAT, [1, 3, size, size][single:])],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in outputs.items()],
         [numpy_helper.from_array(value, name) for name, value in values.items()],
     )

@@ -149,12 +149,14 @@ def test_a_student_learns_from_a_file_s_labels_and_its_twin_is_what_it_was_witho
         {"size": [128, 128], "file": "large"},
         {"file": "three", "classes": ["red", "blue", "green"], "drop_other_classes": True},
         {"file": "three", "classes": ["red", "blue", None]},
+        {"file": "single"},
         {"file": "shares", "box_format": "cxcywh", "box_unit": "shares"},
     ],
 )
 def test_what_the_file_says_becomes_labels(make: Make, drawn: Path, tmp_path: Path, teacher: dict[str, Any]) -> None:
     files = {
         "large": lambda path: squares.teacher(path, 128, box=(32, 32, 96, 96)),
+        "single": lambda path: squares.teacher(path, single=True),
         "three": lambda path: squares.teacher(path, columns=3),
         "shares": lambda path: squares.teacher(path, box=(0.5, 0.5, 0.5, 0.5)),
     }

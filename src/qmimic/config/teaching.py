@@ -156,14 +156,14 @@ class TeacherFileConfig(Section):
             raise ValueError("teacher.rows holds boxes and scores in one output: leave out boxes, scores and labels")
         if bool(self.rows) != bool(self.row_layout):
             raise ValueError(
-                "teacher.rows and row_layout go together: name the output, and what stands in its rows, such as [box, scores]"
+                "teacher.rows and row_layout go together: name the output, and what stands in its rows, such as "
+                "[box, scores]"
             )
         own = sorted(one for one in self.row_layout if one not in ("skip", "objectness"))
-        if self.rows and (
-            own not in (["box", "scores"], ["box", "label", "score"]) or self.row_layout.count("objectness") > 1
-        ):
+        whole = own in (["box", "scores"], ["box", "label", "score"]) and self.row_layout.count("objectness") < 2
+        if self.rows and not whole:
             raise ValueError(
-                "teacher.row_layout needs box and scores, or box, score and label, each once, with objectness at most once"
+                "teacher.row_layout needs box and scores, or box, score and label, each once, and objectness once at most"
             )
         if self.transposed and not self.rows:
             raise ValueError("teacher.transposed is how teacher.rows lie: name that output, or leave it out")

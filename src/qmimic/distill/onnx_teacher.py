@@ -24,8 +24,8 @@ from qmimic.tables import near
 class OnnxTeacher:
     """An ONNX detector by ONNX Runtime: its maps are the levels, its boxes the regions, and labels of pictures.
 
-    It takes one picture tensor, [B, 3, H, W] or [B, H, W, 3], B free, 1 or not there, float32 or uint8. Its maps are [B, C, h, w];
-    how its boxes lie is declared in the recipe, see `file_boxes`.
+    It takes one picture tensor, [B, 3, H, W] or [B, H, W, 3], B free, 1 or not there, float32 or uint8. Its maps are
+    [B, C, h, w]; how its boxes lie is declared in the recipe, see `file_boxes`.
 
     Args:
         config: the recipe's `teacher`: file, outputs and how pixels are made into its input.
