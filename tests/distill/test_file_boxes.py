@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
-from qmimic.config import TeacherFileConfig
+from qmimic.config import TeacherConfig, TeacherFileConfig
 from qmimic.distill.file_boxes import Found, class_places, corners, detections, found_in
 from qmimic.errors import InputError
 
@@ -273,7 +273,7 @@ def test_numbers_that_are_no_scores_or_no_classes_are_refused() -> None:
 )
 def test_settings_that_contradict_each_other_are_refused(settings: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        TeacherFileConfig(**settings)
+        TeacherConfig(kind="onnx", **settings)
 
 
 @given(arrays(np.float32, (4, 4), elements=st.floats(0, 1, width=32)), FORMATS, UNITS)

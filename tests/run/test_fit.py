@@ -176,7 +176,7 @@ def test_a_budget_becomes_a_file(trained: Path, tmp_path: Path, capsys: pytest.C
     ways = {one["name"] for one in plain["ways"]}
     assert ways == set(WAYS) - {"outputs"}
     assert {one["steps"] for one in plain["ways"]} == {1}
-    assert "Short trainings of the winner, by how it is taught" in said
+    assert "Ways to teach the winner" in said
     assert max(plain["ways"], key=lambda one: one["map50"])["name"] in ways
     assert Path(plain["file"]).parent == tmp_path / "fit/winner/deploy"
     table = json.loads((tmp_path / "fit" / "costs.json").read_text())

@@ -319,7 +319,7 @@ def test_a_teacher_without_boxes_labels_nothing(make: Make, monkeypatch: pytest.
     ("overrides", "said"),
     [
         (["data.unlabelled_share=0.3"], "no picture without labels is named: set data.unlabelled"),
-        (["teacher.kind=onnx", "teacher.classes=[a]"], "the teacher's file labels nothing: set data.unlabelled"),
+        (["teacher.kind=onnx", "teacher.suppress=0.7"], "the teacher's file labels nothing: set data.unlabelled"),
         (["baselines=[labelled]"], "labelled is the student without unlabelled pictures; set data.unlabelled"),
         (["data.unlabelled=rest"], "needs pictures whose labels are not used: set data.label_share below 1"),
         (["data.unlabelled=nowhere"], "There is no folder nowhere; name a folder of pictures in data.unlabelled."),

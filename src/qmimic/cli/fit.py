@@ -91,7 +91,7 @@ def _fit(options: argparse.Namespace) -> int:
     fits = "within" if fitted.excess <= 1 else f"{fitted.excess:.2f} times"
     out.result(
         table(heads, rows, "Short trainings from scratch"),
-        *([table(("way", "mAP", "steps"), ways, "Short trainings of the winner, by how it is taught")] if ways else []),
+        *([table(("way", "mAP", "steps"), ways, "Ways to teach the winner")] if ways else []),
         f"To ship: {file.path}: {100 * fitted.map50:.1f} mAP@0.5 on val, {file.milliseconds:.2f} ms, "
         f"{file.bytes / 1000:.0f} kB, {fits} the limit. Plot: {fitted.folder / 'front.png'}",
     )

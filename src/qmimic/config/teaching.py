@@ -124,7 +124,7 @@ class TeacherFileConfig(Section):
         "label; objectness, by which scores are multiplied; skip",
     )
     transposed: Advanced[bool] = Field(
-        False, description="onnx: teacher.rows is [B, 4 + .., N] instead of [B, N, 4 + ..]"
+        False, description="onnx: in teacher.rows a box is a column, as in B x 84 x N, and not a row"
     )
     box_format: Advanced[Literal["xyxy", "yxyx", "cxcywh", "xywh"]] = Field(
         "xyxy", description="onnx: the four numbers of a box: corners, or centre or corner with width and height"
@@ -149,31 +149,6 @@ class TeacherFileConfig(Section):
         (255, 255, 255), description="onnx: that they are divided by then"
     )
     bgr: Advanced[bool] = Field(False, description="onnx: it was trained on blue, green, red")
-
-    @model_validator(mode="after")
-    def _outputs(self) -> "TeacherFileConfig":
-        if self.rows and (self.boxes or self.scores or self.labels):
-            raise ValueError("teacher.rows holds boxes and scores in one output: leave out boxes, scores and labels")
-        if bool(self.rows) != bool(self.row_layout):
-            raise ValueError(
-                "teacher.rows and row_layout go together: name the output, and what stands in its rows, such as "
-                "[box, scores]"
-            )
-        own = sorted(one for one in self.row_layout if one not in ("skip", "objectness"))
-        whole = own in (["box", "scores"], ["box", "label", "score"]) and self.row_layout.count("objectness") < 2
-        if self.rows and not whole:
-            raise ValueError(
-                "teacher.row_layout needs box and scores, or box, score and label, each once, and objectness once at most"
-            )
-        if self.transposed and not self.rows:
-            raise ValueError("teacher.transposed is how teacher.rows lie: name that output, or leave it out")
-        if (self.scores or self.labels) and not self.boxes:
-            raise ValueError("teacher.scores and labels are those of teacher.boxes: name that output too")
-        if self.labels and not self.scores:
-            raise ValueError("teacher.labels needs the boxes' scores: name their output in teacher.scores")
-        if self.size and self.maps:
-            raise ValueError("teacher.size differs from data.size only without a map: leave out size, or maps")
-        return self
 
 
 class PruningConfig(Section):

@@ -24,7 +24,7 @@ from qmimic.errors import InputError
 from qmimic.run.folder import ENVIRONMENT
 from qmimic.tables import ARCHITECTURES
 
-OF_LABELS = ("size", "labels", "activation", "suppress", "classes", "drop_other_classes")  # of a teacher that is a file
+OF_LABELS = ("size", "labels", "suppress", "drop_other_classes")  # of a teacher that is a file
 
 
 @dataclass(frozen=True)
