@@ -14,7 +14,7 @@ from torch import Tensor
 from qmimic.config import TeacherConfig
 from qmimic.contracts import Features, Proposals
 from qmimic.detections import Detections
-from qmimic.distill.distiller import TeacherView
+from qmimic.distill.distiller import Heads, TeacherView
 from qmimic.distill.file_boxes import Found, class_places, clipped, corners, detections, found_in, outputs_of, scores_of
 from qmimic.errors import InputError
 from qmimic.runtime.onnx_engine import open_file
@@ -70,6 +70,12 @@ class OnnxTeacher:
         self._columns = self._found([seen], 1).columns if outputs_of(config) else None
 
     place_strides: tuple[int, ...] = ()
+    heads = Heads()
+
+    @property
+    def has_regions(self) -> bool:
+        """See `Teacher`: where its boxes are named."""
+        return bool(outputs_of(self.config))
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -85,13 +91,8 @@ class OnnxTeacher:
         """See `Teacher.look`.
 
         Raises:
-            InputError: it has no map; or regions are wanted, and no output with boxes was named.
+            InputError: regions are wanted, and no output with boxes was named.
         """
-        if not self.config.maps:
-            raise InputError(
-                "A student imitates a map: name the output with the teacher's in teacher.maps, or set mimic.mode=none "
-                "to learn from its labels alone (data.unlabelled)."
-            )
         if regions and not outputs_of(self.config):
             raise InputError(
                 "mimic.regions=teacher needs the teacher's boxes: name its output in teacher.boxes, or set "

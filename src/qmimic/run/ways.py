@@ -15,13 +15,12 @@ from qmimic.training.loop import Watcher
 SHORTER = 4  # times; than the student's training
 SEARCHED = ("mimic.mode", "mimic.distiller", "pruning.method")  # who sets one of these has chosen a way
 _CUT, _WHOLE = {"pruning.method": "taylor"}, {"pruning.method": "none"}
-_HELD = {"mimic.weight": "auto"}  # losses of other distillers have other units: their gradient's share is held
 WAYS: Mapping[str, Mapping[str, object]] = {
     "alone": {**_WHOLE, "mimic.mode": "none", "data.unlabelled": None},
     "quantization mimic": {**_WHOLE, "mimic.mode": "quantization"},
-    "channel_wise": {**_WHOLE, **_HELD, "mimic.mode": "mimic", "mimic.distiller": "channel_wise"},
-    "pearson": {**_WHOLE, **_HELD, "mimic.mode": "mimic", "mimic.distiller": "pearson"},
-    "outputs": {**_WHOLE, **_HELD, "mimic.mode": "mimic", "mimic.distiller": "outputs"},
+    "channel_wise": {**_WHOLE, "mimic.mode": "mimic", "mimic.distiller": "channel_wise"},
+    "pearson": {**_WHOLE, "mimic.mode": "mimic", "mimic.distiller": "pearson"},
+    "outputs": {**_WHOLE, "mimic.mode": "mimic", "mimic.distiller": "outputs"},
     "pruned": {**_CUT, "mimic.mode": "none"},
     "pruned, quantization mimic": {**_CUT, "mimic.mode": "quantization"},
 }
