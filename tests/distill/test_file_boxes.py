@@ -111,7 +111,7 @@ def test_rows_with_a_score_and_a_class(own: Any, kind: str, unit: str) -> None:
     boxes, scores = own
     numbers = scores.argmax(1)[:, None]
     rows = np.concatenate([as_format(boxes, kind, unit), scores.max(1)[:, None], numbers], 1)
-    rows = np.concatenate([rows, np.array([[0, 0, 0, 0, 0, -1], [1, 1, 2, 2, 0, 99]])])
+    rows = np.concatenate([rows, np.array([[0, 0, 0, 0, -1, -1], [1, 1, 2, 2, 0, 99]])])
     config = TeacherFileConfig(
         rows="all", row_layout=("box", "score", "label"), box_format=kind, box_unit=unit, suppress=1
     )

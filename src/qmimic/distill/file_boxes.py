@@ -159,11 +159,16 @@ def clipped(boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     return inside, inside.isfinite().all(-1) & (inside[..., 2:] > inside[..., :2]).all(-1)
 
 
-def scores_of(found: Found, config: TeacherFileConfig) -> Tensor:
-    """Scores of classes, float32 [B, N, K], 0..1; NaN where there is no box.
+def scores_of(found: Found, config: TeacherFileConfig, valid: Tensor) -> Tensor:
+    """Scores of classes, float32 [B, N, K], 0..1, and down to -1 where a file marks what it suppressed.
+
+    Args:
+        found: with scores.
+        config: what makes them.
+        valid: bool [B, N]; what only fills up a list may have any score.
 
     Raises:
-        InputError: they are no such numbers.
+        InputError: those of the others are not from 0 to 1.
     """
     assert found.scores is not None, "the file has scores"
 
@@ -176,8 +181,8 @@ def scores_of(found: Found, config: TeacherFileConfig) -> Tensor:
     if found.objectness is not None:
         own = found.objectness.sigmoid() if config.activation != "none" else found.objectness
         scores = scores * own[..., None]
-    known = scores[~scores.isnan()]
-    if len(known) and not (float(known.min()) >= -1e-4 and float(known.max()) <= 1.0001):
+    known = scores[valid]
+    if len(known) and not (float(known.min()) >= -1.0001 and float(known.max()) <= 1.0001):
         raise InputError(
             f"The teacher's scores go from {float(known.min()):.3g} to {float(known.max()):.3g}, not from 0 to 1; set "
             "teacher.activation to sigmoid or softmax."
@@ -235,7 +240,7 @@ def detections(
         InputError: scores are not from 0 to 1, or a class has a number that is not named.
     """
     boxes, valid = clipped(corners(found.boxes, config, size), size)
-    scores, known = scores_of(found, config), torch.tensor(places)
+    scores, known = scores_of(found, config, valid), torch.tensor(places)
     if found.labels is None:
         best, columns = scores.masked_fill(known < 0, -1).max(2)
     else:

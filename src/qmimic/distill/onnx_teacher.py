@@ -186,7 +186,7 @@ class OnnxTeacher:
         boxes, valid = clipped(corners(found.boxes, self.config, self.size), self.size)
         if found.scores is not None:
             plain = self.config.activation == "none" and found.objectness is None
-            scores = found.scores if plain else scores_of(found, self.config)
+            scores = found.scores if plain else scores_of(found, self.config, valid)
             if self._columns == len(self.config.classes):  # what is no class is no object
                 scores = scores[..., [name is not None for name in self.config.classes]]
             order = scores.amax(2).masked_fill(~valid, -torch.inf).argsort(dim=1, descending=True, stable=True)
