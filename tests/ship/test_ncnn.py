@@ -250,7 +250,7 @@ def test_a_description_that_is_none_is_refused(own: Path) -> None:
         with pytest.raises(InputError, match=reason):
             ShippedDetector(own)
     said.write_text(json.dumps({}))
-    with pytest.raises(InputError, match="is not a detector of qmimic"):
+    with pytest.raises(InputError, match="is not a qmimic detector"):
         ShippedDetector(own)
 
 

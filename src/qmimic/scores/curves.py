@@ -1,4 +1,4 @@
-"""Precision against recall, and the score at which a detector is worth most."""
+"""Precision against recall, and the score threshold with the best F1."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ def precision_recall(matches: Matches, label: int) -> tuple[NDArray[np.float64],
 
 
 def best_threshold(matches: Matches) -> float:
-    """The lowest score to keep for the best F1 over all classes together; 1 where nothing is hit."""
+    """The score threshold that gives the best F1 over all classes together; 1 if there is no hit."""
     counted = ~matches.ignored
     found = best_cut(matches.hit[counted], matches.score[counted], int(matches.positives.sum()))
     return 1.0 if found is None else found
@@ -35,6 +35,8 @@ def best_cut(
         precision: that those which are kept need at least, 0..1.
     """
     true, kept = np.cumsum(hits), np.arange(1, len(hits) + 1)
-    last_of_score = np.append(scores[1:] != scores[:-1], True)[: len(scores)]  # a threshold keeps all of a score
+    last_of_score = np.append(scores[1:] != scores[:-1], True)[
+        : len(scores)
+    ]  # a threshold keeps all detections of equal score
     fit = last_of_score & (true >= precision * kept) & (true > 0)
     return float(scores[np.argmax(np.where(fit, 2 * true / (kept + positives), -1))]) if fit.any() else None
