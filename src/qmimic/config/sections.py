@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from qmimic.arms import ARMS, order
 from qmimic.config.base import Advanced, BackboneName, InputSize, InTable, Levels, Section, Share, Side
-from qmimic.config.teaching import MimicConfig, PruningConfig, QuantizerConfig
+from qmimic.config.teaching import MimicConfig, PruningConfig, QuantizerConfig, TeacherFileConfig
 from qmimic.tables import (
     ARCHITECTURES,
     DISTANCES,
@@ -17,6 +17,8 @@ from qmimic.tables import (
     TRACKERS,
     unknown,
 )
+
+REST = "rest"  # in place of a folder: the training pictures whose labels do not count
 
 
 class DataConfig(Section):
@@ -37,6 +39,21 @@ class DataConfig(Section):
         False, description="networks with one input channel, the brightness; they take pictures in colour all the same"
     )
     cache_mib: Advanced[int] = Field(2048, ge=0, description="decoded images kept on disk at most, MiB; 0: none")
+    label_share: float = Field(
+        1.0, gt=0, le=1, description="share of the training pictures whose labels count; the rest could be unlabelled"
+    )
+    unlabelled: str | None = Field(
+        None,
+        min_length=1,
+        description="folder of pictures that the teacher labels for the student, or rest: those beyond label_share",
+    )
+    unlabelled_share: float = Field(0.5, gt=0, lt=1, description="share of unlabelled pictures in a student's batches")
+    unlabelled_doubt: Advanced[float] = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="share of a threshold from which on a teacher's box is in doubt: neither object nor background",
+    )
 
     @field_validator("fold")
     @classmethod
@@ -44,6 +61,15 @@ class DataConfig(Section):
         if (fold and not 0 <= fold[0] < fold[1]) or (fold and fold[1] < 2):
             raise ValueError("needs k, n with 0 <= k < n and n at least 2")
         return fold
+
+    @model_validator(mode="after")
+    def _rest(self) -> "DataConfig":
+        if self.unlabelled == REST and self.label_share == 1:
+            raise ValueError(
+                f"data.unlabelled={REST} needs pictures whose labels are not used: set data.label_share below 1, or "
+                f"name a folder (./{REST} is one)"
+            )
+        return self
 
     @property
     def scored(self) -> str:
@@ -182,21 +208,12 @@ WEIGHTS = (
 )
 
 
-class TeacherConfig(ScheduleConfig):
+class TeacherConfig(ScheduleConfig, TeacherFileConfig):
     """The large detector: one that the run trains, or a file (`kind`)."""
 
     kind: Annotated[str, InTable(TEACHERS)] = Field(
         "detector", description="detector: trained by the run; onnx: teacher.file as it is, never trained"
     )
-    file: Advanced[str | None] = Field(None, description="onnx: the teacher's file")
-    maps: Advanced[tuple[str, ...]] = Field((), description="onnx: its outputs that are maps, by growing stride")
-    boxes: Advanced[str | None] = Field(None, description="onnx: output of boxes, xyxy in pixels of its input")
-    scores: Advanced[str | None] = Field(None, description="onnx: output of their scores, by which boxes are ordered")
-    mean: Advanced[tuple[float, float, float]] = Field((0, 0, 0), description="onnx: subtracted from pixels 0..255")
-    std: Advanced[tuple[float, float, float]] = Field(
-        (255, 255, 255), description="onnx: that they are divided by then"
-    )
-    bgr: Advanced[bool] = Field(False, description="onnx: it was trained on blue, green, red")
     backbone: BackboneName = Field("resnet18/4", description="family and width divisor, or timm:NAME")
     detector: Annotated[str, InTable(ARCHITECTURES)] | None = Field(
         None, description="the teacher's architecture; null: detector.architecture"
@@ -212,6 +229,33 @@ class TeacherConfig(ScheduleConfig):
     def _frozen(self) -> "TeacherConfig":
         if not self.weights and (self.frozen_stages or self.frozen_norm):
             raise ValueError("teacher.frozen_stages and frozen_norm keep published weights: set teacher.weights too")
+        return self
+
+    @model_validator(mode="after")
+    def _outputs(self) -> "TeacherConfig":
+        if self.kind == "detector":  # who sets one of these means another kind, and is told so
+            return self
+        if self.rows and (self.boxes or self.scores or self.labels):
+            raise ValueError("teacher.rows holds boxes and scores in one output: leave out boxes, scores and labels")
+        if bool(self.rows) != bool(self.row_layout):
+            raise ValueError(
+                "teacher.rows and row_layout go together: name the output, and what stands in its rows, such as "
+                "[box, scores]"
+            )
+        own = sorted(one for one in self.row_layout if one not in ("skip", "objectness"))
+        whole = own in (["box", "scores"], ["box", "label", "score"]) and self.row_layout.count("objectness") < 2
+        if self.rows and not whole:
+            raise ValueError(
+                "teacher.row_layout needs box and scores, or box, score and label, each once; objectness at most once"
+            )
+        if self.transposed and not self.rows:
+            raise ValueError("teacher.transposed is how teacher.rows lie: name that output, or leave it out")
+        if (self.scores or self.labels) and not self.boxes:
+            raise ValueError("teacher.scores and labels are those of teacher.boxes: name that output too")
+        if self.labels and not self.scores:
+            raise ValueError("teacher.labels needs the boxes' scores: name their output in teacher.scores")
+        if self.size and self.maps:
+            raise ValueError("teacher.size differs from data.size only without a map: leave out size, or maps")
         return self
 
 
@@ -347,6 +391,10 @@ class Recipe(Section):
             and not any(ARMS[name].taught for name in self.baselines)
         ):
             raise ValueError("mimic.weight=auto needs a teacher: set mimic.mode, or give the weight as a number")
+        if "labelled" in self.baselines and self.data.unlabelled is None:
+            raise ValueError(
+                "baselines: labelled is the student without unlabelled pictures; set data.unlabelled, or leave it out"
+            )
         if self.pruning.method != "none" and self.student.weights:
             raise ValueError("student.weights and pruning.method exclude each other: set one of them")
         return self
@@ -363,8 +411,9 @@ class Recipe(Section):
 
     @property
     def needs_teachers(self) -> bool:
-        """Whether the student depends on teachers: taught, cut out of one, or its map quantized by one's stride."""
-        return self.mimic.mode != "none" or self.student.quantize_map or self.pruning.method != "none"
+        """Whether the student depends on teachers: taught by one or by its labels, cut out of one, or on one's grid."""
+        alone = self.mimic.mode == "none" and not self.student.quantize_map and self.pruning.method == "none"
+        return not alone or self.data.unlabelled is not None
 
     @property
     def trains_teacher(self) -> bool:
