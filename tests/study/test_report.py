@@ -12,7 +12,7 @@ from scipy import stats
 
 from qmimic.errors import InputError
 from qmimic.scores.statistics import estimate, interval
-from qmimic.study.report import draw_cost, draw_gains, markdown, note_of, report, summarize
+from qmimic.study.report import draw_cost, draw_gains, markdown, note_of, orders, report, summarize
 from qmimic.study.spec import Study
 
 SCORES = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=3, max_size=8)
@@ -192,3 +192,27 @@ def test_a_study_s_note_stands_before_its_table(tmp_path: Path) -> None:
     (tmp_path / "note.md").write_bytes(b"x" * 70_000)
     with pytest.raises(InputError, match="shorten or split it"):
         note_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("mimics", "quantized", "said"),
+    [
+        # Paired differences of 0.04 +- 0.01 and 0.02 +- 0.01: Student's t of two seeds is 12.7.
+        ((0.540, 0.541), (0.560, 0.562), "appears: mimic over scratch +4.1 [+3.4, +4.7], claimed 2; both over mimic"),
+        ((0.540, 0.500), (0.560, 0.562), "neither appears nor is refuted: mimic over scratch +2.0 [-23.4"),
+        ((0.500, 0.501), (0.501, 0.502), "is refuted here: mimic over scratch +0.1 [-0.6, +0.7], claimed 2; both over"),
+        ((0.540, 0.541), (0.541, 0.541), "neither appears nor is refuted: mimic over scratch +4.1 [+3.4, +4.7]"),
+    ],
+)
+def test_an_order_appears_or_is_refuted_by_its_intervals(
+    mimics: tuple[float, float], quantized: tuple[float, float], said: str
+) -> None:
+    own = Study(
+        name="s", recipe="r.yaml", arms={"scratch": {}, "mimic": {}, "both": {}}, order={"mimic": 2, "both": 1.2}
+    )
+    rows = [row("scratch", seed, 0.5) for seed in range(2)]
+    rows += [row("mimic", seed, score) for seed, score in enumerate(mimics)]
+    rows += [row("both", seed, score) for seed, score in enumerate(quantized)]
+    (found,) = orders(own, rows)
+    assert found.startswith(f"The order {said}")
+    assert orders(own, rows[:-1]) == []  # of one seed nothing can be said

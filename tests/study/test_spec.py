@@ -88,6 +88,8 @@ def test_each_seed_may_have_a_fold_of_its_own(tmp_path: Path) -> None:
         ("seeds: [3, 4]", "seeds: []", "seeds: "),
         ("seeds: [3, 4]", "seeds: [3, 4]\nfolds: 3\nfold_of_seed: true", "must be a multiple of `folds`"),
         ("seeds: [3, 4]", "control: none", "control: 'none' is not one of the arms"),
+        ("seeds: [3, 4]", "order: {mimc: 2}", "order: 'mimc' is not one of the arms"),
+        ("seeds: [3, 4]", "order: {scratch: 2}", "order: 'scratch' is the control"),
         ("seeds: [3, 4]", "published: {mimc: best}", "published: 'mimc' is not one of the arms"),
         ("seeds: [3, 4]", "sedes: [3]", "unknown key 'sedes'; a study has name"),
         ("recipe: recipe.yaml", "recipe: none.yaml", "Cannot read the recipe"),

@@ -45,7 +45,7 @@ def _study(options: argparse.Namespace) -> int:
 
 def _report(out: "Output", folders: list[Path], path: Path) -> None:
     from qmimic.cli.output import table
-    from qmimic.study.report import as_json, report, short_table, summarize, verdicts
+    from qmimic.study.report import as_json, orders, report, short_table, summarize, verdicts
     from qmimic.study.table import read_results, read_study
 
     report(folders, path)
@@ -58,7 +58,7 @@ def _report(out: "Output", folders: list[Path], path: Path) -> None:
         out.result(f"{study.name}: {done} of {len(results)} runs done.")
         title = "mAP@0.5 in %, ± standard error; differences with 95 % intervals"
         out.result(table(heads, rows, title, words=heads.index("\nn")))
-        out.result(*(sentence.strip() for sentence in verdicts(study, arms)))
+        out.result(*(sentence.strip() for sentence in [*verdicts(study, arms), *orders(study, results)]))
         plain.append({**as_json(study, results), "folder": folder})
     out.result(f"Report: {path}")
     out.end({"report": path, "studies": plain})

@@ -4,6 +4,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ def markdown(study: Study, results: Sequence[dict[str, Any]], note: str = "") ->
     lines += ["", *_table(study, begun), ""]
     if len(begun) < len(arms):
         lines += [f"Not run yet: {', '.join(_label(own) for own in arms if own not in begun)}.", ""]
-    lines += verdicts(study, arms)
+    lines += [*verdicts(study, arms), *orders(study, results)]
     compared = sum(own.gain is not None and own.gain.count > 1 for own in arms)
     if compared >= MANY:
         lines.append(
@@ -222,6 +223,36 @@ def _verdict(control: str, place: str, group: Sequence[ArmSummary]) -> str:
     return f"By these intervals{place}: {'; '.join(said) or 'nothing can be said yet'}.\n"
 
 
+def orders(study: Study, results: Sequence[dict[str, Any]]) -> list[str]:
+    """Whether the order that the study asks about appears, one sentence for each point that has the arms twice.
+
+    It appears where every arm is above the one before by its interval, and is refuted where no interval reaches what is
+    claimed.
+    """
+    points: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for row in results:
+        points["".join(f" at {key} {value}" for key, value in row["point"].items())][row["arm"]].append(row)
+    said = []
+    for place, arms in points.items():
+        names = [study.compared_to, *study.order]
+        scores = [repetitions(arms[name]) for name in names]
+        steps = [estimate([own[key] - before[key] for key in own if key in before]) for before, own in pairwise(scores)]
+        if not steps or any(step.count < 2 for step in steps):
+            continue
+        if all(step.mean > step.margin for step in steps):
+            verdict = "The order appears"
+        elif all(
+            100 * (step.mean + step.margin) < least for step, least in zip(steps, study.order.values(), strict=True)
+        ):
+            verdict = "The order is refuted here"
+        else:
+            verdict = "The order neither appears nor is refuted"
+        pairs = zip(names, names[1:], steps, study.order.values(), strict=False)
+        each = (f"{own} over {before} {interval(step)}, claimed {least:g}" for before, own, step, least in pairs)
+        said.append(f"{verdict}{place}: {'; '.join(each)}.\n")
+    return said
+
+
 def _table(study: Study, arms: Sequence[ArmSummary]) -> list[str]:
     keys = list(study.grid)
     header = [*keys, "arm", "backbone", "n", "mAP@0.5", f"difference to {study.compared_to}", "matching", "non-zero"]
@@ -274,7 +305,7 @@ def as_json(study: Study, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "name": study.name,
         "control": study.compared_to,
         "runs": dict(statuses),
-        "verdicts": verdicts(study, arms),
+        "verdicts": [*verdicts(study, arms), *orders(study, results)],
     }
     found: dict[str, Any] = _without_nan({**plain, "arms": [asdict(own) for own in arms]})
     return found

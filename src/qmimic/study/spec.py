@@ -28,6 +28,11 @@ class Study(BaseModel):
     arms: dict[str, dict[str, Any]] = Field(min_length=1, description="name of an arm to its settings")
     control: str = Field("", description="the arm to which others are compared, seed by seed; empty: the first")
     published: dict[str, str] = Field({}, description="by arm, what its authors report, for a column of the table")
+    order: dict[str, float] = Field(
+        {},
+        description="arms, each claimed to be so many points of mAP@0.5 above the one before it, the first above the "
+        "control; the report says whether the order appears or is refuted",
+    )
     seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1, description="every arm runs with each of these")
     folds: int = Field(1, ge=1, description="parts of cross-validation over `data.train`; 1: none")
     fold_of_seed: bool = Field(
@@ -38,9 +43,12 @@ class Study(BaseModel):
     def _consistent(self) -> "Study":
         if self.control and self.control not in self.arms:
             raise ValueError(f"control: {self.control!r} is not one of the arms ({', '.join(self.arms)})")
-        stranger = next((arm for arm in self.published if arm not in self.arms), None)
-        if stranger is not None:
-            raise ValueError(f"published: {stranger!r} is not one of the arms ({', '.join(self.arms)})")
+        for key, named in (("published", self.published), ("order", self.order)):
+            stranger = next((arm for arm in named if arm not in self.arms), None)
+            if stranger is not None:
+                raise ValueError(f"{key}: {stranger!r} is not one of the arms ({', '.join(self.arms)})")
+        if self.compared_to in self.order:
+            raise ValueError(f"order: {self.compared_to!r} is the control, which comes first anyway; leave it out")
         for key in (key for keys in (self.set, self.grid, *self.arms.values()) for key in keys):
             if key.split(".")[0] in ("seed", "baselines", "name") or key in ("run", "run.dir", "run.threads"):
                 raise ValueError(f"{key}: the study sets this itself for every run; leave it out")
