@@ -237,9 +237,10 @@ def _make(
     seen = {sample.image_id: one for sample, one in zip(known.samples, _found(known, find, None, watcher), strict=True)}
     own = thresholds(match(known.samples, seen, len(classes)), data.unlabelled_doubt)
     if all(one.score is None for one in own):
+        why = " Train it for longer (teacher.steps)." if prepared.recipe.trains_teacher else _hint(seen.values())
         raise InputError(
             f"The teacher finds nothing on {data.scored} that is right more often than not, so it cannot label "
-            f"pictures.{_hint(seen.values())}"
+            f"pictures.{why}"
         )
     cache = pixel_cache(pictures.dataset, UNLABELLED, prepared.recipe) if size == data.size else None
     loader = Loader(pictures.dataset, UNLABELLED, size, EVALUATION_BATCH, cache)
@@ -336,7 +337,7 @@ def _of_record(record: NDArray[np.uint8]) -> Detections:
 
 
 def _hint(found: Iterable[Detections]) -> str:
-    """What may be wrong with a teacher's boxes, a sentence with a space before it; empty where nothing strikes."""
+    """What may be wrong with the boxes of a teacher's file, a sentence with a space before it."""
     boxes = np.concatenate([np.zeros((0, 4), np.float32), *(one.boxes for one in found)])
     if not len(boxes):
         return (
