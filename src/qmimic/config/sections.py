@@ -36,7 +36,7 @@ class DataConfig(Section):
         False, description="train although a picture has more objects than the detector's settings let it find"
     )
     grey: bool = Field(
-        False, description="networks with one input channel, the brightness; they take pictures in colour all the same"
+        False, description="networks have one input channel, the brightness; they still take colour pictures"
     )
     cache_mib: Advanced[int] = Field(2048, ge=0, description="decoded images kept on disk at most, MiB; 0: none")
     label_share: float = Field(
@@ -109,16 +109,16 @@ class DetectorConfig(Section):
         le=65536,
         description="units of the head's hidden layers; null: 1024 / width divisor, of one_stage 256 / width divisor",
     )
-    rpn_samples: Advanced[int] = Field(128, ge=2, description="anchors sampled for the RPN losses, an image")
-    roi_samples: Advanced[int] = Field(64, ge=4, description="regions sampled for the head's losses, an image")
+    rpn_samples: Advanced[int] = Field(128, ge=2, description="anchors sampled for the RPN losses per image")
+    roi_samples: Advanced[int] = Field(64, ge=4, description="regions sampled for the head's losses per image")
     ohem: bool = Field(False, description="the head learns from its roi_samples hardest regions, not from random ones")
     pre_nms: Advanced[int] = Field(
-        256, ge=1, le=4096, description="best anchors that enter the RPN's suppression, an image"
+        256, ge=1, le=4096, description="best anchors that enter the RPN's suppression, per image"
     )
-    post_nms: Advanced[int] = Field(64, ge=1, le=2048, description="proposals that leave it, an image")
+    post_nms: Advanced[int] = Field(64, ge=1, le=2048, description="proposals that leave it per image")
     score_threshold: float = Field(0.02, ge=0, lt=1, description="lowest score of a detection")
     nms_threshold: float = Field(0.5, gt=0, lt=1, description="largest IoU of two detections of a class")
-    max_detections: int = Field(100, ge=1, le=1000, description="detections kept, an image")
+    max_detections: int = Field(100, ge=1, le=1000, description="detections kept per image")
 
     @model_validator(mode="after")
     def _one_kind_of_anchors(self) -> "DetectorConfig":
@@ -138,7 +138,7 @@ class AugmentConfig(Section):
         0.0, ge=0, le=1, description="probability that rows and columns change places; with both flips: quarter turns"
     )
     mosaic: float = Field(
-        0.0, ge=0, le=1, description="probability that four pictures, halved, take the place of one; then it is zoomed"
+        0.0, ge=0, le=1, description="probability that four pictures at half size replace one, which is then zoomed"
     )
     scale: tuple[float, float] = Field((0.8, 1.25), description="smallest and largest zoom")
     shift: float = Field(0.1, ge=0, le=0.5, description="largest shift, as a share of the image's side (a crop)")
@@ -155,11 +155,11 @@ class FineTuningConfig(Section):
     """How long and how fast a network is trained that was trained before."""
 
     steps: int = Field(200, ge=0, description="optimizer steps; 0: none")
-    batch_size: int = Field(16, ge=1, le=1024, description="images a step, over all processes")
+    batch_size: int = Field(16, ge=1, le=1024, description="images per step, over all processes")
     learning_rate: float = Field(3e-4, gt=0, description="peak learning rate")
     warmup_steps: Advanced[int] = Field(20, ge=0, description="steps of linear warm-up")
-    evaluate_every: Advanced[int] = Field(300, ge=1, description="steps from one mAP on val to the next")
-    checkpoint_every: Advanced[int] = Field(100, ge=1, description="steps from one checkpoint to the next")
+    evaluate_every: Advanced[int] = Field(300, ge=1, description="steps between measurements of mAP on val")
+    checkpoint_every: Advanced[int] = Field(100, ge=1, description="steps between checkpoints")
 
     @property
     def schedule(self) -> "ScheduleConfig":
@@ -179,12 +179,12 @@ class ScheduleConfig(FineTuningConfig):
         "cosine", description="shape of the learning rate; step: a tenth after each of the milestones"
     )
     milestones: Advanced[tuple[Share, ...]] = Field(
-        (0.67, 0.89), description="shares of the steps after which the decay `step` takes its steps"
+        (0.67, 0.89), description="shares of the steps after which decay=step lowers the rate"
     )
     clip_norm: Advanced[float] = Field(5.0, ge=0, description="largest gradient norm; 0: no clipping")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0: none")
     closing_steps: int = Field(
-        0, ge=0, description="last steps that see whole pictures: flipped and transposed, without any other change"
+        0, ge=0, description="number of last steps on whole pictures, only flipped and transposed"
     )
 
     @property
@@ -270,7 +270,7 @@ class QuantizedTeacherConfig(FineTuningConfig):
 class StudentConfig(ScheduleConfig):
     """The very tiny detector. Every arm (scratch, mimic, quantization mimic) has this same schedule."""
 
-    learning_rate: float = Field(6e-3, gt=0, description="peak learning rate; the fewer channels, the more")
+    learning_rate: float = Field(6e-3, gt=0, description="peak learning rate; fewer channels need a higher one")
     backbone: BackboneName = Field("resnet18/16", description="family and width divisor, or timm:NAME")
     weights: str | None = Field(None, description=WEIGHTS)
     quantize_map: bool = Field(False, description="every student's own heads see its map quantized by the teacher's s")
@@ -285,7 +285,7 @@ class RunConfig(Section):
     bank_mib: Advanced[int] = Field(
         8192,
         ge=0,
-        description="largest teacher bank, MiB on disk; instead of a larger one the teacher runs in every step",
+        description="largest teacher bank, MiB on disk; if it would be larger, the teacher runs in every step",
     )
     precision: Advanced[Literal["auto", "fp32", "bf16"]] = Field(
         "auto", description="auto: bf16 for wide networks where it pays"
@@ -294,7 +294,7 @@ class RunConfig(Section):
         True, description="whether the run ends with report.html; `qmimic report` writes it at any time"
     )
     trackers: tuple[Annotated[str, InTable(TRACKERS)], ...] = Field(
-        ("tensorboard",), description="where every number goes besides the log: " + ", ".join(TRACKERS)
+        ("tensorboard",), description="where all numbers go besides the log: " + ", ".join(TRACKERS)
     )
 
 
@@ -302,10 +302,10 @@ class Int8Config(FineTuningConfig):
     """A detector on integers: how its grids are found, how it is trained on them, and when it is refused."""
 
     images: Advanced[int] = Field(
-        128, ge=1, le=4096, description="training images that the scales of maps are found on"
+        128, ge=1, le=4096, description="training images on which the maps' scales are chosen"
     )
     max_loss: Share = Field(
-        0.01, description="mAP@0.5 on val that int8 may cost; more is repaired by training, or refused"
+        0.01, description="largest loss of mAP@0.5 on val by int8; more is trained away on the grids, or refused"
     )
     steps: int = Field(300, ge=0, description="optimizer steps on the grids, if int8 costs more; 0: none")
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
@@ -334,9 +334,7 @@ class Recipe(Section):
         description="students of equal schedule and cost trained beside it: "
         + ", ".join(f"{name} ({arm.about})" for name, arm in ARMS.items()),
     )
-    published: dict[str, str] = Field(
-        {}, description="networks of the run to what others report of them, for a column beside ours"
-    )
+    published: dict[str, str] = Field({}, description="by network, what others report for it, for a column beside ours")
     data: DataConfig = DataConfig()
     detector: DetectorConfig = DetectorConfig()
     augment: AugmentConfig = AugmentConfig()

@@ -62,20 +62,21 @@ class MimicConfig(Section):
         "pool_quantize", description="pool, then r, then Q, as the equation has it, or the maps through r and Q first"
     )
     pooling: Annotated[str, InTable(REGION_POOLINGS)] = Field(
-        "align", description="how regions are pooled for the mimic loss; pool: maxima; crop: entries as they lie"
+        "align",
+        description="how regions are pooled for the mimic loss; pool: maxima; crop: unchanged entries",
     )
     regions: Literal["teacher", "student", "ground_truth", "random", "map"] = Field(
         "teacher", description="whose regions are matched; map: every entry of the whole map"
     )
-    with_truth: Advanced[bool] = Field(True, description="ground-truth boxes join the regions, ahead of them")
+    with_truth: Advanced[bool] = Field(True, description="whether ground-truth boxes are added ahead of the regions")
     sampling: Advanced[Literal["first", "balanced"]] = Field(
-        "first", description="which regions: the best, or drawn at random, as many without an object as with one"
+        "first", description="first: the best; balanced: random, as many without an object as with one"
     )
-    region_count: Advanced[int] = Field(32, ge=1, le=4096, description="regions an image, at most")
+    region_count: Advanced[int] = Field(32, ge=1, le=4096, description="most regions per image")
     map_steps: Advanced[float] = Field(
-        0.0, ge=0, lt=1, description="share of the steps that match the whole map alone, first"
+        0.0, ge=0, lt=1, description="share of the steps, at the start, that match only the whole map"
     )
-    last_step: float = Field(1.0, gt=0, le=1, description="share of the steps after which detection goes on alone")
+    last_step: float = Field(1.0, gt=0, le=1, description="share of the steps after which only detection is trained")
 
     @property
     def holds_share(self) -> bool:
@@ -153,9 +154,9 @@ class TeacherFileConfig(Section):
     )
     mean: Advanced[tuple[float, float, float]] = Field((0, 0, 0), description="onnx: subtracted from pixels 0..255")
     std: Advanced[tuple[float, float, float]] = Field(
-        (255, 255, 255), description="onnx: that they are divided by then"
+        (255, 255, 255), description="onnx: by which they are then divided"
     )
-    bgr: Advanced[bool] = Field(False, description="onnx: it was trained on blue, green, red")
+    bgr: Advanced[bool] = Field(False, description="onnx: whether it takes blue, green, red")
 
 
 class PruningConfig(Section):

@@ -95,7 +95,7 @@ def plan_cleaning(folder: Path, names: Sequence[str], parts: Sequence[str]) -> t
             continue
         for part in [WHOLE] if WHOLE in parts else parts:
             if part == STAGES and not _has_ended(run):
-                stays.append(f"{run} has not ended: its stages are its work, and stay; --all removes the whole.")
+                stays.append(f"{run} has not finished, so its stages stay; --all removes the whole run.")
                 continue
             paths, kept = _made(run, _paths(run, part))
             if kept:

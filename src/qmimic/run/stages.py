@@ -210,7 +210,7 @@ def prune_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> Stage
     stage = _once(prepared, folder, watcher, work)
     watcher.say(
         f"Pruned by {config.method} to {stage.result.macs / 1e6:.1f} MMACs, the teacher has "
-        f"{100 * stage.result.map50:.1f} mAP@0.5 before it is trained on."
+        f"{100 * stage.result.map50:.1f} mAP@0.5 before further training."
     )
     return stage
 
@@ -350,7 +350,7 @@ def _once(prepared: Prepared, folder: Path, watcher: Watcher, work: Callable[[],
     # All processes have looked before one of them writes: they must take the same way.
     prepared.accelerator.wait_for_everyone()
     if done:
-        watcher.say(f"{done.name} was trained before; it is taken from {folder}.")
+        watcher.say(f"{done.name} was trained before; it is reused from {folder}.")
         return Stage(done, folder)
     _say_again(folder, watcher)
     work()
