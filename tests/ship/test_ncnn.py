@@ -36,8 +36,8 @@ def inputs(seed: int, count: int) -> np.ndarray:
     return some_images(seed, count).permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def on_grids(backbone: str) -> Detector:
-    detector = prepare_qat(one_stage(backbone=backbone).eval())
+def on_grids(backbone: str, grey: bool = False) -> Detector:
+    detector = prepare_qat(one_stage(backbone=backbone, grey=grey).eval())
     calibrate(detector, [some_images(7, 4)])
     return detector
 
@@ -62,9 +62,10 @@ def own(files: Path, tmp_path: Path) -> Path:
     return tmp_path / PARTS[0]
 
 
+@pytest.mark.parametrize("grey", [False, True])
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_a_float_file_detects_as_the_model_does(backbone: str, tmp_path: Path) -> None:
-    detector = one_stage(backbone=backbone).eval()
+def test_a_float_file_detects_as_the_model_does(backbone: str, grey: bool, tmp_path: Path) -> None:
+    detector = one_stage(backbone=backbone, grey=grey).eval()
     path = ship(Exported(detector), describe(detector, {}), KIND, tmp_path / "a", lambda *_: {})
     assert sorted(one.name for one in tmp_path.iterdir()) == sorted([*PARTS, "parity.json"])
     parity = compare(detector, ShippedDetector(path), inputs(7, 5))
@@ -132,9 +133,9 @@ def test_a_convolution_on_integers_is_that_of_the_grids(backbone: str, tmp_path:
     assert off.mean() < 0.005, "but for ties and the highest step, which ncnn lacks"
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_on_integers_it_is_as_near_as_another_engine(backbone: str, tmp_path: Path) -> None:
-    detector = on_grids(backbone)
+@pytest.mark.parametrize(("backbone", "grey"), [*((one, False) for one in BACKBONES), ("repvgg/16", True)])
+def test_on_integers_it_is_as_near_as_another_engine(backbone: str, grey: bool, tmp_path: Path) -> None:
+    detector = on_grids(backbone, grey)
     images = inputs(7, 6)
     scores = {}
     for target in ("onnx", "ncnn"):

@@ -72,6 +72,11 @@ class Detector:
         self.batch = inputs[INPUT].shape[0]
 
     @property
+    def engine(self) -> str:
+        """What runs the file, as a person calls it, where its format has several engines; else empty."""
+        return self._engine.engine
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Class names; the index is the label."""
         return self.metadata.classes

@@ -23,6 +23,7 @@ class Engine:
     Attributes:
         inputs: by name.
         properties: what the file says of itself.
+        engine: what runs it, where its format has several; else empty.
 
     Raises:
         InputError: there is no such file, its engine is not installed or cannot run it.
@@ -46,6 +47,7 @@ class Engine:
         self._session = own.open_file(path, *self._options)
         self._process = os.getpid()
         self.inputs, self.properties = self._session.inputs, self._session.properties
+        self.engine = self._session.engine
 
     def run(self, feeds: Arrays) -> Arrays:
         """Outputs of inputs, by name. In a fork of the process that loaded the file, it is loaded again first."""

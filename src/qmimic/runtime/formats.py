@@ -51,11 +51,13 @@ class Session:
         run: from inputs to outputs, by name; several threads may call it at once, and its results are the caller's.
         inputs: by name.
         properties: what the file says of itself.
+        engine: what runs it, as a person calls it, where a format has several.
     """
 
     run: Callable[[Arrays], Arrays]
     inputs: Mapping[str, Input]
     properties: Mapping[str, str]
+    engine: str = ""
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,7 @@ FORMATS: Table[Format] = Table(
             two_stages=False,
         ),
         "web": Format(
-            "onnxruntime-web",
+            "a browser",
             (".web.html",),
             "qmimic.runtime.web_engine",
             "qmimic.ship.web_file",
@@ -208,13 +210,20 @@ def bytes_of(path: Path) -> int:
     return sum(part.stat().st_size for part in format_of(path).files(path) if part.is_file())
 
 
-def survives(script: str, *arguments: str) -> bool:
-    """Whether a process of its own ends well with a script: for engines that end the process over a damaged file."""
+def survives(script: str, *arguments: str, content: bytes = b"") -> bool:
+    """Whether a process of its own ends well with a script: for engines that end the process over a damaged file.
+
+    Args:
+        script: Python.
+        arguments: that it finds in `sys.argv`.
+        content: that it finds on its standard input.
+    """
     command = [sys.executable, "-c", script, *arguments]
     try:
-        return subprocess.run(command, capture_output=True, timeout=TRIAL_SECONDS, check=False).returncode == 0
+        done = subprocess.run(command, input=content, capture_output=True, timeout=TRIAL_SECONDS, check=False)
     except subprocess.TimeoutExpired:
         return False
+    return done.returncode == 0
 
 
 def cannot_run(path: Path, engine: str, package: str, error: Exception) -> InputError:

@@ -46,7 +46,11 @@ def ship(exported: Exported, metadata: Metadata, kind: Format, path: Path, prove
         with tempfile.TemporaryDirectory(prefix=f".{path.name[:16]}-", dir=path.parent) as folder:
             temporary = Path(folder) / first.name
             write_described(exported, kind, metadata, temporary)
-            figures = dict(prove(ShippedDetector(temporary), first.name))
+            shipped = ShippedDetector(temporary)
+            figures = dict(prove(shipped, first.name))
+            if kind.elsewhere:  # it may have been proved by another engine than its own
+                figures["engine"] = shipped.engine
+            del shipped
             label(temporary, kind, replace(metadata, parity=figures))
             for own in (*others, first):  # the one that a runtime opens last, so that it never finds half
                 with replacing(own) as place:

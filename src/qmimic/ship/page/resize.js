@@ -21,9 +21,12 @@ function halfToEven(value) {
 // Pixels RGB uint8 [rows, columns, 3] of an ImageData
 export function fitted({ data, width, height }, size) {
   const wanted = inner(width, height, size);
+  const [rows, columns] = size;
   let picture = { data: new Uint8Array(width * height * 3), width, height };
-  for (let from = 0, to = 0; from < data.length; from += 4) {
-    for (let channel = 0; channel < 3; channel += 1) picture.data[to++] = data[from + channel];
+  for (let from = 0, to = 0; from < data.length; from += 4, to += 3) {
+    picture.data[to] = data[from];
+    picture.data[to + 1] = data[from + 1];
+    picture.data[to + 2] = data[from + 2];
   }
   if (width !== wanted.width || height !== wanted.height) {
     const across = Math.floor(width / wanted.width / GAP) || 1;
@@ -34,13 +37,13 @@ export function fitted({ data, width, height }, size) {
       [wanted.height, Math.fround(height / down), false],
     ];
     // As Pillow does (13.0) with pictures that lose far more rows than columns: each pass rounds, so the order matters.
-    const rows = picture.height - wanted.height;
-    if (rows > 0 && rows > 2 * (picture.width - wanted.width)) sides.reverse();
+    const lost = picture.height - wanted.height;
+    if (lost > 0 && lost > 2 * (picture.width - wanted.width)) sides.reverse();
     for (const side of sides) picture = resampled(picture, ...side);
   }
-  const [rows, columns] = size;
+  if (picture.width === columns && picture.height === rows) return picture.data;
   const pixels = new Uint8Array(rows * columns * 3);
-  for (let place = 0; place < pixels.length; place += 3) pixels.set(FILL, place);
+  for (let place = 0; place < pixels.length; place += 1) pixels[place] = FILL[place % 3];
   const row = 3 * picture.width;
   for (let y = 0; y < picture.height; y += 1) {
     pixels.set(picture.data.subarray(y * row, (y + 1) * row), y * 3 * columns);
