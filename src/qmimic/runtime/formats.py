@@ -11,12 +11,15 @@ The half that writes has
     describe(path, properties) -> None            put properties into such a file; the checksum stays what it was
 """
 
+import hashlib
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import numpy as np
@@ -28,7 +31,9 @@ from qmimic.tables import Table
 from qmimic.zoo import is_of_zoo
 
 Arrays = Mapping[str, NDArray[Any]]
-TRIAL_SECONDS = 60  # for a process that loads a file which may end it
+TRIAL_SECONDS = 30  # for a process that runs a file which may end it
+ALIVE = "alive"  # its last word
+_SURVIVED: set[bytes] = set()  # contents of files
 
 
 @dataclass(frozen=True)
@@ -210,20 +215,37 @@ def bytes_of(path: Path) -> int:
     return sum(part.stat().st_size for part in format_of(path).files(path) if part.is_file())
 
 
-def survives(script: str, *arguments: str, content: bytes = b"") -> bool:
-    """Whether a process of its own ends well with a script: for engines that end the process over a damaged file.
+def require_survival(path: Path, engine: str, script: str, arguments: Sequence[str], *contents: bytes) -> None:
+    """Have another process do what an engine is to do with a file, for engines that end the process over a damaged one.
+
+    It is done once a process for the same contents, and not at all where there is no interpreter of Python to do it, as
+    in an application that was frozen into one file.
 
     Args:
-        script: Python.
+        path: of the file.
+        engine: as a person calls it.
+        script: Python. What it raises is no concern of ours: the engine says it again.
         arguments: that it finds in `sys.argv`.
-        content: that it finds on its standard input.
+        contents: of the file and those that belong to it; the script finds the first on its standard input.
+
+    Raises:
+        InputError: the process died, or did not end in time.
     """
-    command = [sys.executable, "-c", script, *arguments]
+    digest = b"".join(hashlib.sha256(one).digest() for one in contents)
+    if digest in _SURVIVED or getattr(sys, "frozen", False) or not sys.executable:
+        return
+    whole = f"try:\n{indent(script, ' ')}\nexcept Exception: pass\nprint('{ALIVE}')"
+    command = [sys.executable, "-c", whole, *arguments]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
-        done = subprocess.run(command, input=content, capture_output=True, timeout=TRIAL_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        return False
-    return done.returncode == 0
+        done = subprocess.run(
+            command, input=contents[0], capture_output=True, env=environment, timeout=TRIAL_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise InputError(f"{engine} does not get done with {path}; copy or export it again.") from error
+    if not done.stdout.strip().endswith(ALIVE.encode()):
+        raise InputError(f"{engine} breaks down over {path}, which is damaged; copy or export it again.")
+    _SURVIVED.add(digest)
 
 
 def cannot_run(path: Path, engine: str, package: str, error: Exception) -> InputError:

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from qmimic.errors import InputError
 from qmimic.files import LARGE, read_bytes
-from qmimic.runtime.formats import Arrays, Input, Session, cannot_run, refuse_other_kinds, survives
-from qmimic.runtime.metadata import GRAPH_SUM, INPUT, REGIONS, Metadata, from_properties
+from qmimic.runtime.formats import Arrays, Input, Session, cannot_run, refuse_other_kinds, require_survival
+from qmimic.runtime.metadata import INPUT, REGIONS, Metadata, from_properties
 from qmimic.runtime.places import LOGIT_STEP, decode, place_count
 
 # Loads the model that comes on its standard input, and runs it once.
@@ -36,14 +36,12 @@ def open_file(path: Path, threads: int, spin: bool) -> Session:
 def open_model(path: Path, content: bytes, threads: int) -> Session:
     """A session of a model's bytes; `path` is how an error calls it.
 
-    The interpreter ends the process over some damaged models. A file whose graph is not the one that was proved is
-    therefore run by another process first.
+    The interpreter ends the process over some damaged models, so another process runs the model first.
     """
     litert, _ = _imported()
     properties = properties_of(content, path)
     metadata = from_properties(properties, path)
-    if properties.get(GRAPH_SUM) != checksum_of(content, path) and not survives(TRIAL, content=content):
-        raise InputError(f"{path} was changed since it was written, and LiteRT cannot run it; export it again.")
+    require_survival(path, "LiteRT", TRIAL, [], content)
 
     def interpreter() -> Any:
         made = litert.Interpreter(model_content=content, num_threads=threads)
