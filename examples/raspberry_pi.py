@@ -10,6 +10,7 @@ The Pi's own camera is read by picamera2 (`apt install python3-picamera2`; a vir
 """
 
 import argparse
+import contextlib
 import itertools
 import sys
 import time
@@ -59,14 +60,15 @@ def main() -> int:
             source = of_the_pi()
         else:
             source = (frame for _, frame in frames(options.source, lambda said: print(said, file=sys.stderr)))
-        for count, frame in enumerate(itertools.islice(source, options.frames), 1):
-            start = time.perf_counter()
-            found = detector(frame, min_score=options.min_score)
-            busy += time.perf_counter() - start
-            if len(found.scores):
-                rows = zip(found.labels, found.scores, found.boxes.round().astype(int).tolist(), strict=True)
-                objects = ", ".join(f"{detector.classes[label]} {score:.2f} {box}" for label, score, box in rows)
-                print(f"{count}: {objects}", flush=True)
+        with contextlib.closing(source):
+            for count, frame in enumerate(itertools.islice(source, options.frames), 1):
+                start = time.perf_counter()
+                found = detector(frame, min_score=options.min_score)
+                busy += time.perf_counter() - start
+                if len(found.scores):
+                    rows = zip(found.labels, found.scores, found.boxes.round().astype(int).tolist(), strict=True)
+                    objects = ", ".join(f"{detector.classes[label]} {score:.2f} {box}" for label, score, box in rows)
+                    print(f"{count}: {objects}", flush=True)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2

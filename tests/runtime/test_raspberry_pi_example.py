@@ -69,7 +69,8 @@ def test_the_pi_s_own_camera(tmp_path: Path) -> None:
     (tmp_path / "picamera2.py").write_text(CAMERA)
     done = run(tmp_path, "zoo:digits", "--frames", 3, "--threads", 1)
     assert done.returncode == 0, done.stderr
-    assert "3 frames, " in done.stdout.splitlines()[-1]
+    *_, stopped, last = done.stdout.splitlines()
+    assert (stopped, last[:10]) == ("stopped", "3 frames, ")
 
 
 def test_bad_input(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from qmimic.errors import InputError
 from qmimic.files import LARGE, read_bytes
 from qmimic.runtime.formats import Arrays, Input, Session, cannot_run, refuse_other_kinds, require_survival
-from qmimic.runtime.metadata import INPUT, REGIONS, Metadata, from_properties
+from qmimic.runtime.metadata import INPUT, KEY, REGIONS, Metadata, from_properties
 from qmimic.runtime.places import LOGIT_STEP, decode, place_count
 
 # Loads the model that comes on its standard input, and runs it once.
@@ -40,6 +40,11 @@ def open_model(path: Path, content: bytes, threads: int) -> Session:
     """
     litert, _ = _imported()
     properties = properties_of(content, path)
+    if KEY not in properties:
+        raise InputError(
+            f"{path} is not a detector of qmimic, but another TensorFlow Lite model, which takes "
+            f"{_taken(content, path)}; name a file that `qmimic export` wrote."
+        )
     metadata = from_properties(properties, path)
     require_survival(path, "LiteRT", TRIAL, [], content)
 
@@ -121,6 +126,19 @@ def checksum_of(content: bytes, path: Path) -> str:
     digest = hashlib.sha256()
     _add(digest, model)
     return digest.hexdigest()
+
+
+def _taken(content: bytes, path: Path) -> str:
+    """The inputs of a model, as a person reads them."""
+    _, schema = _imported()
+    graph = parse(content, path).subgraphs[0]
+    kinds = {number: name.lower() for name, number in vars(schema.TensorType).items() if isinstance(number, int)}
+    try:
+        tensors = [graph.tensors[place] for place in graph.inputs]
+        said = [f"{_text(one.name)} {kinds.get(one.type, 'other')} {[*map(int, one.shape)]}" for one in tensors]
+    except (IndexError, TypeError, ValueError):
+        said = []
+    return ", ".join(said) or "nothing that can be read"
 
 
 def parse(content: bytes, path: Path) -> Any:
