@@ -201,7 +201,12 @@ DISTILLERS: Table[Any] = Table(
         "mimic": "qmimic.distill.mimic:Mimic",
         "channel_wise": "qmimic.distill.channel_wise:ChannelWise",
         "pearson": "qmimic.distill.pearson:Pearson",
+        "fine_grained": "qmimic.distill.fine_grained:FineGrained",
+        "masked_generative": "qmimic.distill.masked_generative:MaskedGenerative",
+        "focal_global": "qmimic.distill.focal_global:FocalGlobal",
         "outputs": "qmimic.distill.outputs:Outputs",
+        "cross_head": "qmimic.distill.cross_head:CrossHead",
+        "two_stage_mimic": "qmimic.distill.two_stage_mimic:TwoStageMimic",
     },
 )
 

@@ -101,11 +101,22 @@ def test_a_student_learns_and_the_run_folder_holds_what_a_user_needs(make_recipe
     assert scores.voc_map50 == pytest.approx(stages["student"].map50, abs=1e-6)
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_a_killed_run_resumes_to_the_same_weights(make_recipe: MakeRecipe, tmp_path: Path, ema: float) -> None:
-    whole = make_recipe(student={"ema": ema}, run={"dir": str(tmp_path / "whole")})
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"student": {"ema": 0.9}},
+        {"student": {"closing_steps": 3}, "augment": {"mosaic": 0.5, "scale": [0.8, 1.2]}},
+        {"mimic": {"weight": "auto", "share": 0.5}},
+    ],
+    ids=["plain", "ema", "mosaic and closing steps", "a share held"],
+)
+def test_a_killed_run_resumes_to_the_same_weights(
+    make_recipe: MakeRecipe, tmp_path: Path, changes: dict[str, dict[str, object]]
+) -> None:
+    whole = make_recipe(**changes, run={"dir": str(tmp_path / "whole")})
     qmimic.train(whole)
-    killed = make_recipe(student={"ema": ema}, run={"dir": str(tmp_path / "killed")})
+    killed = make_recipe(**changes, run={"dir": str(tmp_path / "killed")})
     # In the first step after a checkpoint, right before one, and while the student mimics.
     for stage, step in (("teacher", 3), ("scratch", 6), ("student", 1), ("student", 4)):
         with pytest.raises(Killed):

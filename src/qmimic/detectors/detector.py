@@ -139,6 +139,27 @@ class Detector(nn.Module):
         """
         raise NotImplementedError
 
+    @property
+    def anchor_sizes(self) -> tuple[tuple[float, float], ...]:
+        """Widths and heights of the anchors at every place of its map, pixels; empty of a detector without anchors."""
+        return ()
+
+    @property
+    def second_stage(self) -> str | None:
+        """Architecture of the stage whose outputs `region_outputs` gives; None where there is none.
+
+        Outputs of two detectors mean the same where these names are equal.
+        """
+        return None
+
+    def region_outputs(self, features: Features, regions: Tensor) -> tuple[Tensor, Tensor]:
+        """What a second stage says of regions [B, P, 4], part of the graph.
+
+        Returns:
+            Logits float32 [B, P, 1 + K], background first, and deltas float32 [B, P, K or 1, 4]; see `RegionHead`.
+        """
+        raise NotImplementedError
+
     def placed_boxes(self) -> Tensor | None:
         """Constant boxes [A, H, W, 4] that are A boxes moved to every place of a map; None if it has no such.
 

@@ -96,6 +96,21 @@ class TwoStage(Detector):
         losses = {"rpn_cls": rpn_cls, "rpn_reg": rpn_reg, "det_cls": det_cls, "det_reg": det_reg}
         return TrainingOutput(losses, proposals)
 
+    @property
+    def anchor_sizes(self) -> tuple[tuple[float, float], ...]:
+        """See `Detector.anchor_sizes`."""
+        return self.spec.anchors
+
+    @property
+    def second_stage(self) -> str:
+        """See `Detector.second_stage`."""
+        return self.spec.architecture
+
+    def region_outputs(self, features: Features, regions: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Detector.region_outputs`."""
+        logits, deltas = self.head(features.map, regions)
+        return logits, deltas
+
     def export_parts(self) -> ExportParts:
         """See `Detector.export_parts`."""
         self.head.check_export()

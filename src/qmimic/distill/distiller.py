@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from qmimic.config import MimicConfig, Section
@@ -56,6 +57,8 @@ class StudentView:
         source: of whatever is drawn at random.
         whole_map: compare whole maps and no regions (`mimic.map_steps`).
         dense: what it says at every place in this step, part of the graph; None of a student that has no such outputs.
+        on_regions: what its second stage says of regions [B, P, 4], part of the graph (`Detector.region_outputs`); None
+            of a student that has none, and in a step without detection losses.
     """
 
     features: Features
@@ -64,10 +67,33 @@ class StudentView:
     source: Source
     whole_map: bool = False
     dense: Tensor | None = None
+    on_regions: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What a frozen teacher says of maps like its own, whoever made them. The gradient passes to the maps.
+
+    Attributes:
+        places: of every place of its levels (`Detector.place_outputs`); None of a teacher that has no such outputs.
+        regions: of regions [B, P, 4] of its map (`Detector.region_outputs`); None of one without a second stage.
+        second_stage: see `Detector.second_stage`.
+    """
+
+    places: Callable[[Features], Tensor] | None = None
+    regions: Callable[[Features, Tensor], tuple[Tensor, Tensor]] | None = None
+    second_stage: str | None = None
+
+    def answers(self, features: Features, boxes: Tensor) -> Target:
+        """What it says of regions [B, P, 4], without gradient: `logits` and `deltas`, see `regions`."""
+        assert self.regions is not None
+        with torch.no_grad():
+            logits, deltas = self.regions(features, boxes)
+        return {"logits": logits, "deltas": deltas}
 
 
 class Levelled(Protocol):
-    """Whatever has levels: a teacher, a detector."""
+    """What `Sides` reads of a teacher."""
 
     @property
     def channels(self) -> tuple[int, ...]: ...
@@ -77,6 +103,9 @@ class Levelled(Protocol):
 
     @property
     def place_strides(self) -> tuple[int, ...]: ...
+
+    @property
+    def heads(self) -> Heads: ...
 
 
 @dataclass(frozen=True)
@@ -91,6 +120,9 @@ class Sides:
         size: height and width of the input of both, pixels.
         seed: of fresh weights.
         dense: whether the student and the teacher, in this order, have outputs at every place.
+        anchors: widths and heights of the student's anchors, pixels; empty of a student without anchors.
+        second_stage: of the student, see `Detector.second_stage`.
+        heads: of the teacher.
     """
 
     student_channels: tuple[int, ...]
@@ -102,6 +134,9 @@ class Sides:
     size: tuple[int, int]
     seed: int
     dense: tuple[bool, bool] = (False, False)
+    anchors: tuple[tuple[float, float], ...] = ()
+    second_stage: str | None = None
+    heads: Heads = Heads()
 
     @classmethod
     def between(
@@ -118,6 +153,9 @@ class Sides:
             size=student.spec.size,
             seed=seed,
             dense=(bool(student.place_strides), bool(teacher.place_strides)),
+            anchors=student.anchor_sizes,
+            second_stage=student.second_stage,
+            heads=teacher.heads,
         )
 
     def pairs(self) -> tuple[tuple[int, int], ...]:

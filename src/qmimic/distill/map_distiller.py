@@ -1,7 +1,6 @@
 """Distillers that compare maps level by level: the adaptor r of each level, and what those of whole maps share."""
 
-from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -59,12 +58,13 @@ class AdaptedDistiller(Distiller):
 
 
 class MapDistiller(AdaptedDistiller):
-    """A distiller that compares whole maps: a kind defines `map_loss` alone. Args and errors: as `AdaptedDistiller`.
+    """A distiller that compares whole maps. Args and errors: as `AdaptedDistiller`.
+
+    A kind defines `map_loss`, or `loss` where levels are looked at together or something is drawn at random.
 
     `mimic.mode` says which of the two maps are quantized; of several levels the losses are averaged.
     """
 
-    @abstractmethod
     def map_loss(self, teacher: Tensor, student: Tensor, truth: Targets, place: int) -> Tensor:
         """The loss of one level, scalar.
 
@@ -86,12 +86,16 @@ class MapDistiller(AdaptedDistiller):
 
     def loss(self, student: StudentView, target: Target) -> Tensor:
         """See `Distiller.loss`: the mean over levels of `map_loss`."""
-        losses = []
+        pairs = enumerate(self.compared(student, target))
+        return torch.stack(
+            [self.map_loss(teacher, own, student.truth, place) for place, (teacher, own) in pairs]
+        ).mean()
+
+    def compared(self, student: StudentView, target: Target) -> Iterator[tuple[Tensor, Tensor]]:
+        """Both maps of each level of `pairs`, the teacher's and the student's, as `map_loss` takes them."""
         for place, (level, _) in enumerate(self.pairs):
             own = self.adapt(student.features.maps[level], place).float()
-            own = self.quantizer(own) if MODES[self.config.mode].student else own
-            losses.append(self.map_loss(target[f"level{place}"], own, student.truth, place))
-        return torch.stack(losses).mean()
+            yield target[f"level{place}"], self.quantizer(own) if MODES[self.config.mode].student else own
 
     def target_settings(self) -> Mapping[str, object]:
         """See `Distiller.target_settings`; where the target is another one, all settings count."""

@@ -20,7 +20,7 @@ from qmimic.detectors.quantize import Quantizer
 from qmimic.detectors.roi_pooling import ROI_POOLINGS, cells_inside
 from qmimic.distill.distiller import Sides, StudentView, Target, TeacherView
 from qmimic.distill.map_distiller import AdaptedDistiller
-from qmimic.distill.regions import choose_regions
+from qmimic.distill.regions import SETTINGS, choose_regions, regions_of_step
 from qmimic.processes import mean_over
 from qmimic.tables import DISTANCES, MODES
 
@@ -75,10 +75,7 @@ class Mimic(AdaptedDistiller):
     Args and errors: as `AdaptedDistiller`.
     """
 
-    reads = AdaptedDistiller.reads | {
-        *("distance", "normalize", "order", "pooling"),
-        *("regions", "with_truth", "sampling", "region_count"),
-    }
+    reads = AdaptedDistiller.reads | {"distance", "normalize", "order", "pooling"} | SETTINGS
     rms: Tensor
 
     def __init__(self, config: MimicConfig, sides: Sides) -> None:
@@ -113,12 +110,16 @@ class Mimic(AdaptedDistiller):
 
     def loss(self, student: StudentView, target: Target) -> Tensor:
         """See `Distiller.loss`: L_m, the mean over levels."""
-        regions = None
-        if not student.whole_map and self.config.regions != "map":
-            if self.teacher_regions:
-                regions = Proposals(target["boxes"], target["valid"])
-            else:
-                regions = choose_regions(self.config, student.regions, student.truth, self.sides.size, student.source)
+        return self.loss_on(self.regions(student, target), student, target)
+
+    def regions(self, student: StudentView, target: Target) -> Proposals | None:
+        """The regions of a step; None: whole maps."""
+        if student.whole_map or self.config.regions == "map":
+            return None
+        return regions_of_step(self.config, student, target, self.sides.size)
+
+    def loss_on(self, regions: Proposals | None, student: StudentView, target: Target) -> Tensor:
+        """L_m of a step on its regions, scalar."""
         losses = []
         for place, (level, _) in enumerate(self.pairs):
             side = target[f"level{place}"]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from qmimic.config import TeacherConfig
 from qmimic.contracts import Features, Proposals
-from qmimic.distill.distiller import TeacherView
+from qmimic.distill.distiller import Heads, TeacherView
 from qmimic.errors import InputError
 from qmimic.runtime.formats import Input
 from qmimic.runtime.onnx_engine import open_file
@@ -59,6 +59,12 @@ class OnnxTeacher:
             raise InputError(f"teacher.maps must be in growing order of stride; these have {self._strides}.")
 
     place_strides: tuple[int, ...] = ()
+    heads = Heads()
+
+    @property
+    def has_regions(self) -> bool:
+        """See `Teacher`: where its boxes are named."""
+        return bool(self.config.boxes)
 
     @property
     def channels(self) -> tuple[int, ...]:

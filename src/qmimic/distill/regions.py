@@ -8,8 +8,10 @@ from qmimic.contracts import Proposals
 from qmimic.data.targets import Targets
 from qmimic.detectors.assignment import Assignment, assign, sample
 from qmimic.detectors.rpn import first
+from qmimic.distill.distiller import StudentView, Target
 from qmimic.processes import Source, rand
 
+SETTINGS = frozenset({"regions", "with_truth", "sampling", "region_count"})  # of `MimicConfig`, that are read here
 POSITIVE_IOU = 0.5  # of a region with an object; Li et al. do not print theirs
 
 
@@ -43,6 +45,20 @@ def choose_regions(
         assert source is not None
         return balanced(Proposals(boxes, valid), targets, config.region_count, source)
     return first(boxes, valid, config.region_count)
+
+
+def regions_of_step(config: MimicConfig, student: StudentView, target: Target, size: tuple[int, int]) -> Proposals:
+    """The regions of a training step: those that a target holds (`boxes`, `valid`) where they are the teacher's.
+
+    Args:
+        config: as `choose_regions`.
+        student: whose regions, ground truth and source of random numbers may be needed.
+        target: of the same images.
+        size: height and width of the network's input, pixels.
+    """
+    if config.regions == "teacher":
+        return Proposals(target["boxes"], target["valid"])
+    return choose_regions(config, student.regions, student.truth, size, student.source)
 
 
 def balanced(regions: Proposals, targets: Targets, count: int, source: Source) -> Proposals:

@@ -4,13 +4,15 @@ Another kind is a class with the same attributes and `look`, made from the recip
 pictures, and a line in `TEACHERS` (tables.py); `OnnxTeacher` is one.
 """
 
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from qmimic.contracts import Features
 from qmimic.detectors.detector import Detector
-from qmimic.distill.distiller import TeacherView
+from qmimic.distill.distiller import Heads, TeacherView
 
 
 class Teacher(Protocol):
@@ -19,6 +21,8 @@ class Teacher(Protocol):
     Attributes:
         channels, strides: of each of its levels, the strides in growing order, pixels.
         place_strides: of the levels of which its views have outputs at every place; empty where it has none.
+        has_regions: whether it can show regions.
+        heads: what it says of maps like its own; `Heads()` of a teacher that has maps alone.
     """
 
     @property
@@ -29,6 +33,12 @@ class Teacher(Protocol):
 
     @property
     def place_strides(self) -> tuple[int, ...]: ...
+
+    @property
+    def has_regions(self) -> bool: ...
+
+    @property
+    def heads(self) -> Heads: ...
 
     def look(self, images: Tensor, regions: bool) -> TeacherView:
         """What it sees; no gradient.
@@ -67,20 +77,37 @@ class DetectorTeacher:
         """See `Teacher`."""
         return self.detector.place_strides
 
+    has_regions = True
+
+    @property
+    def heads(self) -> Heads:
+        """See `Teacher`. The heads see maps quantized where the detector has a quantizer."""
+        detector = self.detector
+
+        def places(features: Features) -> Tensor:
+            with self._precision(features.levels[0].map):
+                return detector.place_outputs(detector.quantize(features))
+
+        def regions(features: Features, boxes: Tensor) -> tuple[Tensor, Tensor]:
+            with self._precision(features.levels[0].map):
+                return detector.region_outputs(detector.quantize(features), boxes)
+
+        stage = detector.second_stage
+        return Heads(places if self.place_strides else None, regions if stage else None, stage)
+
     @torch.no_grad()
     def look(self, images: Tensor, regions: bool) -> TeacherView:
         """See `Teacher.look`."""
         detector = self.detector
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
+        with self._precision(images):
             features = detector.raw_features(images)
             found = detector.propose(detector.quantize(features)) if regions else None
 
-        @torch.no_grad()
-        def dense() -> Tensor:
-            with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
-                return detector.place_outputs(detector.quantize(features))
+        places = self.heads.places
+        return TeacherView(features, found, partial(torch.no_grad()(places), features) if places else None)
 
-        return TeacherView(features, found, dense if self.place_strides else None)
+    def _precision(self, like: Tensor) -> torch.autocast:
+        return torch.autocast(like.device.type, torch.bfloat16, enabled=self.bf16)
 
 
 def in_float32(teacher: Teacher) -> Teacher:

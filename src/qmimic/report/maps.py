@@ -179,7 +179,7 @@ def _trained_distiller(
         raise InputError(f"{files[-1]} is not a checkpoint of this student; run the recipe again.")
     assert quantized.quantizer is not None
     ones = tuple(torch.ones(()) for _ in teacher.strides)
-    sides = Sides.between(student, teacher, ones, quantized.quantizer, seed=0)
+    sides = Sides.between(student, DetectorTeacher(teacher, bf16=False), ones, quantized.quantizer, seed=0)
     pair = DISTILLERS[config.distiller](config, sides)
     if not isinstance(pair, Mimic):
         raise InputError(f"The report compares maps for mimic.distiller=mimic alone; this run has {config.distiller}.")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qmimic.config import Recipe
 from qmimic.data.augment import exact_views
 from qmimic.data.records import RecordFile
 from qmimic.detectors.build import build
@@ -77,18 +78,36 @@ def open_teacher(prepared: Prepared) -> OpenedTeacher:
     return OpenedTeacher(teacher, opened_key(recipe, prepared.key), quantizer)
 
 
-def require_teachable(prepared: Prepared) -> None:
+def require_teachable(prepared: Prepared, teacher: Teacher | None = None) -> None:
     """Check that the recipe's distiller takes the run's two networks, before either is trained.
 
+    Args:
+        prepared: the run, with the arm's recipe.
+        teacher: where it is opened and not trained.
+
     Raises:
-        InputError: they have no level in common, or are of kinds that it cannot compare.
+        InputError: they have no level in common, are of kinds that it cannot compare, or lack what it needs.
     """
     recipe = prepared.recipe
-    student, teacher = (build(spec) for spec in (prepared.spec(recipe.student.backbone), prepared.teacher_spec))
+    student = build(prepared.spec(recipe.student.backbone))
+    teacher = teacher or DetectorTeacher(build(prepared.teacher_spec), bf16=False)
     ones = tuple(torch.ones(()) for _ in teacher.strides)
-    quantizer = Quantizer(recipe.quantizer, torch.ones(1))
-    sides = Sides.between(student, DetectorTeacher(teacher, False), ones, quantizer, recipe.seed)
-    DISTILLERS[recipe.mimic.distiller](recipe.mimic, sides)
+    _distiller(recipe, student, teacher, ones, Quantizer(recipe.quantizer, torch.ones(1)))
+
+
+def _distiller(
+    recipe: Recipe, student: Detector, teacher: Teacher, rms: tuple[Tensor, ...], quantizer: Quantizer
+) -> Distiller:
+    """The recipe's distiller between two networks; errors as `require_teachable`."""
+    kind = recipe.mimic.distiller
+    distiller: Distiller = DISTILLERS[kind](recipe.mimic, Sides.between(student, teacher, rms, quantizer, recipe.seed))
+    if distiller.teacher_regions and not teacher.has_regions:
+        raise InputError(
+            f"mimic.distiller={kind} needs to know where the teacher sees objects, and teacher.kind="
+            f"{recipe.teacher.kind} shows no regions: set mimic.regions=ground_truth or student, or name the output "
+            "with its boxes (teacher.boxes)."
+        )
+    return distiller
 
 
 def taught(prepared: Prepared, student: Detector, lesson: Lesson, watcher: Watcher) -> DistillationObjective:
@@ -106,8 +125,7 @@ def taught(prepared: Prepared, student: Detector, lesson: Lesson, watcher: Watch
     recipe = prepared.recipe
     teacher = lesson.teacher()
     rms = tuple(one.square().mean().sqrt() for one in _rms(prepared, teacher))
-    sides = Sides.between(student, teacher, rms, lesson.quantizer(), recipe.seed)
-    distiller: Distiller = DISTILLERS[recipe.mimic.distiller](recipe.mimic, sides)
+    distiller = _distiller(recipe, student, teacher, rms, lesson.quantizer())
     bank = _bank(prepared, teacher, distiller, lesson.key, watcher)
     closing_from = recipe.student.closing_from
     return DistillationObjective(student, distiller, teacher, bank, recipe.mimic, recipe.augment, closing_from)

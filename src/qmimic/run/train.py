@@ -106,6 +106,10 @@ def _train(prepared: Prepared, watcher: Watcher) -> RunResult:
         teachers = teachers_of(prepared, watcher)
         if isinstance(teachers, Teachers):
             stages += [teachers.full_precision, teachers.quantized]
+        else:
+            for own in students.values():
+                if own.mimic.mode != "none":
+                    require_teachable(replace(prepared, recipe=own), teachers.teacher)
     for name, own in students.items():
         stages.append(train_student(replace(prepared, recipe=own), name, teachers, watcher))
 

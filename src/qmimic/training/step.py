@@ -4,6 +4,7 @@ An objective is a module, so that one forward call goes through DistributedDataP
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -132,13 +133,14 @@ class DistillationObjective(nn.Module):
 
         # 2. Detection losses; the student's heads see its levels quantized, where it has a quantizer.
         losses: dict[str, Tensor] = {}
-        regions = dense = None
+        regions = dense = on_regions = None
         if phase != "map":
             seen = student.quantize(raw)
             output = student.losses(seen, views.targets, generators.samples)
             losses, dense = dict(output.losses), output.dense
             if phase == "joint" and self.distiller.student_regions:
                 regions = output.proposals or student.propose(seen)
+            on_regions = partial(student.region_outputs, seen) if student.second_stage else None
         if phase == "detection":
             return losses
 
@@ -146,7 +148,7 @@ class DistillationObjective(nn.Module):
         target = self.target(views, indices)
 
         # 4. The distillation loss, at its dose.
-        view = StudentView(raw, regions, views.targets, generators.samples, phase == "map", dense)
+        view = StudentView(raw, regions, views.targets, generators.samples, phase == "map", dense, on_regions)
         distance = self.distiller.loss(view, target)
         if losses:
             losses["distillation"] = self.dose.weighed(raw.maps, torch.stack(list(losses.values())).sum(), distance)
