@@ -113,7 +113,7 @@ def test_copies_find_the_same(
     for other in (copy.deepcopy(detector), copy.copy(detector), pickle.loads(text)):
         assert rows(other, pictures[0]) == wanted
         assert other.metadata == detector.metadata
-        assert other._engine._options == (2, False)
+        assert other.engine._options == (2, False)
 
 
 def test_a_pickled_detector_is_not_loaded_from_another_file(shipped: Path, tmp_path: Path) -> None:

@@ -144,7 +144,7 @@ def test_on_integers_it_is_as_near_as_another_engine(backbone: str, grey: bool, 
         write_described(Exported(detector, 1, suppression=False), kind, describe(detector, {}), path)
         shipped = ShippedDetector(path)
         assert shipped.metadata.precision == "int8"
-        scores[target] = np.stack([shipped._engine.run({"images": one[None]})["region_scores"][0] for one in images])
+        scores[target] = np.stack([shipped.engine.run({"images": one[None]})["region_scores"][0] for one in images])
     with torch.no_grad():
         features = detector.features(torch.from_numpy(images).permute(0, 3, 1, 2))
         wanted = detector.score_boxes(features)[1].numpy()

@@ -315,31 +315,41 @@ def test_a_page_is_the_same_every_time(
     assert first == second
 
 
-def test_a_page_s_own_engine_runs_it_where_node_is(
+def test_a_page_s_own_engine_proves_it_where_node_is(
     shipped: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     if not shutil.which("node"):
         pytest.skip("there is no Node.js")
     images = some_images(3, 5).permute(0, 2, 3, 1).contiguous().numpy()
-    own = ShippedDetector(shipped)
-    assert " in Node.js " in own.engine
-    found = [own.raw(one[None]) for one in images]
-    monkeypatch.setenv("PATH", str(tmp_path))
-    kin = ShippedDetector(shipped)
+    detector = ShippedDetector(shipped)
+    kin = detector.engine.session
     assert kin.engine.startswith(("ONNX Runtime 1", "LiteRT 2"))
-    for one, (boxes, scores, labels) in zip(images, found, strict=True):
-        wanted = kin.raw(one[None])
+    wanted = [detector.raw(one[None]) for one in images]
+    own = FORMATS["web"].own_session(shipped, kin)
+    assert own is not None
+    assert " in Node.js " in own.engine
+    detector.engine.session = own
+    for one, (boxes, scores, labels) in zip(images, wanted, strict=True):
+        found = detector.raw(one[None])
         assert (scores > 0.1).sum() > 2
-        np.testing.assert_allclose(scores, wanted[1], atol=1e-4)
-        np.testing.assert_allclose(boxes, wanted[0], atol=0.02)
-        np.testing.assert_array_equal(labels, wanted[2])
-
-
-def test_a_node_that_cannot_is_done_without(tmp_path: Path, shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        np.testing.assert_allclose(found[1], scores, atol=1e-4)
+        np.testing.assert_allclose(found[0], boxes, atol=0.02)
+        np.testing.assert_array_equal(found[2], labels)
     (tmp_path / "node").write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / "node").chmod(0o755)
+    for path in (f"{tmp_path}:{os.environ['PATH']}", str(tmp_path / "none")):
+        monkeypatch.setenv("PATH", path)
+        assert FORMATS["web"].own_session(shipped, kin) is None
+
+
+def test_what_a_page_brings_along_is_run_by_browsers_alone(
+    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "node").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    (tmp_path / "node").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert "Node.js" not in ShippedDetector(shipped).engine
+    ShippedDetector(shipped)(picture((50, 50)))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_the_command_writes_a_page(

@@ -57,7 +57,7 @@ class Deployed:
         precision: fp32 or int8.
         bytes: of all its files.
         milliseconds: median of a picture, one thread, in an alternating run with the others; of a page, by
-            the engine that proved it.
+            an engine that stands in for a browser's.
         proof: of fp32 the parity, of int8 the accuracy.
     """
 

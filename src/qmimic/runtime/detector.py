@@ -34,6 +34,7 @@ class Detector:
         threads: that one picture is computed on.
 
     Attributes:
+        engine: that runs the file.
         metadata: what the file says of itself. Of a file that was changed since it was proved, `metadata.changed` is
             true, and a `ChangedFileWarning` is given.
         batch: pictures that the graph takes at once; None: any number.
@@ -49,9 +50,9 @@ class Detector:
         if not isinstance(path, str | os.PathLike):
             raise InputError(f"A detector is named by the path of its file, not by {type(path).__name__}.")
         path = located(path, DEPLOYED)
-        self._engine = Engine(path, threads)
-        properties = self._engine.properties
-        inputs = self._engine.inputs
+        self.engine = Engine(path, threads)
+        properties = self.engine.properties
+        inputs = self.engine.inputs
         if KEY not in properties:
             takes = ", ".join(f"{name} {one}" for name, one in inputs.items())
             raise InputError(
@@ -70,11 +71,6 @@ class Detector:
         if list(inputs) != [INPUT] or inputs[INPUT].shape[1:] != (*self.metadata.size, 3):
             raise InputError(f"The graph in {path} does not fit its description; export the detector again.")
         self.batch = inputs[INPUT].shape[0]
-
-    @property
-    def engine(self) -> str:
-        """What runs the file, as a person calls it, where its format has several engines; else empty."""
-        return self._engine.engine
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -120,7 +116,7 @@ class Detector:
             not isinstance(batch, int | np.integer) or batch < 1 or self.batch not in (None, batch)
         ):
             takes = f"{self.batch} at once" if self.batch else "1 or more at once"
-            raise InputError(f"batch={batch!r} cannot be: {self._engine.path.name} takes {takes} (`export --batch`).")
+            raise InputError(f"batch={batch!r} cannot be: {self.engine.path.name} takes {takes} (`export --batch`).")
         rest = iter(pictures)
         while part := list(islice(rest, self.batch or batch or 1)):
             yield from self._of(part, least)
@@ -152,7 +148,7 @@ class Detector:
         count = len(images)
         if self.batch:  # a graph of fixed batch takes no fewer
             images = np.concatenate([images, np.repeat(images[:1], self.batch - count, 0)])
-        found = self._engine.run({INPUT: images})
+        found = self.engine.run({INPUT: images})
         if REGIONS[0] in found:  # suppression is left to us
             pairs = zip(*(found[name] for name in REGIONS), strict=True)
             each = [detect(scores, boxes, self.metadata) for boxes, scores in pairs]

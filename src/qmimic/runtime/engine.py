@@ -23,7 +23,7 @@ class Engine:
     Attributes:
         inputs: by name.
         properties: what the file says of itself.
-        engine: what runs it, where its format has several; else empty.
+        session: what runs it; another of the same file may take its place, which copies and forks do not have.
 
     Raises:
         InputError: there is no such file, its engine is not installed or cannot run it.
@@ -44,17 +44,16 @@ class Engine:
         if not is_there(path):
             raise InputError(f"There is no file {path}; name a file that `qmimic export` wrote.")
         open_file(path).close()  # a named pipe would keep an engine waiting
-        self._session = own.open_file(path, *self._options)
+        self.session = own.open_file(path, *self._options)
         self._process = os.getpid()
-        self.inputs, self.properties = self._session.inputs, self._session.properties
-        self.engine = self._session.engine
+        self.inputs, self.properties = self.session.inputs, self.session.properties
 
     def run(self, feeds: Arrays) -> Arrays:
         """Outputs of inputs, by name. In a fork of the process that loaded the file, it is loaded again first."""
         if self._process != os.getpid():
-            _LEFT_BEHIND.append(self._session)
+            _LEFT_BEHIND.append(self.session)
             self._open(self.path)
-        return self._session.run(feeds)
+        return self.session.run(feeds)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _again, (self.path, *self._options, dict(self.properties))

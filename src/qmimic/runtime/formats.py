@@ -9,6 +9,8 @@ The half that runs has
 The half that writes has
     write(exported, path) -> None                 see `qmimic.ship.onnx_file.Exported`; path has the first suffix
     describe(path, properties) -> None            put properties into such a file; the checksum stays what it was
+    own_session(path, session) -> Session | None  of formats for other places: the file by the engine of that place, if
+                                                  it is at hand; `session` is what the other half opened
 """
 
 import hashlib
@@ -56,7 +58,7 @@ class Session:
         run: from inputs to outputs, by name; several threads may call it at once, and its results are the caller's.
         inputs: by name.
         properties: what the file says of itself.
-        engine: what runs it, as a person calls it, where a format has several.
+        engine: what runs it, as a person calls it, where that can be several.
     """
 
     run: Callable[[Arrays], Arrays]
@@ -107,6 +109,11 @@ class Format:
     def describe(self, path: Path, properties: Mapping[str, str]) -> None:
         """Put properties into a file."""
         import_module(self.writes).describe(path, properties)
+
+    def own_session(self, path: Path, session: Session) -> Session | None:
+        """A file for another place that was written here, by the engine of that place, if it is at hand."""
+        found: Session | None = import_module(self.writes).own_session(path, session)
+        return found
 
     def files(self, path: Path) -> list[Path]:
         """The files that one of this format consists of, `path` first."""

@@ -21,8 +21,10 @@ import onnx
 from qmimic.errors import InputError
 from qmimic.files import read_json
 from qmimic.runtime import litert_engine
+from qmimic.runtime.formats import Session
 from qmimic.runtime.metadata import KEY
 from qmimic.runtime.web_engine import MODEL, model_of
+from qmimic.ship import page_in_node
 from qmimic.ship.onnx_file import Exported, build_graph
 
 VARIABLE = "QMIMIC_NODE_MODULES"
@@ -130,6 +132,11 @@ def describe(path: Path, properties: Mapping[str, str]) -> None:
     said = json.dumps(about).replace("<", "\\u003c").encode()
     page = MODEL.sub(lambda found: found[1] + base64.b64encode(content) + found[3], page)
     path.write_bytes(ABOUT.sub(lambda found: found[1] + said + found[3], page))
+
+
+def own_session(path: Path, session: Session) -> Session | None:
+    """See `qmimic.runtime.formats`: in Node.js."""
+    return page_in_node.session(path, session)
 
 
 def engine_for(exported: Exported) -> tuple[BrowserEngine, Path]:

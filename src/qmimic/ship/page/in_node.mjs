@@ -1,6 +1,6 @@
-// Runs the model of a page by the page's own engine, for web_engine.py: pictures on the standard input, outputs on the other.
-// What is said has its length before it: the engine's name once, then for each picture the shapes of the outputs as JSON and
-// the outputs.
+// Runs the model of a page by the page's own engine, for page_in_node.py: pictures come on the standard input, outputs
+// leave on the other. All that leaves has its length before it: the engine's name once, then for each picture the shapes of
+// the outputs as JSON, and the outputs.
 
 import { Buffer } from "node:buffer";
 import fs from "node:fs";
