@@ -61,12 +61,12 @@ def main() -> None:
     """Print a row for each student."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, required=True, help="folder of the runs")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=1200)
     options = parser.parse_args()
     sets = {"digits": ["data.root=synthetic:digits", "augment.flip=0"]}
     if "QMIMIC_DATA" in os.environ:
         root = crops(Path(os.environ["QMIMIC_DATA"]) / "deeppcb", options.runs / "deeppcb-crops")
-        sets["deeppcb crops"] = [f"data.root={root}", "data.grey=true", "augment.flip_vertical=0.5"]
+        sets["deeppcb crops"] = [f"data.root={root}", "augment.flip_vertical=0.5", "data.drop_bad_boxes=true"]
     else:
         print("QMIMIC_DATA is not set: without DeepPCB.")
     print(f"| {options.steps} steps | mAP@0.5 in float | of the .tflite | share | kB of arena | kB of flash |")
