@@ -12,6 +12,7 @@ const REASONS = {
   NotFoundError: "There is no camera; connect one.",
   NotReadableError: "Another program uses the camera; close it and start again.",
 };
+const [rows, columns] = about.size;
 let run = null; // from pixels to detections, once it is loaded
 let shown = null; // {image, width, height, name, found, milliseconds}
 let turn = 0; // of what is looked at; whatever began before it ends
@@ -37,6 +38,7 @@ async function load() {
     if (sum !== about.sha256) complain("The model in this page was changed since it was proved; export it again.");
   }
   run = await detector(model);
+  await detect(new ImageData(columns, rows)); // so that the first picture need not wait for what is made once
 }
 
 // Detections {class, label, score, box} of an ImageData, in its pixels, down to the model's own threshold
@@ -234,7 +236,6 @@ addEventListener("paste", (event) => {
   if (event.clipboardData.files[0] && run) open(event.clipboardData.files[0]);
 });
 
-const [rows, columns] = about.size;
 const engine = at("library").dataset.name;
 at("facts").textContent = [about.backbone, about.precision, `${columns}×${rows}`, about.classes.join(", "), engine].join(" · ");
 document.title = `qmimic: ${about.classes.join(", ")}`;
