@@ -23,7 +23,7 @@ from qmimic.runtime.detector import ChangedFileWarning
 from qmimic.runtime.formats import FORMATS, Format, format_of
 from qmimic.runtime.onnx_engine import checksum
 from qmimic.ship.onnx_file import Exported
-from qmimic.ship.web_file import package
+from qmimic.ship.web_file import ONNXRUNTIME, packages
 from qmimic.ship.write import describe, write_described
 from tiny_detectors import lively, one_stage, some_images, tiny_spec
 
@@ -49,7 +49,7 @@ def shipped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     pytest.importorskip(PACKAGES[request.param])
     if request.param == "web":
         try:
-            package()
+            packages(ONNXRUNTIME)
         except InputError as error:
             pytest.skip(str(error))
     kind = FORMATS[request.param]

@@ -76,11 +76,10 @@ image.decode().then(async () => {
 
 def with_engine(engine: web_file.BrowserEngine, folder: Path) -> Path:
     """A `node_modules` that has the packages of one engine alone; without them the test is skipped."""
-    named = os.environ.get(web_file.VARIABLE)
-    places = [Path(named)] if named else [one / "node_modules" for one in (Path.cwd(), *Path.cwd().parents)]
-    place = next((one for one in places if not web_file._missing(engine, one)), None)
-    if place is None:
-        pytest.skip(f"{engine.package} is not there (npm install {engine.package})")
+    try:
+        place = web_file.packages(engine)
+    except InputError as error:
+        pytest.skip(str(error))
     folder.mkdir()
     name = engine.package.split("/")[0]
     (folder / name).symlink_to(place / name)
@@ -371,7 +370,7 @@ def test_bad_input(trained: Path, tmp_path: Path, refused: Refused, monkeypatch:
     monkeypatch.setenv(web_file.VARIABLE, str(tmp_path))
     command = "export", student, "--to", "web", "--out", tmp_path / "out"
     assert f"onnxruntime-web is not in {tmp_path}: npm install onnxruntime-web" in refused(*command)
-    with pytest.raises(InputError, match=r"@litertjs/core or onnxruntime-web is not in .*: npm install"):
+    with pytest.raises(InputError, match=r"@litertjs/core is not in .*: npm install @litertjs/core"):
         page_of(one_stage().eval(), tmp_path / "a.web.html")
     (tmp_path / "onnxruntime-web").mkdir()
     (tmp_path / "onnxruntime-web" / "package.json").write_text('{"version": "0.1"}')

@@ -142,30 +142,42 @@ def own_session(path: Path, session: Session) -> Session | None:
 def engine_for(exported: Exported) -> tuple[BrowserEngine, Path]:
     """The fastest engine that is there and runs a detector, and the folder that has its packages.
 
-    They are looked for in the folder that QMIMIC_NODE_MODULES names, or as node does, in `node_modules` here or above.
-
     Raises:
         InputError: there is none.
     """
+    fast = bool(exported.detector.place_strides) and importlib.util.find_spec("ai_edge_litert") is not None
+    if not fast:
+        return ONNXRUNTIME, packages(ONNXRUNTIME)
+    try:
+        return LITERT, packages(LITERT)
+    except InputError as error:
+        try:
+            return ONNXRUNTIME, packages(ONNXRUNTIME)
+        except InputError:
+            raise error from None
+
+
+def packages(engine: BrowserEngine) -> Path:
+    """The `node_modules` that has an engine: the folder that QMIMIC_NODE_MODULES names, or as node looks for it, here or
+    above.
+
+    Raises:
+        InputError: it is nowhere.
+    """
     named, here = os.environ.get(VARIABLE), Path.cwd()
     places = [Path(named)] if named else [one / "node_modules" for one in (here, *here.parents)]
-    fast = bool(exported.detector.place_strides) and importlib.util.find_spec("ai_edge_litert") is not None
-    engines = (LITERT, ONNXRUNTIME) if fast else (ONNXRUNTIME,)
-    for engine in engines:
-        for place in places:
-            if not _missing(engine, place):
-                return engine, place
-    for engine in engines:
-        for place in places:
-            about = place / engine.package / "package.json"
-            if about.parent.is_dir():
-                version = read_json(about).get("version", "unknown") if about.is_file() else "unknown"
-                has, latest = f"{about.parent} (version {version})", f"{engine.package}@latest"
-                raise InputError(f"{has} lacks {_missing(engine, place)}: npm install {latest}.")
-    packages = " or ".join(one.package for one in engines)
+    for place in places:
+        if not _missing(engine, place):
+            return place
+    for place in places:
+        about = place / engine.package / "package.json"
+        if about.parent.is_dir():
+            version = read_json(about).get("version", "unknown") if about.is_file() else "unknown"
+            has, latest = f"{about.parent} (version {version})", f"{engine.package}@latest"
+            raise InputError(f"{has} lacks {_missing(engine, place)}: npm install {latest}.")
     looked = f"in {places[0]}" if named else "in node_modules here or in a folder above"
     raise InputError(
-        f"{packages} is not {looked}: npm install {engines[0].package}, or name a node_modules folder that has it in "
+        f"{engine.package} is not {looked}: npm install {engine.package}, or name a node_modules folder that has it in "
         f"{VARIABLE}."
     )
 
