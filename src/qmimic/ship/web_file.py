@@ -158,8 +158,7 @@ def engine_for(exported: Exported) -> tuple[BrowserEngine, Path]:
 
 
 def packages(engine: BrowserEngine) -> Path:
-    """The `node_modules` that has an engine: the folder that QMIMIC_NODE_MODULES names, or as node looks for it, here or
-    above.
+    """The `node_modules` that has an engine: what QMIMIC_NODE_MODULES names, or as node looks for it, here or above.
 
     Raises:
         InputError: it is nowhere.
