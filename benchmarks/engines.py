@@ -80,7 +80,7 @@ def engines_of(folder: Path, data: Path | None, targets: list[str]) -> dict[Key,
                 found[name, target, precision] = Engine(path, spin=True)
             except InputError as error:
                 print(f"Without {name} {precision} as {target}: {error}")
-    if data:
+    if data and "onnx" in targets:
         found[PEER, "onnx", "fp32"] = Engine(data / "peers" / f"{PEER}.onnx", spin=True)
     return found
 
@@ -118,7 +118,7 @@ def pages(folder: Path, rounds: int) -> dict[Key, NDArray[np.float64]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=100)
-    parser.add_argument("--to", nargs="+", default=TARGETS)
+    parser.add_argument("--to", nargs="*", default=TARGETS, help="formats; none: pages alone")
     parser.add_argument("--page", action="store_true", help="in Chromium as well; it needs selenium and npm's packages")
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     options = parser.parse_args()
@@ -137,11 +137,12 @@ def main() -> None:
     for (name, target, precision), (low, median, high) in shares.items():
         print(f"{name:<8} {target:<16} {precision:<5} {median:6.2f} ms   5 to 95 %: {low:.2f} to {high:.2f}")
     for name in STUDENTS:
-        least = min((own[1], *key[1:]) for key, own in shares.items() if key[0] == name and "page" not in key[1])
-        print(f"{name}: take {least[1]} {least[2]}.")
+        native = [(own[1], *key[1:]) for key, own in shares.items() if key[0] == name and "page" not in key[1]]
+        if native:
+            print(f"{name}: take {min(native)[1]} {min(native)[2]}.")
         for precision in ("fp32", "int8") if options.page else ():
-            own, native = shares[name, "page", precision], shares[name, "beside the page", "fp32"]
-            ratios = own[1] / native[1], own[0] / native[0]
+            own, beside = shares[name, "page", precision], shares[name, "beside the page", "fp32"]
+            ratios = own[1] / beside[1], own[0] / beside[0]
             print(f"{name}: the {precision} page takes {ratios[0]:.1f} times ONNX Runtime's median in float; ", end="")
             print(f"by 5th percentiles, which others on the machine lengthen less, {ratios[1]:.1f} times.")
     if options.json:
