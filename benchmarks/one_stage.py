@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -67,12 +68,14 @@ def up_to_the_last_convolutions(model: onnx.ModelProto) -> onnx.ModelProto:
     return part
 
 
-def load_all(folder: Path, data: Path | None) -> tuple[dict[tuple[str, str], Engine], dict[str, dict[str, float]]]:
+def load_all(
+    folder: Path, data: Path | None, backbones: Sequence[str]
+) -> tuple[dict[tuple[str, str], Engine], dict[str, dict[str, float]]]:
     """Everything to be timed by name and kind, and what is known of our networks without timing them."""
     engines: dict[tuple[str, str], Engine] = {}
     known: dict[str, dict[str, float]] = {}
     noise = torch.randint(0, 256, (4, 3, *SIZE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    for backbone in BACKBONES:
+    for backbone in backbones:
         path = folder / backbone.replace("/", "_")
         detector = lively(backbone)
         integer = prepare_qat(detector)
@@ -96,6 +99,7 @@ def load_all(folder: Path, data: Path | None) -> tuple[dict[tuple[str, str], Eng
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbones", nargs="+", default=BACKBONES)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     options = parser.parse_args()
@@ -104,7 +108,7 @@ def main() -> None:
     if not data:
         print("QMIMIC_DATA is not set: without peers.")
     with tempfile.TemporaryDirectory() as folder:
-        engines, found = load_all(Path(folder), data)
+        engines, found = load_all(Path(folder), data, options.backbones)
         seconds = alternate({" ".join(key): as_run(engine) for key, engine in engines.items()}, options.rounds)
     medians = {key: 1000 * float(np.median(seconds[" ".join(key)])) for key in engines}
     for (name, what), milliseconds in medians.items():
@@ -112,7 +116,7 @@ def main() -> None:
         print(f"{name + ' ' + what:<32} {milliseconds:6.2f} ms   5 to 95 %: {low:.2f} to {high:.2f}")
         if what == "fp32":
             found.setdefault(name, {})["ms_per_mpx"] = milliseconds / megapixels(engines[name, what])
-    for name in BACKBONES:
+    for name in options.backbones:
         found[name] |= {
             "fp32_ms": medians[name, "fp32"],
             "convolutions_ms": medians[name, "convolutions"],

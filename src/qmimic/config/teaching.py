@@ -15,7 +15,7 @@ class QuantizerConfig(Section):
     kind: Annotated[str, InTable(DICTIONARIES)] = Field(
         "uniform", description="{0, s, 2s, 3s, ..} or {0, s, 2s, 4s, ..}"
     )
-    stride: float = Field(1.0, gt=0, description="s, the step of the dictionary")
+    stride: float = Field(0.25, gt=0, description="s, the step of the dictionary")
     relative: Advanced[bool] = Field(
         True, description="s counts in units of the map's rms on training images (portable)"
     )
@@ -33,11 +33,13 @@ class MimicConfig(Section):
     mode: Annotated[str, InTable(MODES)] = Field(
         "quantization", description="which maps are quantized: both, neither, one; none: no mimic"
     )
-    weight: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
-        0.3, description="lambda of the total loss, whose meaning depends on `normalize`; auto: holds mimic.share"
+    weight: Annotated[float, Field(ge=0)] | Literal["auto"] | None = Field(
+        None,
+        description="lambda of the total loss, whose meaning depends on `normalize`; auto: what holds mimic.share; "
+        "null: auto wherever a student imitates",
     )
     share: float = Field(
-        0.1,
+        1.0,
         description="norm of the distillation gradient at the student's map over detection's, held by weight=auto",
     )
     distiller: Annotated[str, InTable(DISTILLERS)] = Field(
@@ -70,7 +72,12 @@ class MimicConfig(Section):
     map_steps: Advanced[float] = Field(
         0.0, ge=0, lt=1, description="share of the steps that match the whole map alone, first"
     )
-    last_step: float = Field(0.5, gt=0, le=1, description="share of the steps after which detection goes on alone")
+    last_step: float = Field(1.0, gt=0, le=1, description="share of the steps after which detection goes on alone")
+
+    @property
+    def holds_share(self) -> bool:
+        """Whether lambda follows from `share`."""
+        return self.weight in (None, "auto")
 
     @model_validator(mode="after")
     def _phases(self) -> "MimicConfig":

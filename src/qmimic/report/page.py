@@ -329,7 +329,7 @@ def _matching(matching: Matching) -> dict[str, Any]:
 
 def _dose(recipe: Recipe) -> str:
     mimic = recipe.mimic
-    held = f"held at {100 * mimic.share:g} %" if mimic.weight == "auto" else f"not held: lambda is {mimic.weight:g}"
+    held = f"held at {100 * mimic.share:g} %" if mimic.holds_share else f"not held: lambda is {mimic.weight:g}"
     return (
         "The dose: norm of the distillation gradient at the student's map in that of detection's (1: as strong), and "
         "the cosine between the two, each the mean of ten steps or so. The share was "

@@ -99,7 +99,7 @@ READERS = (
         "nothing is trained in 0 steps: set quantized_teacher.steps",
     ),
     Reader(
-        ("mimic.share",), lambda recipe: recipe.mimic.weight == "auto", "the weight is a number: set mimic.weight=auto"
+        ("mimic.share",), lambda recipe: recipe.mimic.holds_share, "the weight is a number: set mimic.weight=auto"
     ),
     Reader(
         _in("mimic", ("with_truth", "region_count", "pooling", "sampling", "order", "map_steps")),

@@ -267,5 +267,6 @@ def _pruning(recipe: Recipe) -> list[object]:
 
 
 def _distillation(config: MimicConfig) -> list[object]:
-    """What a distillation loss depends on: a share only where it is held."""
-    return [TAUGHT_VERSION, _plain(config, *(() if config.weight == "auto" else ("share",)))]
+    """What a distillation loss depends on: a share where it is held, asked for or by default."""
+    held = config.model_copy(update={"weight": "auto"}) if config.holds_share else config
+    return [TAUGHT_VERSION, _plain(held, *(() if config.holds_share else ("share",)))]

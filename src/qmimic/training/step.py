@@ -112,7 +112,7 @@ class DistillationObjective(nn.Module):
         self.config = config
         self.augmentation = augmentation
         self.closing_from = closing_from
-        self.dose = Dose(None if config.weight == "auto" else config.weight, config.share)
+        self.dose = Dose(config.weight if isinstance(config.weight, int | float) else None, config.share)
 
     def forward(
         self,
