@@ -98,9 +98,7 @@ READERS = (
         lambda recipe: recipe.quantized_teacher.steps > 0,
         "nothing is trained in 0 steps: set quantized_teacher.steps",
     ),
-    Reader(
-        ("mimic.share",), lambda recipe: recipe.mimic.holds_share, "the weight is a number: set mimic.weight=auto"
-    ),
+    Reader(("mimic.share",), lambda recipe: recipe.mimic.holds_share, "the weight is a number: set mimic.weight=auto"),
     Reader(
         _in("mimic", ("with_truth", "region_count", "pooling", "sampling", "order", "map_steps")),
         lambda recipe: recipe.mimic.regions != "map",
