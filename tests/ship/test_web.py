@@ -324,13 +324,13 @@ def test_a_page_s_own_engine_proves_it_where_node_is(
     kin = detector.engine.session
     assert kin.engine.startswith(("ONNX Runtime 1", "LiteRT 2"))
     wanted = [detector.raw(one[None]) for one in images]
+    assert sum(int((scores > 0.05).sum()) for _, scores, _ in wanted) > 10
     own = FORMATS["web"].own_session(shipped, kin)
     assert own is not None
     assert " in Node.js " in own.engine
     detector.engine.session = own
     for one, (boxes, scores, labels) in zip(images, wanted, strict=True):
         found = detector.raw(one[None])
-        assert (scores > 0.1).sum() > 2
         np.testing.assert_allclose(found[1], scores, atol=1e-4)
         np.testing.assert_allclose(found[0], boxes, atol=0.02)
         np.testing.assert_array_equal(found[2], labels)
