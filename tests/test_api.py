@@ -91,7 +91,7 @@ def test_progress_without_a_terminal_is_a_line_at_each_score(tmp_path: Path) -> 
             bar.step(step, 16, 2.0)
         bar.scored(20, 0.5)
     lines = (tmp_path / "out").read_text(encoding="utf-8").splitlines()
-    assert lines[0] == "teacher: going on from step 10 of 20."
+    assert lines[0] == "teacher: continuing from step 10 of 20."
     assert "step 20/20" in lines[1]
     assert "mAP 50.0" in lines[1]
     assert len(lines) == 2
@@ -115,7 +115,7 @@ def test_views_of_several_sizes_and_mirrored_ones_become_one_set() -> None:
     alone = detect(detector, dataset, sizes=[(128, 128)])
     for image_id, found in own.items():
         np.testing.assert_allclose(alone[image_id].boxes, found.boxes, atol=1e-3)
-    with pytest.raises(InputError, match="cannot have the size 100x128"):
+    with pytest.raises(InputError, match="does not accept the size 100x128"):
         detect(detector, dataset, sizes=[(100, 128)])
 
 

@@ -166,6 +166,6 @@ def test_letters_that_no_font_has_become_the_class_s_number(capsys: pytest.Captu
     with notices_said():
         drawn = draw(picture(), rows, classes, 0.5)
     said = capsys.readouterr().err
-    assert said == "qmimic: No font at hand has the letters of the class 浣熊; it is drawn as #1.\n"
+    assert said == "qmimic: No available font has the letters of the class 浣熊; it is drawn as #1.\n"
     wanted = draw(picture(), rows, ["cat", "#1"], 0.5)
     np.testing.assert_array_equal(np.asarray(drawn), np.asarray(wanted))

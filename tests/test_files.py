@@ -412,7 +412,7 @@ def test_a_folder_gives_way_only_as_a_whole_and_if_all_in_it_is_ours(tmp_path: P
     assert [path.read_text() for path in target.iterdir()] == ["new"]
     assert left(tmp_path) == ["index"]
     (target / "mine.txt").write_text("mine")
-    refused = pytest.raises(InputError, match=r"mine\.txt is not a file that qmimic made")
+    refused = pytest.raises(InputError, match=r"mine\.txt was not made by qmimic")
     with refused, building(target, replace=lambda name: name == "a.npy"):
         pytest.fail("nothing is built")
     assert left(target) == ["a.npy", "mine.txt"]

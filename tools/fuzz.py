@@ -1,11 +1,11 @@
-"""Strangers' bytes, changed at random: whatever comes in ends in a result or in one sentence.
+"""Fuzzing: whatever bytes come in, the outcome must be a result or one sentence.
 
     python tools/fuzz.py                       # 1,000 inputs of each format
     python tools/fuzz.py coco mat --inputs 10000 --seed 7 --corpus found/
 
 Each input is a small good file with a few changes: bits, bytes and blocks are flipped, cut out, doubled and moved, and
-pieces that have done harm before are put in. The same seed gives the same inputs. What ends in any other way than a
-result or an `InputError`, or takes too long, is kept in the corpus, as FORMAT/NAME; the tests try these again.
+pieces that have done harm before are inserted. The same seed gives the same inputs. An input that ends in anything but
+a result or an `InputError`, or takes too long, is kept in the corpus as FORMAT/NAME; the tests try these again.
 """
 
 import argparse
@@ -93,7 +93,7 @@ class Format:
 
     Attributes:
         seeds: good files.
-        read: what has to end in a result or an `InputError`, given bytes and an empty folder.
+        read: called with bytes and an empty folder; must end in a result or an `InputError`.
     """
 
     seeds: Callable[[], list[bytes]]
@@ -229,7 +229,7 @@ def recipe(content: bytes, folder: Path) -> None:
 
 
 def run(content: bytes, folder: Path) -> None:
-    """A folder of runs in which a stranger's bytes stand in every place; it is listed, and nothing else."""
+    """A folder of runs with a stranger's bytes in every file; it is only listed."""
     own = folder / "runs" / "a"
     (own / "stages" / "student-0123456789ab").mkdir(parents=True, exist_ok=True)
     names = ("results.json", "failed.txt", "stages/student-0123456789ab/result.json")
@@ -257,7 +257,7 @@ def checkpoint(content: bytes, folder: Path) -> None:
     path = folder / "a.safetensors"
     path.write_bytes(content)
     changed_or_not, _ = load_detector(path)
-    if GOOD:  # then the weights are the good file's, or the change was seen
+    if GOOD:  # then the weights must be the good file's, or the change be noticed
         path.write_bytes(GOOD[0])
         whole, _ = load_detector(path)
         for name, tensor in whole.state_dict().items():
@@ -303,7 +303,7 @@ def indexed(content: bytes, folder: Path) -> None:
 
 
 def request(content: bytes, _: Path) -> None:
-    """A request's head and body through all that guards the page."""
+    """A request's head and body through everything that guards the page."""
     head, _, body = content.partition(b"\n\n")
     first, *lines = head.split(b"\n")
     method, _, path = first.decode("latin-1").partition(" ")
@@ -388,7 +388,7 @@ def inputs(name: str, seed: int, count: int) -> Iterator[bytes]:
 
 
 def fault(name: str, content: bytes, folder: Path) -> str | None:
-    """How an input ends, if that is neither a result nor a sentence."""
+    """How an input ends, if neither in a result nor in a sentence."""
     began = time.monotonic()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -396,7 +396,7 @@ def fault(name: str, content: bytes, folder: Path) -> str | None:
     except (InputError, RefusedError) as error:
         if not str(error).strip() or len(str(error)) > 2000:
             return f"a sentence of {len(str(error))} characters"
-    except Exception as error:  # what is looked for
+    except Exception as error:  # what we are looking for
         return f"{type(error).__name__}: {error}"[:300]
     took = time.monotonic() - began
     return f"it took {took:.1f} s" if took > SECONDS else None
@@ -406,13 +406,13 @@ def main() -> int:
     """Fuzz; 1 if anything was found."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("formats", nargs="*", metavar="FORMAT", help="default: all")
-    parser.add_argument("--inputs", type=int, default=1000, help="of each format")
+    parser.add_argument("--inputs", type=int, default=1000, help="number for each format")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--corpus", type=Path, default=Path("tests/corpus"), help="where what was found is kept")
+    parser.add_argument("--corpus", type=Path, default=Path("tests/corpus"), help="folder for inputs that fail")
     options = parser.parse_args()
     unknown = [name for name in options.formats if name not in FORMATS]
     if unknown:
-        parser.error(f"{unknown[0]} is unknown; there are {', '.join(FORMATS)}")
+        parser.error(f"{unknown[0]} is unknown; known: {', '.join(FORMATS)}")
     code = 0
     for name in options.formats or FORMATS:
         kinds: dict[str, int] = {}

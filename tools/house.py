@@ -1,9 +1,9 @@
-"""The house of docs/architecture.md: its floors as that page lists them, its arrows as the code imports.
+"""The house of docs/architecture.md: its floors as that page lists them, its arrows from the imports in the code.
 
-    python tools/house.py        # draws docs/pictures/house.svg anew
+    python tools/house.py        # redraws docs/pictures/house.svg
 
-The list of floors is the first indented block of the page. `upward` names every import that breaks its one rule; the
-tests hold it empty.
+The list of floors is the first indented block of the page. `upward` lists every import that breaks its one rule; the
+tests require that there are none.
 """
 
 import ast
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "architecture.md"
 PACKAGE = ROOT / "src" / "qmimic"
 PICTURE = ROOT / "docs" / "pictures" / "house.svg"
-OUTSIDE = {"__init__", "__main__"}  # the doors: they hand out what is inside, on any floor
+OUTSIDE = {"__init__", "__main__"}  # the doors: they may import from any floor
 
 ROW, GAP, LEFT, WIDTH = 30, 8, 16, 620  # pixels
 # Colour-blind safe (Okabe and Ito), by thirds of the house.
@@ -27,7 +27,7 @@ COLOURS = ("#0072B2", "#009E73", "#D55E00")
 
 @dataclass(frozen=True)
 class Floor:
-    """A floor: its modules and what the page says of them."""
+    """A floor: its modules, and what the page says about them."""
 
     modules: tuple[str, ...]
     text: str
@@ -43,7 +43,7 @@ class Import:
 
 
 def floors(page: str) -> list[Floor]:
-    """The floors that a page lists, from the roof down."""
+    """The floors that a page lists, from the top down."""
     block: list[str] = []
     for line in page.splitlines():
         if line.startswith("    "):
@@ -64,7 +64,7 @@ def _floor(line: str) -> Floor:
 
 
 def imports(package: Path) -> Iterator[Import]:
-    """Every import from one module of a package to another, those inside of functions too; folders count as one."""
+    """Every import from one module of a package to another, even inside functions; a folder counts as one module."""
     for file in sorted(package.rglob("*.py")):
         user = file.relative_to(package).parts[0].removesuffix(".py")
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -81,7 +81,7 @@ def imports(package: Path) -> Iterator[Import]:
 
 
 def upward(house: list[Floor], found: list[Import]) -> list[str]:
-    """Imports that lead up, or to a neighbour on the same floor above the ground, and modules that have no floor."""
+    """Imports that lead up, or to a neighbour on the same floor (except the lowest), and modules without a floor."""
     place = {module: number for number, floor in enumerate(house) for module in floor.modules}
     ground = len(house) - 1
     wrong = []
@@ -90,12 +90,12 @@ def upward(house: list[Floor], found: list[Import]) -> list[str]:
         if unknown:
             wrong.append(f"{one.file}: {unknown[0]} has no floor")
         elif place[one.used] < place[one.user] or place[one.used] == place[one.user] != ground:
-            wrong.append(f"{one.file}: {one.user} imports {one.used}, which does not stand lower")
+            wrong.append(f"{one.file}: {one.user} imports {one.used}, which is not on a lower floor")
     return wrong
 
 
 def drawing(house: list[Floor], found: list[Import]) -> str:
-    """The house as SVG; readable on a dark page as well, for it has a ground of its own."""
+    """The house as SVG; readable on dark pages too, since it has its own background."""
     place = {module: number for number, floor in enumerate(house) for module in floor.modules}
     files = Counter({(place[one.user], place[one.used]): 0 for one in found})
     for user, used, _ in {(place[one.user], place[one.used], one.file) for one in found}:
@@ -133,7 +133,7 @@ def drawing(house: list[Floor], found: list[Import]) -> str:
 
 
 def main() -> int:
-    """Draw; returns 1, with a line each, if imports lead up."""
+    """Draw; if imports lead up, print them and return 1."""
     house, found = floors(PAGE.read_text(encoding="utf-8")), list(imports(PACKAGE))
     wrong = upward(house, found)
     print(*wrong, sep="\n", end="\n" if wrong else "")

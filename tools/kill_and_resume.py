@@ -1,9 +1,9 @@
-"""Kills a training with SIGKILL at random moments, lets it go on, and compares what it ends in with a run left alone.
+"""Kills a training with SIGKILL at random moments, resumes it, and compares the result with an undisturbed run.
 
     python tools/kill_and_resume.py recipes/demo.yaml --kills 100 data.root=photos/ teacher.steps=60 student.steps=60
 
-Every stage's weights and log have to be the same, bit for bit. A run that comes to its end before its kill is compared
-and begins anew. It ends with a line of counts, and with exit code 1 if anything differed.
+Every stage's weights and log must be the same, bit for bit. A run that ends before its kill is compared, and a new one
+begins. The output ends with a line of counts; the exit code is 1 if anything differed.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("recipe", type=Path)
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the moments")
     options = parser.parse_intermixed_args(arguments)  # options and overrides in any order
     chance = random.Random(options.seed)
     with tempfile.TemporaryDirectory() as folder:
@@ -38,12 +38,12 @@ def main(arguments: list[str]) -> int:
         if wait(started(recipe, whole)):
             return 1
         length = time.monotonic() - began
-        print(f"left alone: {length:.1f} s", flush=True)
+        print(f"undisturbed: {length:.1f} s", flush=True)
         kills: Counter[str] = Counter()
         ends = faults = 0
         while kills.total() < options.kills or not ends:
             alive = started(recipe, killed)
-            # Soon, so that a run is killed several times; the last one is left alone, so that a comparison follows.
+            # Soon, so that a run is killed several times; the last run is left alone, so that it is compared.
             moment = chance.uniform(0, length / 3) if kills.total() < options.kills else None
             if moment is not None and killed_at(alive, moment):
                 kills[at_work(killed)] += 1
@@ -55,12 +55,12 @@ def main(arguments: list[str]) -> int:
             print(f"after {kills.total()} kills: {', '.join(found) or 'the same'}", flush=True)
             shutil.rmtree(killed)
     places = ", ".join(f"{stage} {count}" for stage, count in sorted(kills.items()))
-    print(f"{kills.total()} kills ({places}), {ends} runs to their end, {faults} of them different")
+    print(f"{kills.total()} kills ({places}), {ends} finished runs, {faults} of them different")
     return int(faults > 0)
 
 
 def started(recipe: Recipe, folder: Path) -> int:
-    """A process that trains the recipe in a folder: its id. It is a copy of this one, which saves the imports."""
+    """Start a process that trains the recipe in a folder, a fork of this one, which saves the imports; gives its id."""
     sys.stdout.flush()
     process = os.fork()
     if process:
@@ -74,7 +74,7 @@ def started(recipe: Recipe, folder: Path) -> int:
 
 
 def killed_at(process: int, moment: float) -> bool:
-    """Kill a process so many seconds from now, unless it ends before."""
+    """Kill a process after this many seconds; False if it ended before."""
     until = time.monotonic() + moment
     while time.monotonic() < until:
         if os.waitid(os.P_PID, process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
@@ -91,14 +91,14 @@ def wait(process: int) -> int:
 
 
 def at_work(folder: Path) -> str:
-    """The stage that was not done."""
+    """The stage that was in progress."""
     stages = sorted((folder / "stages").glob("*"), key=lambda path: path.stat().st_mtime)
     open_stages = [path.name.rpartition("-")[0] for path in stages if not (path / "result.json").exists()]
     return open_stages[-1] if open_stages else "between stages"
 
 
 def differences(whole: Path, other: Path) -> list[str]:
-    """Files of the stages that are not the same."""
+    """Files of the stages that differ."""
     names = sorted(
         path.relative_to(whole)
         for pattern in ("stages/*/detector.safetensors", "stages/*/log.jsonl", "stages/*/result.json")

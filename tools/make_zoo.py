@@ -1,10 +1,10 @@
 """Make the students of the zoo from their recipes: trained, put on integers, proved, measured and described.
 
-What is trained already is not trained again, so an interrupted call goes on where it was.
+Finished trainings are not repeated, so an interrupted call continues where it was.
 
     python tools/make_zoo.py --data FOLDER pcb cells
 
-FOLDER holds the datasets as the recipes name them. Everything that a card says is measured here: mAP@0.5 of the shipped
+FOLDER holds the datasets under the names in the recipes. Everything on a card is measured here: mAP@0.5 of the shipped
 int8 file on val, with its bootstrap interval; the parity of its float twin; its time beside the other students'.
 """
 
@@ -37,7 +37,7 @@ from qmimic.zoo import CARDS, DEPLOYED, FOLDER, TRAINED, Card
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "zoo"
 MOST = 150_000  # bytes of a shipped file
-ABOUT = {  # what no file says: what it finds, and whose pictures it was trained on
+ABOUT = {  # what files do not say: what it finds, and whose pictures it was trained on
     "pcb": ("defects of circuit boards", "DeepPCB", "MIT", "github.com/tangsanli5201/DeepPCB"),
     "cells": ("blood cells under a microscope", "BCCD", "MIT", "github.com/Shenggan/BCCD_Dataset"),
     "raccoon": ("raccoons in photographs", "Raccoon", "MIT", "github.com/datitran/raccoon_dataset"),
@@ -46,14 +46,14 @@ ABOUT = {  # what no file says: what it finds, and whose pictures it was trained
 
 
 def recipe_of(name: str, data: Path, runs: Path) -> Recipe:
-    """The recipe of a student, its data and its run in our folders."""
+    """A student's recipe, with its data and its run in the given folders."""
     recipe = load_recipe(RECIPES / f"{name}.yaml", [f"run.dir={runs / name}", "run.threads=1", "run.report=false"])
     root = recipe.data.root
     return recipe.changed({"data.root": root if root.startswith("synthetic:") else str(data / root)})
 
 
 def made(name: str, recipe: Recipe) -> Card:
-    """Train, ship and describe a student; its milliseconds are still to be measured."""
+    """Train, ship and describe a student; its milliseconds are measured later."""
     run = train(recipe)
     detector, notes = load_detector(run.student)
     data = recipe.data.root
@@ -62,7 +62,7 @@ def made(name: str, recipe: Recipe) -> Card:
     proof = {one.precision: one.proof for one in files}
     (shipped,) = (one for one in files if one.precision == "int8")
     if shipped.bytes > MOST:
-        raise SystemExit(f"{name} is {shipped.bytes:,} bytes, above {MOST:,}: make it narrower.")
+        raise SystemExit(f"{name} has {shipped.bytes:,} bytes, above {MOST:,}; make it narrower.")
     shutil.copyfile(shipped.path, FOLDER / f"{name}{DEPLOYED}")
     save_detector(detector, FOLDER / f"{name}{TRAINED}", notes)
     dataset = open_dataset(recipe.data)
@@ -102,7 +102,7 @@ def made(name: str, recipe: Recipe) -> Card:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="of students; none: all")
+    parser.add_argument("names", nargs="*", help="students; none: all")
     parser.add_argument("--data", type=Path, required=True, help="folder of the datasets")
     parser.add_argument("--runs", type=Path, default=Path("runs/zoo"), help="folder for the runs")
     options = parser.parse_args()

@@ -1,9 +1,9 @@
-"""The pictures of docs/method.md and README.md, made by the code that they explain.
+"""The pictures in docs/method.md and README.md, made by the code that they explain.
 
     python tools/pictures.py runs/demo        # a finished run of recipes/demo.yaml
 
 `quantizer.png` and `loss.png` need no run; `maps.png` and `hero.png` show a run's own networks. Colours are those of
-Okabe and Ito and of cividis, which colour-blind people tell apart.
+Okabe and Ito and of cividis, which colour-blind people can distinguish.
 """
 
 import argparse
@@ -41,8 +41,8 @@ STYLE = {
     "savefig.dpi": 150,
     "lines.linewidth": 1.6,
 }
-PICTURE = 39  # of val: four digits, none at the edge
-CHANNELS = 4  # of the teacher's map that are shown
+PICTURE = 39  # index in val: four digits, none at the edge
+CHANNELS = 4  # channels of the teacher's map that are shown
 MIN_SCORE = 0.5
 
 
@@ -52,9 +52,9 @@ class Seen:
 
     Attributes:
         image: uint8 [H, W, 3].
-        teacher, teacher_quantized: map [C, h, w] of the fine-tuned teacher, and Q of it.
-        student, student_quantized: r of the student's map, the same shape, and Q of it.
-        regions: on which they are matched.
+        teacher, teacher_quantized: the fine-tuned teacher's map [C, h, w], and Q of it.
+        student, student_quantized: r of the student's map, of the same shape, and Q of it.
+        regions: on which the maps are matched.
         found: the student's detections.
         classes: names.
     """
@@ -90,7 +90,7 @@ def look(run: Path) -> Seen:
     mimic.load_state_dict({name.removeprefix(prefix): value for name, value in weights.items()})
     loader = Loader(load_dataset(recipe.data.root), recipe.data.val, recipe.data.size, PICTURE + 1)
     batch = next(iter(loader.once()))
-    row = slice(len(batch.images) - 1, None)  # that picture, or the last one of a smaller set
+    row = slice(len(batch.images) - 1, None)  # that picture, or the last of a smaller set
     images = batch.images[row]
     own, other = teacher.eval().raw_features(images).map, mimic.adapt(student.eval().raw_features(images).map)
     targets = type(batch.targets)(batch.targets.boxes[row], batch.targets.labels[row])
@@ -116,7 +116,7 @@ def quantizer() -> Figure:
     f = torch.linspace(-1.2, 8.45, 4001)
     for axis, kind, name in zip(axes, ("uniform", "power_of_two"), ("uniform", "power of two"), strict=True):
         own = Quantizer(QuantizerConfig(kind=kind, stride=1, relative=False), torch.ones(1))
-        values = own(f[None, None, None]).flatten()  # a map [B, C, H, W] is what it takes
+        values = own(f[None, None, None]).flatten()  # it takes a map [B, C, H, W]
         axis.plot(f, f.clamp(min=0), color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), label="f, after ReLU")
         for level in values.unique():
             part = values == level
@@ -166,10 +166,10 @@ def loss() -> Figure:
 
 
 def maps(seen: Seen) -> Figure:
-    """The liveliest channels of the teacher's map before and after Q, beside the student's."""
+    """The most active channels of the teacher's map before and after Q, beside the student's."""
     names = ("teacher", "Q(teacher)", "Q(r(student))", "r(student)")
     shown = (seen.teacher, seen.teacher_quantized, seen.student_quantized, seen.student)
-    inner = seen.teacher[:, 1:-1, 1:-1]  # the border answers to the padding
+    inner = seen.teacher[:, 1:-1, 1:-1]  # the border responds to the padding
     best = inner.flatten(1).std(1).topk(CHANNELS).indices.tolist()
     figure, axes = plt.subplots(CHANNELS, 5, figsize=(7.2, 1.45 * CHANNELS))
     for row, channel in enumerate(best):
@@ -186,7 +186,7 @@ def maps(seen: Seen) -> Figure:
 
 
 def hero(seen: Seen) -> Figure:
-    """The method in five panels: photo, the two maps that are to match, and what the student finds."""
+    """The method in five panels: a photo, the two maps to be matched, and what the student finds."""
     channel = int(seen.teacher_quantized[:, 1:-1, 1:-1].flatten(1).std(1).argmax())
     figure, axes = plt.subplots(1, 5, figsize=(9.6, 2.12), facecolor="white")
     top = float(seen.teacher_quantized[channel].max())
@@ -232,9 +232,11 @@ def _boxes(axis: Axes, boxes: Tensor, colour: str, width: float) -> None:
 
 
 def main() -> int:
-    """Make them; returns 0, or 2 after bad input."""
+    """Make the pictures; returns 0, or 2 after bad input."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("run", type=Path, nargs="?", help="a finished run; without it, the two that need none")
+    options.add_argument(
+        "run", type=Path, nargs="?", help="a finished run; without it, only the two pictures that need none"
+    )
     options.add_argument("--out", type=Path, default=OUT, help="folder")
     given = options.parse_args()
     plt.rcParams.update(STYLE)

@@ -1,6 +1,6 @@
-"""The reference pages that cannot grow stale: commands from their parsers, recipe keys from the recipe's own types.
+"""Reference pages that cannot become stale: commands from their parsers, recipe keys from the recipe's own types.
 
-`docs/conf.py` puts them into the pages that hold a line `% made: commands` or `% made: recipe`.
+`docs/conf.py` inserts them into the pages that have a line `% made: commands` or `% made: recipe`.
 """
 
 import argparse
@@ -18,7 +18,7 @@ def commands() -> str:
 
 
 def recipe() -> str:
-    """Every key of a recipe as Markdown tables, one a section."""
+    """Every key of a recipe as Markdown tables, one per section."""
     sections: dict[str, list[str]] = {"": []}
     heads = {"": "The run"}
     for one in settings():
@@ -41,7 +41,7 @@ def recipe() -> str:
 def _leaves(
     own: argparse.ArgumentParser, path: tuple[str, ...]
 ) -> Iterator[tuple[tuple[str, ...], argparse.ArgumentParser]]:
-    """A parser and the commands below it that do something, with the words that lead there."""
+    """A parser and its subcommands that do something, each with the words that lead to it."""
     inner = [action for action in own._actions if isinstance(action, argparse._SubParsersAction)]
     if not inner:
         yield path, own
@@ -70,7 +70,7 @@ def _command(path: tuple[str, ...], own: argparse.ArgumentParser) -> Iterator[st
 
 
 def _help_of(path: tuple[str, ...]) -> str:
-    """What the parser above says of a command in its list."""
+    """A command's description in its parent parser's list."""
     own = parser()
     said = ""
     for name in path[1:]:

@@ -7,7 +7,7 @@
     scores = qmimic.evaluate(detector, dataset, "val")
     found = qmimic.predict(detector, "photo.jpg")
 
-Names are imported when they are first used, so that a part of the package never pays for another.
+Names are imported when they are first used, so that using one part does not load the others.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""The Python face: each line of work in a call or two, on the same functions as the command line."""
+"""The Python interface: each task in a call or two, on the same functions as the command line."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -51,7 +51,7 @@ def build_detector(
         size: height and width that images are fitted into, pixels, multiples of 16.
         anchors: widths and heights in pixels; fit them to your boxes with `qmimic.detectors.anchors.fit_anchors`.
             A one-stage detector has levels for boxes of these sizes, unless `config.levels` names others.
-        config: everything else around the backbone; the output stride is 16 unless it says 8.
+        config: all other settings; the output stride is 16 unless it says 8.
         seed: of the weights.
 
     Raises:
@@ -70,14 +70,14 @@ load_recipe = recipe_to_train
 
 
 def train(recipe: Recipe, watcher: Watcher | None = None) -> RunResult:
-    """Run a recipe: teacher, quantized teacher, baselines, student. What is done already is not done again.
+    """Run a recipe: teacher, quantized teacher, baselines, student. Finished stages are not repeated.
 
     Args:
         recipe: from `load_recipe`, or `Recipe(...)`.
-        watcher: told of progress; none: silence.
+        watcher: notified of progress; None: silent.
 
     Raises:
-        InputError: bad data, a weak teacher, a loss that is not finite, a folder that cannot be written.
+        InputError: bad data, a weak teacher, a loss that is not finite, or a folder that cannot be written.
     """
     watcher = watcher or Silent()
     result = run_recipe(recipe, watcher)
@@ -85,7 +85,7 @@ def train(recipe: Recipe, watcher: Watcher | None = None) -> RunResult:
 
 
 def write_report_of(result: RunResult, recipe: Recipe, watcher: Watcher) -> Path | None:
-    """The page of a run that just ended; None where the recipe wants none, or it could not be written (said)."""
+    """Write the report of a run that has just ended; None if the recipe wants none or it failed (which is said)."""
     if not recipe.run.report or not PartialState().is_main_process:
         return None
     from qmimic.report.page import report_of  # here: matplotlib is slow to import
@@ -94,7 +94,7 @@ def write_report_of(result: RunResult, recipe: Recipe, watcher: Watcher) -> Path
 
 
 def open_detector(path: Path | str) -> Detector | ShippedDetector:
-    """A detector of a file, trained or deployed. Raises: as `load_detector` or `qmimic.runtime.Detector`."""
+    """Open a detector file, trained or deployed. Raises: as `load_detector` or `qmimic.runtime.Detector`."""
     path = Path(path)
     return ShippedDetector(path) if is_deployed(path) else load_detector(path)[0]
 
@@ -106,7 +106,7 @@ def classes_of(detector: Detector | ShippedDetector) -> tuple[str, ...]:
 
 def evaluate(detector: Detector | ShippedDetector | Path | str, dataset: Dataset, split: str = "val") -> Scores:
     """Scores of a detector (or of its file) on a split. Raises: as `detect`."""
-    samples_of(dataset, split)  # a wrong split is named first
+    samples_of(dataset, split)  # report a wrong split first
     opened = open_detector(detector) if isinstance(detector, Path | str) else detector
     return score(with_classes(dataset, classes_of(opened)), split, detect(opened, dataset, split))
 
@@ -122,15 +122,15 @@ def detect(
 
     Args:
         detector: trained or deployed, or its file.
-        dataset: of the detector's classes, or of some of them by name; labels of detections are the detector's.
+        dataset: with the detector's classes, or some of them; detections are labelled by the detector's indices.
         split: name of the split, or several joined by +.
-        sizes: heights and widths at which the images are looked at, one after another; none: the detector's own.
-        flip: run on their mirror images as well.
+        sizes: heights and widths at which the images are seen, one after another; none: the detector's own.
+        flip: run on the mirrored images too.
 
     Raises:
-        InputError: the split is missing, the dataset's classes are not the detector's, or a size cannot be.
+        InputError: the split is missing, the dataset's classes are not the detector's, or a size is not possible.
     """
-    samples_of(dataset, split)  # before the networks are made
+    samples_of(dataset, split)  # before any network is built
     opened = open_detector(detector) if isinstance(detector, Path | str) else detector
     dataset = with_classes(dataset, classes_of(opened))
     if isinstance(opened, ShippedDetector):

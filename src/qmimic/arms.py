@@ -1,6 +1,6 @@
 """The stages of a run and the arms beside its student: their names and their order, and what an arm changes.
 
-Whoever needs one of these names takes it from here: recipes, runs, their list, reports, the page.
+Everything that needs one of these names takes it from here: recipes, runs, their list, reports, the web page.
 """
 
 from collections.abc import Mapping
@@ -14,12 +14,12 @@ TEACHER_STAGES = (TEACHER, QUANTIZED_TEACHER)
 
 @dataclass(frozen=True)
 class Arm:
-    """A student of the recipe's schedule and cost that is trained beside the recipe's own.
+    """A student with the recipe's schedule and cost, trained beside the recipe's own.
 
     Attributes:
-        about: what it is, in a few words.
-        settings: of the recipe, dotted, that it changes.
-        convolutions: kind of those that its backbone is made of, at the cost of the recipe's; empty: the recipe's own.
+        about: a short description.
+        settings: by dotted recipe key, what it changes.
+        convolutions: the kind in its backbone, at the cost of the recipe's backbone; empty: the recipe's own.
     """
 
     about: str
@@ -28,7 +28,7 @@ class Arm:
 
     @property
     def pruned(self) -> bool:
-        """Whether it is cut out of the teacher."""
+        """Whether it is a pruned teacher."""
         return self.settings["pruning.method"] != "none"
 
     @property
@@ -43,11 +43,11 @@ ARMS = Table(
     {
         "scratch": Arm("the same network without a teacher", _ALONE),
         "quantized": Arm(
-            "without a teacher, its heads see its map quantized", {**_ALONE, "student.quantize_map": True}
+            "without a teacher, its heads see its quantized map", {**_ALONE, "student.quantize_map": True}
         ),
         "mimic": Arm(
-            "taught, nothing is quantized",
-            # Without Q there is no cell: the distance is the paper's.
+            "taught, without quantization",
+            # Without Q there are no cells, so the distance is the paper's.
             {**_ALONE, "mimic.mode": "mimic", "mimic.distance": "squared"},
         ),
         "separable": Arm("depthwise separable convolutions of equal cost", _ALONE, convolutions="separable"),
@@ -59,12 +59,12 @@ ARMS = Table(
 
 
 def pruned_stage(method: str) -> str:
-    """The stage of a teacher that was pruned and not trained on since."""
+    """The stage of a teacher that was pruned and not trained since."""
     return f"pruned_{method}"
 
 
 def is_teacher(stage: str) -> bool:
-    """Whether a stage is a teacher, a pruned one included, and so no student."""
+    """Whether a stage is a teacher (perhaps pruned) and not a student."""
     return stage in TEACHER_STAGES or any(stage == pruned_stage(name) for name in ARMS)
 
 

@@ -1,7 +1,7 @@
 """Box arithmetic on batches of tensors: overlap, the R-CNN encoding, suppression.
 
 Boxes are float32 xyxy, 0-based, absolute pixels, unless said otherwise; a box from x1 to x2 is x2 - x1 wide.
-Every function is of fixed shape and has no loop over images or boxes.
+Every function has fixed shapes and no loop over images or boxes.
 """
 
 import math
@@ -13,13 +13,13 @@ MAX_LOG_SCALE = math.log(1000.0 / 16)  # bounds exp() of an untrained regression
 
 
 def area(boxes: Tensor) -> Tensor:
-    """Areas of boxes [..., 4] in square pixels, [...]."""
+    """Areas [...] of boxes [..., 4], in square pixels."""
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
 def intersections(a: Tensor, b: Tensor) -> Tensor:
     """Overlap areas of boxes a [..., N, 4] with boxes b [..., M, 4], [..., N, M]."""
-    # Coordinates one after another in memory: the inner loop over b is then a vector operation.
+    # Each coordinate is contiguous in memory, so the inner loop over b is a vector operation.
     left_a, top_a, right_a, bottom_a = a.movedim(-1, 0).contiguous()[..., None]
     left_b, top_b, right_b, bottom_b = b.movedim(-1, 0).contiguous()[..., None, :]
     width = torch.minimum(right_a, right_b).sub_(torch.maximum(left_a, left_b)).clamp_(min=0)
@@ -37,7 +37,7 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 def giou(a: Tensor, b: Tensor) -> Tensor:
     """Generalized IoU (Rezatofighi et al., CVPR 2019) of boxes a [..., 4] and b [..., 4] one by one, [...], -1 to 1.
 
-    IoU less the share of the smallest box around both that neither covers, so that boxes apart have a gradient too.
+    IoU minus the share of the smallest box around both that neither covers, so that disjoint boxes have a gradient.
     """
     inner = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0).prod(-1)
     outer = (torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])).prod(-1).clamp(min=1e-9)
@@ -69,7 +69,7 @@ def clip(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def suppress(boxes: Tensor, valid: Tensor, threshold: float, most: int | None = None) -> Tensor:
-    """Greedy non-maximum suppression of a batch at once.
+    """Greedy non-maximum suppression of a whole batch at once.
 
     A box stays if no *staying* box before it overlaps it by more than `threshold`. That recursion has one fixed
     point, the greedy answer; iterating it from "all stay" reaches it in as many products as the longest chain
@@ -78,18 +78,18 @@ def suppress(boxes: Tensor, valid: Tensor, threshold: float, most: int | None = 
     Args:
         boxes: [B, K, 4] in falling order of score.
         valid: bool [B, K]; invalid boxes neither stay nor suppress.
-        threshold: largest IoU that two staying boxes may have.
-        most: how many are wanted, None for all; whether boxes beyond the first so many stay is left open.
+        threshold: largest IoU of two boxes that both stay.
+        most: how many are needed, None for all; the result is undefined for boxes after the first `most` that stay.
 
     Returns:
         bool [B, K], True where a box stays.
     """
     if torch.compiler.is_exporting():
-        # How often to iterate depends on the boxes, which no exported graph can follow: there it is one operation.
+        # How often to iterate depends on the boxes, which no exported graph can express: there it is one operation.
         whole: Tensor = torch.ops.qmimic.suppress(boxes, valid, threshold, most or boxes.shape[1])
         return whole
     areas = area(boxes)
-    # iou > t  <=>  overlap (1 + t) / t - area > area: no division, and all of it in one buffer.
+    # iou > t  <=>  overlap (1 + t) / t - area > area: no division, and only one buffer.
     suppressors = intersections(boxes, boxes).mul_((1 + threshold) / threshold)
     suppressors.sub_(areas[:, :, None]).gt_(areas[:, None, :]).triu_(1)
     stays = valid.to(boxes.dtype)
@@ -113,6 +113,6 @@ def _(boxes: Tensor, valid: Tensor, threshold: float, most: int) -> Tensor:
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:
-    """Rows `index` [B, K] of `values` [B, N, ...], [B, K, ...]."""
+    """Rows `index` [B, K] of `values` [B, N, ...]: [B, K, ...]."""
     shape = index.shape + values.shape[2:]
     return values.gather(1, index.reshape(index.shape + (1,) * (values.dim() - 2)).expand(shape))

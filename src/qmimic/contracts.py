@@ -1,22 +1,22 @@
-"""What detectors, backbones and everything that works on them agree on: plain data, and what a structure declares.
+"""The contracts between detectors, backbones and everything that works on them: plain data, and what a part declares.
 
 The contract of a detector is the base class `qmimic.detectors.detector.Detector`; this file holds what crosses its
-border, so that every floor can speak of features, regions, channels and grids without knowing a network.
+border, so that every floor can use features, regions, channels and grids without knowing a network.
 
 Who asks whom:
 
     training, distill   features, losses, propose           each step of training
-    scores, ship        detect, score_boxes, export_parts   detections, and what a file of them computes
-    compress            channel_groups, run_heads           which channels can go, and what the layers see of an image
-                        fused_pairs, quantization_points    one layer for two, and where an int8 file rounds
+    scores, ship        detect, score_boxes, export_parts   detections, and what a deployed file computes
+    compress            channel_groups, run_heads           which channels can go, and what the layers read
+                        fused_pairs, quantization_points    what folds into one layer, and where an int8 file rounds
     detectors/files     spec, the state's tensors           a detector in a file
 
-What a detector of another kind has to provide, for example one without anchors on levels of strides 8, 16 and 32: a
-description (a `DetectorSpec` with its own settings, and no anchors), and a `Detector` with `losses`, `detect_on` and
-`score_boxes`, made of a `Backbone` and further `Part`s that declare their structure. The base class does the rest:
-pixels to levels, the quantizer, regions for distillers (its detections, where it has no proposals), and the joined
-declarations. It is one file and one line in `ARCHITECTURES` (tables.py). A whole one, small enough to
-read in a minute, is `tests/detectors/anchor_free.py`.
+A detector of another kind (for example without anchors, on levels of strides 8, 16 and 32) has to provide a description
+(a `DetectorSpec` with its own settings) and a `Detector` with `losses`, `detect_on` and `score_boxes`, made of a
+`Backbone` and further `Part`s that declare their structure. The base class does the rest: pixels to levels, the
+quantizer, regions for distillers (its detections, if it has no proposals), and the joined declarations. It is one file
+and one line in `ARCHITECTURES` (tables.py). A complete one, small enough to read in a minute, is
+`tests/detectors/anchor_free.py`.
 """
 
 from abc import abstractmethod
@@ -32,11 +32,11 @@ from qmimic.errors import InputError
 
 @dataclass(frozen=True)
 class Level:
-    """One map of a backbone.
+    """One feature map of a backbone.
 
     Attributes:
         map: float [B, C, H/stride, W/stride].
-        stride: pixels of the network's input from one entry of the map to the next.
+        stride: distance between neighbouring entries of the map, in pixels of the network's input.
     """
 
     map: Tensor
@@ -44,15 +44,15 @@ class Level:
 
     @property
     def channels(self) -> int:
-        """C."""
+        """C of the map."""
         return self.map.shape[1]
 
 
 @dataclass(frozen=True)
 class Features:
-    """What a backbone sees in a batch of images: one map or several, in growing order of stride.
+    """A backbone's output for a batch of images: one map or several, in increasing order of stride.
 
-    Backbones make it; quantizers, distillers and detectors take it. Two-stage detectors have exactly one level.
+    Backbones make them; quantizers, distillers and detectors take them. Two-stage detectors have exactly one level.
     """
 
     levels: tuple[Level, ...]
@@ -69,7 +69,7 @@ class Features:
 
     @property
     def map(self) -> Tensor:
-        """The map [B, C, H/stride, W/stride] of the only level, for what works on one map.
+        """The map [B, C, H/stride, W/stride] of the only level, for code that works on one map.
 
         Raises:
             InputError: there are several levels.
@@ -80,7 +80,7 @@ class Features:
         return self.levels[0].map
 
     def apply(self, change: Callable[[Tensor], Tensor]) -> "Features":
-        """The same levels with `change` applied to each map; it must keep height and width."""
+        """The same levels with `change` applied to each map; `change` must keep height and width."""
         return Features(tuple(replace(level, map=change(level.map)) for level in self.levels))
 
     def to(self, device: torch.device) -> "Features":
@@ -90,7 +90,7 @@ class Features:
 
 @dataclass(frozen=True)
 class Proposals:
-    """Regions of a batch in which objects may be, the most likely first.
+    """Regions of a batch that may contain objects, the most likely first.
 
     Attributes:
         boxes: float32 [B, P, 4], xyxy in pixels of the network's input; no gradient.
@@ -120,12 +120,12 @@ class BatchDetections:
 
 @dataclass(frozen=True)
 class TrainingOutput:
-    """What a training step of a detector gives.
+    """A detector's output in a training step.
 
     Attributes:
         losses: terms by name, scalars; their sum is minimised.
         proposals: the regions of this step, for distillers that compare regions; None if the detector has none.
-        dense: what a one-stage detector says at every place; see `Detector.place_outputs`.
+        dense: a one-stage detector's outputs at every place, see `Detector.place_outputs`; None for others.
     """
 
     losses: dict[str, Tensor]
@@ -137,14 +137,14 @@ class TrainingOutput:
 class ChannelGroup:
     """Channels that can be pruned only together, as a part declares them.
 
-    A convolution produces them (and its batch norm) and the next one consumes them; through shortcuts several
+    A convolution and its batch norm produce them, and the next convolution consumes them; through shortcuts, several
     convolutions produce the same channels.
 
     Attributes:
         producers: names of the modules whose outputs they are: convolutions, linear layers and their batch norms.
         consumers: names of the convolutions and linear layers whose inputs they are.
-        levels: the levels whose maps have these channels. A head names consumers for a level and no producers, and
-            the detector joins them to the backbone's group; a head that several levels share ties their channels.
+        levels: the levels whose maps have these channels. A head names consumers for a level but no producers;
+            the detector joins them to the backbone's group. A head that several levels share ties their channels.
     """
 
     producers: tuple[str, ...]
@@ -175,7 +175,7 @@ class ChannelGroup:
 
 @dataclass(frozen=True)
 class FusedPair:
-    """A convolution and the batch norm that takes its output and nothing else's; one layer once it is trained.
+    """A convolution and the batch norm that alone takes its output; after training, they fold into one layer.
 
     Attributes:
         conv, norm: names of the two modules.
@@ -193,15 +193,15 @@ class FusedPair:
 class QuantizationPoint:
     """Where a map is rounded to a grid in an int8 file.
 
-    Every convolution and linear layer must read a map that a point rounds. What is added up stays float in training and
-    where an engine adds floats; engines that add integers need a point of each summand.
+    Every convolution and linear layer must read a map that a point rounds. Summands stay float in training, and in
+    engines that add floats; engines that add integers need a point for each summand.
 
     Attributes:
-        module: its name; of a fused pair's batch norm, the grid takes the place that folding leaves empty.
-        before: round what goes into the module instead of what comes out of it.
-        signed: the map has values below 0 (pixels have; what a ReLU follows is cut at 0 anyway).
-        level: the level whose map this is; its grid is the quantizer's, if the detector has one.
-        summand: the map is added to another before a point rounds the sum; see above.
+        module: its name; if it is a fused pair's batch norm, the grid replaces it after folding.
+        before: round the module's input instead of its output.
+        signed: whether the map has values below 0 (as pixels have; in front of a ReLU they would be cut anyway).
+        level: index of the level whose map this is; its grid is the quantizer's, if the detector has one.
+        summand: whether the map is added to another before a point rounds the sum; see above.
     """
 
     module: str
@@ -216,13 +216,13 @@ class QuantizationPoint:
 
 
 class Part(nn.Module):
-    """A part of a detector (backbone, RPN, head) that declares what others need to know of its structure.
+    """A part of a detector (backbone, RPN, head) that declares what others need to know about its structure.
 
-    Nobody guesses from the names or the number of a part's children. What is not declared raises.
+    Nothing is guessed from the names or the number of a part's children; what is not declared raises.
     """
 
     def channel_groups(self) -> tuple[ChannelGroup, ...]:
-        """Channels that come and go together, in the order of the data's flow, for pruning.
+        """Channels that can only be pruned together, in the order of the data's flow.
 
         Raises:
             InputError: the part declares none.
@@ -230,11 +230,11 @@ class Part(nn.Module):
         raise InputError(f"{type(self).__name__} cannot be pruned: give it a method channel_groups().")
 
     def fused_pairs(self) -> tuple[FusedPair, ...]:
-        """Its convolutions with a batch norm behind them."""
+        """Its convolutions that are followed by a batch norm."""
         return ()
 
     def single_norms(self) -> tuple[str, ...]:
-        """Batch norms that no convolution can take in; a batch norm that is neither here nor in a pair is refused."""
+        """Batch norms that cannot fold into a convolution; one that is neither here nor in a pair is refused."""
         return ()
 
     def quantization_points(self) -> tuple[QuantizationPoint, ...]:
@@ -250,12 +250,12 @@ class Backbone(Part):
     """Images to levels. `BACKBONES` in `tables.py` lists them by name.
 
     Attributes:
-        channels: of each level's map; pruning writes them anew.
-        strides: of each level, in growing order.
-        width_divisor: n of `family/n`; heads without a width of their own are narrowed by it.
+        channels: of each level's map; pruning updates them.
+        strides: of each level, in increasing order.
+        width_divisor: n of `family/n`; divides the width of heads that do not set their own.
         pixel_layers: names of the convolutions that read the image.
-        mean, std: of the RGB values 0..255 that it was made for; the detector subtracts and divides by them.
-        published_name: of a network whose weights others publish under names of their own; None: torchvision's.
+        mean, std: of the RGB values 0..255 that it was made for; the detector subtracts the mean and divides by std.
+        published_name: of a network whose published weights have their own names; None: torchvision's names.
         frozen_norms: names of batch norms that keep their statistics in training, see `freeze`.
     """
 
@@ -274,7 +274,7 @@ class Backbone(Part):
         raise NotImplementedError
 
     def keep_levels(self, strides: tuple[int, ...]) -> None:
-        """Give the maps of these strides from now on, in growing order; a backbone is built with its last one alone.
+        """Give the maps of these strides from now on, in increasing order; a fresh backbone gives only its last one.
 
         Raises:
             InputError: it has no maps of these strides.
@@ -287,15 +287,15 @@ class Backbone(Part):
             )
 
     def stages(self) -> tuple[tuple[str, ...], ...]:
-        """Names of its modules and weights from the image on, in stages that can be frozen; new weights are in none."""
+        """Names of its modules and weights by stage, from the image on, for freezing; new weights are in no stage."""
         return ()
 
     def freeze(self, stages: int, norms: bool) -> None:
-        """Keep the weights of the first stages, and statistics and weights of batch norms, as they are from now on.
+        """Freeze the weights of the first stages, and statistics and weights of batch norms.
 
         Args:
-            stages: how many; their batch norms are kept too.
-            norms: whether the batch norms of all stages are kept.
+            stages: how many; their batch norms are frozen too.
+            norms: whether the batch norms of all stages are frozen.
 
         Raises:
             InputError: there are fewer stages.
@@ -303,8 +303,8 @@ class Backbone(Part):
         own = self.stages()
         if stages > len(own) or (norms and not own):
             raise InputError(
-                f"{stages or 'The batch norms of the'} stages are to be frozen, but the backbone has {len(own)}; "
-                "lower teacher.frozen_stages or set teacher.frozen_norm=false."
+                f"The backbone has {len(own)} stages to freeze, not {stages or 'any'}; lower teacher.frozen_stages or "
+                "set teacher.frozen_norm=false."
             )
 
         def within(name: str, some: tuple[tuple[str, ...], ...]) -> bool:
@@ -335,7 +335,7 @@ class Backbone(Part):
 
 @dataclass(frozen=True)
 class ExportParts:
-    """A detector of two stages, cut where a caller suppresses regions between them.
+    """A two-stage detector in two parts, between which a caller suppresses regions.
 
     Attributes:
         candidates: from features to regions before suppression, [B, K, 4] in falling order of objectness.

@@ -1,4 +1,4 @@
-"""What a detector says of one image; every scorer, drawer and writer speaks this."""
+"""Detections in one image, in the form that all scores, drawings and writers use."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Detections:
     __hash__ = None  # type: ignore[assignment]  # arrays can change
 
     def as_plain(self, classes: Sequence[str]) -> list[dict[str, Any]]:
-        """Plain values, such as JSON has: boxes x1, y1, x2, y2 to a hundredth of a pixel, class names, scores."""
+        """Plain values for JSON: boxes x1, y1, x2, y2 to a hundredth of a pixel, class names, scores."""
         rows = zip(self.boxes.tolist(), self.labels.tolist(), self.scores.tolist(), strict=True)
         return [
             {"box": [round(side, 2) for side in box], "class": classes[label], "score": round(score, 4)}
@@ -42,5 +42,5 @@ class Detections:
         ]
 
     def keep(self, mask: NDArray[np.bool_] | NDArray[np.int64]) -> "Detections":
-        """Those where a mask, bool [D], is true, in the same order; or those at these places, int64 [K]."""
+        """Those where a mask, bool [D], is true, in the same order; or those at these indices, int64 [K]."""
         return Detections(self.boxes[mask], self.scores[mask], self.labels[mask])

@@ -20,10 +20,10 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def draw(image: Image.Image, found: Detections, classes: Sequence[str], min_score: float) -> Image.Image:
-    """A copy of an RGB picture with the detections of at least `min_score`, best on top.
+    """A copy of an RGB picture with the detections of at least `min_score`, the best on top.
 
-    The frame lies inside the box: its outermost pixels are the first and the last that the box covers. A label lies
-    inside the picture. A class whose name no font at hand has is drawn as its number, and a `Notice` says so.
+    The frame lies inside the box: its outermost pixels are the first and the last that the box covers. Labels stay
+    inside the picture. If no available font can show a class's name, its number is drawn and a `Notice` says so.
     """
     drawn = image.copy()
     canvas = ImageDraw.Draw(drawn)
@@ -33,7 +33,7 @@ def draw(image: Image.Image, found: Detections, classes: Sequence[str], min_scor
             continue
         colour = COLOURS[int(label) % len(COLOURS)]
         x1, y1, x2, y2 = (float(side) for side in box)
-        # Pillow paints the far corner too, where our boxes end before it.
+        # Pillow paints the far corner too, but our boxes end before it.
         canvas.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colour, width=unit)
         _label(
             canvas, image.size, (x1, y1), (classes[int(label)], int(label)), f"{score:.2f}", max(9, 9 * unit), colour
@@ -50,7 +50,7 @@ def _label(
     height: int,
     colour: str,
 ) -> None:
-    """Write a class and a score above a corner, moved and shrunk into the picture; nothing where nothing fits."""
+    """Write a class and a score above a corner, moved and shrunk to fit the picture; nothing if it does not fit."""
     name, number = named
     shown = name if _font_of(name, height) else _as_number(name, number)
     for text, tall in (
@@ -72,17 +72,17 @@ def _label(
 @cache
 def _as_number(name: str, number: int) -> str:
     warnings.warn(
-        f"No font at hand has the letters of the class {name}; it is drawn as #{number}.", Notice, stacklevel=2
+        f"No available font has the letters of the class {name}; it is drawn as #{number}.", Notice, stacklevel=2
     )
     return f"#{number}"
 
 
 @cache
 def _font_of(text: str, height: int) -> Font | None:
-    """A font that has all letters of a text; None if none has. Pillow brings one, and matplotlib, if it is there."""
+    """A font that has all letters of a text, or None. Pillow has one, and so has matplotlib, if it is installed."""
     right_to_left = any(unicodedata.bidirectional(letter) in ("R", "AL") for letter in text)
     if right_to_left and not features.check("raqm"):
-        return None  # without it letters stand apart, and in the wrong order
+        return None  # without it, letters are not joined and are in the wrong order
     for font in _fonts(height):
         missing = bytes(font.getmask(NO_LETTER))
         if all(letter.isspace() or bytes(font.getmask(letter)) != missing for letter in text):

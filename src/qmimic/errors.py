@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read, and what a user is told without one."""
+"""The one exception meant for users to read, and notices that are not exceptions."""
 
 import sys
 import warnings
@@ -7,15 +7,15 @@ from contextlib import contextmanager
 
 
 def printable(text: str) -> str:
-    """A text for a terminal: signs that do something there, such as escape sequences and marks that turn the direction
-    of writing, are shown by their codes; line breaks stay. Names of a stranger's files and classes may hold any."""
+    """A text for a terminal: characters that act there (escape sequences, direction marks and the like) become their
+    codes; line breaks stay. A stranger's file and class names may hold any of them."""
     if text.isprintable():
         return text
     return "".join(s if s.isprintable() or s == "\n" else s.encode("unicode_escape").decode() for s in text)
 
 
 def single_line(text: str) -> str:
-    """The same in one line."""
+    """The same on one line."""
     return printable(" ".join(text.splitlines()))
 
 
@@ -27,12 +27,12 @@ class InputError(Exception):
 
 
 class Notice(UserWarning):
-    """One sentence for the user: what was done is not quite what was asked for."""
+    """One sentence for the user: what was done is not exactly what was asked for."""
 
 
 @contextmanager
 def notices_said() -> Iterator[None]:
-    """Print each different notice once, as a line on stderr; other warnings as ever."""
+    """Print each distinct notice once, as a line on stderr; other warnings as usual."""
     with warnings.catch_warnings():
         usual, said = warnings.showwarning, set[str]()
 

@@ -1,4 +1,4 @@
-"""What qmimic was installed with: its extras, from the installation's metadata, and the command that brings one in."""
+"""The installed extras of qmimic, from the installation's metadata, and the command that installs one."""
 
 import re
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ SOURCES = {
     "starlette": "fastapi",
     "yaml": "pyyaml",
 }
-HIDDEN = ("dev",)  # extras of those who work on qmimic
+HIDDEN = ("dev",)  # for people who work on qmimic
 _REQUIREMENT = re.compile(r"^([A-Za-z0-9._-]+)(?:\[([^]]*)\])?.*?(?:;.*extra\s*==\s*['\"]([^'\"]+)['\"])?\s*$")
 
 
@@ -20,9 +20,9 @@ class Extra:
     """An extra of the installation.
 
     Attributes:
-        name: in `pip install 'qmimic[NAME]'`; empty of what is always there.
-        packages: name to its installed version, None where it is missing; packages of other extras left out.
-        needs: other extras that it brings.
+        name: in `pip install 'qmimic[NAME]'`; empty for what is always installed.
+        packages: name to installed version, None if missing; without packages of other extras.
+        needs: other extras that it includes.
     """
 
     name: str
@@ -31,12 +31,12 @@ class Extra:
 
 
 def install(extra: str) -> str:
-    """The command that brings an extra."""
+    """The command that installs an extra."""
     return f"pip install 'qmimic[{extra}]'"
 
 
 def extras() -> list[Extra]:
-    """All extras, that of every installation first."""
+    """All extras, first what every installation has."""
     packages: dict[str, dict[str, str | None]] = {"": {}}
     needs: dict[str, list[str]] = {"": []}
     for text in requires("qmimic") or []:
@@ -53,14 +53,14 @@ def extras() -> list[Extra]:
 
 
 def extra_of(module: str) -> str:
-    """The extra that brings a module; `train` where none is known to."""
+    """The extra that includes a module; `train` if none is known."""
     package = SOURCES.get(module, module).lower()
     names = [extra.name for extra in extras() if extra.name and package in map(str.lower, extra.packages)]
     return "train" if "train" in names or not names else names[0]
 
 
 def version_of(package: str) -> str | None:
-    """The installed version of a package; None if it is not there."""
+    """The installed version of a package; None if it is missing."""
     try:
         return version(package)
     except PackageNotFoundError:

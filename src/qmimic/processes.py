@@ -1,4 +1,4 @@
-"""Several processes that train one network: each has rows of a batch, together they do what one process would do."""
+"""Several processes training one network: each has some rows of a batch; together they do what one process would."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")  # of gloo; NCCL has a type
+LOST = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+)  # gloo's messages; NCCL has an exception type
 _apart = False
 
 
@@ -19,13 +23,13 @@ def count() -> int:
 
 
 def is_loss_of_process(error: BaseException) -> bool:
-    """Whether an exception says that another process of the run has gone."""
+    """Whether an exception says that another process of the run has ended."""
     return isinstance(error, dist.DistError) or (count() > 1 and any(sign in str(error) for sign in LOST))
 
 
 @contextmanager
 def apart() -> Iterator[None]:
-    """What one process does while the others wait: as long as the body runs it is the only one."""
+    """While the body runs, this process counts as the only one: for what it does while the others wait."""
     global _apart
     before, _apart = _apart, True
     try:
@@ -37,8 +41,8 @@ def apart() -> Iterator[None]:
 def mean_over(values: Tensor) -> Tensor:
     """The mean of a tensor over the processes; no gradient.
 
-    A loss that is a sum over a process's rows, divided by the mean of what they count, has as mean over the processes
-    (which is what DistributedDataParallel takes of gradients) the loss of the whole batch.
+    If a process's loss is the sum over its rows divided by the mean count over the processes, then the mean over the
+    processes, which DistributedDataParallel takes of gradients, is the loss of the whole batch.
     """
     processes = count()
     if processes == 1:
@@ -49,7 +53,7 @@ def mean_over(values: Tensor) -> Tensor:
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over processes; its gradient is the sum over processes of the gradients."""
+    """The sum over processes; its gradient is the sum of the gradients over processes."""
 
     @staticmethod
     def forward(values: Tensor) -> Tensor:
@@ -76,11 +80,11 @@ def sum_over(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Share:
-    """A generator that draws for a whole batch, of which a process takes its rows.
+    """A generator that draws for a whole batch, from which each process takes its rows.
 
     Attributes:
         generator: the same in all processes.
-        rows: which of the batch's rows are this process's.
+        rows: this process's rows of the batch.
         total: rows of the whole batch.
     """
 
@@ -93,7 +97,7 @@ Source = torch.Generator | Share
 
 
 def rand(source: Source, batch: int, *shape: int) -> Tensor:
-    """Numbers from 0 to 1, float32 [batch, *shape] on the source's device; a row's do not depend on the processes."""
+    """Numbers from 0 to 1, float32 [batch, *shape] on the source's device; no row depends on the processes."""
     if isinstance(source, torch.Generator):
         return torch.rand(batch, *shape, generator=source, device=source.device)
     whole = torch.rand(source.total, *shape, generator=source.generator, device=source.generator.device)

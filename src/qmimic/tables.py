@@ -1,7 +1,7 @@
-"""Tables: the names that a recipe may say, and what each stands for. Here every name is looked up, and nowhere else.
+"""Tables: the names that a recipe may use, and what each stands for. Names are looked up only here.
 
-What a name stands for may need torch, while recipes are also read by commands that start in a moment, or where torch is
-not installed. So an entry may be written as "module:attribute"; it is imported when somebody asks for it.
+What a name stands for may need torch, but recipes are also read by commands that start instantly, or where torch is not
+installed. So an entry may be written as "module:attribute", which is imported when it is looked up.
 """
 
 import re
@@ -15,16 +15,16 @@ from typing import Any, Generic, TypeVar
 from qmimic.errors import InputError
 
 T = TypeVar("T")
-MAX_SHOWN = 100  # characters of a name that a stranger wrote
+MAX_SHOWN = 100  # characters shown of a name that a stranger wrote
 
 
 def near(name: str, names: Iterable[str]) -> str | None:
-    """The name that is most like this one; None if none is much like it."""
+    """The most similar name; None if none is similar."""
     return next(iter(get_close_matches(name, list(names), n=1, cutoff=0.5)), None)
 
 
 def unknown(what: str, name: str, names: Iterable[str]) -> str:
-    """What is said of a name that a table does not have. `what` it names: "backbone", "mimic.mode"."""
+    """The message for a name that a table does not have; `what` is the kind of name: "backbone", "mimic.mode"."""
     listed = list(names)
     meant = near(name, listed)
     hint = f"did you mean {meant}? " if meant else ""
@@ -36,8 +36,8 @@ def look_up(table: Mapping[str, T], name: str, what: str) -> T:
 
     Args:
         table: by name.
-        name: as a person wrote it.
-        what: it names, for the message: "backbone", "mimic.distance".
+        name: as the user wrote it.
+        what: the kind of name, for the message: "backbone", "mimic.distance".
 
     Raises:
         InputError: the table does not have the name; the message gives the nearest one and all others.
@@ -48,23 +48,23 @@ def look_up(table: Mapping[str, T], name: str, what: str) -> T:
 
 
 def _imported(place: str) -> Any:
-    """What stands at "module:attribute"."""
+    """The object at "module:attribute"."""
     module, _, attribute = place.partition(":")
     return getattr(import_module(module), attribute)
 
 
 class UnknownNameError(InputError, KeyError):
-    """A table was asked for a name that it does not have."""
+    """A table does not have the name that was looked up."""
 
     __str__ = Exception.__str__  # a KeyError would show the sentence in quotes
 
 
 class Table(MutableMapping[str, T], Generic[T]):
-    """Names and what they stand for, in order. A name that it does not have raises `UnknownNameError`.
+    """Names and what they stand for, in order. Looking up an unknown name raises `UnknownNameError`.
 
     Args:
-        key: of the recipe that says one of these names, for the sentence that refuses another.
-        entries: name to value, or to "module:attribute", from where the value is imported when it is asked for.
+        key: the recipe key that takes these names, for the message that refuses others.
+        entries: name to value, or to "module:attribute", from which the value is imported when it is looked up.
     """
 
     def __init__(self, key: str, entries: Mapping[str, T | str]) -> None:
@@ -100,9 +100,9 @@ class Mode:
     """What is quantized while a student imitates its teacher.
 
     Attributes:
-        title: in tables and reports.
-        teacher: the quantized teacher's map, quantized, is the target, not the full-precision teacher's.
-        student: the student's map is quantized as well.
+        title: its name in tables and reports.
+        teacher: whether the target is the quantized teacher's quantized map; else the full-precision teacher's map.
+        student: whether the student's map is quantized too.
     """
 
     title: str
@@ -145,7 +145,7 @@ BACKBONES: Table[Any] = Table(
         "yunet": "qmimic.detectors.plain:yunet",
     },
 )
-TIMM = "timm:"  # a backbone that begins so is looked up in timm's own table, where timm is installed
+TIMM = "timm:"  # a backbone with this prefix is looked up in timm's own table, if timm is installed
 _TIMM_CHECK = "qmimic.detectors.timm_backbone:check_name"
 
 
@@ -186,7 +186,8 @@ _POOLINGS: dict[str, Any] = {
 ROI_POOLINGS: Table[Any] = Table("detector.roi_pooling", _POOLINGS)
 # How a distiller pools regions: as heads do, or not at all.
 REGION_POOLINGS: Table[Any] = Table("mimic.pooling", {**_POOLINGS, "crop": None})
-# Who teaches: a detector that the run trains, or a class that is made of `recipe.teacher` and the input's size.
+# Kinds of teacher: None is the detector that the run trains; the others are classes, called with `recipe.teacher` and
+# the input's size (see distill/teacher.py).
 TEACHERS: Table[Any] = Table(
     "teacher.kind",
     {
@@ -216,9 +217,9 @@ class Distance:
     """How far a student's regions are from the teacher's.
 
     Attributes:
-        place: "module:function" of a function as `squared_distance` (distill/mimic.py), or the function.
-        to_cells: it measures the way to the teacher's cell: the teacher's map has to be quantized, into cells of one
-            size, and the student's stays as it is.
+        place: "module:function" of a function like `squared_distance` (distill/mimic.py), or the function itself.
+        to_cells: whether it measures the distance to the teacher's cell; then the teacher's map must be quantized, with
+            cells of one size, and the student's is not.
     """
 
     place: Any
@@ -226,7 +227,7 @@ class Distance:
 
     @property
     def function(self) -> Any:
-        """Imported where it is only named."""
+        """The function, imported if only its name is given."""
         return _imported(self.place) if isinstance(self.place, str) else self.place
 
 

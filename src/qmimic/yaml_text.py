@@ -1,4 +1,4 @@
-"""YAML from strangers: plain values, nothing that grows without bound, nothing that is lost unseen."""
+"""YAML from strangers: plain values, bounded in size, with nothing silently lost."""
 
 import datetime
 from collections.abc import Hashable
@@ -16,10 +16,10 @@ MAX_NUMBER = 64  # characters
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without aliases, which can grow without bound, and without keys given twice, of which one would be lost."""
+    """YAML without aliases, which can grow without bound, and without duplicate keys, of which one would be lost."""
 
     def fetch_alias(self) -> None:
-        raise ScannerError(None, None, "aliases (*name) are refused, write the values out", self.get_mark())
+        raise ScannerError(None, None, "aliases (*name) are refused; write the values out", self.get_mark())
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
@@ -30,12 +30,12 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
     def construct_scalar(self, node: Any) -> Any:
-        """A scalar's text. Programs that write JSON spell a sign beyond 16 bits as two halves."""
+        """A scalar's text with surrogate pairs joined: programs that write JSON use them beyond 16 bits."""
         text = super().construct_scalar(node)
         return text.encode("utf-16", "surrogatepass").decode("utf-16") if isinstance(text, str) else text
 
     def number(self, node: yaml.Node) -> Any:
-        """An integer or a float. YAML also has hexadecimal ones and ones of base 60, which grow with their text."""
+        """An integer or a float of limited length: YAML's hexadecimal and base-60 numbers grow with their text."""
         if len(str(node.value)) > MAX_NUMBER:
             raise ConstructorError(None, None, f"a number has more than {MAX_NUMBER} characters", node.start_mark)
         kind = node.tag.rpartition(":")[2]
@@ -47,7 +47,7 @@ for _tag in ("int", "float"):
 
 
 class _Texts(_Loader):
-    """The same, where every plain value is text: a class may be called 007, 1.10, yes or null."""
+    """The same, but every plain value is text: a class may be called 007, 1.10, yes or null."""
 
 
 _Texts.yaml_implicit_resolvers = {}
@@ -58,11 +58,11 @@ def parse_yaml(text: str, source: str, texts: bool = False) -> Any:
 
     Args:
         text: YAML.
-        source: how an error calls it.
-        texts: leave every number, date and truth value as the text that it is.
+        source: its name in errors.
+        texts: keep numbers, dates and truth values as text.
 
     Raises:
-        InputError: it is not YAML, has an alias, gives a key twice, or holds more than plain values of bounded size.
+        InputError: it is not YAML, has an alias or a duplicate key, or holds anything but plain values of bounded size.
     """
     try:
         value = yaml.load(text, _Texts if texts else _Loader)  # SafeLoaders
@@ -71,17 +71,17 @@ def parse_yaml(text: str, source: str, texts: bool = False) -> Any:
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise InputError(f"{source} is not valid YAML ({line}{error.problem}); correct it.") from error
-    # PyYAML lets Python's own errors through for a tag whose value does not fit it, such as `!!int x` or `!!set [a]`.
+    # PyYAML lets Python's own errors through for a tag whose value does not fit, such as `!!int x` or `!!set [a]`.
     except Exception as error:
         raise InputError(f"{source} is not valid YAML; correct it.") from error
     return value
 
 
 def _check_plain(value: Any) -> None:
-    """Check that there is nothing in a value, itself of bounded depth, that a recipe or a label file never means.
+    """Check that a value, itself of bounded depth, holds only what a recipe or a label file can mean.
 
     Raises:
-        ValueError: a tag made a set or bytes of it, or an integer has more than 64 bits.
+        ValueError: a tag made it a set or bytes, or an integer has more than 64 bits.
     """
     if isinstance(value, dict):
         for key, own in value.items():

@@ -131,11 +131,11 @@ def test_pictures_that_cannot_be_drawn(trained: Path, tmp_path: Path, refused: R
     out = tmp_path / "out"
     assert "There is no image" in refused("predict", student, tmp_path / "none.jpg", "--out", out)
     assert "recipe.yaml is not a" in refused("predict", student, trained / "recipe.yaml", "--out", out)
-    assert "holds no picture" in refused("predict", student, tmp_path, "--out", out)
+    assert "There are no pictures in" in refused("predict", student, tmp_path, "--out", out)
     other = tmp_path / "val0.jpg"
     Image.open(picture).save(other)
     assert "named val0" in refused("predict", student, picture, other, "--out", out)
-    assert "7.0 is not a least score" in refused("predict", student, picture, "--out", out, "--min-score", 7)
+    assert "7.0 is not a valid lowest score" in refused("predict", student, picture, "--out", out, "--min-score", 7)
     assert not out.exists()
     assert "Cannot write" in refused("predict", student, picture, "--out", trained / "recipe.yaml")
     assert (trained / "recipe.yaml").read_text() == RECIPE

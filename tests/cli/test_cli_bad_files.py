@@ -95,7 +95,7 @@ def test_detectors_of_another_kind(trained: Path, tmp_path: Path, refused: Refus
     assert "newer qmimic" in refused("eval", written(format=99), "--data", cats)
     assert "cannot be" in refused("eval", written(spec={"backbone": "none"}), "--data", cats)
     save_file(tensors, tmp_path / "plain.safetensors")
-    assert "not a detector of qmimic" in refused("eval", tmp_path / "plain.safetensors", "--data", cats)
+    assert "not a qmimic detector" in refused("eval", tmp_path / "plain.safetensors", "--data", cats)
     assert "cannot start from these weights" in refused(
         "train", trained / "recipe.yaml", f"data.root={cats}", f"run.dir={tmp_path}/r", f"teacher.weights={student}"
     )
@@ -144,7 +144,7 @@ def test_scores_that_are_none(trained: Path, tmp_path: Path, refused: Refused, s
     said = refused(
         "predict", trained / "run" / "student.safetensors", picture, "--out", tmp_path, f"--min-score={score}"
     )
-    assert f"{float(score)} is not a least score; give a number from 0 to 1" in said
+    assert f"{float(score)} is not a valid lowest score; give a number from 0 to 1" in said
     assert list(tmp_path.iterdir()) == []
 
 

@@ -67,8 +67,8 @@ def test_after_a_kill_and_after_ctrl_c_the_same_command_goes_on(
         process.send_signal(number)
         shown, said = process.communicate(timeout=60)
         assert process.returncode == 128 + number
-        assert "going on from step" in shown
-        assert said == f"qmimic: {words}; the last checkpoint is kept, the same command goes on from it.\n"
+        assert "continuing from step" in shown
+        assert said == f"qmimic: {words}; the last checkpoint is kept, and the same command continues from it.\n"
     for path in run.rglob("*.safetensors"):  # half a file, which the kill may have left, is gone
         load_file(path)
 
@@ -77,7 +77,7 @@ def test_after_a_kill_and_after_ctrl_c_the_same_command_goes_on(
 
     monkeypatch.setattr("qmimic.data.loader.Loader.steps", interrupt)
     assert main(arguments) == 130
-    assert "going on from step" in capsys.readouterr().out
+    assert "continuing from step" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("moment", ["qmimic.cli.entry.parser", "qmimic.data.formats.load_dataset"])
@@ -161,14 +161,14 @@ def test_a_process_that_dies_ends_the_run_in_a_sentence_and_torchrun_goes_on(
     _, said = alive.communicate(timeout=60)
     dying.communicate(timeout=60)
     assert alive.returncode == 2
-    assert said.splitlines()[-1].startswith("qmimic: another process of this run has gone, see what it said; the last")
+    assert said.splitlines()[-1].startswith("qmimic: another process of this run has ended (see its output); the last")
 
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     process = begun([*launcher, "-m", "qmimic", "train", *settings], run)
     os.kill(children(process.pid)[1], signal.SIGKILL)
     shown, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
-    assert "going on from step" in shown
+    assert "continuing from step" in shown
     assert "To ship" in shown
 
 

@@ -146,7 +146,7 @@ def test_models_of_others_are_called_so(folder: Path, tmp_path: Path, refused: R
     path = tmp_path / "resnet50.onnx"
     classifier(path)
     said = refused("eval", path, "--data", folder / "pets")
-    assert "is not a detector of qmimic, but another model, which takes pixels float32 [1, 3, ?, 8]; name" in said
+    assert "is not a qmimic detector but another model, which takes pixels float32 [1, 3, ?, 8]; name" in said
 
 
 def test_labels_and_parts_are_not_models(folder: Path, tmp_path: Path, refused: Refused) -> None:

@@ -125,10 +125,10 @@ def test_a_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_no_runs(tmp_path: Path, refused: Refused, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["runs", str(tmp_path)]) == 0
-    assert "holds no run" in capsys.readouterr().out
+    assert "There are no runs in" in capsys.readouterr().out
     assert "There is no folder" in refused("runs", tmp_path / "none")
     assert "one argument too many" in refused("runs", tmp_path, tmp_path)
-    assert "is for `qmimic runs clean`" in refused("runs", tmp_path, "--yes")
+    assert "is only for `qmimic runs clean`" in refused("runs", tmp_path, "--yes")
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -96,7 +96,7 @@ def test_thresholds_and_counts_are_applied_to_the_file(trained: Path, tmp_path: 
     ("key", "why"),
     [
         ("data.root", "as its first argument"),
-        ("run.dir", "by --out"),
+        ("run.dir", "from --out"),
         ("name", "itself"),
         *((key, "searches for this itself") for key in ("data.size", "student.backbone", "detector.architecture")),
     ],

@@ -53,7 +53,7 @@ def test_a_command_says_which_extra_it_needs() -> None:
     for arguments in (("train", "demo"), ("train", "--help"), ("runs",), ("completion", "bash")):
         done = light(*arguments)
         assert done.returncode == 2
-        needed = r"qmimic: \w+ is not installed, which this command needs: pip install 'qmimic\[train\]'\.\n"
+        needed = r"qmimic: \w+ is needed by this command but is not installed: pip install 'qmimic\[train\]'\.\n"
         assert re.fullmatch(needed, done.stderr)
     assert extras.extra_of("onnxruntime") == "runtime"
     assert extras.extra_of("cv2") == "video"
@@ -323,7 +323,7 @@ CPUINFO = "processor\t: 0\nmodel name\t: Toy 1\nflags\t\t: fpu {flags}\n"
         ("avx2 avx512f avx512_vnni", ("AVX2", "AVX-512", "AVX-512 VNNI"), "are fast here", "in fp32"),
         ("avx512f avx512_bf16 amx_int8", ("AVX-512", "AVX-512 bf16", "AMX int8"), "(AMX int8)", "in bf16"),
         ("asimd asimddp", ("NEON", "NEON dot product"), "are fast here", "in fp32"),
-        ("", (), "not known", ""),
+        ("", (), "are unknown", ""),
     ],
 )
 def test_what_follows_from_the_processor(

@@ -185,7 +185,7 @@ def test_a_validation_split_inside_the_training_split_is_found(root: Path, capsy
 def test_the_first_defects_are_drawn(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sheet = tmp_path / "drawn" / "defects.png"
     assert main(["data", "check", str(root), "--pictures", str(sheet)]) == 0
-    assert "No defect can be drawn." in capsys.readouterr().out
+    assert "None of the defects can be drawn." in capsys.readouterr().out
     assert not sheet.exists()
     voc_xml(root, "b", voc_object("cat", 50, 50, 50, 60), voc_object("dog", 1, 1, 400, 9))
     assert main(["data", "check", str(root), "--pictures", str(sheet)]) == 1

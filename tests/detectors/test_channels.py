@@ -89,10 +89,10 @@ def test_a_pruned_detector_goes_through_its_file_and_costs_what_its_width_costs(
 
 
 def test_pruning_what_cannot_be_pruned_is_refused() -> None:
-    with pytest.raises(InputError, match="resnet18_separable/16 has convolutions in groups"):
+    with pytest.raises(InputError, match="resnet18_separable/16 has grouped convolutions"):
         channel_groups(build(tiny_spec(backbone="resnet18_separable/16")))
     detector = build(tiny_spec())
-    with pytest.raises(InputError, match=r"no channels 'head\.scores'"):
+    with pytest.raises(InputError, match=r"no channel group 'head\.scores'"):
         keep_channels(detector, {"head.scores": torch.arange(2)})
     with pytest.raises(InputError, match=r"cannot keep 5 of the 4 channels backbone\.conv1"):
         build(tiny_spec(channels={"backbone.conv1": 5}))

@@ -95,12 +95,12 @@ def test_defects_recipe_and_commands_are_told(page: Page, run: Path) -> None:
     assert f"qmimic train {run}/recipe.yaml" in page.text["again"]
     assert "drop_bad_boxes: true" in page.text["again"]
     assert "Nothing has been exported" in page.text["files"]
-    axes = ["optimizer step", "recall, %", "precision, %", "million multiply-accumulates an image (logarithmic)"]
+    axes = ["optimizer step", "recall, %", "precision, %", "million multiply-accumulates per image (logarithmic)"]
     axes += [
         "mAP@0.5, %",
         "percentage points",
         "pixels (logarithmic)",
-        "milliseconds a picture, one thread (logarithmic)",
+        "milliseconds per picture, one thread (logarithmic)",
     ]
     whole = " ".join(page.text.values())
     assert [label for label in axes if label not in whole] == []
@@ -139,7 +139,7 @@ def test_an_older_run_without_logs_checkpoints_and_environment_has_sentences(
     shutil.rmtree(own / "stages")
     (own / "environment.json").unlink()
     text = read_page(write_report(own)).text
-    assert "The logs of the training are gone" in text["learning"]
+    assert "The training logs are gone" in text["learning"]
     assert "the adaptor is in the checkpoints" in text["maps"]
     assert "environment.json" in text["again"]
 

@@ -97,7 +97,7 @@ def test_baselines_that_cannot_be_are_refused_before_any_training(make_recipe: M
 
     recipe = with_baselines(make_recipe, tmp_path / "run", "taylor")
     teacher = recipe.teacher.model_copy(update={"backbone": "resnet18_grouped/4"})
-    refused("resnet18_grouped/4 has convolutions in groups", recipe.model_copy(update={"teacher": teacher}))
+    refused("resnet18_grouped/4 has grouped convolutions", recipe.model_copy(update={"teacher": teacher}))
     wide = recipe.student.model_copy(update={"backbone": "resnet18/2"})
     refused("costs no more than resnet18/2", recipe.model_copy(update={"student": wide}))
     other = recipe.student.model_copy(update={"backbone": "resnet34/16"})

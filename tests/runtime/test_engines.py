@@ -123,7 +123,7 @@ def test_a_pickled_detector_is_not_loaded_from_another_file(shipped: Path, tmp_p
     text = pickle.dumps(Detector(tmp_path / shipped.name))
     other = any_detector(kind, seed=1)
     write_described(Exported(other), kind, describe(other, {"seed": 1}), tmp_path / shipped.name)
-    with pytest.raises(InputError, match="is not the file that it was"):
+    with pytest.raises(InputError, match="has changed since its detector was copied"):
         pickle.loads(text)
 
 

@@ -35,7 +35,7 @@ for path in sorted(Path(sys.argv[1]).glob(sys.argv[2])):
     except InputError as error:
         assert path.name in str(error), error
         refused += 1
-        broken += "breaks down" in str(error)
+        broken += "crashes" in str(error)
 print(refused, ran, broken)
 """
 

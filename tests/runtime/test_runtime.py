@@ -75,7 +75,9 @@ def test_it_finds_what_the_trained_model_finds(
 def test_a_nearly_black_file_is_said(models: Path, tmp_path: Path) -> None:
     twelve_bits = np.random.default_rng(0).integers(0, 4096, (50, 60)).astype(np.uint16)
     Image.fromarray(twelve_bits).save(tmp_path / "a.png")
-    with pytest.warns(Notice, match=r"a\.png is nearly of one colour: its pixels span 1\d of 255 levels; if it holds"):
+    with pytest.warns(
+        Notice, match=r"a\.png has almost a single colour: its pixels span 1\d of 255 levels; if it stores"
+    ):
         Detector(models / "any.onnx")(tmp_path / "a.png")
     Image.fromarray(16 * twelve_bits).save(tmp_path / "b.png")
     with warnings.catch_warnings():
@@ -129,7 +131,7 @@ def test_an_edited_description_is_refused(models: Path, tmp_path: Path) -> None:
         Detector(changed(KEY, text.replace("cat", "cow")))
     with pytest.raises(InputError, match="was edited"):
         Detector(changed(SUM, "0"))
-    with pytest.raises(InputError, match="is not a detector of qmimic"):
+    with pytest.raises(InputError, match="is not a qmimic detector"):
         Detector(changed(KEY, None))
 
 
@@ -174,9 +176,9 @@ def test_the_command_s_bad_input(
         ("none.onnx", photo): "There is no file none.onnx",
         (model, str(tmp_path / "none.png")): "There is no image",
         (model, str(tmp_path / "broken.jpg")): "is not a picture in a known format",
-        (model, str(tmp_path / "empty")): "holds no picture",
-        (model,): "Name pictures or --video",
-        (model, photo, "--video", "0"): "Name pictures or --video",
+        (model, str(tmp_path / "empty")): "There are no pictures in",
+        (model,): "Name either pictures or --video",
+        (model, photo, "--video", "0"): "Name either pictures or --video",
         (model, photo, "--min-score", "2"): "is not a score",
         (model, photo, "--threads", "0"): "need 1 or more",
         (model, photo, photo, "--out", str(tmp_path)): "Several pictures are named 0",
@@ -227,7 +229,7 @@ def test_training_without_its_packages_ends_in_a_sentence(tmp_path: Path) -> Non
     command = [sys.executable, "-c", run, "data", "check", str(coco(tmp_path / "cats"))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "is not installed, which this command needs: pip install 'qmimic[train]'" in done.stderr
+    assert "is needed by this command but is not installed: pip install 'qmimic[train]'" in done.stderr
     assert done.stderr.count("\n") == 1
     assert qmimic_main(["data", "check", str(tmp_path / "cats")]) in (0, 1)
 
@@ -247,10 +249,10 @@ def test_what_is_not_several_pictures_is_refused(given: Any, models: Path) -> No
 
 @pytest.mark.parametrize("number", ["2", 1.5, None, 0, -1])
 def test_numbers_that_cannot_be_are_refused(number: Any, models: Path) -> None:
-    with pytest.raises(InputError, match="threads cannot run a file; give 1 or more"):
+    with pytest.raises(InputError, match="is not a number of threads; give 1 or more"):
         Detector(models / "any.onnx", threads=number)
     if number is not None:
-        with pytest.raises(InputError, match="cannot be: "):
+        with pytest.raises(InputError, match="is not possible: "):
             list(Detector(models / "any.onnx").many([np.zeros((9, 9, 3), np.uint8)], batch=number))
     assert Detector(models / "any.onnx", threads=np.int64(1))
 

@@ -72,7 +72,7 @@ def test_a_video_with_a_broken_middle_is_read_past_it(
     damaged(path, 11, 20)
     numbers, said = seen(path)
     assert len(numbers) == 31
-    assert said == [f"The video {path} says that it has 40 frames, but 9 could not be read; copy it again."]
+    assert said == [f"The video {path} claims to have 40 frames, but 9 could not be read; copy it again."]
     assert main([str(model), "--video", str(path), "--json"]) == 1
     output = capsys.readouterr()
     assert [json.loads(line)["picture"] for line in output.out.splitlines()] == [f"{number:06}" for number in numbers]
@@ -105,7 +105,7 @@ def test_a_video_without_a_frame_is_refused(tmp_path: Path) -> None:
         ("rtsp://u:p@secret@127.0.0.1:9/a", "The stream rtsp://127.0.0.1:9 gives no picture"),
         ("rtsp://u:12/secret@127.0.0.1:9/a", "The stream rtsp://... gives no picture"),
         ("rtsp://u:secret/3@127.0.0.1:9/a", "The address of the stream cannot be read"),
-        ("ftp://u:secret@127.0.0.1/film.avi", "Streams of ftp:// are not read"),
+        ("ftp://u:secret@127.0.0.1/film.avi", "ftp:// streams are not supported"),
         ("/dev/video99", "There is no camera /dev/video99"),
         ("-1", "There is no video '-1'"),
         ("", "There is no video ''"),
@@ -193,7 +193,7 @@ def test_a_folder_is_read_past_its_bad_files(
     assert len(said.out.splitlines()) == 3
     assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["a.png", "c.png", "e.png"]
     complaints = said.err.splitlines()
-    assert f"2 in {mixed} were skipped, which are not known as pictures: f.heic, more/." in complaints[0]
+    assert f"2 entries of {mixed} are not pictures that qmimic reads and were skipped: f.heic, more/." in complaints[0]
     assert "b.png is not a picture" in complaints[1]
     assert "d.jpg" in complaints[2]
     assert complaints[3] == "qmimic: 2 of 5 pictures could not be read."

@@ -89,7 +89,7 @@ def test_no_detections_score_zero(tmp_path: Path, capsys: pytest.CaptureFixture[
     ("options", "says"),
     [
         (("--split", "test"), "has no split 'test'; its splits: val"),
-        ((), "entry 0 is of the image 9"),
+        ((), "entry 0 is for the image 9"),
     ],
 )
 def test_bad_input_is_one_sentence_and_code_2(

@@ -96,7 +96,7 @@ def test_the_command_ends_in_one_object(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["score", "--widerface", str(folders[0]), "--detections", str(folders[1]), "--json"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert json.loads(lines[-1]) == {level: pytest.approx(naive_ap(events, found, level)) for level in LEVELS}
-    assert f"the lowest score is {min(r[:, 4].min() for r in found.values() if len(r)):g}" in lines[1]
+    assert f"lowest score {min(r[:, 4].min() for r in found.values() if len(r)):g}" in lines[1]
 
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ def test_unsorted_and_repeated_lines_are_said_so(tmp_path: Path) -> None:
     assert "not in falling order" in said[0]
     twice = {image_id: np.repeat(rows, 2, 0) for image_id, rows in found.items()}
     read, said = read_detections(write_text(tmp_path / "b", twice), truth)
-    assert f"{expected.detections} lines are repetitions" in said[0]
+    assert f"{expected.detections} lines repeat" in said[0]
     assert widerface_ap(truth, read).hard == pytest.approx(naive_ap(events, twice, "hard"))
 
 
@@ -159,7 +159,7 @@ def test_bad_detections_are_refused(tmp_path: Path) -> None:
         assert part in refusal(folder, events, truth)
     (folder / f"{name}.txt").write_text(good)
     (folder / "0--Parade" / "who.txt").write_text("who\n0\n")
-    assert "is of no image" in refusal(folder, events, truth)
+    assert "belongs to no image" in refusal(folder, events, truth)
     (folder / "0--Parade" / "who.txt").unlink()
     (folder / f"{name}.txt").unlink()
     assert f"lacks {name}.txt" in refusal(folder, events, truth)

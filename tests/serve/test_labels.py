@@ -86,7 +86,7 @@ def test_requests_that_cannot_become_labels(client: TestClient) -> None:
     for name in ("../a.jpg", "/etc/a.jpg", "..\\a.jpg", "c:a.jpg", "a/b.jpg"):
         assert "folder in it; give the file's name alone" in says(named(name))
     for name in ("", "a", ".jpg", "...jpg", "a.exe", "a\n.jpg", "a .jpg", "a\x00.jpg", "x" * 190 + ".j"):
-        assert "is no picture's name" in says(named(name)), name
+        assert "is not a picture's name" in says(named(name)), name
     assert "'zebra', which is not among" in says(boxed(**{"class": "zebra"}))
     assert "box" in says(boxed(box=[1, 2, 3]))
     assert "score" in says(boxed(score=2))

@@ -105,7 +105,7 @@ def settled(page: Chrome, name: str) -> list[str]:
 
     def answered() -> list[str] | None:
         said = outcomes(page)
-        return said if page.find_element(By.ID, "name").text == name and "Looking…" not in said else None
+        return said if page.find_element(By.ID, "name").text == name and "Analysing…" not in said else None
 
     found: list[str] = until(answered)
     return found
@@ -310,7 +310,7 @@ def test_a_file_that_is_too_large_is_not_sent(page: Chrome, tmp_path: Path, phot
     (tmp_path / "large.jpg").write_bytes(bytes(33 << 20))
     page.find_element(By.ID, "files").send_keys(f"{tmp_path / 'large.jpg'}\n{photos / 'pale.png'}")
     settled(page, "pale.png")
-    assert "large.jpg has 33 MiB; at most 32 are taken" in page.find_element(By.ID, "message").text
+    assert "large.jpg has 33 MiB; the limit is 32 MiB" in page.find_element(By.ID, "message").text
     assert asked(page) == 3
 
 
@@ -320,7 +320,7 @@ def test_a_file_that_is_no_picture_is_explained(page: Chrome, tmp_path: Path) ->
     said = settled(page, "<img src=x onerror=alert(1)>.jpg")
     assert all("not a picture in a known format" in one for one in said)
     page.find_element(By.ID, "fetch").click()
-    until(lambda: "No picture could be looked at" in page.find_element(By.ID, "message").text)
+    until(lambda: "None of the pictures could be analysed" in page.find_element(By.ID, "message").text)
 
 
 @pytest.mark.parametrize("width", [360, 1280])

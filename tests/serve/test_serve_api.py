@@ -114,7 +114,7 @@ def test_bad_pictures_get_a_sentence_and_the_fitting_status(client: TestClient, 
         b"\0\0\0\x1cftypisom": "a video",
         b'{"image": "aGVsbG8="}': "JSON",
         b"data:image/png;base64,AAAA": "a data address",
-        b"url=https://example.com/a.jpg": "nothing is fetched",
+        b"url=https://example.com/a.jpg": "does not fetch anything",
     }
     for content, what in foreign.items():
         said = refused(detect(client, content), 415)
@@ -154,8 +154,8 @@ def test_requests_that_cannot_be_used(client: TestClient, photos: Path) -> None:
     assert "Name a model" in refused(client.post("/api/detect", content=content), 422)
     for score in ("7", "-1", "nan", "much"):
         assert "min_score" in refused(detect(client, content, min_score=score), 422)
-    assert "GET is no method" in refused(client.get("/api/detect"), 405)
-    assert "DELETE is no method" in refused(client.delete("/"), 405)
+    assert "GET is not allowed" in refused(client.get("/api/detect"), 405)
+    assert "DELETE is not allowed" in refused(client.delete("/"), 405)
     assert "no such page" in refused(client.get("/page/../app.py"), 404)
     assert "no such page" in refused(client.get("/docs"), 404)
 
@@ -191,7 +191,7 @@ def test_a_fault_of_the_server_tells_nothing(shelf: Shelf, pool: ThreadPoolExecu
 
 @pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8000", "", "[::1"])
 def test_foreign_names_are_refused(client: TestClient, host: str) -> None:
-    assert "this machine alone" in refused(client.get("/api/models", headers={"host": host}), 403)
+    assert "only to this machine" in refused(client.get("/api/models", headers={"host": host}), 403)
 
 
 @pytest.mark.parametrize("host", ["localhost:8000", "127.0.0.1", "[::1]:8000", "LOCALHOST"])

@@ -58,7 +58,7 @@ def test_without_its_packages_a_sentence_names_the_extra(run: Path) -> None:
         command = [sys.executable, "-c", code, "serve", str(run / "deploy" / "student.onnx")]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 2
-        assert done.stderr.endswith("is not installed, which this command needs: pip install 'qmimic[serve]'.\n")
+        assert done.stderr.endswith("is needed by this command but is not installed: pip install 'qmimic[serve]'.\n")
         assert done.stderr.count("\n") == 1
 
 
@@ -69,7 +69,7 @@ def test_bad_arguments_end_in_a_sentence(run: Path, refused: Refused) -> None:
         assert f"Cannot listen on 127.0.0.1 port {port}" in refused("serve", model, "--port", port)
     assert "take another --port" in refused("serve", model, "--port", 99_999)
     assert "take another --port or --host" in refused("serve", model, "--port", 0, "--host", "192.0.2.1")
-    assert "--max-mib is above 0" in refused("serve", model, "--max-mib", 0)
+    assert "--max-mib must be above 0" in refused("serve", model, "--max-mib", 0)
     assert "--threads 1 to 256" in refused("serve", model, "--threads", 0)
     assert "There is no file" in refused("serve", run / "none.onnx", "--port", 0)
 

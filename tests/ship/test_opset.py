@@ -71,5 +71,5 @@ def test_the_command_writes_and_proves_it(trained: Path, tmp_path: Path, refused
     assert [one.version for one in onnx.load(path).opset_import] == [17]
     assert ShippedDetector(path).metadata.parity["unmatched"] == 0
     for opset in (16, 21):
-        assert "are written in opset 17 to 20" in refused("export", student, "--opset", opset)
-    assert "--opset is for ONNX files" in refused("export", student, "--opset", 17, "--to", "openvino")
+        assert "is not supported; choose 17 to 20" in refused("export", student, "--opset", opset)
+    assert "--opset is only for ONNX files" in refused("export", student, "--opset", 17, "--to", "openvino")

@@ -232,7 +232,7 @@ def test_weights_after_signals_are_those_of_an_unbroken_run(trained: Path, tmp_p
         if process.returncode == 0:
             break
         assert process.returncode == 128 + number
-        assert said.endswith("the same command goes on from it.\n")
+        assert said.endswith("the same command continues from it.\n")
         stopped += 1
     assert stopped >= 2
     subprocess.run([sys.executable, "-m", "qmimic", "train", *recipe, f"run.dir={whole}"], check=True, timeout=500)

@@ -98,7 +98,7 @@ def test_the_report_says_what_the_intervals_say_beside_what_was_published() -> N
         for seed, gain in enumerate(values)
     ]
     text = markdown(own, rows)
-    assert "better is above scratch; worse is below scratch; alike is not told apart from scratch." in text
+    assert "better is above scratch; worse is below scratch; alike is not distinguishable from scratch." in text
     lines = {line.split(" | ")[0]: line.split(" | ") for line in text.splitlines() if line.startswith("| ")}
     place = lines["| arm"].index("of teacher")
     assert lines["| arm"][place + 1] == "published"
@@ -110,9 +110,9 @@ def test_many_comparisons_are_said_to_be_many() -> None:
     arms = {"scratch": {}} | {f"arm {number}": {} for number in range(20)}
     own = Study(name="s", recipe="r.yaml", arms=arms)
     rows = [row(arm, seed, 0.5 + 0.01 * seed) for arm in arms for seed in range(3)]
-    assert "Of 20 intervals of 95 % about 1 miss their truth by chance" in markdown(own, rows)
+    assert "At 95 %, about 1 of these 20 intervals can be expected to miss the true value." in markdown(own, rows)
     few = Study(name="s", recipe="r.yaml", arms={"scratch": {}, "arm 0": {}})
-    assert "by chance" not in markdown(few, [one for one in rows if one["arm"] in few.arms])
+    assert "miss the true value" not in markdown(few, [one for one in rows if one["arm"] in few.arms])
 
 
 def test_an_arm_that_was_not_run_is_named_and_has_no_row() -> None:

@@ -153,7 +153,7 @@ def test_a_file_that_was_cut_is_passed_over(tmp_path: Path, size: int) -> None:
     content = newest.read_bytes()
     newest.write_bytes(content[:size])
     resumed = Training(seed=1)
-    with pytest.warns(UserWarning, match=r"step-0000004\.safetensors is damaged .*; going on from the one before"):
+    with pytest.warns(UserWarning, match=r"step-0000004\.safetensors is damaged .*; continuing from the one before"):
         assert resumed.load(tmp_path) == 2
     assert_same(resumed.run(6), Training().run(6))
 

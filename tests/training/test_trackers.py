@@ -178,7 +178,7 @@ def test_one_that_fails_is_named_once_and_stops_nothing(tmp_path: Path, monkeypa
         for step in STEPS:
             log.write(line(step))
         both.end({"map50": 0.5})
-    assert said == ["The tracker mlflow fails (the server has gone); training goes on without it."]
+    assert said == ["The tracker mlflow failed (the server has gone); training goes on without it."]
     assert [step for step, _ in broken.told] == [10]
     assert [step for step, _ in whole.told] == list(STEPS)
     assert whole.closed == [{"map50": 0.5}]
@@ -196,7 +196,7 @@ def test_one_that_hangs_holds_nothing_up(tmp_path: Path, monkeypatch: pytest.Mon
         for step in STEPS:
             log.write(line(step))
     assert len(log.lines) == len(STEPS)
-    assert said == ["The tracker mlflow fails (it does not answer); training goes on without it."]
+    assert said == ["The tracker mlflow failed (it does not answer); training goes on without it."]
     for_good.set()
 
 
@@ -226,7 +226,7 @@ def test_a_run_goes_on_to_the_same_weights_without_its_tracker(
     run = tmp_path / "run"
     assert train(trained / "recipe.yaml", trained / "cats", run, "run.trackers=[wandb]") == 0
     said = capsys.readouterr().out
-    assert "The tracker wandb fails (log in first); training goes on without it." in said
+    assert "The tracker wandb failed (log in first); training goes on without it." in said
     before, now = read_run(trained / "run"), read_run(run)
     # Neither the folder nor the trackers decide what comes out.
     assert [own.key for own in now.results] == [own.key for own in before.results]

@@ -1,4 +1,4 @@
-"""What memory a microcontroller needs for a `.tflite`: the arena of TensorFlow Lite Micro, by its own count."""
+"""The memory that a microcontroller needs for a `.tflite`: TensorFlow Lite Micro's arena, by its own count."""
 
 import importlib.util
 import re
@@ -19,18 +19,18 @@ TOTAL = re.compile(r"Arena allocation total (\d+) bytes")
 
 
 def can_measure(path: Path) -> bool:
-    """Whether a file has an arena, and the interpreter is installed that says how large it is."""
+    """Whether a file has an arena, and the interpreter that measures it is installed."""
     return path.suffix == SUFFIX and importlib.util.find_spec("tflite_micro") is not None
 
 
 def arena_bytes(path: Path) -> int:
-    """Bytes of working memory, for the maps and the interpreter's own tables; the weights lie in flash.
+    """Bytes of working memory, for the maps and the interpreter's own tables; the weights are in flash.
 
-    The interpreter runs in a process of its own, which a damaged model may end. It is that of a desktop: pointers have
-    eight bytes there, on a microcontroller four, so the figure is a little above what is needed there.
+    The interpreter runs in a separate process, which a damaged model may crash. It is a desktop build: pointers have
+    eight bytes here and four on a microcontroller, so the figure is slightly above what a microcontroller needs.
 
     Raises:
-        InputError: the interpreter is not installed, cannot hold the model, or does not say.
+        InputError: the interpreter is not installed, cannot load the model, or does not report its memory.
     """
     if importlib.util.find_spec("tflite_micro") is None:
         raise InputError(
@@ -45,5 +45,5 @@ def arena_bytes(path: Path) -> int:
     total = TOTAL.search(said)
     if done.returncode or total is None:
         reason = next((line for line in said.strip().splitlines()[::-1] if line.strip()), "no reason given")
-        raise InputError(f"TensorFlow Lite Micro cannot hold {path} ({reason[:160]}); export it again.")
+        raise InputError(f"TensorFlow Lite Micro cannot load {path} ({reason[:160]}); export it again.")
     return int(total[1])

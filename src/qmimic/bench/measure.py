@@ -1,4 +1,4 @@
-"""What a deployed file costs on this machine: time, memory, size, arithmetic; ours and anyone's, side by side."""
+"""What a deployed file costs on this machine: time, memory, size, arithmetic; for qmimic's files and any others."""
 
 import math
 import subprocess
@@ -26,16 +26,16 @@ class Cost:
 
     Attributes:
         path: of the file.
-        threads: it was run with.
-        p50, p95: milliseconds a picture; a file that takes several at once is run with all of them.
-        megapixels: of one picture of the input.
-        load: milliseconds until it is ready.
-        peak: largest resident memory of a process of its own that loads and runs it, engine included, MB; 0 if it was
-            not measured.
-        kilobytes: of the file, with that of its weights.
-        parameters, macs: of files of ours; None of others.
-        proved: the file is one of ours, and says that it passed its proof and was not changed since.
-        arena: kilobytes of working memory on a microcontroller; None where no interpreter says, see `bench.arena`.
+        threads: how many it ran with.
+        p50, p95: milliseconds per picture; a file that takes several at once is run on that many.
+        megapixels: of one input picture.
+        load: milliseconds to load it.
+        peak: largest resident memory, MB, of a separate process that loads and runs it, including the engine; 0 if not
+            measured.
+        kilobytes: size of the file, including a separate weights file.
+        parameters, macs: as recorded in files that qmimic wrote; None for others.
+        proved: qmimic wrote the file, it passed its proof, and it was not changed since.
+        arena: kilobytes of working memory on a microcontroller; None if it was not measured, see `bench.arena`.
     """
 
     path: Path
@@ -53,12 +53,12 @@ class Cost:
 
     @property
     def per_second(self) -> float:
-        """Pictures a second."""
+        """Pictures per second."""
         return 1000 / self.p50
 
     @property
     def per_megapixel(self) -> float:
-        """Milliseconds a megapixel."""
+        """Milliseconds per megapixel."""
         return self.p50 / self.megapixels
 
 
@@ -69,14 +69,14 @@ def measure(
     memory: bool = True,
     watch: Callable[[int], None] = lambda _: None,
 ) -> list[Cost]:
-    """Costs of files, all run in turn, for each number of threads.
+    """Costs of files, run in turn, for each number of threads.
 
     Args:
-        paths: deployed files, and ONNX files of others.
+        paths: deployed files, and ONNX files from elsewhere.
         threads: numbers of threads.
         rounds: how often each is run.
-        memory: measure it as well, which takes a second or two a file.
-        watch: told how many rounds are done.
+        memory: whether to measure memory too, which takes a second or two per file.
+        watch: called with the number of rounds done.
 
     Raises:
         InputError: a file cannot be run.
@@ -107,7 +107,7 @@ def _after(watch: Callable[[int], None], before: int, done: int) -> None:
 
 
 def _said(engine: Engine, path: Path) -> tuple[int | None, int | None, bool]:
-    """Parameters, multiply-accumulates and whether it passed its proof, if the file is one of ours."""
+    """Parameters, multiply-accumulates and whether it passed its proof, if qmimic wrote the file."""
     try:
         metadata = from_properties(engine.properties, path)
         whole = from_properties(engine.properties, path, format_of(path).checksum(path))
@@ -117,10 +117,10 @@ def _said(engine: Engine, path: Path) -> tuple[int | None, int | None, bool]:
 
 
 def files_of(paths: Sequence[Path]) -> list[Path]:
-    """Files as they are, students of the zoo, and what lies in folders.
+    """All files to run: files as they are, students of the zoo, and those in folders.
 
     Raises:
-        InputError: a folder holds none.
+        InputError: a folder holds no file to run.
     """
     found: list[Path] = []
     for path in (located(one, DEPLOYED) for one in paths):
@@ -132,17 +132,17 @@ def files_of(paths: Sequence[Path]) -> list[Path]:
 
 
 def as_run(engine: Engine) -> Callable[[], object]:
-    """One run on noise, as a call without arguments."""
+    """A function without arguments that runs the engine once, on noise."""
     feeds = noise(engine)
     return lambda: engine.run(feeds)
 
 
 def noise(engine: Engine) -> Arrays:
-    """Inputs of an engine: random pixels, one image where any number will do.
+    """Inputs for an engine: random pixels; one image if the engine takes any number.
 
     Raises:
-        InputError: another axis than the first takes any number, so that nobody knows what size was meant; or an input
-            is of a type that numpy lacks.
+        InputError: an axis other than the first is free, so the intended size is unknown; or an input has a type that
+            numpy lacks.
     """
     generator = np.random.default_rng(0)
     feeds = {}
@@ -160,24 +160,24 @@ def noise(engine: Engine) -> Arrays:
 
 
 def pictures(engine: Engine) -> int:
-    """How many pictures an engine's first input takes at once: the first of four axes; 1 where any number will do."""
+    """How many pictures an engine's first input takes at once: the first of four axes; 1 if that axis is free."""
     shape = next(iter(engine.inputs.values())).shape
     return shape[0] or 1 if len(shape) == 4 else 1
 
 
 def megapixels(engine: Engine) -> float:
-    """Pixels of one picture of an engine's first input, in millions; colours count once."""
+    """Pixels of one picture of an engine's first input, in millions; colour channels are not counted."""
     shape = [side or 1 for side in next(iter(engine.inputs.values())).shape]
     return math.prod(shape) / pictures(engine) / min(shape[1:] or [1]) / 1e6
 
 
 def peak_of(path: Path) -> float:
-    """Largest resident memory, MB, of a process that loads a file and runs it a few times.
+    """Largest resident memory, MB, of a separate process that loads a file and runs it a few times.
 
     Raises:
         InputError: it cannot be run.
     """
-    noise(Engine(path))  # what is wrong with it is said here
+    noise(Engine(path))  # raises here what is wrong with the file
     script = (
         "import sys; from pathlib import Path; from qmimic.bench.measure import Engine, as_run, largest_resident\n"
         "run = as_run(Engine(Path(sys.argv[1]))); [run() for _ in range(5)]\n"
@@ -186,14 +186,14 @@ def peak_of(path: Path) -> float:
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=False)
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or [f"signal {-done.returncode}"])[-1]
-        raise InputError(f"{path} cannot be run in a process of its own ({reason}); check its memory, or leave it out.")
+        raise InputError(f"{path} cannot be run in a separate process ({reason}); check its memory, or leave it out.")
     return float(done.stdout)
 
 
 def largest_resident() -> float:
     """Largest resident memory of this process so far, MB."""
     status = Path("/proc/self/status")
-    if status.exists():  # what `resource` says may be that of the process that started this one
+    if status.exists():  # `resource` may report the peak of the process that started this one
         lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
         return int(lines["VmHWM"].split()[0]) / 1000
     import resource

@@ -1,4 +1,4 @@
-"""Times of several things in one alternating run, so that what slows the machine slows all of them."""
+"""Times of several things in one alternating run, so that whatever slows the machine slows all of them alike."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -12,17 +12,17 @@ WARM_UP = 5
 def alternate(
     runs: Mapping[str, Callable[[], object]], rounds: int = 60, watch: Callable[[int], None] = lambda _: None
 ) -> dict[str, NDArray[np.float64]]:
-    """Seconds that each of several calls takes, [rounds], one call of each after the other.
+    """Seconds that each of several calls takes, [rounds] for each name; every round calls each once, in turn.
 
     Args:
         runs: by name; each is called a few times before the clock starts.
         rounds: how often.
-        watch: told how many rounds are done.
+        watch: called with the number of rounds done.
     """
     seconds = {name: np.zeros(rounds) for name in runs}
     for number in range(-WARM_UP, rounds):
         for name, run in runs.items():
-            run()  # the caches are its own again, and threads of the one before have stopped waiting for work
+            run()  # fills the caches; threads of the call before have stopped waiting for work by now
             start = time.perf_counter()
             run()
             if number >= 0:

@@ -15,7 +15,7 @@ def add(commands: Commands) -> None:
     bench.add_argument("files", type=Path, nargs="+", help="deployed files, folders of them, or zoo:NAME")
     bench.add_argument("--against", type=Path, nargs="*", default=[], help="other files for the same run")
     bench.add_argument("--threads", type=int, nargs="+", default=[1])
-    bench.add_argument("--rounds", type=int, default=100, help="how often each file is run")
+    bench.add_argument("--rounds", type=int, default=100, help="how often each file runs")
     add_json(bench)
     bench.set_defaults(run=_bench)
 

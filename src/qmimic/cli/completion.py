@@ -1,4 +1,4 @@
-"""`qmimic completion`: the shell completes commands, options, recipes, their keys and values, and runs."""
+"""`qmimic completion`: shell completion of commands, options, recipes, their keys and values, and runs."""
 
 import argparse
 import os
@@ -22,7 +22,7 @@ def add(commands: Commands) -> None:
         epilog="\n".join(SHELLS.values()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    completion.add_argument("shell", choices=list(SHELLS), help="whose script is printed")
+    completion.add_argument("shell", choices=list(SHELLS), help="the shell to print the script for")
     completion.set_defaults(run=_completion)
 
 
@@ -34,19 +34,19 @@ def _completion(options: argparse.Namespace) -> int:
 
 
 def asked() -> bool:
-    """Whether it is the shell that calls, for completions."""
+    """Whether the shell is asking for completions."""
     return "_ARGCOMPLETE" in os.environ
 
 
 def answer(grammar: Parser) -> None:
-    """Print the completions of a command line that the shell has in the environment, and end the process."""
+    """Print the completions of the command line that the shell put into the environment, and exit."""
     import argcomplete
 
     argcomplete.autocomplete(grammar, always_complete_options=False)
 
 
 def complete(argument: argparse.Action, names: Callable[[str], Iterable[str]]) -> None:
-    """Say how an argument is completed: from what stands there so far. Files complete by themselves."""
+    """Set how an argument is completed, given what has been typed so far. Files need no completer."""
 
     def completer(prefix: str, **_: object) -> list[str]:
         return [name for name in names(prefix) if name.startswith(prefix)]
@@ -55,7 +55,7 @@ def complete(argument: argparse.Action, names: Callable[[str], Iterable[str]]) -
 
 
 def files(prefix: str, *suffixes: str) -> list[str]:
-    """Folders, and files of a kind, that begin so."""
+    """Folders, and files with these suffixes, that begin with the prefix."""
     folder = Path(prefix if prefix.endswith("/") else Path(prefix).parent)
     head = "" if "/" not in prefix else prefix[: prefix.rindex("/") + 1]
     try:
@@ -74,7 +74,7 @@ def recipes(prefix: str) -> list[str]:
 
 
 def keys(prefix: str) -> list[str]:
-    """Keys of a recipe, with the equals sign; after it the values, where they can be listed."""
+    """Recipe keys with the equals sign; after it the values, if they can be listed."""
     from qmimic.config import settings
 
     key, equals, _ = prefix.partition("=")
@@ -88,7 +88,7 @@ def detectors(prefix: str) -> list[str]:
 
 
 def runs_in(prefix: str) -> list[str]:
-    """Folders, and names of what lies in runs/."""
+    """Folders, and names of runs in runs/."""
     try:
         names = sorted(one.name for one in Path("runs").iterdir() if one.is_dir())
     except OSError:

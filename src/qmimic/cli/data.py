@@ -20,33 +20,35 @@ READ = ("detector.pre_nms", "detector.post_nms", "detector.max_detections", "dat
 
 def add(commands: Commands) -> None:
     """Add to the command line's grammar."""
-    parser = commands.add_parser("data", help="check, convert, index or fetch a labelled folder")
+    parser = commands.add_parser("data", help="check, convert, index or download a labelled folder")
     data = parser.add_subparsers(required=True, metavar="ACTION")
-    check = data.add_parser("check", help="what is wrong with my labels, before any training")
-    check.add_argument("path", type=Path, help="folder of a dataset (VOC, COCO or YOLO)")
+    check = data.add_parser("check", help="find what is wrong with the labels before any training")
+    check.add_argument("path", type=Path, help="folder of a dataset")
     check.add_argument(
         "--size", type=int, nargs=2, metavar=("H", "W"), default=(256, 256), help="training size, pixels"
     )
     overrides = check.add_argument(
-        "--set", dest="overrides", nargs="+", default=[], metavar=OVERRIDES, help=f"the recipe's {', '.join(READ)}"
+        "--set", dest="overrides", nargs="+", default=[], metavar=OVERRIDES, help=f"recipe keys: {', '.join(READ)}"
     )
     complete(overrides, lambda _: [f"{key}=" for key in READ])
-    check.add_argument("--pictures", type=Path, metavar="FILE", help="also draw the first defects into this picture")
+    check.add_argument("--pictures", type=Path, metavar="FILE", help="also draw the first defects in this picture")
     add_json(check)
     check.set_defaults(run=_check)
-    convert = data.add_parser("convert", help="the same images and labels in another layout, boxes exactly as they are")
-    convert.add_argument("source", help="folder of a dataset (VOC, COCO or YOLO), or synthetic:digits")
+    convert = data.add_parser(
+        "convert", help="write the images and labels in another layout, with exactly the same boxes"
+    )
+    convert.add_argument("source", help="folder of a dataset, or synthetic:digits")
     convert.add_argument("target", type=Path, help="new folder")
     convert.add_argument("--to", choices=Names(_layouts), required=True, metavar="LAYOUT", help="one of %(choices)s")
     convert.set_defaults(run=_convert)
-    index = data.add_parser("index", help="check a large dataset once, so that training opens it in a moment")
+    index = data.add_parser("index", help="check a large dataset once, so that training can open it at once")
     index.add_argument("path", type=Path, help="folder of a dataset; the index is written into it")
     index.add_argument("--drop-bad", action="store_true", help="leave out what `data check` refuses")
     index.set_defaults(run=_index)
-    fetch = data.add_parser("get", help="fetch the paper's data; the same command continues where it stopped")
+    fetch = data.add_parser("get", help="download the paper's data; the same command continues an interrupted download")
     fetch.add_argument("name", choices=Names(_sets), metavar="NAME", help="one of %(choices)s")
     fetch.add_argument("--to", type=Path, required=True, help="folder")
-    fetch.add_argument("--mirror", default="", help="address of a folder that has the same files")
+    fetch.add_argument("--mirror", default="", help="address of a folder with the same files")
     fetch.set_defaults(run=_get)
 
 
@@ -75,8 +77,8 @@ def _check(options: argparse.Namespace) -> int:
     if min(options.size) < 1:
         raise InputError(f"--size {options.size[0]} {options.size[1]} is not a size; give height and width in pixels.")
     if options.pictures and options.pictures.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise InputError(f"--pictures {options.pictures} is not the name of a picture; let it end in .png.")
-    refuse_keys(options.overrides, READ, "data check", "only what caps the objects of a picture")
+        raise InputError(f"--pictures {options.pictures} is not the name of a picture; use a name that ends in .png.")
+    refuse_keys(options.overrides, READ, "data check", "only the limit on the objects of a picture")
     recipe = load_recipe(None, options.overrides)
     dataset = load_dataset(options.path)
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
@@ -89,7 +91,7 @@ def _check(options: argparse.Namespace) -> int:
             sheet.save(temporary)
     print(json.dumps(report.as_json()) if options.json else report.as_text())
     if options.pictures and not options.json:
-        print(f"The first defects are drawn in {options.pictures}." if sheet else "No defect can be drawn.")
+        print(f"The first defects are drawn in {options.pictures}." if sheet else "None of the defects can be drawn.")
     return report.exit_code
 
 

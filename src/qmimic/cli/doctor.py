@@ -1,4 +1,4 @@
-"""`qmimic doctor`: this machine and this installation."""
+"""`qmimic doctor`: what this machine and this installation can do."""
 
 import argparse
 import json
@@ -31,7 +31,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _lines(found: "Diagnosis") -> list[str]:
-    """Plain text of 80 columns: what prints tables may be what is missing."""
+    """Plain text of 80 columns: the library for tables may be missing."""
     from textwrap import wrap
 
     from qmimic.extras import install
@@ -40,8 +40,8 @@ def _lines(found: "Diagnosis") -> list[str]:
         return wrap(text, 80, initial_indent=f"{head:<12}", subsequent_indent=" " * 12, break_on_hyphens=False)
 
     gigabyte = 1e9
-    allowed = f"{found.allowed:g} of {found.cores} may be used"
-    torch = "" if found.threads is None else f"; torch takes {found.threads} threads"
+    allowed = f"{found.allowed:g} of {found.cores} available"
+    torch = "" if found.threads is None else f"; torch uses {found.threads} threads"
     lines = [
         *entry("versions", ", ".join(f"{name} {own or 'missing'}" for name, own in found.versions.items())),
         *entry("system", found.system),

@@ -1,4 +1,4 @@
-"""`qmimic eval` and `qmimic score`: numbers for a detector, or for anyone's detections."""
+"""`qmimic eval` and `qmimic score`: scores of a detector, or of detections from anywhere."""
 
 import argparse
 import json
@@ -17,19 +17,26 @@ if TYPE_CHECKING:
 def add(commands: Commands) -> None:
     """Add to the command line's grammar."""
     evaluate = commands.add_parser("eval", help="score a detector, trained or deployed, on a split")
-    detector = evaluate.add_argument("detector", type=Path, help="trained (.safetensors) or deployed, or zoo:NAME")
+    detector = evaluate.add_argument(
+        "detector", type=Path, help="a trained (.safetensors) or deployed file, or zoo:NAME"
+    )
     complete(detector, detectors)
     evaluate.add_argument("--data", required=True, help="folder of a dataset, or synthetic:digits")
     evaluate.add_argument("--split", default="val")
     evaluate.add_argument("--detections", type=Path, help="also write the detections to this JSON file")
     evaluate.add_argument("--widerface", type=Path, help="also write them to this folder as WIDER FACE's text files")
     evaluate.add_argument(
-        "--sizes", type=_size, nargs="+", default=[], metavar="HxW", help="run on the images at these sizes, pixels"
+        "--sizes",
+        type=_size,
+        nargs="+",
+        default=[],
+        metavar="HxW",
+        help="run on the images at each of these sizes, pixels",
     )
-    evaluate.add_argument("--flip", action="store_true", help="run on their mirror images as well")
+    evaluate.add_argument("--flip", action="store_true", help="run on the mirrored images too")
     add_json(evaluate)
     evaluate.set_defaults(run=_evaluate)
-    score = commands.add_parser("score", help="score anyone's detections on a labelled split")
+    score = commands.add_parser("score", help="score detections from any program on a labelled split")
     truth = score.add_mutually_exclusive_group(required=True)
     truth.add_argument("--data", help="folder of a dataset")
     truth.add_argument("--widerface", type=Path, help="folder of WIDER FACE's ground truth, four .mat files")
@@ -38,7 +45,7 @@ def add(commands: Commands) -> None:
         "--detections",
         type=Path,
         required=True,
-        help="as COCO results, or as qmimic.runtime or predict printed by --json; of WIDER FACE its folder",
+        help="COCO results, or what qmimic.runtime or predict print with --json; for WIDER FACE a folder",
     )
     add_json(score)
     score.set_defaults(run=_score)
@@ -61,7 +68,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     detector = open_detector(options.detector)
     dataset = load_dataset(options.data)
-    samples_of(dataset, options.split)  # a wrong split is named first
+    samples_of(dataset, options.split)  # report a wrong split first
     _say_split(dataset, options.split)
     dataset = with_classes(dataset, classes_of(detector))
     found = detect(detector, dataset, options.split, options.sizes, options.flip)
@@ -101,7 +108,7 @@ def _score_widerface(options: argparse.Namespace) -> int:
     scores = widerface_ap(truth, found)
     values = {level: getattr(scores, level) for level in LEVELS}
     print("   ".join(f"{level} {100 * value:.1f}" for level, value in values.items()))
-    print(f"{scores.detections:,} detections, the lowest score is {scores.lowest_score:g}", *said, sep="\n")
+    print(f"{scores.detections:,} detections, lowest score {scores.lowest_score:g}", *said, sep="\n")
     if options.json:
         print(json.dumps(values))
     return 0

@@ -16,33 +16,40 @@ from qmimic.zoo import TRAINED, is_of_zoo, located
 
 def add(commands: Commands) -> None:
     """Add to the command line's grammar."""
-    export = commands.add_parser("export", help="files to ship, proved to detect what the trained model detects")
+    export = commands.add_parser("export", help="write files to ship, proved to detect what the trained model detects")
     detector = export.add_argument("detector", type=Path, help="a .safetensors file of a run, or zoo:NAME")
     complete(detector, detectors)
     export.add_argument("--to", default="onnx", metavar="FORMATS", help="formats, separated by commas")
-    export.add_argument("--int8", action="store_true", help="also int8 files, unless they cost more than int8.max_loss")
+    export.add_argument(
+        "--int8", action="store_true", help="also write int8 files, unless they lose more than int8.max_loss"
+    )
     export.add_argument(
         "--c",
         nargs="?",
         const="",
         metavar="WIDTHxHEIGHT",
-        help="also C source for microcontrollers beside an int8 .tflite, for a camera's pictures (the input's)",
+        help="also write C source for microcontrollers beside an int8 .tflite, for this picture size (the input's)",
     )
-    export.add_argument("--nms", choices=["inside", "outside"], default="inside", help="the graph, or the runtime")
-    export.add_argument("--out", type=Path, help="folder (deploy, beside the detector)")
-    export.add_argument("--data", help="dataset whose pictures the proof uses (default: that of the run's recipe.yaml)")
+    export.add_argument(
+        "--nms",
+        choices=["inside", "outside"],
+        default="inside",
+        help="suppress in the graph or the runtime",
+    )
+    export.add_argument("--out", type=Path, help="folder for the files (deploy/, beside the detector)")
+    export.add_argument("--data", help="dataset whose pictures the proof uses (that of the run's recipe.yaml)")
     overrides = export.add_argument(
         "--set", dest="overrides", nargs="+", default=[], metavar=OVERRIDES, help="changes to the run's recipe"
     )
     complete(overrides, keys)
-    export.add_argument("--batch", type=int, default=1, help="images per call; 0: any number, a little slower")
-    export.add_argument("--opset", type=int, help="of ONNX files: 20 (the default), or 17 to 19 for older engines")
+    export.add_argument("--batch", type=int, default=1, help="images per call; 0: any number, slightly slower")
+    export.add_argument("--opset", type=int, help="opset of ONNX files: 20, or 17 to 19 for older engines (20)")
     add_json(export)
     export.set_defaults(run=_export)
 
 
 def _report_again(run: Path, folder: Path, say: Callable[[str], None]) -> None:
-    """Write the report of the run that the files belong to anew, now that it has files to show."""
+    """Rewrite the report of the run that the files belong to, now that it has files to show."""
     from qmimic.config import load_recipe
     from qmimic.report.page import report_of
     from qmimic.run.folder import DEPLOY, RECIPE
@@ -54,23 +61,23 @@ def _report_again(run: Path, folder: Path, say: Callable[[str], None]) -> None:
 
 
 def _copied(name: Path, out: Path | None) -> Path:
-    """A student of the zoo as a file in the folder that the exported files go to."""
+    """A copy of a zoo student in the folder of the exported files; other files as they are."""
     source = located(name, TRAINED)
     if out is None:
-        raise InputError(f"{name} is part of the package, where nothing is written: name a folder with --out.")
+        raise InputError(f"{name} is part of the package, where qmimic does not write; name a folder with --out.")
     with replacing(out / source.name) as temporary:
         shutil.copyfile(source, temporary)
     return out / source.name
 
 
 def _camera(text: str | None) -> tuple[int, int] | None:
-    """Height and width."""
+    """Height and width of a camera's pictures from `WxH`; None for None."""
     if not text:
         return None
     sides = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", text)
     if sides is None:
         raise InputError(
-            f"--c {text}: give the size of a camera's pictures in pixels, such as 320x240, or leave it out."
+            f"--c {text}: give the size of the camera's pictures in pixels, such as 320x240, or leave it out."
         )
     return int(sides[2]), int(sides[1])
 
@@ -84,15 +91,15 @@ def _export(options: argparse.Namespace) -> int:
     from qmimic.ship.write import proved
 
     if options.batch < 0:
-        raise InputError(f"--batch {options.batch} is not a number of images: give 1 or more, or 0 for any number.")
+        raise InputError(f"--batch {options.batch} is not a number of images; give 1 or more, or 0 for any number.")
     names = targets(options.to)
     camera = _camera(options.c)
     if options.c is not None and not (options.int8 and "litert" in names):
-        raise InputError("--c writes C source beside an int8 .tflite: give --int8 and --to litert as well.")
+        raise InputError("--c writes C source beside an int8 .tflite; give --int8 and --to litert as well.")
     if options.opset is not None and not OLDEST <= options.opset <= OPSET:
-        raise InputError(f"--opset {options.opset}: ONNX files are written in opset {OLDEST} to {OPSET}.")
+        raise InputError(f"--opset {options.opset} is not supported; choose {OLDEST} to {OPSET}.")
     if options.opset is not None and "onnx" not in names:
-        raise InputError("--opset is for ONNX files; add onnx to --to, or leave it out.")
+        raise InputError("--opset is only for ONNX files; add onnx to --to, or leave it out.")
     out = Output(options)
     if is_of_zoo(options.detector):
         options.detector = _copied(options.detector, options.out)
@@ -121,5 +128,5 @@ def _export(options: argparse.Namespace) -> int:
     )
     out.end({"files": [asdict(one) for one in files], "advice": advice(files), "sources": sources})
     if options.int8 and not any(one.precision == "int8" for one in files):
-        raise InputError("No int8 file was written: see above; ExecuTorch has no int8 here.")
+        raise InputError("No int8 file was written, for the reasons above; ExecuTorch files have no int8 here.")
     return 0

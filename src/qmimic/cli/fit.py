@@ -1,4 +1,4 @@
-"""`qmimic fit`: the best detector within a budget."""
+"""`qmimic fit`: find the best detector within a budget."""
 
 import argparse
 import json
@@ -13,15 +13,17 @@ SEARCHED = "searches for this itself"
 SET_BY_FIT = {
     **dict.fromkeys(("data.size", "student.backbone", "detector.architecture", "detector.anchors"), SEARCHED),
     "data.root": "takes the data as its first argument",
-    "run.dir": "takes the folder by --out",
+    "run.dir": "takes the folder from --out",
     "name": "names its runs itself",
-    "published": "prints no figures of others",
+    "published": "prints no published figures",
 }
 
 
 def add(commands: Commands) -> None:
     """Add to the command line's grammar."""
-    fit = commands.add_parser("fit", help="the best detector within milliseconds, kilobytes and memory of this machine")
+    fit = commands.add_parser(
+        "fit", help="find the best detector within limits of time, size and memory on this machine"
+    )
     fit.add_argument("data", help="folder of a dataset, or synthetic:digits")
     overrides = fit.add_argument(
         "--set",
@@ -29,20 +31,22 @@ def add(commands: Commands) -> None:
         nargs="+",
         default=[],
         metavar=OVERRIDES,
-        help="changes to the recipe, see `qmimic train --help`",
+        help="changes to the recipe; see `qmimic train --help`",
     )
     complete(overrides, keys)
-    fit.add_argument("--max-ms", type=float, help="a picture, one thread")
-    fit.add_argument("--max-kb", type=float, help="size of the file")
-    fit.add_argument("--max-mb", type=float, help="largest resident memory of a process that runs it")
-    fit.add_argument("--max-arena-kb", type=float, help="working memory on a microcontroller, without the file")
+    fit.add_argument("--max-ms", type=float, help="milliseconds per picture on one thread")
+    fit.add_argument("--max-kb", type=float, help="size of the file, kilobytes")
+    fit.add_argument("--max-mb", type=float, help="largest resident memory of a process that runs it, megabytes")
+    fit.add_argument(
+        "--max-arena-kb", type=float, help="working memory on a microcontroller, without the file, kilobytes"
+    )
     fit.add_argument(
         "--to",
         default="",
         metavar="FORMATS",
-        help="that may ship: formats, separated by commas (onnx; with --max-arena-kb litert)",
+        help="formats to choose from, separated by commas (onnx; with --max-arena-kb litert)",
     )
-    fit.add_argument("--out", type=Path, help="folder (runs/fit-, with the budget)")
+    fit.add_argument("--out", type=Path, help="folder (runs/fit-BUDGET)")
     add_json(fit)
     fit.set_defaults(run=_fit, resumes=True)
 
@@ -61,17 +65,17 @@ def _fit(options: argparse.Namespace) -> int:
         raise InputError("Give at least one limit above 0: --max-ms, --max-kb, --max-mb, --max-arena-kb.")
     formats = targets(options.to or ("litert" if options.max_arena_kb else "onnx"))
     if options.max_arena_kb and formats != ["litert"]:
-        raise InputError("--max-arena-kb is a limit of .tflite files alone; leave --to out, or give --to litert.")
+        raise InputError("--max-arena-kb is only for .tflite files; leave out --to, or give --to litert.")
     taken = next((key for key in named_keys(options.overrides) if key in SET_BY_FIT), None)
     if taken:
         raise InputError(f"--set {taken}: `qmimic fit` {SET_BY_FIT[taken]}; leave it out, or use `qmimic train`.")
-    # A pruned teacher was the best student of every study that has one (docs/results.md).
+    # A pruned teacher was the best student in every study that has one (docs/results.md).
     given = [f"data.root={json.dumps(options.data)}", "baselines=[scratch,taylor]"]
     recipe = load_recipe(None, [*given, *options.overrides])
     refuse_idle(recipe, named_keys(options.overrides), "--set")
     name = "-".join(f"{limit:g}{unit}" for unit, limit in limits.items() if limit)
     out, folder = Output(options), options.out or Path(f"runs/fit-{name}")
-    out.detail(f"The recipe, resolved, of all that is not searched:\n{recipe_text(recipe)}")
+    out.detail(f"The resolved recipe of everything that is not searched:\n{recipe_text(recipe)}")
     with out.watching() as watcher:
         fitted = fit(recipe, Budget(*limits.values()), formats, folder, watcher)
         report_of(fitted.file.path.parents[1], recipe.run.report, watcher.say)

@@ -1,4 +1,4 @@
-"""What the commands' arguments have in common."""
+"""What the commands' parsers have in common."""
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator
@@ -12,12 +12,12 @@ Commands: TypeAlias = "argparse._SubParsersAction[Parser]"  # where a command ad
 
 
 class Parser(argparse.ArgumentParser):
-    """Bad arguments are bad input like any other: one sentence, without the grammar above it.
+    """A parser that reports bad arguments like any other bad input: in one sentence, without the usage above it.
 
     Every command, and `qmimic` before it, takes --quiet and --verbose.
 
     Args:
-        more: the end of the help, made when somebody asks for it.
+        more: makes the end of the help, only when it is printed.
     """
 
     def __init__(self, *arguments: Any, more: Callable[[], str] | None = None, **options: Any) -> None:
@@ -25,8 +25,8 @@ class Parser(argparse.ArgumentParser):
         self._more = more
         loudness = self.add_mutually_exclusive_group()
         for flag, const, text in (
-            ("-q", QUIET, "only the result and errors"),
-            ("-v", VERBOSE, "also what is resolved, where time goes, and where an error came from"),
+            ("-q", QUIET, "print only the result and errors"),
+            ("-v", VERBOSE, "also print resolved settings, times, and the origin of errors"),
         ):
             loudness.add_argument(
                 flag,
@@ -48,7 +48,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class Names:
-    """Choices that are the names of a table; it is imported when they are needed, for its libraries may be missing."""
+    """Choices that are the names of a table, which is imported only when needed: its libraries may be missing."""
 
     def __init__(self, table: Callable[[], Iterable[str]]) -> None:
         self._table = table
@@ -61,12 +61,12 @@ class Names:
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """Add --json: one object is the last line of stdout."""
+    """Add --json: the last line of stdout is one object."""
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line of stdout")
 
 
 def targets(text: str) -> list[str]:
-    """Names of formats to ship in, from `--to`. Raises InputError: one of them is unknown."""
+    """Names of formats from `--to`. Raises InputError: one of them is unknown."""
     from qmimic.runtime.formats import FORMATS  # numpy is slow to import
     from qmimic.tables import look_up
 

@@ -1,4 +1,4 @@
-"""What this machine and this installation can do for qmimic; nothing heavy is imported unless it has to be tried."""
+"""What this machine and this installation can do for qmimic; heavy libraries are imported only to test them."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from qmimic.extras import Extra, extras, install, version_of
 
 SHOWN = ("qmimic", "torch", "torchvision", "numpy", "pillow", "accelerate", "onnxruntime", "openvino")
-# Flags of the processor as Linux names them, to the words of its makers.
+# Processor flags as Linux names them, with the makers' names.
 FEATURES = {
     "avx2": "AVX2",
     "avx512f": "AVX-512",
@@ -40,18 +40,19 @@ class Diagnosis:
     """What was found.
 
     Attributes:
-        versions: of Python, qmimic and the libraries; None where one is missing.
+        versions: of Python, qmimic and the libraries; None for a missing one.
         system: operating system and architecture.
         processor: its name.
-        cores, allowed: that the machine has, and that this process may use (affinity and the container's limit).
-        features: of the processor that matter here.
+        cores, allowed: number that the machine has, and that this process may use (by affinity and container limit).
+        features: of the processor, those that matter here.
         follows: what the features mean, as sentences.
-        threads: that torch takes; None without torch.
+        threads: how many torch uses; None without torch.
         gpus: that torch sees.
-        memory, free_memory, free_disk: bytes; memory as the container limits it, 0 where it is not known.
-        folder: whose disk is meant.
-        extras: what was installed, and what was not.
-        broken: what keeps training from working, as sentences with their fix; advice: what is worth knowing.
+        memory, free_memory, free_disk: bytes; memory within the container's limit, 0 if unknown.
+        folder: on the disk in question.
+        extras: installed or missing.
+        broken: sentences on what keeps training from working, each with its fix.
+        advice: sentences worth knowing.
     """
 
     versions: dict[str, str | None]
@@ -73,10 +74,10 @@ class Diagnosis:
 
 
 def examine(folder: Path) -> Diagnosis:
-    """Look at machine and installation.
+    """Examine the machine and the installation.
 
     Args:
-        folder: where runs go; it need not exist.
+        folder: for runs; it need not exist.
     """
     known = tuple(extras())
     broken, advice = [], []
@@ -94,9 +95,11 @@ def examine(folder: Path) -> Diagnosis:
     where = _existing(folder)
     disk = shutil.disk_usage(where).free
     if not os.access(where, os.W_OK):
-        broken.append(f"{where} cannot be written, and runs go there; work in another folder, or set run.dir.")
+        broken.append(f"{where} cannot be written, but runs go there; work in another folder, or set run.dir.")
     if disk < LOW_DISK:
-        advice.append(f"Little disk is free in {where}; `qmimic runs clean` frees banks and decoded images.")
+        advice.append(
+            f"Little disk space is free in {where}; `qmimic runs clean` deletes teacher banks and decoded images."
+        )
     memory, free = _memory()
     if 0 < free < LOW_MEMORY:
         advice.append("Little memory is free; close programs, or lower batch_size and data.size.")
@@ -122,7 +125,7 @@ def examine(folder: Path) -> Diagnosis:
 
 
 def _torch() -> tuple[int | None, tuple[str, ...], str]:
-    """Threads, GPUs, what is wrong; asked in another process, since a broken torch may end the one that imports it."""
+    """Threads, GPUs, and any fault; asked in a separate process, which a broken torch may crash."""
     try:
         done = subprocess.run(
             [sys.executable, "-c", _ASK_TORCH], capture_output=True, text=True, timeout=TORCH_SECONDS, check=False
@@ -139,7 +142,7 @@ def _torch() -> tuple[int | None, tuple[str, ...], str]:
 
 def _follows(features: tuple[str, ...]) -> tuple[str, ...]:
     if not features:
-        return ("What this processor can do is not known here; `qmimic bench` measures what files cost on it.",)
+        return ("The features of this processor are unknown; `qmimic bench` measures what files cost on it.",)
     integers = [name for name in features if name in INT8]
     said = [
         f"int8 files are fast here ({integers[0]}); `qmimic export --int8 --to onnx,openvino` writes them."
@@ -149,7 +152,7 @@ def _follows(features: tuple[str, ...]) -> tuple[str, ...]:
     if "AVX-512 bf16" in features:
         said.append("Teachers of width divisor 4 or less train in bf16 (run.precision=auto).")
     else:
-        said.append("Training on the CPU is in fp32: there is no AVX-512 bf16.")
+        said.append("Training on this CPU is in fp32: it has no AVX-512 bf16.")
     return tuple(said)
 
 
@@ -180,13 +183,13 @@ def _allowed() -> float:
         quota, period = _text(group / "cpu.cfs_quota_us").strip(), _text(group / "cpu.cfs_period_us")
     try:
         limit = int(quota) / int(period)
-    except (ValueError, ZeroDivisionError):  # max: none
+    except (ValueError, ZeroDivisionError):  # "max": no limit
         return affinity
     return min(affinity, limit) if limit > 0 else affinity
 
 
 def _memory() -> tuple[int, int]:
-    """Bytes in all and free, as the control group limits them."""
+    """Bytes of memory, total and free, within the control group's limit."""
     found = dict(re.findall(r"^(MemTotal|MemAvailable):\s*(\d+) kB", _text(Path("/proc/meminfo")), re.MULTILINE))
     total, free = 1024 * int(found.get("MemTotal", 0)), 1024 * int(found.get("MemAvailable", 0))
     if not total and sys.platform == "darwin":

@@ -1,4 +1,4 @@
-"""What a command shows: tables of 80 columns, progress as loud as it was asked for, and one JSON object for scripts."""
+"""What a command shows: tables of 80 columns, progress unless it is quiet, and one JSON object for scripts."""
 
 import argparse
 import json
@@ -18,7 +18,7 @@ class Output:
     """Where a command prints.
 
     Args:
-        options: of the command line; with `json`, stdout is left to the object.
+        options: of the command line; with `json`, stdout holds only the object.
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
@@ -29,7 +29,7 @@ class Output:
 
     @contextmanager
     def watching(self) -> Iterator[Bar | Silent]:
-        """Who is told of progress."""
+        """A watcher for progress."""
         if self.quiet:
             yield Silent()
             return
@@ -37,7 +37,7 @@ class Output:
             yield bar
 
     def detail(self, text: str) -> None:
-        """Only for those who want all."""
+        """A text for --verbose only."""
         if self.verbose:
             self._print(text)
 
@@ -47,7 +47,7 @@ class Output:
             self._print(text)
 
     def result(self, *shown: Table | str) -> None:
-        """What the command was called for."""
+        """The result that the command was called for."""
         for one in () if self.json and self.quiet else shown:
             if isinstance(one, str):
                 self._print(one)
@@ -55,17 +55,17 @@ class Output:
                 self.console.print(one)
 
     def end(self, plain: dict[str, Any]) -> None:
-        """The object for scripts, after all else."""
+        """The object for scripts, last."""
         if self.json:
             print(json.dumps(plain, default=str))
 
     def _print(self, text: str) -> None:
-        # A terminal gets whole words in a line; elsewhere a sentence is a line.
+        # On a terminal, sentences wrap at words; elsewhere each is one line.
         self.console.print(printable(text), highlight=False, soft_wrap=not self.console.is_terminal, markup=False)
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", words: int = 1) -> Table:
-    """A table without lines, for 80 columns: the first `words` columns are text and fold, the others are numbers."""
+    """A table without rules for 80 columns: the first `words` columns are text and wrap, the others are numbers."""
     made = Table(
         box=None, padding=(0, 2, 0, 0), title=Text(title) if title else None, title_justify="left", pad_edge=False
     )
@@ -73,5 +73,5 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", 
         number = place >= words
         made.add_column(Text(head), justify="right" if number else "left", no_wrap=number, overflow="fold")
     for row in rows:
-        made.add_row(*map(Text, map(printable, row)))  # text of data is never markup
+        made.add_row(*map(Text, map(printable, row)))  # text from data is never markup
     return made

@@ -1,4 +1,4 @@
-"""`qmimic predict`: what a detector finds, drawn."""
+"""`qmimic predict`: draw what a detector finds."""
 
 import argparse
 import sys
@@ -11,10 +11,12 @@ from qmimic.cli.grammar import Commands, add_json
 def add(commands: Commands) -> None:
     """Add to the command line's grammar."""
     predict = commands.add_parser("predict", help="draw what a detector finds in pictures")
-    detector = predict.add_argument("detector", type=Path, help="trained (.safetensors) or deployed, or zoo:NAME")
+    detector = predict.add_argument(
+        "detector", type=Path, help="a trained (.safetensors) or deployed file, or zoo:NAME"
+    )
     complete(detector, detectors)
-    predict.add_argument("images", type=Path, nargs="+", help="files, or folders of files")
-    predict.add_argument("--out", type=Path, default=Path("drawn"), help="folder for the drawn pictures (drawn)")
+    predict.add_argument("images", type=Path, nargs="+", help="picture files, or folders of them")
+    predict.add_argument("--out", type=Path, default=Path("drawn"), help="folder for the drawn pictures (drawn/)")
     predict.add_argument("--min-score", type=float, default=0.4, help="0..1")
     add_json(predict)
     predict.set_defaults(run=_predict)

@@ -1,4 +1,4 @@
-"""`qmimic report`: what a run came to, as a page for a person."""
+"""`qmimic report`: the results of a run as a web page."""
 
 import argparse
 from pathlib import Path
@@ -8,9 +8,11 @@ from qmimic.cli.grammar import Commands
 
 def add(commands: Commands) -> None:
     """Add to the command line's grammar."""
-    report = commands.add_parser("report", help="one HTML file of a finished run, or of several side by side")
+    report = commands.add_parser("report", help="write an HTML page on a finished run, or on several side by side")
     report.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folders that `qmimic train` wrote")
-    report.add_argument("--out", type=Path, help="the file (report.html: of one run in its folder, of several here)")
+    report.add_argument(
+        "--out", type=Path, help="the HTML file (report.html, for one run in its folder, for several here)"
+    )
     report.add_argument("--json", action="store_true", help="print one JSON object last")
     report.set_defaults(run=_report)
 

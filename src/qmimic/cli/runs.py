@@ -1,4 +1,4 @@
-"""`qmimic runs`: what has been trained, how far it is, the disk it takes; and `qmimic runs clean`."""
+"""`qmimic runs`: what has been trained, its progress and disk use; and `qmimic runs clean`."""
 
 import argparse
 import sys
@@ -15,30 +15,32 @@ if TYPE_CHECKING:
     from qmimic.cli.output import Output
 
 EPILOG = """`qmimic runs` lists runs/, `qmimic runs FOLDER` another folder, or one run.
-`qmimic runs clean` frees what is made again when it is needed (--bank and
---pixels), in all runs or in those named. It says what goes, and asks. A run at
-work is left alone."""
+`qmimic runs clean` deletes what is made again when needed (--bank and
+--pixels), in all runs or in those named. It lists what will go and asks first.
+A run in progress is left alone."""
 
 
 def add(commands: Commands) -> None:
     """Add to the command line's grammar."""
     runs = commands.add_parser(
         "runs",
-        help="what has been trained, how far it is, the disk it takes; clean up",
+        help="list runs, their progress and disk use; clean up",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    what = runs.add_argument("what", nargs="*", metavar="FOLDER | clean NAME", help="runs/; or the runs to clean")
+    what = runs.add_argument(
+        "what", nargs="*", metavar="FOLDER | clean NAME", help="the folder to list (runs/), or the runs to clean"
+    )
     complete(what, lambda prefix: [*(["clean"] if "clean".startswith(prefix) else []), *runs_in(prefix)])
-    runs.add_argument("--in", dest="folder", type=Path, default=Path("runs"), help="clean: where the runs are (runs)")
-    runs.add_argument("--bank", action="store_true", help="clean: what teachers saw")
+    runs.add_argument("--in", dest="folder", type=Path, default=Path("runs"), help="clean: folder of the runs (runs/)")
+    runs.add_argument("--bank", action="store_true", help="clean: teacher banks")
     runs.add_argument("--pixels", action="store_true", help="clean: decoded images")
     runs.add_argument(
         "--stages",
         action="store_true",
-        help="clean: checkpoints and copies of finished runs; training starts again from step 0, reports still work",
+        help="clean: checkpoints and copies of finished runs; reports still work, training would start at step 0",
     )
-    runs.add_argument("--all", action="store_true", help="clean: the named runs as a whole")
+    runs.add_argument("--all", action="store_true", help="clean: everything in the named runs")
     runs.add_argument("--yes", action="store_true", help="clean: do not ask")
     add_json(runs)
     runs.set_defaults(run=_runs)
@@ -52,9 +54,9 @@ def _runs(options: argparse.Namespace) -> int:
     if options.what[:1] == ["clean"]:
         return _clean(out, options.folder, options.what[1:], flags)
     if flags:
-        raise InputError(f"--{flags[0]} is for `qmimic runs clean`.")
+        raise InputError(f"--{flags[0]} is only for `qmimic runs clean`.")
     if len(options.what) > 1:
-        raise InputError(f"{options.what[1]} is one argument too many; name one folder only.")
+        raise InputError(f"{options.what[1]} is one argument too many; name only one folder.")
     return _list(out, Path(options.what[0]) if options.what else options.folder)
 
 
@@ -72,9 +74,9 @@ def _list(out: "Output", folder: Path) -> int:
     heads = ("run", "status", "best mAP", "changed", "stages", "bank", "pixels", "all")
     if found:
         out.result(table(heads, rows, words=3))
-        out.say(f"{size(sum(one.disk.whole for one in found))} in all; `qmimic runs clean` frees banks and pixels.")
+        out.say(f"{size(sum(one.disk.whole for one in found))} in all; `qmimic runs clean` deletes banks and pixels.")
     else:
-        out.result(f"{folder} holds no run.")
+        out.result(f"There are no runs in {folder}.")
     out.end({"folder": folder, "runs": [asdict(one) for one in found]})
     return 0
 
@@ -103,13 +105,13 @@ def _clean(out: "Output", folder: Path, names: list[str], flags: list[str]) -> i
 
 def _agreed(question: str) -> bool:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        raise InputError("There is no terminal to ask on, so nothing was removed; add --yes to remove it.")
+        raise InputError("There is no terminal to ask on, so nothing was removed; add --yes to remove without asking.")
     print(question, end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 def size(number: float) -> str:
-    """Bytes for a person, in six characters at most."""
+    """A readable number of bytes, in at most six characters."""
     for unit in ("B", "kB", "MB", "GB"):
         if number < 999.5:
             return f"{number:.0f} {unit}"

@@ -1,4 +1,4 @@
-"""What `qmimic` says when it is called alone."""
+"""What `qmimic` prints without arguments."""
 
 from importlib.metadata import version
 
@@ -8,17 +8,17 @@ TEXT = """qmimic {version}: from a folder of labelled images to a very tiny obje
 trained, measured and ready to ship.
 
 Three commands to start with:
-  qmimic train demo            the whole method on drawn digits, in some minutes
-  qmimic data check photos/    what is wrong with a labelled folder of yours
+  qmimic train demo            the whole method on drawn digits in minutes
+  qmimic data check photos/    what is wrong with your labelled folder
   qmimic predict runs/demo/student.safetensors photo.jpg --out drawn/
 
 `qmimic --help` lists all commands, `qmimic train --help` explains one, and
-`qmimic doctor` looks at this machine and this installation."""
+`qmimic doctor` checks this machine and this installation."""
 
 
 def text() -> str:
-    """What qmimic is, the commands to start with, and where help is; at most 80 columns."""
+    """What qmimic is, the commands to start with, and where to find help; at most 80 columns."""
     said = TEXT.format(version=version("qmimic"))
     if version_of("torch") is None:
-        said += f"\n\nWhat these commands need is not installed yet: {install('train')}"
+        said += f"\n\nThese commands need more than is installed: {install('train')}"
     return said

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 def add(commands: Commands) -> None:
     """Add to the command line's grammar."""
-    study = commands.add_parser(
-        "study", help="a grid of recipes, arms and seeds, side by side; a report with intervals"
-    )
+    study = commands.add_parser("study", help="run arms, settings and seeds side by side; report them with intervals")
     study.add_argument("what", metavar="FILE | report", help="a study's YAML file to run, or the word report")
-    study.add_argument("folders", type=Path, nargs="*", metavar="FOLDER", help="of studies, for the report")
-    study.add_argument("--out", type=Path, help="folder of the study (runs/study-NAME), file of the report (report.md)")
-    study.add_argument("--workers", type=int, help="jobs at a time, of one thread each (as many as there are cores)")
+    study.add_argument("folders", type=Path, nargs="*", metavar="FOLDER", help="folders of studies, for the report")
+    study.add_argument(
+        "--out", type=Path, help="folder of the study (runs/study-NAME), or file of the report (report.md)"
+    )
+    study.add_argument("--workers", type=int, help="jobs at a time, one thread each (the number of cores)")
     study.add_argument(
         "--ray", metavar="ADDRESS", help="run on a Ray cluster: auto, or host:port (pip install qmimic[ray])"
     )
@@ -35,11 +35,11 @@ def _study(options: argparse.Namespace) -> int:
     out = Output(options)
     if options.what == "report":
         if not options.folders:
-            raise InputError("Name the folders of the studies to report, for example runs/study-order.")
+            raise InputError("Name the folders of the studies to report on, for example runs/study-order.")
         _report(out, options.folders, options.out or options.folders[0] / "report.md")
         return 0
     if options.folders:
-        raise InputError(f"{options.folders[0]} is one argument too many; name one study's file.")
+        raise InputError(f"{options.folders[0]} is one argument too many; name only one study file.")
     return _run_study(options, out)
 
 
@@ -72,12 +72,12 @@ def _run_study(options: argparse.Namespace, out: "Output") -> int:
     from qmimic.study.view import View
 
     if options.workers is not None and options.workers < 1:
-        raise InputError(f"--workers {options.workers} runs no job; give at least 1.")
+        raise InputError(f"--workers {options.workers} would run nothing; give at least 1.")
     source = Path(options.what)
     study = load_study(source)
     folder = options.out or Path(f"runs/study-{study.name}")
     runs = expand(study, source, folder)
-    out.detail(f"{len(runs)} runs in {folder}; the first one's recipe, resolved:\n{recipe_text(runs[0].recipe)}")
+    out.detail(f"{len(runs)} runs in {folder}; the resolved recipe of the first:\n{recipe_text(runs[0].recipe)}")
     view = View(out.console, folder, quiet=out.quiet, each=out.verbose)
     with Cluster(options.ray) if options.ray else nullcontext() as cluster, view:
         workers = options.workers or (cluster.cores if cluster else os.cpu_count() or 1)

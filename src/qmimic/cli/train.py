@@ -1,4 +1,4 @@
-"""`qmimic train` and `qmimic schema`: a recipe to a run folder."""
+"""`qmimic train` and `qmimic schema`: from a recipe to a run folder."""
 
 import argparse
 import json
@@ -13,7 +13,7 @@ def add(commands: Commands) -> None:
     """Add to the command line's grammar."""
     train = commands.add_parser(
         "train",
-        help="recipe to run folder: teacher, quantized teacher, student, baselines",
+        help="train a recipe: teacher, quantized teacher, student, baselines",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         more=_keys,
     )
@@ -21,7 +21,7 @@ def add(commands: Commands) -> None:
         "recipe", type=Path, help="a YAML file, or the name of an embedded recipe, such as demo"
     )
     complete(recipe, recipes)
-    overrides = train.add_argument("overrides", nargs="*", metavar=OVERRIDES, help="changes to the recipe, see below")
+    overrides = train.add_argument("overrides", nargs="*", metavar=OVERRIDES, help="changes to the recipe; see below")
     complete(overrides, keys)
     add_json(train)
     train.set_defaults(run=_train, resumes=True)
@@ -48,7 +48,7 @@ def _train(options: argparse.Namespace) -> int:
 
     recipe = recipe_to_train(options.recipe, options.overrides)
     out = Output(options)
-    out.detail(f"The recipe, resolved; the run goes to {recipe.folder}:\n{recipe_text(recipe)}")
+    out.detail(f"The resolved recipe; the run goes to {recipe.folder}:\n{recipe_text(recipe)}")
     with out.watching() as watcher:
         result = train(recipe, watcher)
         page = write_report_of(result, recipe, watcher)

@@ -7,8 +7,8 @@ from qmimic.cli.grammar import Commands, add_json
 
 def add(commands: Commands) -> None:
     """Add to the command line's grammar."""
-    zoo = commands.add_parser("zoo", help="trained students that come with qmimic, and their cards")
-    zoo.add_argument("name", nargs="?", help="of a student, such as pcb or zoo:pcb: its whole card")
+    zoo = commands.add_parser("zoo", help="list the trained students that come with qmimic, and their cards")
+    zoo.add_argument("name", nargs="?", help="a student, such as pcb or zoo:pcb, to show its whole card")
     add_json(zoo)
     zoo.set_defaults(run=_zoo)
 

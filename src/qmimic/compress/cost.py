@@ -12,12 +12,12 @@ from qmimic.detectors.detector import Detector
 
 
 class Cost:
-    """Multiply-accumulates of one image as a function of the numbers of channels; equal to `mac_count`.
+    """Multiply-accumulates for one image as a function of the numbers of channels; agrees with `mac_count`.
 
-    A layer costs its weights times the places where it is applied, and places do not depend on channels.
+    A layer costs its weights times the positions where it is applied, which do not depend on channels.
 
     Args:
-        detector: at its present channels.
+        detector: with its present channels.
 
     Raises:
         InputError: its channels cannot be pruned.
@@ -31,10 +31,10 @@ class Cost:
         self._macs = {name: places * layer(detector, name).weight.numel() for name, places in _places(detector).items()}
 
     def of(self, left: Mapping[str, int]) -> float:
-        """Multiply-accumulates with so many channels left; groups that are not named keep all.
+        """Multiply-accumulates if this many channels are left; groups that are not named keep all of theirs.
 
         Args:
-            left: by group's name.
+            left: number of channels, by group name.
         """
         share = {name: left.get(name, count) / count for name, count in self.full.items()}
         return sum(
@@ -44,7 +44,7 @@ class Cost:
 
 
 def equal_share(detector: Detector, macs: float) -> dict[str, int]:
-    """Channels of every group when each keeps the same share, rounded up, so that the cost comes nearest to `macs`.
+    """Channels of each group if all keep the same share, rounded up, such that the cost is nearest to `macs`.
 
     Raises:
         InputError: its channels cannot be pruned.
@@ -54,18 +54,18 @@ def equal_share(detector: Detector, macs: float) -> dict[str, int]:
     def left(share: float) -> dict[str, int]:
         return {name: max(1, math.ceil(count * share - 1e-9)) for name, count in cost.full.items()}
 
-    # No width changes between two of these shares.
+    # Between two neighbours among these shares, no group's width changes.
     shares = sorted({n / count for count in cost.full.values() for n in range(1, count + 1)})
     return min(map(left, shares), key=lambda widths: abs(cost.of(widths) - macs))
 
 
 def _places(detector: Detector) -> dict[str, int]:
-    """How many places of one image each convolution and linear layer is applied to."""
+    """At how many positions of one image each convolution and linear layer is applied."""
     found: dict[str, int] = {}
 
     def count(name: str, module: nn.Module, _: tuple[Tensor], output: Tensor) -> None:
         own = output.numel() // len(layer(detector, name).weight)
-        found[name] = found.get(name, 0) + own  # a head that levels share is applied to each
+        found[name] = found.get(name, 0) + own  # a head that levels share is applied to each of them
 
     layers = [(name, m) for name, m in detector.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     handles = [module.register_forward_hook(partial(count, name)) for name, module in layers]

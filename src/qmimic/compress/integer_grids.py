@@ -1,10 +1,10 @@
-"""A detector on integers: every map and every weight is rounded to the grid that it has in an int8 file.
+"""A detector on integer grids: every map and every weight is rounded to the grid that it has in an int8 file.
 
-Fake quantization (Jacob et al., CVPR 2018): the forward pass rounds, the gradient passes straight through where the
-grid does not cut. The same module is measured, trained and exported: what ships is what was measured.
+Fake quantization (Jacob et al., CVPR 2018): the forward pass rounds, and the gradient passes straight through where the
+grid does not clip. The same module is measured, trained and exported: what ships is what was measured.
 
-Weights are symmetric, a scale for each output channel, and of 7 bits: without VNNI, processors add two products of 8
-by 8 bits in 16, which 8-bit weights overflow. Maps have a scale each; they are unsigned, but for the pixels.
+Weights are symmetric, have 7 bits and a scale for each output channel: processors without VNNI add two products of 8
+by 8 bits in 16 bits, which 8-bit weights would overflow. Each map has one scale; all but the pixels are unsigned.
 """
 
 import copy
@@ -23,7 +23,7 @@ from qmimic.errors import InputError
 
 WEIGHT_LIMIT = 63
 CANDIDATES = 40  # scales tried for a map
-SAMPLES = 2048  # values of a map that are looked at, an image
+SAMPLES = 2048  # values looked at per map and image
 
 
 class Grid(nn.Module):
@@ -32,10 +32,10 @@ class Grid(nn.Module):
     Attributes:
         scale: float32 [1].
         low, high: the integers.
-        level: the level of the backbone whose map this is, if it is one.
-        summand: the map is added to another; it stays float where the engine adds floats.
-        fixed: the scale is given, not calibrated.
-        enabled: False lets the map pass as it is.
+        level: index of the backbone's level whose map this is, or None.
+        summand: whether the map is added to another; then it stays float where the engine adds floats.
+        fixed: whether the scale is given, not calibrated.
+        enabled: False lets the map pass unchanged.
     """
 
     scale: Tensor
@@ -49,23 +49,23 @@ class Grid(nn.Module):
         self._seen: list[Tensor] | None = None
 
     def fix(self, scale: Tensor, upper: int | None) -> None:
-        """Give the grid: its scale [1], and the highest level if it has one."""
+        """Set the grid: its scale [1], and its highest level if it has one."""
         self.scale.copy_(scale)
         self.high = min(self.high, upper or self.high)
         self.fixed = True
 
     def observe(self) -> None:
-        """Let maps pass and look at their values, until `calibrate`."""
+        """Let maps pass unchanged and record their values, until `calibrate`."""
         self._seen = []
 
     def calibrate(self) -> None:
-        """Choose the scale of least squared error on the values seen."""
+        """Choose the scale with the least squared error on the values recorded."""
         values, self._seen = torch.cat(self._seen or [torch.zeros(1)]), None
         if self.fixed:
             return
         top = (values.abs().max() if self.low else values.max()).clamp(min=1e-6)
         scales = top / self.high * torch.linspace(0.1, 1, CANDIDATES, device=values.device)
-        # What is cut at 0 is the ReLU's work, not an error.
+        # Clipping at 0 is the ReLU's work, not an error.
         wanted = values if self.low else values.clamp(min=0)
         errors = [(round_to_grid(values, scale[None], self.low, self.high) - wanted).square().sum() for scale in scales]
         self.scale.copy_(scales[int(torch.stack(errors).argmin())])
@@ -83,11 +83,11 @@ class Grid(nn.Module):
 
 
 class WeightGrid(nn.Module):
-    """The grids of a layer's weights [outputs, ...], as large as each output channel needs.
+    """The grids of a layer's weights [outputs, ...], each as wide as its output channel needs.
 
     Attributes:
-        scale: [outputs] once the weights stay as they are; until then None.
-        enabled: False leaves the weights as they are.
+        scale: [outputs] once the weights are frozen; None before.
+        enabled: False leaves the weights unchanged.
     """
 
     scale: Tensor | None
@@ -104,14 +104,14 @@ class WeightGrid(nn.Module):
         return round_to_grid(weight, self.scale_of(weight), -WEIGHT_LIMIT, WEIGHT_LIMIT)
 
     def scale_of(self, weight: Tensor) -> Tensor:
-        """The scale [outputs] of such weights."""
+        """The scale [outputs] for these weights."""
         if self.scale is not None:
             return self.scale
         return weight.detach().abs().amax(tuple(range(1, weight.dim()))).clamp(min=1e-8) / WEIGHT_LIMIT
 
 
 def round_to_grid(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
-    """The nearest of {low, ..., high} times a scale, ties to even.
+    """The nearest values of {low, ..., high} times a scale, ties to even.
 
     Args:
         x: any shape.
@@ -138,17 +138,17 @@ def _(x: Tensor, scale: Tensor, low: int, high: int) -> Tensor:
 
 
 def prepare_qat(detector: Detector) -> Detector:
-    """A copy of a trained detector whose maps and weights lie on grids; scales of maps are still to be calibrated.
+    """A copy of a trained detector whose maps and weights lie on grids; call `calibrate` next for the maps' scales.
 
-    The grid of the backbone's map is that on which student and teacher met in training, if the detector has one: its
-    stride s is the scale. Outputs of the last layers stay float.
+    If the detector has a quantizer, the grid of the backbone's map is the one on which student and teacher met in
+    training: its stride s is the scale. Outputs of the last layers stay float.
 
     Raises:
-        InputError: the detector's map is quantized by a stride for each channel, or to powers of two.
+        InputError: the detector's map is quantized with a stride per channel, or to powers of two.
     """
     whole = fold_batch_norm(detector)
     absorb_deviation(whole)
-    whole.requires_grad_(True)  # the weights that folding made are trained as well
+    whole.requires_grad_(True)  # the weights that folding created are trained as well
     _put_grids(whole, detector.quantization_points())
     for layer in layers(whole).values():
         parametrize.register_parametrization(layer, "weight", WeightGrid())
@@ -156,8 +156,8 @@ def prepare_qat(detector: Detector) -> Detector:
     if quantizer is not None:
         if quantizer.config.kind != "uniform" or len(quantizer.stride) != 1:
             raise InputError(
-                "An integer map has one scale: a map quantized to powers of two, or by a stride for each channel, "
-                "has no int8 file; train with quantizer.kind=uniform and quantizer.per_channel=false."
+                "An integer map has one scale, so a map quantized to powers of two, or with a stride per channel, "
+                "cannot become an int8 file; train with quantizer.kind=uniform and quantizer.per_channel=false."
             )
         for grid in map_grids(whole):
             grid.fix(quantizer.stride, quantizer.config.upper)
@@ -175,7 +175,7 @@ def layers(detector: Detector) -> dict[str, nn.Conv2d | nn.Linear]:
 
 
 def freeze(detector: Detector) -> None:
-    """Keep the scales that the weights have now: an exported graph must not compute them."""
+    """Fix the weights' scales at their present values: an exported graph must not compute them."""
     for layer in layers(detector).values():
         if parametrize.is_parametrized(layer):
             weights: Any = layer.parametrizations["weight"]  # type: ignore[index]
@@ -183,14 +183,14 @@ def freeze(detector: Detector) -> None:
 
 
 def map_grids(detector: Detector) -> list[Grid]:
-    """The grids of the levels' maps that everything behind the backbone sees, in their order."""
+    """The grids of the levels' maps, in order; everything behind the backbone sees these maps."""
     found = {one.level: one for one in detector.modules() if isinstance(one, Grid) and one.level is not None}
     return [found[level] for level in sorted(found)]
 
 
 @torch.no_grad()
 def calibrate(detector: Detector, batches: Iterable[Tensor]) -> None:
-    """Choose the scales of a detector's maps on images [B, 3, H, W] as they come.
+    """Choose the scales of a detector's maps on batches of images [B, 3, H, W].
 
     Raises:
         InputError: a layer reads a map that no quantization point rounds.
@@ -209,14 +209,14 @@ def calibrate(detector: Detector, batches: Iterable[Tensor]) -> None:
 
 
 def grid_names(detector: Detector) -> list[str]:
-    """Names of the grids, those of maps first; the map that RPN and head see stays on its own in any case."""
+    """Names of the grids, the maps' first; the levels' maps are left out, since they always stay on their grids."""
     shared = map_grids(detector)
     own = {name: one for name, one in detector.named_modules() if isinstance(one, Grid | WeightGrid) and one.enabled}
     return sorted((name for name, one in own.items() if one not in shared), key=lambda name: "parametrizations" in name)
 
 
 def keep_float(detector: Detector, *names: str) -> Detector:
-    """A copy of a detector on grids in which some of its grids (`grid_names`) are float."""
+    """A copy of a detector on grids in which the named grids (from `grid_names`) are disabled, so float."""
     other = copy.deepcopy(detector)
     for name in names:
         part = other.get_submodule(name)
@@ -226,9 +226,9 @@ def keep_float(detector: Detector, *names: str) -> Detector:
 
 
 def with_summands(detector: Detector) -> Detector:
-    """A copy of a detector on grids whose summands are rounded too, for engines that add integers.
+    """A copy of a detector on grids in which summands are rounded too, for engines that add integers.
 
-    What `keep_float` left in float stays so.
+    What `keep_float` left float stays float.
     """
     other = copy.deepcopy(detector)
     for module in other.modules():
@@ -238,7 +238,7 @@ def with_summands(detector: Detector) -> Detector:
 
 
 def _put_grids(detector: Detector, points: Iterable[QuantizationPoint]) -> None:
-    """Put grids before and behind modules; where a batch norm was folded away, in its place."""
+    """Put grids before and behind modules, and in place of batch norms that were folded away."""
     around: dict[str, dict[bool, Grid]] = {}
     for point in points:
         around.setdefault(point.module, {})[point.before] = Grid(point.signed, point.level, point.summand)
@@ -255,7 +255,7 @@ def _put_grids(detector: Detector, points: Iterable[QuantizationPoint]) -> None:
 
 
 def _check_covered(detector: Detector, images: Tensor) -> None:
-    """Raises InputError: a layer reads more different values than a grid has."""
+    """Check that every layer reads rounded maps. Raises InputError: one reads more distinct values than a grid has."""
     loose: list[str] = []
 
     def look(name: str, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:

@@ -1,14 +1,14 @@
 """Channel pruning by LASSO regression and reconstruction (He, Zhang, Sun, ICCV 2017).
 
-Layer by layer, first the channels are chosen whose contributions explain best what the layers behind them gave in the
-unpruned network,
+Layer by layer, channels are chosen first: those whose contributions best explain what the layers behind them gave in
+the unpruned network,
 
     min_beta  1/(2N) || Y - sum_i beta_i X_i W_i ||^2 + lambda || beta ||_1
 
-with lambda raised until so many beta are left as channels may stay (here the whole path is known, from LARS); then
-those layers' weights are fitted anew to the same Y by least squares. X is what the pruned network gives, so that later
-layers make up for what earlier ones lost. Where shortcuts add channels, all layers that use them decide together, each
-error relative to its Y. Left out: the paper's correction of a residual branch for what the shortcut lost.
+with lambda raised until only as many beta are left as channels may stay (here LARS gives the whole path at once). Then
+those layers' weights are refitted to the same Y by least squares. X is what the pruned network gives, so later layers
+compensate for what earlier ones lost. Where shortcuts add channels, all layers that read them decide together, each
+with its error relative to its Y. Left out: the paper's correction of a residual branch for what the shortcut lost.
 """
 
 import copy
@@ -28,15 +28,15 @@ from qmimic.detectors.channels import channel_groups, keep_channels, layer
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.regions import pad_with_truth
 
-RIDGE = 1e-4  # of the mean square of the inputs; it ties weights to their old values where samples are too few
+RIDGE = 1e-4  # relative to the inputs' mean square; ties weights to their old values where samples are few
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a layer of the pruned network takes in, and what the unpruned one gave in the same places.
+    """What a layer of the pruned network reads, and what the unpruned one gave at the same positions.
 
     Attributes:
-        inputs: float64 [N, channels * k], channels outermost; k is the kernel's or the bins' number.
+        inputs: float64 [N, channels * k], channels outermost; k is the number of kernel entries or bins.
         outputs: float64 [N, outputs], without the bias.
         weights: float64 [outputs, channels * k], of the pruned network's layer.
     """
@@ -60,10 +60,10 @@ def prune_by_lasso(
     Args:
         detector: in evaluation mode.
         left: channels that stay, for every group.
-        config: images, and places in each, to fit on.
-        batches: of training images; as many are taken as the images need.
-        seed: of the places.
-        show: told of every group that is done.
+        config: how many images, and positions in each, to fit on.
+        batches: of training images; only as many are read as `config.images` needs.
+        seed: of the positions.
+        show: called after each group.
 
     Returns:
         A pruned copy in evaluation mode.
@@ -78,7 +78,7 @@ def prune_by_lasso(
         count = len(layer(pruned, name).weight)
         generator = torch.Generator().manual_seed(seed)
         samples: dict[str, list[tuple[Tensor, Tensor]]] = {user: [] for user in group.consumers}
-        for view in views:  # whole maps of many images would not fit into memory
+        for view in views:  # the whole maps of many images would not fit into memory
             own, wanted = _record(pruned, group.consumers, view), _record(detector, group.consumers, view)
             for user, taken in samples.items():
                 given, target = own[user].inputs, wanted[user].outputs
@@ -110,30 +110,30 @@ def choose(evidence: list[Evidence], channels: int, count: int) -> Tensor:
     Returns:
         int64 [count], in order.
     """
-    # Imported here: it takes a second, which most runs need not wait for.
+    # Imported here: it takes a second, and most runs do not need it.
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import lars_path_gram
 
     gram, xy = np.zeros((channels, channels)), np.zeros(channels)
     for own in evidence:
         scale = float(own.outputs.square().sum().clamp(min=1e-12))
-        # <X_i W_i, X_j W_j> without the products themselves, which would need samples x channels x outputs numbers.
+        # <X_i W_i, X_j W_j> without storing the products, which would take samples x channels x outputs numbers.
         both = (own.inputs.T @ own.inputs) * (own.weights.T @ own.weights)
         gram += both.reshape(channels, -1, channels, len(both) // channels).sum((1, 3)).numpy() / scale
         xy += ((own.inputs.T @ own.outputs) * own.weights.T).reshape(channels, -1).sum(1).numpy() / scale
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # one of two channels that say the same is dropped
+        warnings.simplefilter("ignore", ConvergenceWarning)  # of two equivalent channels, one is dropped
         _, _, path = lars_path_gram(xy, gram, n_samples=1, method="lasso", max_iter=8 * channels)
     size = np.abs(path)  # [channels, points of the path], from a large lambda to 0
     enough = np.flatnonzero((size > 0).sum(0) >= count)
     at = size[:, enough[0]] if len(enough) else size[:, -1]
-    # Channels that contribute nothing never enter the path; what they explain alone decides between them.
+    # Channels that add nothing never enter the path; among them, what each explains alone decides.
     order = np.lexsort((xy**2 / np.maximum(np.diag(gram), 1e-30), at))
     return torch.tensor(sorted(order[-count:].tolist()))
 
 
 def refit(evidence: Evidence, channels: int, kept: Tensor) -> Tensor:
-    """Weights over the channels kept that come nearest to the outputs, [outputs, kept * k], float64."""
+    """Weights over the kept channels that come nearest to the outputs: float64 [outputs, kept * k]."""
     inputs = evidence.inputs.unflatten(1, (channels, -1))[:, kept].flatten(1)
     weights = evidence.weights.unflatten(1, (channels, -1))[:, kept].flatten(1)
     gram = inputs.T @ inputs
@@ -145,7 +145,7 @@ def refit(evidence: Evidence, channels: int, kept: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class _View:
-    """A batch of images [B, 3, H, W] and the regions [B, P, 4] in them that both networks look at."""
+    """A batch of images [B, 3, H, W], and regions [B, P, 4] in them; both networks look at the same."""
 
     images: Tensor
     rois: Tensor
@@ -165,18 +165,18 @@ def _views(detector: Detector, batches: Iterable[Batch], count: int) -> list[_Vi
 
 @dataclass(frozen=True)
 class _Seen:
-    """What went through a layer."""
+    """A layer's inputs and outputs."""
 
     inputs: Tensor
     outputs: Tensor
 
 
 def _record(detector: Detector, names: tuple[str, ...], view: _View) -> dict[str, _Seen]:
-    """What goes through these layers when a detector looks at a view."""
+    """Inputs and outputs of these layers when a detector looks at a view."""
     seen: dict[str, _Seen] = {}
 
     def keep(name: str, _: nn.Module, inputs: tuple[Tensor], outputs: Tensor) -> None:
-        seen[name] = _Seen(inputs[0].clone(), outputs.clone())  # ReLUs behind them work in place
+        seen[name] = _Seen(inputs[0].clone(), outputs.clone())  # the ReLUs behind them work in place
 
     handles = [layer(detector, name).register_forward_hook(partial(keep, name)) for name in names]
     try:
@@ -196,14 +196,14 @@ def _sample(
     places: int,
     generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """Inputs [N, channels * k] and outputs [N, outputs] of a layer in `places` random places of every image, float64.
+    """Inputs [N, channels * k] and outputs [N, outputs] of a layer at `places` random positions of each image, float64.
 
     Args:
         module: the layer.
         inputs: [B, channels, H, W], or [B, P, bins * channels].
         outputs: [B, outputs, H', W'], or [B, P, outputs].
         channels: of the inputs.
-        places: an image; the same in all images of the batch.
+        places: how many positions per image; the same ones in all images of the batch.
         generator: chooses them.
     """
     if isinstance(module, nn.Linear):

@@ -1,11 +1,12 @@
 """Channel pruning by Taylor expansion (Molchanov et al., ICLR 2017).
 
-A channel z matters as much as the loss C would change without it, to first order |dC/dz * z| summed over its places:
-the gradient to a gate that multiplies it. It is taken image by image, averaged, and normalised within a layer by its l2
-norm; what it costs is subtracted, as a share of the network as it is by then, so that costly layers do not survive all
-others. Channels that shortcuts add have one gate. Two departures from the paper: channels go in rounds instead of one
-by one, and no layer falls below a share of what equal pruning would leave it, since a criterion that is compared
-between layers can take nearly all of one (layer collapse; Tanaka et al., NeurIPS 2020).
+A channel z matters as much as the loss C would change without it. To first order, that is |dC/dz * z| summed over
+positions: the gradient with respect to a gate that multiplies z. The criterion is computed for each image, averaged,
+and normalised within a layer by its l2 norm; a channel's cost, as a share of the network's present cost, is subtracted,
+so that costly layers do not outlive all others. Channels that shortcuts add share one gate. Two departures from the
+paper: channels are removed in rounds instead of one by one, and no layer falls below a share of what equal pruning
+would leave it, since a criterion compared between layers can remove nearly all of one (layer collapse; Tanaka et al.,
+NeurIPS 2020).
 """
 
 import math
@@ -24,8 +25,8 @@ from qmimic.detectors.detector import Detector
 from qmimic.training.optimizer import build_optimizer
 from qmimic.training.step import DetectionObjective, StepGenerators
 
-TOLERANCE = 0.02  # how far from the wanted cost pruning may end
-FLOOR = 0.2  # least share that stays of the channels that equal pruning to the same cost would leave a layer
+TOLERANCE = 0.02  # how far from the target cost pruning may end, as a share
+FLOOR = 0.2  # smallest share of a layer's channels to keep, relative to equal pruning to the same cost
 
 
 def prune_by_taylor(
@@ -33,21 +34,22 @@ def prune_by_taylor(
     macs: float,
     config: PruningConfig,
     batches: Iterator[Batch],
-    chance: Callable[[int], StepGenerators],
+    generators: Callable[[int], StepGenerators],
     show: Callable[[int, float], None],
 ) -> Detector:
     """Prune a trained detector round by round, training it between the rounds.
 
     Args:
-        objective: what the detector is trained for; the detector in it is pruned in place.
-        macs: multiply-accumulates of one image that may be left.
+        objective: that the detector is trained on; its detector is pruned in place.
+        macs: target cost, multiply-accumulates for one image.
         config: rounds, steps of a round, learning rate.
-        batches: at least rounds times steps of them.
-        chance: of a step.
-        show: told of every step and its loss.
+        batches: at least rounds * steps of them.
+        generators: of a step.
+        show: called with every step and its loss.
 
     Returns:
-        The pruned detector in evaluation mode; its cost is within `TOLERANCE` of `macs` unless no channel fits the gap.
+        The pruned detector in evaluation mode; its cost is within `TOLERANCE` of `macs`, if single channels are small
+        enough for that.
 
     Raises:
         InputError: its channels cannot be pruned.
@@ -60,7 +62,7 @@ def prune_by_taylor(
         criterion = {name: torch.zeros(count) for name, count in widths(detector, channel_groups(detector)).items()}
         optimizer = build_optimizer(objective.train(), schedule)
         for step in range(done * config.steps, (done + 1) * config.steps):
-            loss = _learn(objective, optimizer, next(batches), chance(step), schedule.clip_norm, criterion)
+            loss = _learn(objective, optimizer, next(batches), generators(step), schedule.clip_norm, criterion)
             show(step + 1, loss)
         goal = whole * (macs / whole) ** ((done + 1) / config.rounds)
         keep_channels(detector, least(criterion, Cost(detector), goal, config.cost_weight, floor))
@@ -70,17 +72,17 @@ def prune_by_taylor(
 def least(
     criterion: dict[str, Tensor], cost: Cost, goal: float, cost_weight: float, floor: Mapping[str, int]
 ) -> dict[str, Tensor]:
-    """The channels that stay when those that matter least for their cost are removed.
+    """The channels that stay after those that matter least for their cost are removed.
 
     Args:
-        criterion: by group, [channels], how much each matters; of any scale within a group.
-        cost: of the network as it is.
-        goal: multiply-accumulates to come to.
-        cost_weight: of a channel's share of the present multiply-accumulates.
-        floor: by group, how many stay at least, one or more.
+        criterion: by group, [channels], how much each matters, on any scale per group.
+        cost: of the network as it is now.
+        goal: multiply-accumulates to reach.
+        cost_weight: weight of a channel's share of the present multiply-accumulates.
+        floor: by group, how many must stay, at least one.
 
     Returns:
-        By group, the indices that stay, in order.
+        By group, the indices that stay, ascending.
     """
     matters = {name: values / values.norm().clamp(min=1e-12) for name, values in criterion.items()}
     left = dict(cost.full)
@@ -110,15 +112,15 @@ def _learn(
     objective: DetectionObjective,
     optimizer: torch.optim.Optimizer,
     batch: Batch,
-    chance: StepGenerators,
+    generators: StepGenerators,
     clip_norm: float,
     criterion: dict[str, Tensor],
 ) -> float:
-    """One optimizer step; adds the criterion of its images. Returns the loss before it."""
+    """One optimizer step; adds its images' criterion to the totals. Returns the loss before the step."""
     device = objective.detector.device
     images, targets = batch.images.to(device), batch.targets.to(device)
     with gated(objective.detector, len(images)) as gates:
-        loss = sum(objective(images, targets, chance, 0.0).values(), torch.zeros((), device=device))
+        loss = sum(objective(images, targets, generators, 0.0).values(), torch.zeros((), device=device))
         optimizer.zero_grad()
         loss.backward()
     for name, gate in gates.items():
@@ -131,11 +133,11 @@ def _learn(
 
 @contextmanager
 def gated(detector: Detector, batch: int) -> Iterator[dict[str, Tensor]]:
-    """Gates of 1 on all channels as long as the body runs; their gradient is dC/dz * z summed over a channel's places.
+    """Gates of 1 on all channels within the `with` body; their gradient is dC/dz * z summed over positions.
 
     Args:
         detector: any that has `channel_groups`.
-        batch: images that it will see.
+        batch: number of images it will see at once.
 
     Yields:
         By group, float32 [batch, channels].
@@ -166,6 +168,6 @@ def gated(detector: Detector, batch: int) -> Iterator[dict[str, Tensor]]:
 
 
 def _last_producers(detector: Detector, group: ChannelGroup) -> tuple[str, ...]:
-    """The batch norms of a group where it has some: they come after the convolutions."""
+    """A group's batch norms, if it has any (they come after the convolutions), else its convolutions."""
     norms = [name for name in group.producers if isinstance(detector.get_submodule(name), nn.BatchNorm2d)]
     return tuple(norms) or group.producers

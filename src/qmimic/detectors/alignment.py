@@ -13,9 +13,9 @@ from torch import Tensor
 from qmimic.boxes import iou
 from qmimic.data.targets import IGNORED, Targets
 
-POSITIVES = 10  # places of an object
+POSITIVES = 10  # places that learn one object, at most
 SCORE_POWER, IOU_POWER = 0.5, 4.0  # of the ranking: score^a IoU^b
-REACH = 1.0  # strides around its middle in which even the smallest object has places
+REACH = 1.0  # strides around its middle within which even the smallest object has places
 NEARNESS = 1e-3  # what a place at an object's middle gains as if by IoU: it ranks places while no box fits yet
 
 
@@ -26,9 +26,9 @@ class Alignment:
     Attributes:
         index: int64 [B, N], which of the image's boxes.
         positive: bool [B, N], places that learn an object.
-        share: float32 [B, N], how much a place has of its object: the best 1, others as they rank; 0 where nothing is
-            learnt.
-        quality: float32 [B, N], the score that a place is to give its class: its share of the object's best IoU.
+        share: float32 [B, N], a place's weight for its object: 1 for the best, less for others by rank; 0 where
+            nothing is learnt.
+        quality: float32 [B, N], the score that a place should give its class: its share of the object's best IoU.
         counted: bool [B, N], False for places on ignored boxes, which say nothing against any class.
     """
 
@@ -44,9 +44,9 @@ def align(scores: Tensor, boxes: Tensor, places: Tensor, targets: Targets) -> Al
     """Assign places to the ground truth.
 
     Args:
-        scores: [B, N, K], 0..1, as the detector gives them now; boxes: [B, N, 4], likewise.
+        scores: [B, N, K], 0..1, and boxes: [B, N, 4], both as the detector gives them now.
         places: [N, 3], x and y of each place and the stride of its level, pixels.
-        targets: ground truth, M boxes an image.
+        targets: ground truth, M boxes per image.
     """
     x, y, stride = places.T
     low, high = targets.boxes[..., :2, None], targets.boxes[..., 2:, None]  # [B, M, 2, 1]

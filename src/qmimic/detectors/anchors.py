@@ -17,8 +17,8 @@ def anchor_grid(sizes: tuple[tuple[float, float], ...], size: tuple[int, int], s
         stride: output stride of the map.
 
     Returns:
-        float32 [A * H/stride * W/stride, 4], xyxy in pixels; order anchor, row, column, as the RPN's output.
-        Centres lie in the middle of a cell.
+        float32 [A * H/stride * W/stride, 4], xyxy in pixels; ordered by anchor, row, column, like the RPN's output.
+        Each centre is the middle of a cell.
     """
     rows = (torch.arange(size[0] // stride) + 0.5) * stride
     columns = (torch.arange(size[1] // stride) + 0.5) * stride
@@ -31,11 +31,11 @@ def anchor_grid(sizes: tuple[tuple[float, float], ...], size: tuple[int, int], s
 def anchors_in_cells(
     sides: tuple[float, ...], ratios: tuple[float, ...], stride: int
 ) -> tuple[tuple[float, float], ...]:
-    """Widths and heights in pixels of anchors whose areas are squares of cells of the map.
+    """Widths and heights in pixels of anchors, given the sides of squares in cells of the map.
 
     Args:
         sides: of the squares, in cells.
-        ratios: width to height; every area comes in each of them.
+        ratios: width to height; each square gives one anchor of its area per ratio.
         stride: output stride of the map, pixels a cell.
     """
     pixels = [(side * stride, ratio**0.5) for side in sides for ratio in ratios]
@@ -45,7 +45,7 @@ def anchors_in_cells(
 def fit_anchors(box_sizes: NDArray[np.float32], count: int, seed: int = 0) -> tuple[tuple[float, float], ...]:
     """Anchor sizes by k-means with 1 - IoU of centred boxes as the distance (Redmon & Farhadi, CVPR 2017).
 
-    Of more than `MOST_BOXES`, so many are drawn at random.
+    If there are more than `MOST_BOXES` boxes, that many are drawn at random.
 
     Args:
         box_sizes: widths and heights of the training boxes in pixels at the training size, [N, 2], all > 0.
@@ -53,7 +53,7 @@ def fit_anchors(box_sizes: NDArray[np.float32], count: int, seed: int = 0) -> tu
         seed: of the k-means++ start.
 
     Returns:
-        `count` (width, height) pairs in growing order of area; fewer different ones if the boxes have no more.
+        `count` (width, height) pairs in increasing order of area; fewer distinct ones if the boxes have no more.
     """
     random = np.random.default_rng(seed)
     boxes = box_sizes.astype(np.float64)

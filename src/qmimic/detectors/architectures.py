@@ -1,4 +1,4 @@
-"""What an architecture is: a description, a class, and what it chooses by the training boxes.
+"""What an architecture is: a description, a class, and the settings it derives from the training boxes.
 
 A new one is a file with an `Architecture`, and a line in `ARCHITECTURES` (tables.py), where the names stand.
 """
@@ -28,11 +28,11 @@ class Architecture:
     """A kind of detector.
 
     Attributes:
-        spec: the class of its description; it has the settings of a recipe's `detector` that this kind knows.
-        detector: makes one with fresh weights from such a description.
-        fitted: chooses what a recipe leaves open by the sizes of the training boxes [N, 2] and the input's size.
-        stages: 1 or 2; not every format to ship in can hold two.
-        ignores: settings in `spec` that it has from others and does not read.
+        spec: the class of its description, with those settings of a recipe's `detector` that this kind knows.
+        detector: builds one with fresh weights from such a description.
+        fitted: chooses what a recipe leaves open, from the sizes of the training boxes [N, 2] and of the input.
+        stages: 1 or 2; not every deployment format can hold two.
+        ignores: settings in `spec` that it inherits but does not read.
     """
 
     spec: type[DetectorSpec]
@@ -82,7 +82,7 @@ def parse_spec(values: object) -> DetectorSpec:
     """The description of a detector from plain values, as a detector file holds them.
 
     Raises:
-        InputError: they are not a mapping, or name no known architecture.
+        InputError: they are not a mapping, or their architecture is unknown.
         ValidationError: a key is unknown or missing, or a value is wrong.
     """
     if not isinstance(values, Mapping):
@@ -93,14 +93,14 @@ def parse_spec(values: object) -> DetectorSpec:
 def spec_for(
     config: DetectorConfig, backbone: str, classes: tuple[str, ...], size: tuple[int, int], grey: bool = False
 ) -> DetectorSpec:
-    """The description of a detector by a recipe's settings, without those that its architecture does not know.
+    """The description of a detector from a recipe's settings, without those that its architecture does not know.
 
     Args:
-        config: the settings, with anchors where the architecture has some.
+        config: the settings, with anchors if the architecture uses any.
         backbone: family and width divisor.
         classes: class names.
         size: height and width that images are fitted into, pixels.
-        grey: whether the network sees their brightness alone.
+        grey: whether the network sees only the images' brightness.
 
     Raises:
         InputError: the architecture is unknown.

@@ -1,4 +1,4 @@
-"""Which boxes anchors and proposals are trained towards, and which of them are sampled; a whole batch at once."""
+"""Which boxes anchors and proposals are trained towards, and which of them are sampled; whole batches at once."""
 
 from dataclasses import dataclass
 
@@ -15,9 +15,9 @@ class Assignment:
     """Assignment of candidate boxes to ground truth.
 
     Attributes:
-        index: int64 [B, N], the box that overlaps most.
+        index: int64 [B, N], the box with the largest overlap.
         positive: bool [B, N].
-        negative: bool [B, N]; neither: left out of the losses.
+        negative: bool [B, N]; candidates that are neither are left out of the losses.
     """
 
     index: Tensor
@@ -31,11 +31,11 @@ def assign(candidates: Tensor, targets: Targets, high: float, low: float, keep_b
     Args:
         candidates: [B or 1, N, 4] boxes.
         targets: ground truth.
-        high: a candidate with at least this IoU is positive.
-        low: one below this IoU with every box is negative.
+        high: a candidate with at least this IoU to some box is positive.
+        low: a candidate below this IoU to every box is negative.
         keep_best: every box's best candidates are positive too, however low their IoU (RPN).
     """
-    overlap = iou(targets.boxes, candidates)  # [B, M, N]: the many candidates lie one after another in memory
+    overlap = iou(targets.boxes, candidates)  # [B, M, N]: the many candidates are contiguous in memory
     known = overlap * (targets.labels >= 0)[..., None]
     best, index = known.max(1)
     positive = best >= high
@@ -57,7 +57,7 @@ class Sampled:
     Attributes:
         index: int64 [B, S], which candidates.
         positive: bool [B, S].
-        valid: bool [B, S], False for places that could not be filled.
+        valid: bool [B, S], False for slots that could not be filled.
     """
 
     index: Tensor
@@ -66,10 +66,10 @@ class Sampled:
 
 
 def sample(assigned: Assignment, count: int, positive_share: float, source: Source) -> Sampled:
-    """Draw `count` candidates an image at random, of which at most `positive_share` positive.
+    """Draw `count` candidates per image at random; at most `positive_share` of them are positive.
 
     Args:
-        assigned: of N candidates an image.
+        assigned: N candidates per image.
         count: S; fewer if there are fewer candidates.
         positive_share: of the sample; negatives fill the rest.
         source: of random numbers, on the device of the assignment.
@@ -78,10 +78,10 @@ def sample(assigned: Assignment, count: int, positive_share: float, source: Sour
     count = min(count, candidates)
     most = min(max(1, int(count * positive_share)), candidates)
     keys = rand(source, *assigned.positive.shape)
-    # The `most` positives with the largest keys come before all negatives; the others do not take part.
+    # The `most` positives with the largest keys come before all negatives; other positives are left out.
     lucky = keys.masked_fill(~assigned.positive, -1).topk(most, sorted=False)
     order = keys.masked_fill_(~assigned.negative, -1)
-    # Where there are fewer positives, the spare places of `lucky` name candidates that keep their own key.
+    # If there are fewer positives, the spare entries of `lucky` name candidates, which keep their own keys.
     ranked = torch.where(lucky.values >= 0, lucky.values + 2, order.gather(1, lucky.indices))
     order.scatter_(1, lucky.indices, ranked)
     order, index = order.topk(count, sorted=False)
@@ -89,7 +89,7 @@ def sample(assigned: Assignment, count: int, positive_share: float, source: Sour
 
 
 def everything(assigned: Assignment) -> Sampled:
-    """All candidates as a sample of N an image; valid are those that are positive or negative."""
+    """All N candidates of each image as a sample; those that are positive or negative are valid."""
     index = torch.arange(assigned.index.shape[1], device=assigned.index.device).expand_as(assigned.index)
     return Sampled(index, assigned.positive, assigned.positive | assigned.negative)
 

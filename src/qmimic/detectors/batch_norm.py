@@ -1,8 +1,8 @@
-"""Batch norm that is also fast for a handful of channels in channels-last memory.
+"""Batch norm that stays fast with a handful of channels in channels-last memory.
 
 Convolutions of very few channels are two to three times faster in channels-last memory, but torch's batch norm then
-runs over vectors as short as the channels and loses more than they gain. Seen as rows of several pixels, the same
-arithmetic fills the vector units.
+runs over vectors only as long as the number of channels, and loses more time than they save. Viewed as rows of several
+pixels, the same data fills the vector units.
 """
 
 from functools import cache
@@ -40,7 +40,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 class BatchNormAct2d(BatchNorm2d):
-    """Batch norm with an activation behind it, as timm has them in one module; folding leaves the activation."""
+    """Batch norm followed by an activation in one module, as in timm; folding leaves the activation in place."""
 
     def __init__(
         self, channels: int, eps: float, momentum: float | None, affine: bool, track: bool, act: nn.Module
@@ -55,7 +55,7 @@ class BatchNormAct2d(BatchNorm2d):
 
 
 class ScaleShift(nn.Module):
-    """A trained batch norm that has no convolution before it: a factor and a summand for each channel."""
+    """A trained batch norm without a convolution before it: a factor and an offset for each channel."""
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__()
@@ -75,10 +75,10 @@ class ScaleShift(nn.Module):
 
 
 class _Rows(torch.autograd.Function):
-    """Batch norm in training of a channels-last [B, C, H, W], as rows [R, n C] of n pixels each.
+    """Batch norm in training, on a channels-last [B, C, H, W] viewed as rows [R, n C] of n pixels each.
 
-    torch's own kernels find the statistics of every lane of the rows, as if it were a channel. A channel's are the
-    means of its lanes', kept in every one of them: of vectors this short, the number of operations is what counts.
+    torch's own kernels compute the statistics of each lane of the rows as if it were a channel. A channel's statistics
+    are the means over its lanes, stored in each of them: with vectors this short, the number of operations decides.
     """
 
     @staticmethod
@@ -91,7 +91,7 @@ class _Rows(torch.autograd.Function):
         variance = average.mv(torch.addcmul(lane_variance, between, between))
         count = torch.full((), rows.numel() // channels, dtype=torch.float64, device=x.device)
         if processes.count() > 1:
-            own = mean[:channels].double()  # a variance as a difference of means needs the digits
+            own = mean[:channels].double()  # a variance computed as a difference of means needs the precision
             moments = torch.cat([own, own.square() + variance[:channels], count.new_ones(1)]) * count
             sums, squares, total = processes.sum_over(moments).split([channels, channels, 1])
             count, whole = total[0], sums / total
@@ -100,7 +100,7 @@ class _Rows(torch.autograd.Function):
         inverse = torch.rsqrt(variance + eps)
         scale = (inverse.view(-1, channels) * weight).flatten()
         shift = torch.addcmul(bias, mean.view(-1, channels), scale.view(-1, channels), value=-1).flatten()
-        # The result must not be a view: the ReLU that follows works in place, which for a view costs two copies.
+        # The result must not be a view: the ReLU that follows works in place, and on a view that costs two copies.
         out = torch.empty_like(x)
         torch.addcmul(shift, rows, scale, out=_rows(out))
         ctx.save_for_backward(x, mean, inverse, scale, count)
@@ -117,7 +117,7 @@ class _Rows(torch.autograd.Function):
             to_out, rows, None, None, None, mean, inverse, True, 0.0, [False, True, True]
         )
         repeats = rows.shape[1] // ctx.channels
-        own = torch.stack(to_lanes).view(2, repeats, -1).sum(1)  # of a channel, and of this process
+        own = torch.stack(to_lanes).view(2, repeats, -1).sum(1)  # per channel, in this process
         slope, offset = processes.sum_over(own).repeat(1, repeats) * (scale / -count.float())
         slope *= inverse
         offset = torch.addcmul(offset, slope, mean, value=-1)
@@ -137,6 +137,6 @@ def _rows(x: Tensor) -> Tensor:
 
 @cache
 def _average(channels: int, lanes: int, device: torch.device) -> Tensor:
-    """Symmetric [lanes, lanes] that puts the mean over a channel's lanes in each of them."""
+    """Symmetric [lanes, lanes] matrix that puts the mean over a channel's lanes into each of them."""
     repeats = lanes // channels
     return torch.eye(channels, device=device).repeat(repeats, repeats) / repeats

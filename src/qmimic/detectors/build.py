@@ -1,4 +1,4 @@
-"""Detectors from their description, and what every detector can tell of itself."""
+"""Detectors built from their descriptions, changed copies of them, and their size and cost."""
 
 import copy
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ def build(spec: DetectorSpec, seed: int = 0) -> Detector:
     """A detector with fresh weights that depend on the seed alone.
 
     Raises:
-        InputError: the architecture or the backbone is unknown, or the spec's channels are not the network's.
+        InputError: the architecture or the backbone is unknown, or the spec's channels do not fit the network.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -49,15 +49,15 @@ def at_size(detector: Detector, size: tuple[int, int]) -> Detector:
 
 
 def with_settings(detector: Detector, settings: Mapping[str, object], called: str = "these settings") -> Detector:
-    """The same weights with other settings that no weight depends on, in evaluation mode.
+    """The same weights in evaluation mode, with other values of settings that no weight depends on.
 
     Args:
         detector: any.
-        settings: values by their names in the detector's spec.
+        settings: values, by name in the detector's spec.
         called: what an error calls them.
 
     Raises:
-        InputError: the detector has no such setting, or cannot have the value.
+        InputError: the detector does not have the setting, or refuses the value.
     """
     kind = type(detector.spec)
     lacking = next((name for name in settings if name not in kind.model_fields), None)
@@ -66,7 +66,7 @@ def with_settings(detector: Detector, settings: Mapping[str, object], called: st
     try:
         spec = kind.model_validate({**detector.spec.model_dump(), **settings})
     except ValidationError as error:
-        raise InputError(f"A detector cannot have {called}: {explain(error)}") from error
+        raise InputError(f"The detector does not accept {called}: {explain(error)}") from error
     other = build(spec)
     other.quantizer = copy.deepcopy(detector.quantizer)
     other.load_state_dict(detector.state_dict())
@@ -74,14 +74,14 @@ def with_settings(detector: Detector, settings: Mapping[str, object], called: st
 
 
 def equal_cost(spec: DetectorSpec, family: str) -> str:
-    """The backbone of a family at which a detector costs as many multiply-accumulates as another one.
+    """The backbone of a family with which a detector costs as many multiply-accumulates as another detector.
 
     Args:
         spec: the other detector.
         family: of backbones, such as `resnet18_separable`.
 
     Returns:
-        `family/n`, n to a hundredth, of the nearest cost; it can be off by what one channel costs.
+        `family/n` with the nearest cost, n to a hundredth; the cost can be off by that of one channel.
 
     Raises:
         InputError: the family is unknown.
@@ -105,10 +105,10 @@ def fold_batch_norm(detector: Detector) -> Detector:
     """A copy for inference, with every batch norm folded into the convolution before it.
 
     Raises:
-        InputError: the detector has a batch norm and does not declare which convolution is before it.
+        InputError: the detector has a batch norm and does not declare which convolution precedes it.
     """
     folded = copy.deepcopy(detector).eval()
-    if not _norms(folded):  # it is folded already
+    if not _norms(folded):  # already folded
         return folded
     for pair in folded.fused_pairs():
         conv, norm = folded.get_submodule(pair.conv), folded.get_submodule(pair.norm)
@@ -120,10 +120,10 @@ def fold_batch_norm(detector: Detector) -> Detector:
     for name in folded.single_norms():
         norm = folded.get_submodule(name)
         if not isinstance(norm, nn.BatchNorm2d):
-            raise InputError(f"{name} is not a batch norm: see single_norms().")
+            raise InputError(f"{name} is not a batch norm; correct single_norms().")
         put_module(folded, name, ScaleShift(norm))
     if left := _norms(folded):
-        raise InputError(f"No fused pair names {left[0]}: declare it in fused_pairs() of {left[0].split('.')[0]}.")
+        raise InputError(f"No fused pair contains {left[0]}: declare it in fused_pairs() of {left[0].split('.')[0]}.")
     return folded
 
 
@@ -132,15 +132,15 @@ def _norms(detector: Detector) -> list[str]:
 
 
 def put_module(root: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module in the place of another one, by its name."""
+    """Replace the module of this name by another one."""
     parent, _, own = name.rpartition(".")
     setattr(root.get_submodule(parent), own, module)
 
 
 def absorb_deviation(detector: Detector) -> None:
-    """Let the weights that read pixels divide them by their deviation; the padding stays the mean colour, 0.
+    """Move the division by the deviation into the weights that read pixels; the padding stays the mean colour, 0.
 
-    Where something else than convolutions reads pixels, the deviation stays to be divided by.
+    If anything but a convolution reads pixels, the division stays where it is.
     """
     if not (detector.std != 1).any() or not detector.backbone.pixel_layers:
         return
@@ -154,12 +154,12 @@ def absorb_deviation(detector: Detector) -> None:
 
 
 def parameter_count(detector: Detector) -> int:
-    """Weights that a deployed detector holds: batch norms count as folded."""
+    """Number of weights in a deployed detector; batch norms count as folded."""
     return sum(parameter.numel() for parameter in fold_batch_norm(detector).parameters())
 
 
 def mac_count(detector: Detector) -> int:
-    """Multiply-accumulates of the convolutions and linear layers of one image, proposals and head included.
+    """Multiply-accumulates of the convolutions and linear layers for one image, including proposals and head.
 
     Suppression and RoI pooling are left out: their products depend on what the image shows.
     """

@@ -1,4 +1,4 @@
-"""Detectors of which some channels are left: which channels there are, taking some out, what the rest costs."""
+"""Pruned detectors: which channels there are, and removing some of them."""
 
 from collections.abc import Iterable, Mapping
 
@@ -16,12 +16,12 @@ def channel_groups(detector: Detector) -> dict[str, ChannelGroup]:
     """All groups of a detector by name, in the order of the data's flow.
 
     Raises:
-        InputError: its backbone has group or depthwise convolutions, which tie channels otherwise, or a part does not
-            declare where the channels of one of its layers go.
+        InputError: its backbone has group or depthwise convolutions, whose channels cannot be removed freely, or a part
+            does not declare where the channels of one of its layers go.
     """
     if any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in detector.modules()):
         raise InputError(
-            f"{detector.spec.backbone} has convolutions in groups, which cannot be pruned; take a plain backbone."
+            f"{detector.spec.backbone} has grouped convolutions, which cannot be pruned; take a plain backbone."
         )
     groups = detector.channel_groups()
     produced = {name for group in groups for name in group.producers}
@@ -30,7 +30,7 @@ def channel_groups(detector: Detector) -> dict[str, ChannelGroup]:
     for name, module in detector.named_modules():
         undeclared = isinstance(module, nn.Conv2d | nn.Linear) and name not in consumed
         if undeclared or (isinstance(module, nn.BatchNorm2d) and name not in produced):
-            raise InputError(f"No channel group names {name}: declare it in channel_groups() of {name.split('.')[0]}.")
+            raise InputError(f"No channel group has {name}: declare it in channel_groups() of {name.split('.')[0]}.")
     return {group.name: group for group in groups}
 
 
@@ -48,19 +48,19 @@ def layer(detector: Detector, name: str) -> nn.Conv2d | nn.Linear:
 
 @torch.no_grad()
 def keep_channels(detector: Detector, kept: Mapping[str, Tensor]) -> None:
-    """Take channels out of a detector, in place. It computes what it did with the others' weights at zero.
+    """Remove channels from a detector, in place. The result is what it computed with those channels' weights at zero.
 
     Args:
-        detector: any that has `channel_groups`; its spec tells afterwards how many channels are left.
-        kept: by group's name, int64 [n], which channels stay; other groups keep all.
+        detector: any that declares `channel_groups`; its spec says afterwards how many channels are left.
+        kept: by group name, int64 [n], the channels that stay; other groups keep all of theirs.
 
     Raises:
-        InputError: a group is unknown, would keep no channel, or has fewer.
+        InputError: a group is unknown, would keep no channel, or has fewer channels.
     """
     groups = channel_groups(detector)
     for name, index in kept.items():
         if name not in groups:
-            raise InputError(f"{detector.spec.backbone} has no channels {name!r} that could be pruned.")
+            raise InputError(f"{detector.spec.backbone} has no channel group {name!r} to prune.")
         count = len(layer(detector, name).weight)
         if not 0 < len(index) <= count:
             raise InputError(f"{detector.spec.backbone} cannot keep {len(index)} of the {count} channels {name}.")

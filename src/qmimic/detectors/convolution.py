@@ -1,7 +1,7 @@
-"""Convolution that is also fast, and safe, for a handful of channels on the CPU.
+"""Convolution that stays fast, and safe, with a handful of channels on the CPU.
 
 In evaluation mode and on other devices it is torch's own; in training on the CPU it takes detours that give the same
-sums sooner.
+sums faster.
 """
 
 import math
@@ -15,7 +15,7 @@ from qmimic.contracts import FusedPair, QuantizationPoint
 from qmimic.detectors.batch_norm import BatchNorm2d
 
 GROUPS = 2  # of a grouped convolution
-LANES = 8  # channels that one vector holds: with fewer outputs the rest of it is idle
+LANES = 8  # channels that one vector holds; with fewer outputs the rest of the vector is idle
 
 
 class Conv2d(nn.Conv2d):
@@ -26,8 +26,8 @@ class Conv2d(nn.Conv2d):
         if torch.compiler.is_exporting():
             return super().forward(x)
         if self.kernel_size == (1, 1) and self.stride != (1, 1):
-            # oneDNN's own, of fewer than 8 channels in channels-last memory, writes past its buffers (torch 2.14,
-            # backward pass: heap corruption). Taking the pixels first is the same convolution.
+            # With fewer than 8 channels in channels-last memory, oneDNN's kernel writes past its buffers (torch 2.14,
+            # backward pass: heap corruption). Selecting the pixels first gives the same convolution.
             pixels = x[:, :, :: self.stride[0], :: self.stride[1]].contiguous(memory_format=torch.channels_last)
             return F.conv2d(pixels, self.weight, self.bias)
         if self.training and x.device.type == "cpu":
@@ -45,15 +45,15 @@ class Conv2d(nn.Conv2d):
         return super().forward(x)
 
     def _dilated(self, x: Tensor, step: int) -> Tensor:
-        """A dilated convolution as plain ones over the interleaved images that it consists of."""
+        """A dilated convolution as plain convolutions over the interleaved images that it reads."""
         parts, padding = _interleaved(x, step), self.kernel_size[0] // 2
         return _woven(F.conv2d(parts, self.weight, self.bias, padding=padding, groups=self.groups), step)
 
     def _packed(self, x: Tensor, several: int) -> Tensor:
-        """`several` neighbouring outputs as channels of one: in channels-last memory that is the same tensor.
+        """`several` neighbouring outputs as the channels of one: in channels-last memory that is the same tensor.
 
-        The kernel is repeated, shifted by the stride, in a wider one that moves as many strides at a time. The gradient
-        to x would be slower; images need none.
+        The kernel is repeated, each time shifted by the stride, within a wider kernel that moves `several` strides at
+        a time. The gradient with respect to x would be slower, but images need none.
         """
         down, across = self.stride
         shifted = [F.pad(self.weight, (across * i, across * (several - 1 - i))) for i in range(several)]
@@ -66,12 +66,12 @@ class Conv2d(nn.Conv2d):
 
 
 def dense(inputs: int, outputs: int, stride: int, dilation: int, bias: bool) -> Conv2d:
-    """A 3x3 convolution that keeps the size up to its stride."""
+    """A 3x3 convolution with padding, so that only its stride changes the size."""
     return Conv2d(inputs, outputs, 3, stride, dilation, dilation, bias=bias)
 
 
 class Separable(nn.Sequential):
-    """A 3x3 convolution in each channel, then a 1x1 convolution over them (Howard et al., MobileNets, 2017)."""
+    """A 3x3 convolution within each channel, then a 1x1 convolution across them (Howard et al., MobileNets, 2017)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, dilation: int, bias: bool) -> None:
         depthwise = Conv2d(inputs, inputs, 3, stride, dilation, dilation, groups=inputs, bias=False)
@@ -80,7 +80,7 @@ class Separable(nn.Sequential):
 
 
 class PointwiseFirst(nn.Sequential):
-    """A 1x1 convolution, then a 3x3 convolution in each channel, nothing between them (YuNet's unit)."""
+    """A 1x1 convolution, then a 3x3 convolution within each channel, with nothing in between (YuNet's unit)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, dilation: int, bias: bool) -> None:
         pointwise = Conv2d(inputs, outputs, 1, bias=False)
@@ -88,11 +88,11 @@ class PointwiseFirst(nn.Sequential):
 
 
 class Reparameterised(Conv2d):
-    """A 3x3 convolution that learns as the sum of a 3x3 and a 1x1 convolution, and is one of them afterwards.
+    """A 3x3 convolution that is trained as the sum of a 3x3 and a 1x1 convolution and deployed as one 3x3.
 
-    The idea is RepVGG's (Ding et al., CVPR 2021). The kernels are added up, not the maps, so that a step of training
-    costs no more than a plain convolution's. The 1x1 convolution begins as the identity where the shape allows it,
-    which is what a shortcut gives to a residual network.
+    The idea is RepVGG's (Ding et al., CVPR 2021). The kernels are added up, not the maps, so a training
+    step costs no more than with a plain convolution. The 1x1 convolution starts as the identity where its shape allows,
+    in the role of a residual network's shortcut.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, dilation: int, bias: bool) -> None:
@@ -107,7 +107,7 @@ class Reparameterised(Conv2d):
             nn.init.kaiming_normal_(self.pointwise.weight, mode="fan_out", nonlinearity="relu")
 
     def plain(self) -> nn.Conv2d:
-        """The one convolution that it is."""
+        """The plain convolution that computes the same."""
         shape = (self.in_channels, self.out_channels, self.stride[0], self.dilation[0])
         one = dense(*shape, bias=self.bias is not None).to(self.weight.device)
         one.weight = nn.Parameter(self._kernel().detach())
@@ -134,7 +134,7 @@ def grouped(inputs: int, outputs: int, stride: int, dilation: int, bias: bool) -
 
 
 def fused_pairs(conv: str, module: nn.Module, norm: str) -> tuple[FusedPair, ...]:
-    """Folds of a spatial convolution and the batch norm behind it.
+    """The pairs to fold in a spatial convolution and the batch norm behind it.
 
     Args:
         conv: the convolution's name.
@@ -156,12 +156,12 @@ def inner_points(conv: str, module: nn.Module) -> tuple[QuantizationPoint, ...]:
 
 
 def at_least_one(channels: float) -> int:
-    """A share of a network's channels as a number of them: rounded up."""
+    """A fractional number of channels, rounded up."""
     return math.ceil(channels)
 
 
 def whole_groups(channels: float) -> int:
-    """The same for grouped convolutions: the nearest whole groups, so that costs rise in small steps."""
+    """A fractional number of channels, rounded to whole groups, so that costs rise in small steps."""
     return GROUPS * max(1, round(channels / GROUPS))
 
 

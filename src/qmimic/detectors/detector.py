@@ -1,4 +1,4 @@
-"""The contract of a detector, and what all of them share: from pixels to levels, and the quantizer."""
+"""The contract of a detector, and what all detectors share: from pixels to levels, and the quantizer."""
 
 from abc import abstractmethod
 from functools import reduce
@@ -32,11 +32,11 @@ class Detector(nn.Module):
     A kind of detector is one file with a class like this and a description of it, and one line in `ARCHITECTURES`.
 
     Attributes:
-        spec: what it was built from; with its weights it is the whole detector.
+        spec: what it was built from; spec and weights together are the whole detector.
         backbone: see `qmimic.contracts.Backbone`.
         quantizer: if set, everything behind the backbone sees quantized maps.
-        divides: pixels are divided by `std` before the backbone sees them, not by the backbone's weights.
-        mean, std: float32 [1, C, 1, 1] that pixels are normalised by; C is 3, or 1 of a grey network.
+        divides: whether `std` is divided out before the backbone sees the pixels; if not, the backbone's weights do it.
+        mean, std: float32 [1, C, 1, 1] by which pixels are normalised; C is 3, or 1 for a grey network.
     """
 
     backbone: Backbone
@@ -47,7 +47,7 @@ class Detector(nn.Module):
         super().__init__()
         own = (backbone.mean, backbone.std)
         if spec.normalisation is None and own != (Backbone.mean, Backbone.std):
-            # Its file has to keep them: another version of the library that they come from may have others.
+            # Its file must keep them: another version of the library that supplies them may have others.
             spec = spec.model_copy(update={"normalisation": own})
         mean, std = (torch.tensor(one).view(1, 3, 1, 1) for one in spec.normalisation or own)
         if spec.grey:
@@ -80,7 +80,7 @@ class Detector(nn.Module):
         return {name: child for name, child in self.named_children() if isinstance(child, Part)}
 
     def channel_groups(self) -> tuple[ChannelGroup, ...]:
-        """The parts' groups, those of one level joined, in the order of the data's flow.
+        """The parts' groups in the order of the data's flow; groups of one level are joined.
 
         Raises:
             InputError: a part does not declare its own.
@@ -104,7 +104,7 @@ class Detector(nn.Module):
         return tuple(pair.within(name) for name, part in self.parts().items() for pair in part.fused_pairs())
 
     def single_norms(self) -> tuple[str, ...]:
-        """The parts' batch norms that no convolution can take in."""
+        """The parts' batch norms that cannot be folded into a convolution."""
         return tuple(f"{name}.{own}" for name, part in self.parts().items() for own in part.single_norms())
 
     def quantization_points(self) -> tuple[QuantizationPoint, ...]:
@@ -118,24 +118,24 @@ class Detector(nn.Module):
         return (*(point.within("backbone") for point in pixels), *own)
 
     def export_parts(self) -> ExportParts | None:
-        """What a format without suppression runs one after the other; None if there is no second stage to cut off.
+        """The parts that a format without suppression runs one after the other; None if there is no second stage.
 
         Raises:
-            InputError: no format can write the detector, and what to change.
+            InputError: no format can write the detector; the message says what to change.
         """
         return None
 
     @property
     def place_strides(self) -> tuple[int, ...]:
-        """Strides of the levels whose places `place_outputs` speaks of; empty where a detector has no such outputs."""
+        """Strides of the levels whose places `place_outputs` covers; empty if the detector has no such outputs."""
         return ()
 
     def place_outputs(self, features: Features) -> Tensor:
-        """What an engine without exponentials and suppression computes: a detector of one stage up to its last layers.
+        """A one-stage detector's last layers: all that an engine without exponentials and suppression computes.
 
         Returns:
-            Float32 [B, K + 4, N]: of every place of every level, level by level, by row and column, the logits of the
-            classes and the logarithms of the four sides' distances in strides: left, top, right, bottom.
+            Float32 [B, K + 4, N]: for every place (level by level, by row and column) the logits of the classes, then
+            the logarithms of the distances to the four sides in strides: left, top, right, bottom.
         """
         raise NotImplementedError
 
@@ -161,9 +161,9 @@ class Detector(nn.Module):
         raise NotImplementedError
 
     def placed_boxes(self) -> Tensor | None:
-        """Constant boxes [A, H, W, 4] that are A boxes moved to every place of a map; None if it has no such.
+        """Constant boxes [A, H, W, 4]: A boxes repeated at every place of a map; None if the detector has none.
 
-        A file is smaller if an exporter writes them as a sum of the boxes of one place and of the places.
+        A file is smaller if the exporter writes them as the sum of one place's boxes and the places' positions.
         """
         return None
 
@@ -190,13 +190,13 @@ class Detector(nn.Module):
         Args:
             features: from `features` or `quantize`.
             targets: ground truth.
-            source: of whatever is drawn at random.
+            source: of random numbers.
         """
         raise NotImplementedError
 
     @abstractmethod
     def detect_on(self, features: Features) -> BatchDetections:
-        """Detections from levels as `features` gives them, thresholded and suppressed as the spec says."""
+        """Detections from levels as `features` gives them, after the spec's threshold and suppression."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -206,21 +206,21 @@ class Detector(nn.Module):
 
     @property
     def region_count(self) -> int:
-        """P of `propose`."""
+        """P, the number of regions that `propose` gives."""
         return self.spec.max_detections
 
     @torch.no_grad()
     def propose(self, features: Features) -> Proposals:
         """Regions where objects may be, for distillers that compare regions.
 
-        A detector without a stage of regions gives its detections.
+        A detector without a region stage gives its detections.
         """
         found = self.detect_on(features)
         return Proposals(found.boxes, found.valid)
 
     @abstractmethod
     def score_boxes(self, features: Features) -> tuple[Tensor, Tensor]:
-        """Every box that could be a detection, before threshold and suppression, for whoever suppresses elsewhere.
+        """Every box that could be a detection, before threshold and suppression, for callers that suppress themselves.
 
         Returns:
             Boxes float32 [B, N, K or 1, 4] and scores [B, N, K], below 0 where there is no box.
@@ -229,7 +229,7 @@ class Detector(nn.Module):
 
     @torch.no_grad()
     def run_heads(self, features: Features, regions: Tensor) -> None:
-        """Run each layer behind the backbone once, for whoever watches layers by hooks.
+        """Run each layer behind the backbone once, for callers that watch layers through hooks.
 
         Args:
             features: as for `detect_on`.
@@ -238,9 +238,9 @@ class Detector(nn.Module):
         self.detect_on(features)
 
     def centred(self, pixels: Tensor) -> Tensor:
-        """Pixels as a file takes them on their way into the backbone, for exporters.
+        """Pixels as a deployed file takes them, made into the backbone's input; for exporters.
 
-        They are divided by `std` unless the backbone's weights do that, see `absorb_deviation`.
+        They are divided by `std` here unless the backbone's weights do so, see `absorb_deviation`.
 
         Args:
             pixels: RGB, uint8 [B, H, W, 3].
@@ -252,12 +252,12 @@ class Detector(nn.Module):
         return centred / self.std if self.divides else centred
 
     def _normalize(self, images: Tensor) -> Tensor:
-        """Images minus `mean`, by `std`, in channels-last memory."""
+        """Images minus `mean`, divided by `std`, in channels-last memory."""
         if self.spec.grey:
             return (_brightness(images) - self.mean) / self.std
         batch, channels, height, width = images.shape
         # A careless pass over the images costs as much as a narrow layer. So the layout changes while they are uint8,
-        # a row of pixels is one long vector, and there is one large buffer.
+        # each row of pixels is one long vector, and there is only one large buffer.
         rows = images.permute(0, 2, 3, 1).contiguous().view(batch * height, width * channels)
         rows = rows.float() if rows.dtype == torch.uint8 else rows.clone()
         rows.sub_(self.mean.flatten().repeat(width)).div_(self.std.flatten().repeat(width))
@@ -265,10 +265,10 @@ class Detector(nn.Module):
 
 
 def take_grey(backbone: Backbone) -> None:
-    """Leave the layers that read pixels one input channel, in place.
+    """Reduce the layers that read pixels to one input channel, in place.
 
     Raises:
-        InputError: something else than convolutions reads the pixels.
+        InputError: something other than a convolution reads the pixels.
     """
     if not backbone.pixel_layers:
         raise InputError("data.grey needs a backbone whose first layers are convolutions; take another backbone.")
@@ -280,5 +280,5 @@ def take_grey(backbone: Backbone) -> None:
 
 
 def _brightness(colours: Tensor) -> Tensor:
-    """[B, 3, H, W] of any numbers to float [B, 1, H, W], their brightness (ITU-R BT.601)."""
+    """The brightness (ITU-R BT.601), float [B, 1, H, W], of RGB values [B, 3, H, W] of any dtype."""
     return torch.einsum("bchw,c->bhw", colours.float(), colours.new_tensor(LUMA, dtype=torch.float32))[:, None]

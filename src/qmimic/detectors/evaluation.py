@@ -20,7 +20,7 @@ def detect_all(detector: Detector, loader: Loader, mirrored: bool = False) -> di
     Args:
         detector: of the loader's size.
         loader: of the split.
-        mirrored: look at the images left-right mirrored; the boxes are of the images as they are.
+        mirrored: look at the images mirrored left-right; the boxes are for the images as they are.
     """
     width = detector.spec.size[1]
     found: dict[str, Detections] = {}
@@ -37,13 +37,13 @@ def detect_all(detector: Detector, loader: Loader, mirrored: bool = False) -> di
 
 
 def merge(views: list[dict[str, Detections]], config: DetectorSpec) -> dict[str, Detections]:
-    """Detections of several views of the same images as one set, suppressed by class like those of one view.
+    """Detections from several views of the same images as one set, suppressed by class as for a single view.
 
     Args:
         views: by image id, boxes in pixels of the original images.
-        config: IoU of the suppression, and how many stay.
+        config: the suppression's IoU, and how many detections stay.
     """
-    from torchvision.ops import batched_nms  # here, since importing it takes a second
+    from torchvision.ops import batched_nms  # here: importing it takes a second
 
     found = {}
     for image_id in views[0]:
@@ -69,12 +69,12 @@ def unpad(output: BatchDetections, row: int) -> Detections:
 
 @torch.no_grad()
 def level_rms(levels: Callable[[Tensor], Features], loader: Loader, batches: int = 16) -> tuple[Tensor, ...]:
-    """Root mean square of every channel of the levels that a network sees in a split's first images, each float32 [C].
+    """Root mean square of each channel of a network's levels on a split's first images; for each level float32 [C].
 
     Args:
-        levels: of images uint8 [B, 3, H, W].
+        levels: computes them from images uint8 [B, 3, H, W].
         loader: of the split.
-        batches: how many of it.
+        batches: how many to read.
     """
     squares: list[Tensor] = []
     entries: list[int] = []
@@ -88,5 +88,5 @@ def level_rms(levels: Callable[[Tensor], Features], loader: Loader, batches: int
 
 
 def channel_rms(detector: Detector, loader: Loader) -> Tensor:
-    """The same of all of a detector's raw levels one after another, float32 [sum of C]."""
+    """The same for a detector's raw levels, concatenated: float32 [sum of C]."""
     return torch.cat(level_rms(lambda images: detector.raw_features(images.to(detector.device)), loader))

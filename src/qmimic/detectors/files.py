@@ -1,4 +1,4 @@
-"""Detector files: safetensors with a JSON header, never pickle; what is read is checked before it is used."""
+"""Detector files: safetensors with a JSON header, never pickle; everything is checked before it is used."""
 
 import hashlib
 import json
@@ -21,7 +21,8 @@ from qmimic.errors import InputError
 from qmimic.files import OTHER_KIND, MissingError, parse_json, read_bytes, replacing, what_is
 from qmimic.zoo import TRAINED, located
 
-FORMAT, LAYOUT, SUMMED = 3, 2, 3  # now; the first with today's order of the head's weights; the first with a checksum
+# Of the format: today's; the first with today's order of the head's weights; the first with a checksum.
+FORMAT, LAYOUT, SUMMED = 3, 2, 3
 HEADER, SUM = "qmimic", "sum"
 MAX_BYTES = 4 << 30
 
@@ -40,7 +41,7 @@ class TensorFile:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    """Write tensors and a JSON header, wholly or not at all.
+    """Write tensors and a JSON header, completely or not at all.
 
     Raises:
         InputError: the folder cannot be written or the disk is full.
@@ -51,16 +52,16 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]
     with replacing(path) as temporary:
         try:
             save_file(plain, str(temporary), {HEADER: text})
-        except SafetensorError as error:  # what the library makes of a full disk
+        except SafetensorError as error:  # what the library raises on a full disk
             raise OSError(str(error)) from error
 
 
 def read_tensors(path: Path, verify: bool = True) -> TensorFile:
-    """Read a safetensors file; one of ours has a checksum, which has to fit.
+    """Read a safetensors file; if qmimic wrote it, its checksum must match.
 
     Args:
         path: of the file.
-        verify: check that now; False: the caller does so by `require_sum`, once it has looked for what it can name.
+        verify: compare the checksum now; False: the caller calls `require_sum` after its own, more specific checks.
 
     Raises:
         InputError: the file is missing, cut short, not safetensors, damaged, or of a newer qmimic.
@@ -74,7 +75,7 @@ def read_tensors(path: Path, verify: bool = True) -> TensorFile:
         described = parse_json(content[8 : 8 + length].decode("utf-8"), str(path))
         header = parse_json(described.get("__metadata__", {}).get(HEADER, "{}"), str(path))
         loaded = load(content)
-        tensors = {name: loaded[name] for name in sorted(loaded)}  # the library does not promise an order
+        tensors = {name: loaded[name] for name in sorted(loaded)}  # the library does not guarantee an order
     except (InputError, SafetensorError, ValueError, AttributeError, TypeError, RuntimeError, KeyError) as error:
         kind = what_is(path)
         if kind in ("a safetensors file", "an empty file", OTHER_KIND):
@@ -92,34 +93,34 @@ def read_tensors(path: Path, verify: bool = True) -> TensorFile:
 
 
 def require_sum(file: TensorFile, path: Path) -> None:
-    """Check the checksum of a file of ours. Older files have none.
+    """Compare the checksum of a file that qmimic wrote. Older files have none.
 
     Raises:
-        InputError: it does not fit, or is lost.
+        InputError: it does not match, or is missing.
     """
     header = dict(file.header)
     said = header.pop(SUM, None)
     if said is None and header.get("format", 0) < SUMMED:
         return
     if said != _sum(file.tensors, header):
-        raise InputError(f"{path} is damaged: its checksum does not fit; copy it again or train again.")
+        raise InputError(f"{path} is damaged: its checksum does not match; copy it again or train again.")
 
 
 def _sum(tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
-    """A checksum of all that a file of ours holds. It shows damage; whoever can change the file can change it too."""
+    """A checksum of everything in a file. It reveals damage, not tampering: who changes the file can change the sum."""
     found = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name].contiguous()
         found.update(f"\0{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         flat = tensor.reshape(-1)
-        if flat.stride(0) != 1:  # a broadcast tensor of one number counts as contiguous
+        if flat.stride(0) != 1:  # a one-number tensor that was broadcast counts as contiguous
             flat = torch.empty(len(flat), dtype=flat.dtype).copy_(flat)
         found.update(flat.view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
 def load_state(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Put tensors into a module, after checking that names and shapes are the module's own.
+    """Load tensors into a module, after checking that names and shapes are the module's own.
 
     Raises:
         InputError: a tensor is missing, unknown or of another shape; the first one is named.
@@ -131,12 +132,12 @@ def load_state(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) 
 def _check_state(wanted: dict[str, Tensor], tensors: dict[str, Tensor], path: Path) -> None:
     for name, tensor in wanted.items():
         if name not in tensors:
-            raise InputError(f"{path} lacks {name}: it holds another kind of network; name the checkpoint that fits.")
+            raise InputError(f"{path} lacks {name}: it holds another kind of network; name the matching checkpoint.")
         found = tensors[name]
         if found.shape != tensor.shape:
             raise InputError(
                 f"{path} holds {name} of shape {list(found.shape)}, but the network needs {list(tensor.shape)}: "
-                "another width or another number of classes; name the checkpoint that fits."
+                "another width or another number of classes; name the matching checkpoint."
             )
         if found.dtype != tensor.dtype:
             raise InputError(f"{path} holds {name} as {found.dtype}, but the network needs {tensor.dtype}.")
@@ -144,7 +145,7 @@ def _check_state(wanted: dict[str, Tensor], tensors: dict[str, Tensor], path: Pa
             raise InputError(f"{path} holds NaN or infinite numbers in {name}; take an earlier checkpoint.")
     unknown = sorted(set(tensors) - set(wanted))
     if unknown:
-        raise InputError(f"{path} holds {unknown[0]}, which this network does not have; name the checkpoint that fits.")
+        raise InputError(f"{path} holds {unknown[0]}, which this network does not have; name the matching checkpoint.")
 
 
 def save_detector(detector: Detector, path: Path | str, notes: dict[str, Any]) -> None:
@@ -153,7 +154,7 @@ def save_detector(detector: Detector, path: Path | str, notes: dict[str, Any]) -
     Args:
         detector: with or without a quantizer.
         path: ending in .safetensors.
-        notes: plain JSON values kept beside it, such as scores and the stage's key.
+        notes: plain JSON values stored with it, such as scores and the stage's key.
 
     Raises:
         InputError: the folder cannot be written or the disk is full.
@@ -164,7 +165,7 @@ def save_detector(detector: Detector, path: Path | str, notes: dict[str, Any]) -
 
 
 def load_detector(path: Path | str) -> tuple[Detector, dict[str, Any]]:
-    """Read a detector and the notes kept beside it; the detector comes in evaluation mode.
+    """Read a detector, in evaluation mode, and the notes stored with it.
 
     Args:
         path: of the file, or `zoo:NAME`.
@@ -175,7 +176,7 @@ def load_detector(path: Path | str) -> tuple[Detector, dict[str, Any]]:
     path = located(path, TRAINED)
     file = read_tensors(path, verify=False)
     if "spec" not in file.header:
-        raise InputError(f"{path} is not a detector of qmimic: its header lacks the description; name a file of a run.")
+        raise InputError(f"{path} is not a qmimic detector: its header has no description; name a file of a run.")
     if file.header["format"] < LAYOUT:
         raise InputError(
             f"{path} was written by an older qmimic (format {file.header['format']}), whose head orders its weights "
@@ -197,16 +198,16 @@ def load_detector(path: Path | str) -> tuple[Detector, dict[str, Any]]:
         return detector
 
     try:
-        with torch.device("meta"):  # a header may promise any width: no memory for it before the weights are seen
+        with torch.device("meta"):  # a header may claim any width: allocate nothing before the weights are seen
             promised = empty().state_dict()
-    except (InputError, RuntimeError, TypeError, OverflowError) as error:  # torch's words for absurd numbers
+    except (InputError, RuntimeError, TypeError, OverflowError) as error:  # what torch raises on absurd numbers
         reason = str(error) if isinstance(error, InputError) else "its numbers are too large."
         raise InputError(f"{path} describes a detector that cannot be built: {reason}") from error
     _check_state(promised, file.tensors, path)
     detector = empty()
     detector.load_state_dict(file.tensors)
     if detector.quantizer is not None and not bool((detector.quantizer.stride > 0).all()):
-        raise InputError(f"{path} holds a quantizer.stride that is not above 0; train again.")
+        raise InputError(f"{path} holds a quantizer.stride that is not positive; train again.")
     require_sum(file, path)
     notes = file.header.get("notes")
     return detector.eval(), notes if isinstance(notes, dict) else {}

@@ -1,6 +1,6 @@
-"""Which levels a detector looks at, by the sizes of the training boxes; and backbones that have several to give.
+"""Which levels a detector uses, chosen by the sizes of the training boxes; and backbones that offer several.
 
-Everything is chosen by the finest map that at least `LEAST` of the boxes need.
+Everything follows from the finest map that at least a share `LEAST` of the boxes needs.
 """
 
 from typing import Literal
@@ -13,22 +13,22 @@ from qmimic.contracts import Backbone
 from qmimic.errors import InputError
 
 STRIDES = (8, 16, 32)
-REACH = 6.0  # a level is for boxes of up to so many strides; the coarsest for all that are larger
-LEAST = 0.1  # share of the boxes that the finest level must have
-COARSE: Literal[16] = 16  # output stride of two stages whose boxes fill a cell of it
-FINE: Literal[8] = 8  # and of those whose boxes do not
+REACH = 6.0  # a level is for boxes of up to this many strides; the coarsest is also for all larger ones
+LEAST = 0.1  # smallest share of the boxes for which a finest level is worth having
+COARSE: Literal[16] = 16  # output stride of a two-stage detector whose boxes fill a cell of it
+FINE: Literal[8] = 8  # output stride where they do not
 
 
 def choose_levels(box_sizes: NDArray[np.float32], size: tuple[int, int]) -> tuple[int, ...]:
     """Strides of the levels: the finest that enough boxes need, and all coarser ones.
 
-    The coarser ones come along because they are cheap: without them, stages of the backbone would be dilated where they
-    now halve the map. (`resnet18/16` at 320 x 320 pixels: levels 8, 16 and 32 take 34 million multiply-accumulates, 8
-    alone takes 92.)
+    The coarser ones are included because they are cheap: without them, stages of the backbone that now halve the map
+    would be dilated instead. (`resnet18/16` at 320 x 320 pixels: levels 8, 16 and 32 take 34 million
+    multiply-accumulates, level 8 alone takes 92.)
 
     Args:
         box_sizes: widths and heights of the training boxes in pixels at the training size, [N, 2].
-        size: height and width of the network's input, pixels; a level whose stride does not divide them is left out.
+        size: height and width of the network's input, pixels; a level whose stride does not divide both is left out.
     """
     possible = [stride for stride in STRIDES if not any(side % stride for side in size)]
     sides = np.sqrt(box_sizes.prod(1))
@@ -48,22 +48,22 @@ def choose_output_stride(box_sizes: NDArray[np.float32]) -> Literal[16, 8]:
 
 
 class LevelledBackbone(Backbone):
-    """A backbone that has a map of each of several strides, and gives those that are asked for.
+    """A backbone that has maps of several strides and gives those that are asked for.
 
     Attributes:
         called: its name in messages.
     """
 
     called = "The backbone"
-    _maps: dict[int, tuple[int, int]]  # by stride: the place of what makes its last map, and the map's channels
-    _places: tuple[int, ...]  # of the levels
+    _maps: dict[int, tuple[int, int]]  # by stride: index of the last layer or stage, and its channels
+    _places: tuple[int, ...]  # those indices, of the levels
 
     def keep_levels(self, strides: tuple[int, ...]) -> None:
         """See `Backbone.keep_levels`."""
         for stride in strides:
             if stride not in self._maps:
                 raise InputError(
-                    f"{self.called} has no map of stride {stride} here; set detector.levels to some of 8, 16 and 32."
+                    f"{self.called} has no map of stride {stride} here; choose detector.levels from 8, 16 and 32."
                 )
         self.strides = strides
         self._places = tuple(self._maps[stride][0] for stride in strides)

@@ -1,7 +1,7 @@
-"""A one-stage detector without anchors, of fixed shape: no loop over images, over levels only where each has layers.
+"""A one-stage detector without anchors, of fixed shape: no loop over images, and over levels only for their own layers.
 
-Every place of every level says how sure it is of each class and how far the four sides are. Up to the suppression, the
-graph holds convolutions, elementwise operations and reshapes, which every engine can compute.
+Every place of every level gives a score for each class and the distances to the four sides of a box. Up to the
+suppression, the graph holds convolutions, elementwise operations and reshapes, which every engine can compute.
 """
 
 import math
@@ -33,14 +33,14 @@ from qmimic.runtime import places as decoding
 
 PRIOR = 0.01  # score of every class before training
 WIDTH = 256  # channels of the heads at full width
-BOX_WEIGHT = 2.0  # of the boxes' loss beside the classes'
+BOX_WEIGHT = 2.0  # weight of the boxes' loss relative to the classes'
 
 
 class LevelHeads(Part):
     """A light neck and a head for each level.
 
-    A 1x1 convolution brings each level to one width, coarser levels are added to finer ones, and a 3x3 and a 1x1
-    convolution of its own give a level's outputs.
+    A 1x1 convolution brings each level to one width, coarser levels are added to finer ones, and each level has a 3x3
+    and a 1x1 convolution of its own for its outputs.
 
     Args:
         channels: of the levels, the finest first.
@@ -61,7 +61,7 @@ class LevelHeads(Part):
     def forward(self, maps: tuple[Tensor, ...]) -> Tensor:
         """Logits and sides float32 [B, K + 4, N] of all places, from maps [B, C, H/stride, W/stride].
 
-        The places of a level follow those of the finer one, by row and column.
+        Places are ordered level by level, the finest first, then by row and column.
         """
         found: list[Tensor] = []
         above: Tensor | None = None
@@ -75,7 +75,7 @@ class LevelHeads(Part):
         return torch.cat(found[::-1], 2).float()
 
     def channel_groups(self) -> tuple[ChannelGroup, ...]:
-        """See `Part.channel_groups`; what is added up has the same channels."""
+        """See `Part.channel_groups`; maps that are added share their channels."""
         levels = range(len(self.strides))
         own = [ChannelGroup((), (f"lateral.{n}",), levels=(n,)) for n in levels]
         shared = ChannelGroup(tuple(f"lateral.{n}" for n in levels), tuple(f"conv.{n}" for n in levels))
@@ -111,16 +111,16 @@ def _fresh_outputs(width: int, classes: int) -> Conv2d:
 
 
 def enlarged(x: Tensor, times: int) -> Tensor:
-    """Every entry of a map [B, C, H, W] in a square of `times` by `times` entries, [B, C, times H, times W].
+    """A map [B, C, H, W] with every entry repeated in a square of `times` by `times`: [B, C, times H, times W].
 
-    In an exported program it is one operation, for engines that have it; others see what it is made of.
+    In an exported program it is one operation, for engines that have it; for others it is decomposed.
     """
     whole: Tensor = torch.ops.qmimic.enlarged(x, times)
     return whole
 
 
 def _by_copies(x: Tensor, times: int) -> Tensor:
-    """By joining copies and reshaping, never in more than four dimensions: small engines have no more."""
+    """`enlarged` by joining copies and reshaping, in at most four dimensions: small engines have no more."""
     _, channels, height, width = x.shape
     wide = torch.cat([x.reshape(-1, channels, height * width, 1)] * times, 3)
     rows = wide.reshape(-1, channels * height, 1, width * times)
@@ -135,7 +135,7 @@ class OneStage(Detector):
     """A backbone of several levels and a head for each.
 
     Attributes:
-        places: float32 [N, 3], x and y of every place and the stride of its level, pixels; the middle of its cell.
+        places: float32 [N, 3], x and y of every place (the middle of its cell) and the stride of its level, pixels.
     """
 
     places: Tensor
@@ -154,7 +154,7 @@ class OneStage(Detector):
         Args:
             features: what the heads see.
             targets: ground truth.
-            source: of random numbers; none are drawn.
+            source: of random numbers; unused.
         """
         outputs = self.place_outputs(features)
         logits, sides = (one.transpose(1, 2) for one in self._split(outputs))
@@ -163,26 +163,26 @@ class OneStage(Detector):
         label = targets.labels.gather(1, found.index).clamp(min=0)
         wanted = F.one_hot(label, logits.shape[2]) * found.quality[..., None]
         sure, objects = (mean_over(one.sum()).clamp(min=1) for one in (found.quality, found.share))
-        # Quality focal loss (Li et al., NeurIPS 2020): what is right already says little, or thousands of places
-        # without an object would drown the few that have one.
+        # Quality focal loss (Li et al., NeurIPS 2020): places that are already right count little; otherwise the
+        # thousands without an object would drown the few that have one.
         off = (logits.sigmoid() - wanted).square()
         entropy = off * F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")
         own = box_ops.take(targets.boxes, found.index)
-        # By share, not by quality: the smallest objects are found worst at first and would otherwise learn least.
+        # By share, not by quality: the smallest objects fit worst at first and would otherwise be learnt least.
         distance = (1 - box_ops.giou(boxes, own)) * found.share
         losses = {"cls": (entropy.sum(-1) * found.counted).sum() / sure, "box": BOX_WEIGHT * distance.sum() / objects}
         return TrainingOutput(losses, None, outputs)
 
     @property
     def region_count(self) -> int:
-        """See `Detector.region_count`: the detections', of which there are no more than places and classes."""
+        """See `Detector.region_count`: the detections, at most one for each pair of place and class."""
         return min(self.spec.max_detections, len(self.places) * len(self.spec.classes))
 
     @torch.no_grad()
     def detect_on(self, features: Features) -> BatchDetections:
         """See `Detector.detect_on`."""
         logits, sides = self._split(self.place_outputs(features))
-        # Class by class and place by place: few are chosen, and the rest is computed for these alone.
+        # Candidates are pairs of class and place: the best are chosen first, and boxes are computed for these alone.
         count = min(CANDIDATES * self.spec.max_detections, logits[0].numel())
         best, index = logits.flatten(1).topk(count, sorted=True)
         label = index // len(self.places)
@@ -209,13 +209,13 @@ class OneStage(Detector):
         return outputs
 
     def _split(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [B, K, N] and logarithms of the sides' distances [B, 4, N]."""
+        """Logits [B, K, N] and logarithms of the distances to the sides [B, 4, N]."""
         classes = len(self.spec.classes)
         return outputs[:, :classes], outputs[:, classes:]
 
 
 def place_grid(size: tuple[int, int], strides: tuple[int, ...]) -> Tensor:
-    """All places of an image [N, 3]: x, y and stride, pixels; level by level, by row and column.
+    """All places of an image, float32 [N, 3]: x, y and stride, pixels; level by level, by row and column.
 
     Args:
         size: height and width of the image, pixels.
@@ -227,7 +227,7 @@ def place_grid(size: tuple[int, int], strides: tuple[int, ...]) -> Tensor:
 def boxes_at(places: Tensor, sides: Tensor) -> Tensor:
     """Boxes [..., N, 4], xyxy in pixels, from places [..., N, 3] and regressed sides [..., N, 4].
 
-    A side is exp(t) strides from its place: left, top, right, bottom.
+    The regressed value t puts a side exp(t) strides from its place; order left, top, right, bottom.
     """
     distance = sides.clamp(-decoding.MAX_LOG_SIDE, decoding.MAX_LOG_SIDE).exp() * places[..., 2:]
     centre = places[..., :2]

@@ -1,7 +1,7 @@
-"""Two backbones made for processors: one convolution after another, no shortcuts, no pooling.
+"""Two backbones designed for CPUs: one convolution after another, no shortcuts, no pooling.
 
-What costs time on a CPU is not arithmetic alone: 7x7 kernels on few channels, poolings and sums of maps are slower than
-their multiply-accumulates say. Here a stage begins with its stride, and its channels fill whole vectors at `/16`.
+Arithmetic is not all that costs time on a CPU: 7x7 kernels on few channels, pooling and sums of maps are slower than
+their multiply-accumulates suggest. Here a stage begins with its stride, and at `/16` its channels fill whole vectors.
 """
 
 from itertools import pairwise
@@ -21,7 +21,7 @@ from qmimic.detectors.convolution import (
 )
 from qmimic.detectors.levels import LevelledBackbone
 
-Stages = tuple[tuple[int, int], ...]  # channels at full width and depth of the stages of strides 2, 4, 8, ...
+Stages = tuple[tuple[int, int], ...]  # channels at full width, and depth, of the stages of strides 2, 4, 8, ...
 REPVGG: Stages = ((128, 1), (256, 2), (384, 3), (512, 4), (512, 2))
 YUNET: Stages = ((256, 1), (512, 2), (1024, 3), (1024, 3), (1024, 2))
 
@@ -29,7 +29,7 @@ YUNET: Stages = ((256, 1), (512, 2), (1024, 3), (1024, 3), (1024, 2))
 class Plain(LevelledBackbone):
     """Convolutions, each with batch norm and ReLU; the first of a stage halves the map.
 
-    Stages beyond the output stride are left out: dilated they would cost as much as all before them.
+    Stages beyond the output stride are left out: dilated, they would cost as much as all stages before them.
 
     Attributes:
         channels, strides: of the levels.
@@ -41,7 +41,7 @@ class Plain(LevelledBackbone):
     def __init__(self, stages: Stages, width_divisor: float, output_stride: int, spatial: SpatialConvolution) -> None:
         super().__init__()
         self.convs, self.norms, self.acts = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
-        self._maps = {}  # by stride: the last convolution that has it, and its channels
+        self._maps = {}  # by stride: the last convolution of that stride, and its channels
         inputs, stride = 3, 1
         for channels, depth in stages:
             if stride == output_stride:
@@ -80,7 +80,7 @@ class Plain(LevelledBackbone):
         )
 
     def channel_groups(self) -> tuple[ChannelGroup, ...]:
-        """See `Part.channel_groups`; only of `repvgg`, for depthwise convolutions tie channels otherwise."""
+        """See `Part.channel_groups`; for `repvgg` only, since depthwise convolutions tie channels in other ways."""
         last = len(self.convs) - 1
         return tuple(
             ChannelGroup(
@@ -112,10 +112,10 @@ class Plain(LevelledBackbone):
 
 
 def repvgg(width_divisor: float, output_stride: int) -> Plain:
-    """Plain 3x3 convolutions that learn as the sum of a 3x3 and a 1x1 one (RepVGG: Ding et al., CVPR 2021)."""
+    """3x3 convolutions, each trained as the sum of a 3x3 and a 1x1 convolution (RepVGG: Ding et al., CVPR 2021)."""
     return Plain(REPVGG, width_divisor, output_stride, Reparameterised)
 
 
 def yunet(width_divisor: float, output_stride: int) -> Plain:
-    """1x1 convolutions over the channels, each followed by a 3x3 one in each channel (YuNet: Wu et al., MIR 2023)."""
+    """1x1 convolutions, each followed by a 3x3 convolution within each channel (YuNet: Wu et al., MIR 2023)."""
     return Plain(YUNET, width_divisor, output_stride, PointwiseFirst)

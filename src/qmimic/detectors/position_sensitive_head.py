@@ -1,6 +1,6 @@
-"""R-FCN's head (Dai et al., NIPS 2016): maps that know positions, over which every region takes a vote.
+"""R-FCN's head (Dai et al., NIPS 2016): position-sensitive maps, over which every region takes a vote.
 
-All weights lie in convolutions over the whole map; what is left to do for a region is a mean.
+All weights are in convolutions over the whole map; all that is left to do for a region is a mean.
 """
 
 import torch
@@ -17,14 +17,14 @@ def vote(maps: Tensor, down: Tensor, across: Tensor) -> Tensor:
     """Position-sensitive RoI pooling and its average vote, as two batched matrix products.
 
     Bin (i, j) of a region is pooled from maps of its own; the vote is the mean over the k^2 bins. Pooling over a bin is
-    separable, so rows and bins (h, i) can be summed first, columns and bins (w, j) then, and no bin is ever stored.
+    separable, so the sum can run over rows and bins (h, i) first, then over columns and bins (w, j); no bin is stored.
 
     Args:
         maps: [B, n k k, H, W], channel (c k + i) k + j for output c and bin row i, column j (torchvision's order).
         down, across: weights [B, P, k, H] and [B, P, k, W] of the map's rows and columns in the bins; no gradient.
 
     Returns:
-        [B, P, n], dtype of the maps: the mean over bins of `ps_roi_pool` or, by the weights, of `ps_roi_align`.
+        [B, P, n], dtype of the maps: the mean over bins of `ps_roi_pool` or `ps_roi_align`, depending on the weights.
     """
     batch, channels, height, width = maps.shape
     count, bins = down.shape[1:3]
@@ -37,7 +37,7 @@ def vote(maps: Tensor, down: Tensor, across: Tensor) -> Tensor:
 
 
 class PositionSensitiveHead(RegionHead):
-    """A 1x1 convolution, then k^2 score maps for each class and k^2 maps for each side of one box, whatever the class.
+    """A 1x1 convolution, then k^2 score maps for each class and k^2 maps for each side of a class-agnostic box.
 
     Args:
         channels: channels of the map.

@@ -25,7 +25,7 @@ def predict(detector: Detector | Path | str, picture: Picture, min_score: float 
         Boxes xyxy in pixels of the picture as a person sees it (EXIF rotation applied).
 
     Raises:
-        InputError: the file is missing, truncated, too large or not an image; the score cannot be.
+        InputError: the file is missing, truncated, too large or not an image, or the score is out of range.
     """
     least = score_limit(min_score)
     if not isinstance(detector, Detector):
@@ -36,7 +36,7 @@ def predict(detector: Detector | Path | str, picture: Picture, min_score: float 
 
 
 class TrainedFinder:
-    """A trained detector as what looks at files (`qmimic.runtime.drawing.Finder`).
+    """A trained detector behind the interface `qmimic.runtime.drawing.Finder`, which looks at files.
 
     Args:
         path: of its file.
@@ -56,7 +56,7 @@ class TrainedFinder:
     def each(
         self, pictures: Iterable[Path], min_score: float = 0.0, batch: int | None = None
     ) -> Iterator[Detections | InputError]:
-        """Detections of at least a score in each picture, or what is wrong with it; one picture at a time."""
+        """For each picture, its detections of at least a score, or what is wrong with it; one picture at a time."""
         for path in pictures:
             try:
                 found: Detections | InputError = predict(self._detector, path, min_score)

@@ -16,7 +16,7 @@ from qmimic.errors import InputError
 from qmimic.files import MissingError, open_file
 from qmimic.zoo import TRAINED, located
 
-PRETRAINED = "pretrained"  # in a path's place: timm's own, fetched by timm
+PRETRAINED = "pretrained"  # in place of a path: timm's own weights, which timm fetches
 WRAPPERS = ("state_dict", "model")  # keys under which training scripts keep a network's weights
 _BLOCK = re.compile(r"blocks\.(\d+)\.(\d+)\.")
 _OF_PORT = re.compile(r"_blocks\.(\d+)\._(\w+)\.(\w+)")
@@ -31,7 +31,7 @@ def load_backbone(detector: Detector, weights: str | Path) -> None:
             detector's file, or `zoo:NAME`; or `pretrained`, for timm's own.
 
     Raises:
-        InputError: the file is damaged, holds another network (its first key that does not fit is named), or timm has
+        InputError: the file is damaged or holds another network (its first key that does not fit is named), or timm has
             no weights or cannot fetch them.
     """
     name = detector.backbone.published_name
@@ -40,7 +40,7 @@ def load_backbone(detector: Detector, weights: str | Path) -> None:
         return
     if str(weights) == PRETRAINED:
         raise InputError(
-            f"Only networks of timm have weights=pretrained; for {detector.spec.backbone} name a file, or take a "
+            f"weights=pretrained is for timm's networks only; for {detector.spec.backbone} name a file, or take a "
             "backbone timm:NAME."
         )
     path = located(weights, TRAINED)
@@ -53,10 +53,10 @@ def load_backbone(detector: Detector, weights: str | Path) -> None:
 
 
 def _of_detector(detector: Detector, path: Path, called: str) -> dict[str, Tensor]:
-    """The backbone's weights in a detector's file; none if it is not one.
+    """The backbone's weights in a detector's file; none if the file is not a detector.
 
     Raises:
-        InputError: its backbone is another one; the message says how to have the same.
+        InputError: its backbone is another one; the message says how the two differ.
     """
     file = read_tensors(path)
     if "spec" not in file.header:
@@ -77,7 +77,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a file of weights by name: safetensors, or what torch saved, read as tensors and nothing else.
 
     Raises:
-        InputError: the file is missing, damaged, or holds anything else.
+        InputError: the file is missing, damaged, or holds anything but tensors.
     """
     if path.suffix == ".safetensors":
         return read_tensors(path).tensors
@@ -88,7 +88,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise InputError(f"Cannot read the weights {path}: there is no such file; name another file.") from error
     except (pickle.UnpicklingError, BadZipFile, RuntimeError, ValueError, EOFError, KeyError, AttributeError) as error:
         raise InputError(
-            f"{path} is neither safetensors nor a state dict of torch of tensors alone; save it as one of these."
+            f"{path} is neither safetensors nor a torch state dict of tensors alone; save it as one of these."
         ) from error
     for wrapper in WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
@@ -104,15 +104,15 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def timm_names(tensors: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:
     """Weights of an EfficientNet under timm's names, from those of the original ports for torch.
 
-    The ports count blocks through and call the convolutions by their work; timm counts stages and blocks. What the
-    ports do not name so keeps its name.
+    The ports number blocks consecutively and name convolutions by their role; timm numbers stages, and blocks within
+    them. Any other name stays as it is.
 
     Args:
         tensors: by the port's names (`_blocks.3._project_conv.weight`).
-        wanted: timm's names; they say how many blocks a stage has.
+        wanted: timm's names, which tell how many blocks a stage has.
     """
     blocks = sorted({(int(found[1]), int(found[2])) for found in map(_BLOCK.match, wanted) if found})
-    # A block without expansion has two convolutions and two batch norms, and timm counts those that there are.
+    # A block without expansion has two convolutions and two batch norms, and timm numbers the ones that exist.
     expanded = {found[1] for found in map(_OF_PORT.fullmatch, tensors) if found and found[2] == "expand_conv"}
     whole = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
     deep = {
@@ -142,7 +142,7 @@ def timm_names(tensors: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[str
 
 
 def _load_timm(detector: Detector, name: str, weights: str | Path) -> None:
-    """The same for a network of timm. What the backbone does not use is checked as well: it tells networks apart."""
+    """`load_backbone` for a network of timm. Unused weights are checked as well: they tell networks apart."""
     from qmimic.detectors.timm_backbone import classifier, published, whole_network
 
     names = whole_network(name).state_dict()
@@ -153,11 +153,11 @@ def _load_timm(detector: Detector, name: str, weights: str | Path) -> None:
         head = classifier(name)
         for key, tensor in {**_counters(names), **tensors}.items():
             if key not in names:
-                raise InputError(f"{weights} holds {key}, which {name} of timm does not have; name the file that fits.")
+                raise InputError(f"{weights} holds {key}, which timm's {name} does not have; name the matching file.")
             if tensor.shape != names[key].shape and not key.startswith(head):
                 raise InputError(
-                    f"{weights} holds {key} of shape {list(tensor.shape)}, but {name} of timm needs "
-                    f"{list(names[key].shape)}; name the file that fits."
+                    f"{weights} holds {key} of shape {list(tensor.shape)}, but timm's {name} needs "
+                    f"{list(names[key].shape)}; name the matching file."
                 )
     body = detector.backbone.get_submodule("body")
     own = body.state_dict()
@@ -168,12 +168,12 @@ def _load_timm(detector: Detector, name: str, weights: str | Path) -> None:
 
 
 def _place(name: str) -> str:
-    """A weight's name, the same in timm's network and in its feature extractor, which joins levels by _ and wraps."""
+    """A weight's name, made the same in timm's network and its feature extractor, which renames and wraps modules."""
     return name.removeprefix("model.").replace(".", "_")
 
 
 def _in_grey(detector: Detector, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Weights by the backbone's names; in a grey network, what reads pixels sees one brightness in all channels."""
+    """Weights by the backbone's names; a grey network's first layers get the sum over the three input channels."""
     if not detector.spec.grey:
         return tensors
     pixels = {f"{name}.weight" for name in detector.backbone.pixel_layers}
@@ -181,7 +181,7 @@ def _in_grey(detector: Detector, tensors: dict[str, Tensor]) -> dict[str, Tensor
 
 
 def _counters(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Published files often leave out the counters of batch norm, which nothing here uses."""
+    """Batch norm's counters, which published files often leave out and nothing here uses."""
     return {
         name: torch.zeros((), dtype=value.dtype)
         for name, value in state.items()

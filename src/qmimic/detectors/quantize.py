@@ -1,11 +1,11 @@
 """Quantizers of feature maps, and nothing else (Wei et al., ECCV 2018, section 3.2).
 
-A quantizer sends every entry of a map to the nearest value of a dictionary D, ties to the smaller one:
+A quantizer rounds every entry of a map to the nearest value of a dictionary D, and ties to the smaller one:
 
     Q(f) = b   if (a + b)/2 < f <= (b + c)/2,   a < b < c neighbours in D
 
 `uniform` has D = {0, s, 2s, 3s, ...}, `power_of_two` has D = {0, s, 2s, 4s, ...}. Entries below the dictionary
-go to 0. The gradient passes straight through, also where an upper level cuts.
+go to 0. The gradient passes straight through, even where an upper level clips.
 """
 
 from collections.abc import Callable
@@ -32,10 +32,10 @@ def uniform_levels(f: Tensor, stride: Tensor, upper: int | None = None) -> Tenso
         Whole numbers in f's shape and dtype; no gradient.
     """
     f = f.detach()
-    # f / s is rounded, so ties are settled on the dictionary's own midpoints: this is the level or the one below it.
+    # f / s has a rounding error, so ties are settled by the dictionary's own midpoints: `level` is right or 1 too high.
     level = (f / stride).sub_(0.75).ceil_().clamp_(min=0)
     midpoint = (level + 1).mul_(stride).add_(level * stride).mul_(0.5)
-    level += midpoint.sub_(f).lt_(0)  # in place and without a type of its own: a map is large
+    level += midpoint.sub_(f).lt_(0)  # in place and without a second dtype: maps are large
     return level.clamp_(max=upper) if upper is not None else level
 
 
@@ -48,7 +48,7 @@ def power_of_two_levels(f: Tensor, stride: Tensor, upper: int | None = None) -> 
     """Index of the nearest value of {0, s, 2s, 4s, ...}, ties down. Args, returns: as `uniform_levels`."""
     ratio = f.detach() / stride
     mantissa, exponent = torch.frexp(ratio.clamp(min=0.5))  # ratio = mantissa 2^exponent, mantissa in [1/2, 1)
-    # Between 2^(e-1) and 2^e the midpoint is 3/4 2^e: at or below it the lower neighbour is nearer.
+    # Between 2^(e-1) and 2^e the midpoint is 3/4 2^e: up to and including it the lower neighbour is taken.
     level = exponent - (mantissa <= 0.75).to(exponent.dtype) + 1
     level = level.clamp(min=1, max=upper).to(f.dtype)
     return torch.where(ratio > 0.5, level, torch.zeros_like(level))
@@ -62,11 +62,11 @@ def power_of_two_values(level: Tensor, stride: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Dictionary:
-    """How the values of a dictionary are counted.
+    """A dictionary: its values, numbered from 0.
 
     Attributes:
-        levels: of a map, its stride s and the index of the highest level: the index of the nearest value, 0 and up.
-        values: the inverse: of such indices and s, the values.
+        levels: from a map, the stride s and the index of the highest level: the indices of the nearest values, from 0.
+        values: the inverse; from such indices and s, the values.
     """
 
     levels: Callable[[Tensor, Tensor, int | None], Tensor]
@@ -79,7 +79,7 @@ DICTIONARIES: Table[Dictionary] = tables.DICTIONARIES
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Q(f) forward, to the last bit; the gradient of Q(f) is handed to f unchanged."""
+    """Q(f) forward, to the last bit; the gradient of Q(f) is passed to f unchanged."""
 
     @staticmethod
     def forward(f: Tensor, quantized: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ def absolute_stride(config: QuantizerConfig, rms: Tensor) -> Tensor:
         rms: root mean square of every channel of the map on training images, [C].
 
     Returns:
-        s as float32 [C] if per channel, else [1], for all levels. Dead channels get the whole map's rms: s is never 0.
+        s as float32 [C] if per channel, else [1], for all levels. Dead channels use the whole map's rms: s is never 0.
     """
     whole = rms.square().mean().sqrt().clamp(min=1e-6)
     scale = torch.where(rms > 1e-3 * whole, rms, whole) if config.per_channel else whole.reshape(1)

@@ -1,4 +1,4 @@
-"""What every head shares: the losses of regions, the hardest of them, and detections from their scores and boxes."""
+"""What all heads share: the losses of regions, choosing the hardest, and detections from scores and boxes."""
 
 from abc import abstractmethod
 
@@ -11,7 +11,7 @@ from qmimic.contracts import BatchDetections, Part
 from qmimic.data.targets import Targets
 from qmimic.detectors.spec import DetectorSpec
 
-# Suppression is quadratic. With four candidates for each detection that is kept, no loss was ever measured.
+# Suppression is quadratic. Four candidates for each detection that is kept never measurably lost accuracy.
 CANDIDATES = 4
 DELTA_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 SMOOTH_L1_BETA = 1 / 9
@@ -31,15 +31,15 @@ class RegionHead(Part):
         raise NotImplementedError
 
     def check_export(self) -> None:
-        """Raises InputError: no format can write the head as it is set, and what to change."""
+        """Check that formats can write the head. Raises InputError: none can; the message says what to change."""
 
 
 def pad_with_truth(rois: Tensor, valid: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-    """Proposals followed by the ground-truth boxes, so that the head sees objects from the first step on.
+    """Proposals followed by the ground-truth boxes, so that the head sees objects from the first step.
 
     Args:
         rois: [B, P, 4]; valid: [B, P].
-        targets: ground truth, M boxes an image.
+        targets: ground truth, M boxes per image.
 
     Returns:
         [B, P + M, 4] and bool [B, P + M].
@@ -50,11 +50,11 @@ def pad_with_truth(rois: Tensor, valid: Tensor, targets: Targets) -> tuple[Tenso
 def region_losses(
     logits: Tensor, deltas: Tensor, rois: Tensor, boxes: Tensor, labels: Tensor, positive: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Cross entropy and smooth L1 distance of every region, [B, S] each; the distance is 0 where no object is.
+    """Cross entropy and smooth L1 distance of every region, [B, S] each; the distance is 0 where there is no object.
 
     Args:
         logits: [B, S, 1 + K], background first.
-        deltas: [B, S, K, 4], or [B, S, 1, 4] for one box whatever the class.
+        deltas: [B, S, K, 4], or [B, S, 1, 4] for class-agnostic boxes.
         rois: [B, S, 4], the regions.
         boxes: [B, S, 4]; labels: [B, S]; what the regions are matched to.
         positive: [B, S], regions that hold an object.
@@ -73,11 +73,11 @@ def region_losses(
 
 @torch.no_grad()
 def hardest(losses: Tensor, valid: Tensor, count: int) -> Tensor:
-    """Online hard example mining (Shrivastava et al., CVPR 2016): the `count` valid regions of largest loss.
+    """Online hard example mining (Shrivastava et al., CVPR 2016): the `count` valid regions with the largest losses.
 
     Args:
         losses: [B, S]; valid: bool [B, S].
-        count: regions an image.
+        count: regions per image.
 
     Returns:
         bool [B, S].
@@ -136,7 +136,7 @@ def suppressed(boxes: Tensor, scores: Tensor, labels: Tensor, config: DetectorSp
         scores: [B, C], in falling order, below 0 where there is no candidate; labels: [B, C].
         config: thresholds.
     """
-    apart = labels[..., None] * (max(config.size) + 1.0)  # classes far from each other do not suppress each other
+    apart = labels[..., None] * (max(config.size) + 1.0)  # moved far apart, classes do not suppress each other
     stays = box_ops.suppress(boxes + apart, scores >= 0, config.nms_threshold, config.max_detections)
     kept, place = scores.masked_fill(~stays, -1).topk(min(config.max_detections, scores.shape[1]), sorted=True)
     return BatchDetections(box_ops.take(boxes, place), kept, labels.gather(1, place), kept >= 0)

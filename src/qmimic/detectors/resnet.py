@@ -1,6 +1,6 @@
 """ResNet-18, -34 and -50 (He et al., CVPR 2016) at any width divisor, with the output stride of a detector.
 
-Parameters are named as in torchvision, so its weights at full width load as they stand. As in R-FCN, the last
+Parameters are named as in torchvision, so its full-width weights load unchanged. As in R-FCN, the last
 stages are dilated instead of strided, so that the map keeps an output stride of 16 or 8.
 """
 
@@ -31,7 +31,7 @@ def pointwise(inputs: int, outputs: int, stride: int = 1) -> Conv2d:
 
 
 class Block(nn.Module):
-    """Convolutions `conv1`, `conv2`, ..., batch norms `bn1`, `bn2`, ..., and a shortcut that is added to the last."""
+    """Convolutions `conv1`, `conv2`, ..., batch norms `bn1`, `bn2`, ..., and a shortcut added to the last of them."""
 
     depth: int
     expansion: int
@@ -45,7 +45,7 @@ class Block(nn.Module):
         return (*sum(own, ()), *shortcut)
 
     def quantization_points(self) -> tuple[QuantizationPoint, ...]:
-        """Behind each convolution but the last: what a block adds up stays float, which costs a convolution nothing."""
+        """Behind each convolution but the last: the two summands stay float, since no convolution reads them."""
         numbers = range(1, self.depth + 1)
         inner = [inner_points(f"conv{n}", self.get_submodule(f"conv{n}")) for n in numbers]
         summands = [f"bn{self.depth}"] + (["downsample.1"] if self.downsample is not None else [])
@@ -83,7 +83,7 @@ class BasicBlock(Block):
 
 
 class Bottleneck(Block):
-    """1x1, 3x3 and 1x1 convolutions and a shortcut; four times as many channels come out."""
+    """1x1, 3x3 and 1x1 convolutions and a shortcut; the output has four times the block's width."""
 
     depth, expansion = 3, 4
 
@@ -108,7 +108,7 @@ class Bottleneck(Block):
 
 
 class ResNet(LevelledBackbone):
-    """The four stages of a ResNet without its classifier; a level is what the last stage of its stride gives.
+    """The four stages of a ResNet without its classifier; a level is the output of the last stage of its stride.
 
     Attributes:
         channels, strides: of the levels.
@@ -132,14 +132,14 @@ class ResNet(LevelledBackbone):
         self.conv1, self.bn1 = Conv2d(3, widths[0], 7, 2, 3, bias=False), BatchNorm2d(widths[0])
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         inputs, stride, dilation = widths[0], 4, 1
-        self._maps = {}  # by stride: the last stage that has it, and its channels
+        self._maps = {}  # by stride: the last stage of that stride, and its channels
         for stage, (width, depth) in enumerate(zip(widths, depths, strict=True), start=1):
             step, first_dilation = 1, dilation
             if stage > 1:
                 if stride < output_stride:
                     step, stride = 2, stride * 2
                 else:
-                    dilation *= 2  # from its second block on, as torchvision's replace_stride_with_dilation
+                    dilation *= 2  # from its second block on, like torchvision's replace_stride_with_dilation
             blocks = [block(inputs, width, step, first_dilation, dilation, spatial)]
             inputs = width * block.expansion
             blocks += [block(inputs, width, 1, dilation, dilation, spatial) for _ in range(1, depth)]
@@ -151,7 +151,7 @@ class ResNet(LevelledBackbone):
 
     def forward(self, x: Tensor) -> Features:
         """Normalised images [B, 3, H, W] to levels, after ReLU."""
-        # ReLU and max pooling commute; this way ReLU has a quarter of the work.
+        # ReLU and max pooling commute; in this order ReLU has a quarter of the work.
         x = F.relu(self.maxpool(self.bn1(self.conv1(x))), inplace=True)
         maps = []
         for stage in (1, 2, 3, 4):
@@ -186,14 +186,14 @@ class ResNet(LevelledBackbone):
         return (FusedPair("conv1", "bn1"), *inner)
 
     def quantization_points(self) -> tuple[QuantizationPoint, ...]:
-        """See `Part.quantization_points`: behind the pooling, which is faster on floats, in the blocks, behind sums."""
+        """See `Part.quantization_points`: behind the pooling (faster on floats), in the blocks, behind sums."""
         blocks = self._blocks()
         inner = [point.within(path) for path, block in blocks for point in block.quantization_points()]
         sums = [QuantizationPoint(path, level=self._level(path)) for path, _ in blocks]
         return (QuantizationPoint("maxpool"), *inner, *sums)
 
     def _level(self, path: str) -> int | None:
-        """The level whose map a block gives: the last one of a stage."""
+        """The level whose map this block gives, if it is the last block of a level's stage."""
         ends = [[name for name, _ in self._blocks() if name.startswith(f"layer{n}.")][-1] for n in self._places]
         return ends.index(path) if path in ends else None
 
@@ -208,12 +208,12 @@ def resnet18(width_divisor: float, output_stride: int) -> ResNet:
 
 
 def resnet18_separable(width_divisor: float, output_stride: int) -> ResNet:
-    """ResNet-18 of depthwise-separable convolutions, a baseline of the paper."""
+    """ResNet-18 with depthwise-separable convolutions, a baseline of the paper."""
     return ResNet(BasicBlock, (2, 2, 2, 2), width_divisor, output_stride, Separable)
 
 
 def resnet18_grouped(width_divisor: float, output_stride: int) -> ResNet:
-    """ResNet-18 of group convolutions, a baseline of the paper; channels are rounded to whole groups."""
+    """ResNet-18 with group convolutions, a baseline of the paper; channels are rounded to whole groups."""
     return ResNet(BasicBlock, (2, 2, 2, 2), width_divisor, output_stride, grouped, whole_groups)
 
 

@@ -1,4 +1,4 @@
-"""Pooling of regions from a feature map: what can be weights of rows and columns becomes matrix products."""
+"""Pooling of regions from a feature map, as matrix products wherever it separates into rows and columns."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ SAMPLES = 2  # sampling points of a bin on each side, as torchvision's sampling_
 
 
 def align_weights(rois: Tensor, size: int, stride: int, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Bilinear weights of a map's rows and columns in the bins of regions (RoIAlign; He et al., ICCV 2017).
+    """Bilinear weights of a map's rows and columns for the bins of regions (RoIAlign; He et al., ICCV 2017).
 
     Args:
         rois: [B, P, 4], xyxy in pixels of the image; no gradient.
@@ -42,8 +42,8 @@ def mean_weights(rois: Tensor, size: int, stride: int, shape: tuple[int, int]) -
 def roi_align(features: Tensor, rois: Tensor, size: int, stride: int) -> Tensor:
     """RoIAlign (He et al., ICCV 2017), equal to torchvision's with `aligned=True, sampling_ratio=2`.
 
-    Bilinear sampling is separable, so the regions of an image are weights_y x weights_x times its map: two batched
-    matrix products, with a gradient to the map that is two more.
+    Bilinear sampling is separable, so pooling multiplies an image's map by weights of rows and weights of columns: two
+    batched matrix products, and two more for the gradient to the map.
 
     Args:
         features: map [B, C, H, W].
@@ -66,7 +66,7 @@ def roi_align(features: Tensor, rois: Tensor, size: int, stride: int) -> Tensor:
 
 
 def cells_inside(rois: Tensor, stride: int, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Which rows and columns of a map lie in regions, as they are: what RoIPool's bins together cover.
+    """Which whole rows and columns of a map lie in each region: what RoIPool's bins cover together.
 
     Args:
         rois: [B, P, 4], xyxy in pixels of the image.
@@ -95,12 +95,12 @@ def _bilinear_weights(low: Tensor, high: Tensor, size: int, length: int) -> Tens
     hat = (1 - (at[..., None] - torch.arange(length, device=low.device)).abs_()).clamp_(min=0)
     hat *= inside[..., None]
     samples = hat.unflatten(2, (size, SAMPLES)).unbind(3)
-    bins: Tensor = sum(samples[1:], samples[0]) / SAMPLES  # what `mean` gives, at less cost in a deployed file
+    bins: Tensor = sum(samples[1:], samples[0]) / SAMPLES  # equals `mean`, but costs less in a deployed file
     return bins
 
 
 def _mean_weights(low: Tensor, high: Tensor, size: int, length: int) -> Tensor:
-    """Weights [B, P, size, length] of whole rows (or columns), 1/n for the n of a bin from low to high [B, P]."""
+    """Weights [B, P, size, length] of whole rows (or columns): 1/n for each of n in a bin; bins low to high [B, P]."""
     bins = torch.arange(size + 1, device=low.device) * ((high - low).clamp(min=1) / size)[..., None]
     first = (bins[..., :-1].floor() + low[..., None]).clamp(min=0, max=length)
     last = (bins[..., 1:].ceil() + low[..., None]).clamp(min=0, max=length)
@@ -114,7 +114,7 @@ def roi_pool(features: Tensor, rois: Tensor, size: int, stride: int) -> Tensor:
 
     Args, returns: as `roi_align`.
     """
-    from torchvision.ops import roi_pool as torchvision_roi_pool  # here, since importing it takes a second
+    from torchvision.ops import roi_pool as torchvision_roi_pool  # here: importing it takes a second
 
     batch, count = rois.shape[:2]
     index = torch.arange(batch, device=rois.device, dtype=torch.float32).repeat_interleave(count)

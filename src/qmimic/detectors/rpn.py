@@ -100,10 +100,10 @@ class RPN(Part):
 
 
 def first(boxes: Tensor, stays: Tensor, count: int) -> Proposals:
-    """The first `count` staying boxes [B, count, 4] of boxes [B, K, 4], in their order; padded with invalid zeros."""
+    """The first `count` of boxes [B, K, 4] that stay, in their order: [B, count, 4], padded with invalid zeros."""
     candidates = boxes.shape[1]
     place = stays.cumsum(1) - 1
-    # Boxes that go, or come too late, are written to one place past the end, which is cut off.
+    # Boxes that go, or come after `count`, are written one past the end, which is cut off.
     place = torch.where(stays & (place < count), place, count)
     packed = boxes.new_zeros(boxes.shape[0], count + 1, 4)
     packed.scatter_(1, place[..., None].expand(-1, candidates, 4), boxes)

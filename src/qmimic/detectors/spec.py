@@ -1,4 +1,4 @@
-"""The descriptions of detectors: all that is needed to build one before its weights are loaded.
+"""The descriptions of detectors: all that it takes to build one before its weights are loaded.
 
 Each architecture has its own; `ARCHITECTURES` in `tables.py` says which.
 """
@@ -14,7 +14,7 @@ Deviations = tuple[Side, Side, Side]
 
 
 class DetectorSpec(Section):
-    """What every detector's description holds; kept in every detector file."""
+    """What every detector's description holds; stored in every detector file."""
 
     architecture: str = Field(description="a name in ARCHITECTURES")
     backbone: str = Field(description="family and width divisor")
@@ -26,21 +26,21 @@ class DetectorSpec(Section):
     normalisation: tuple[Triple, Deviations] | None = Field(
         None, description="mean and deviation of RGB values 0..255 that the backbone was made for; null: ImageNet's"
     )
-    grey: bool = Field(False, description="the network's one input channel is the picture's brightness")
+    grey: bool = Field(False, description="the network has one input channel: the picture's brightness")
     score_threshold: float = Field(0.02, ge=0, lt=1, description="lowest score of a detection")
     nms_threshold: float = Field(0.5, gt=0, lt=1, description="largest IoU of two detections of a class")
-    max_detections: int = Field(100, ge=1, le=1000, description="detections kept, an image")
+    max_detections: int = Field(100, ge=1, le=1000, description="detections kept per image")
 
 
 class TwoStageSpec(DetectorConfig, DetectorSpec):
-    """A two-stage detector: the recipe's settings with what a run fills in."""
+    """A two-stage detector: the recipe's settings, and what a run fills in."""
 
     output_stride: Literal[16, 8] = Field(16, description="pixels from one entry of the feature map to the next")
     anchors: tuple[tuple[Side, Side], ...] = Field(min_length=1, description="anchor widths and heights, pixels")
 
 
 class OneStageSpec(DetectorSpec):
-    """A one-stage detector on the maps of some strides."""
+    """A one-stage detector on maps of one or several strides."""
 
     levels: Levels = Field(description="strides of the maps, pixels")
     head_width: int | None = Field(None, ge=1, le=65536, description="channels of neck and heads; null: 256 / divisor")

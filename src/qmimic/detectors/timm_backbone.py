@@ -1,7 +1,7 @@
-"""Networks of timm as backbones: `timm:NAME`, at their own width and with the pixel statistics they were made for.
+"""Networks of timm as backbones: `timm:NAME`, at their own width and with the pixel statistics of their training.
 
 The levels come from timm's `feature_info`. Their channels and signs differ from network to network (inverted
-residuals end without a ReLU, and a quantizer's dictionary has no values below 0), so a neck of new weights makes the
+residuals end without a ReLU, and a quantizer's dictionary has no values below 0), so a neck with new weights makes the
 maps: a 1x1 convolution and a batch norm on each level, coarser levels added to finer ones, then ReLU. It is a feature
 pyramid (Lin et al., CVPR 2017) without its 3x3 convolutions; a detector with one map gets the finest.
 """
@@ -24,26 +24,26 @@ from qmimic.detectors.timm_structure import Structure, levels_below_0, structure
 from qmimic.errors import InputError
 
 WIDTH = 256  # channels of a map, as in feature pyramids; fewer where the network itself has fewer
-# What timm's networks raise when features, or images of this size, are not for them.
+# What timm's networks raise if they cannot give features, or cannot take images of this size.
 UNFIT = (RuntimeError, AssertionError, TypeError, ValueError, AttributeError, LookupError)
 PROBE = (112, 176)  # multiples of 16 and not of 32, as images may be
-RESNET_CHANNELS = 512  # of the map of a ResNet-18, by which width divisors count
+RESNET_CHANNELS = 512  # channels of ResNet-18's map, relative to which width divisors are counted
 
 
 class TimmBackbone(Backbone):
     """A network of timm without its classifier, and a neck.
 
     Args:
-        name: as timm has it, such as `tf_efficientnet_lite0`.
-        strides: of the maps, in growing order; the network must have a level of each.
+        name: timm's own, such as `tf_efficientnet_lite0`.
+        strides: of the maps, in increasing order; the network must have a level of each.
 
     Attributes:
         body: timm's network; its weights have timm's names.
-        neck: a convolution and a batch norm for each level from the finest map's stride on, in growing order.
+        neck: a convolution and a batch norm for each level from the finest map's stride up, in increasing order.
         structure: of the body as it was built.
 
     Raises:
-        InputError: timm has no network of that name, or none that gives maps of these strides at any size of image.
+        InputError: timm has no such network, or it does not give maps of these strides for images of any size.
     """
 
     def __init__(self, name: str, strides: tuple[int, ...]) -> None:
@@ -82,7 +82,7 @@ class TimmBackbone(Backbone):
         return tuple(f"body.{name}" for name in self.structure.pixel_layers)
 
     def stages(self) -> tuple[tuple[str, ...], ...]:
-        """See `Backbone.stages`: one for each level of `feature_info`, found by the gradients of the levels."""
+        """See `Backbone.stages`: one for each level of `feature_info`, found through the levels' gradients."""
         return tuple(tuple(f"body.{name}" for name in stage) for stage in _stages(self.name))
 
     def fused_pairs(self) -> tuple[FusedPair, ...]:
@@ -95,7 +95,7 @@ class TimmBackbone(Backbone):
         return tuple(f"body.{name}" for name in self.structure.single_norms)
 
     def channel_groups(self) -> tuple[ChannelGroup, ...]:
-        """See `Part.channel_groups`: what the graph of timm's network tells, and the neck, which sums its levels."""
+        """See `Part.channel_groups`: those in the graph of timm's network, and the neck's, which sums its levels."""
         if self.structure.groups is None:
             raise InputError(
                 f"The channels of timm:{self.name} are tied in ways that cannot be pruned; take a plain network, "
@@ -114,7 +114,7 @@ class TimmBackbone(Backbone):
         signed = self.structure.signed
         if signed is None:
             raise InputError(
-                f"timm:{self.name} has no int8 form: what its layers read cannot be told from its code; take another "
+                f"timm:{self.name} has no int8 form: its graph does not show what its layers read; take another "
                 "network, or ship it as float."
             )
         body = [QuantizationPoint(f"body.{name}", before=True, signed=own) for name, own in signed.items()]
@@ -129,7 +129,7 @@ def check_name(name: str) -> None:
     """Look a network up in timm's table.
 
     Raises:
-        InputError: it is not there; the nearest ones are given.
+        InputError: it is not there; the message gives the nearest names.
     """
     if "/" in name or ":" in name or not timm.is_model(name):
         near = get_close_matches(name.partition(".")[0], timm.list_models(), n=3, cutoff=0.5)
@@ -138,14 +138,14 @@ def check_name(name: str) -> None:
 
 
 def whole_network(name: str) -> nn.Module:
-    """timm's network with its classifier, without memory for its weights; for their names and shapes."""
+    """timm's network with its classifier, on the meta device: for the names and shapes of its weights."""
     with torch.device("meta"):
         network: nn.Module = timm.create_model(name)
     return network
 
 
 def classifier(name: str) -> tuple[str, ...]:
-    """How the names of the classifier's weights begin; their number depends on the data."""
+    """Prefixes of the names of the classifier's weights, whose shape depends on the data."""
     config = timm.get_pretrained_cfg(name)
     found = config.classifier if config is not None else None
     return tuple(f"{one}." for one in ((found,) if isinstance(found, str) else found or ()))
@@ -162,19 +162,19 @@ def published(name: str) -> dict[str, Tensor]:
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).split(". ")[0].strip(" .")
         raise InputError(
-            f"timm cannot give pretrained weights of {name} ({reason[:200]}); name a file of them instead."
+            f"timm cannot provide pretrained weights of {name} ({reason[:200]}); name a file of them instead."
         ) from error
     return network.state_dict()
 
 
 def _body(name: str, strides: tuple[int, ...]) -> tuple[nn.Module, list[dict[str, Any]]]:
-    """The network as far as its last level, with our batch norm, and its levels from the finest wanted on."""
+    """The network up to its last level, with qmimic's batch norm, and its levels from the finest wanted one up."""
     levels = _levels(name)
     had = [level["reduction"] for level in levels]
     if missing := [stride for stride in strides if stride not in had]:
         listed = ", ".join(map(str, sorted(set(had))))
-        raise InputError(f"timm:{name} has levels of strides {listed}, none of {missing[0]}; take another network.")
-    # Of several levels with the same stride, the last one has seen most layers.
+        raise InputError(f"timm:{name} has levels of strides {listed}, not {missing[0]}; take another network.")
+    # Of several levels with the same stride, the last is the deepest.
     last = {level["reduction"]: level for level in levels if level["reduction"] >= strides[0]}
     found = sorted(last.values(), key=lambda level: level["reduction"])
     return _create(name, tuple(level["index"] for level in found)), found
@@ -188,7 +188,7 @@ def _create(name: str, levels: tuple[int, ...]) -> nn.Module:
 
 @cache
 def _structure(name: str, levels: tuple[int, ...]) -> tuple[Structure, tuple[bool, ...]]:
-    """What the network consists of, and whether its levels have values below 0."""
+    """The network's structure, and for each level whether its map has values below 0."""
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         network = _create(name, levels)
     return structure_of(network), levels_below_0(network)
@@ -196,7 +196,7 @@ def _structure(name: str, levels: tuple[int, ...]) -> tuple[Structure, tuple[boo
 
 @cache
 def _levels(name: str) -> tuple[dict[str, Any], ...]:
-    """timm's `feature_info` of a network whose levels are what they promise at any size of image."""
+    """timm's `feature_info` of a network, after checking that its levels are as promised for images of any size."""
     check_name(name)
     reason = "its levels are not maps"
     try:
@@ -211,14 +211,14 @@ def _levels(name: str) -> tuple[dict[str, Any], ...]:
         reason, maps, levels = str(error).split("\n")[0].strip(" .") or type(error).__name__, (), ()
     if not maps or not all(_fits(one, level) for one, level in zip(maps, levels, strict=True)):
         raise InputError(
-            f"timm:{name} gives no feature maps of images of any size ({reason[:100]}); "
+            f"timm:{name} does not give feature maps at every image size ({reason[:100]}); "
             "take a convolutional network of timm."
         )
     return levels
 
 
 def _fits(map: Tensor, level: dict[str, Any]) -> bool:
-    """Whether a level's map of an image of `PROBE` is what `feature_info` promises; what is not whole may be cut."""
+    """Whether a level's map of an image of size `PROBE` is as `feature_info` promises, rounded down or up."""
     sides = [(side // level["reduction"], -(-side // level["reduction"])) for side in PROBE]
     shape = map.shape
     return len(shape) == 4 and shape[1] == level["num_chs"] and shape[2] in sides[0] and shape[3] in sides[1]
@@ -242,7 +242,7 @@ def _stages(name: str) -> tuple[tuple[str, ...], ...]:
 
 
 def _statistics(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Mean and deviation of RGB values 0..255 for which timm has weights."""
+    """Mean and deviation of RGB values 0..255 for which timm's weights were made."""
     config = timm.get_pretrained_cfg(name)
     if config is None:
         return Backbone.mean, Backbone.std
@@ -251,7 +251,7 @@ def _statistics(name: str) -> tuple[tuple[float, float, float], tuple[float, flo
 
 
 def _take_over(network: nn.Module) -> None:
-    """Put our batch norm, the same over processes, and our strided 1x1 convolution, which is safe, in timm's place."""
+    """Replace timm's batch norm by ours, which works across processes, and strided 1x1 convolutions by safe ones."""
     for name, module in list(network.named_modules()):
         other: nn.Module | None = None
         if type(module) is nn.BatchNorm2d or (type(module) is TimmBatchNorm and isinstance(module.drop, nn.Identity)):
@@ -267,7 +267,7 @@ def _take_over(network: nn.Module) -> None:
 
 
 def _norm(module: nn.BatchNorm2d) -> nn.BatchNorm2d:
-    """timm's batch norm as ours, with the activation that timm's has."""
+    """Our batch norm in place of timm's, with the same activation."""
     settings = module.num_features, module.eps, module.momentum, module.affine, module.track_running_stats
     if isinstance(module, TimmBatchNorm):
         return BatchNormAct2d(*settings, act=module.act)

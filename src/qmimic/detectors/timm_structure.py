@@ -1,4 +1,4 @@
-"""What a network of timm consists of, read from its graph (torch.fx) and not from its names."""
+"""The structure of a timm network, read from its graph (torch.fx), not from names."""
 
 import operator
 from collections.abc import Callable
@@ -16,7 +16,8 @@ from qmimic.detectors.convolution import Conv2d
 
 FOLDABLE = (nn.Conv2d, Conv2d, Conv2dSame)  # others change their weights before they use them
 NOT_BELOW_0 = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid)
-BY_CHANNEL = (nn.MaxPool2d, nn.AvgPool2d, nn.Identity, nn.Dropout)  # keep channels apart, and what is not below 0 so
+# These mix no channels, and give no value below 0 where they read none.
+BY_CHANNEL = (nn.MaxPool2d, nn.AvgPool2d, nn.Identity, nn.Dropout)
 ACTIVATIONS = (*NOT_BELOW_0, nn.SiLU, nn.Hardswish, nn.GELU, nn.LeakyReLU)
 SUMS: tuple[Callable[..., Any], ...] = (operator.add, operator.iadd, torch.add)
 RELUS: tuple[Callable[..., Any], ...] = (F.relu, F.relu6, torch.relu, torch.relu_)
@@ -28,10 +29,10 @@ class Structure:
 
     Attributes:
         pixel_layers: convolutions that read the image; none if anything else reads it too.
-        pairs: convolutions, and the batch norm that takes the output of each and nothing else's.
+        pairs: convolutions, each with the batch norm that alone takes its output and takes nothing else.
         single_norms: the other batch norms.
-        groups: channels that can be pruned together, with the levels whose maps they are; None if they cannot be told.
-        signed: layers with weights, and whether what they read has values below 0; None if that cannot be told.
+        groups: channels that can be pruned together, with the levels whose maps they are; None if unknown.
+        signed: layers with weights, and whether their inputs have values below 0; None if unknown.
     """
 
     pixel_layers: tuple[str, ...]
@@ -42,7 +43,7 @@ class Structure:
 
 
 def structure_of(network: nn.Module) -> Structure:
-    """Read a network; of one that torch.fx cannot follow, all batch norms are single and nothing else is known."""
+    """Read a network; if torch.fx cannot follow it, all its batch norms are single and nothing else is known."""
     norms = [name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)]
     graph = graph_of(network)
     if graph is None:
@@ -73,27 +74,27 @@ def structure_of(network: nn.Module) -> Structure:
 
 
 def levels_below_0(network: nn.Module) -> tuple[bool, ...]:
-    """Of each level that a network gives, whether its map has values below 0; of one that cannot be followed, yes."""
+    """For each level of a network, whether its map has values below 0; if the network cannot be followed, True."""
     graph = graph_of(network)
     return () if graph is None else tuple(not _not_below_0(network, node) for node in _levels(graph))
 
 
 def graph_of(network: nn.Module) -> fx.Graph | None:
-    """The graph of a network with layers as its nodes; None if its control flow depends on what it computes."""
+    """The graph of a network, with layers as nodes; None if its control flow depends on its data."""
     try:
         return _Tracer().trace(network)
-    except Exception:  # whatever a stranger's code does with a stand-in for a tensor
+    except Exception:  # a stranger's code may do anything with a stand-in for a tensor
         return None
 
 
 class _Tracer(fx.Tracer):
-    """Follows a network down to its layers, and to no layer's inside."""
+    """Follows a network down to its layers, but not into them."""
 
     def __init__(self) -> None:
         super().__init__(autowrap_functions=tuple(get_notrace_functions()))
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether a module is a layer: it has weights of its own, or nothing below it."""
+        """Whether a module is a layer: it has weights of its own, or no children."""
         whole = isinstance(m, nn.Conv2d | nn.Linear | nn.BatchNorm2d) or not any(True for _ in m.children())
         return whole or is_notrace_module(type(m))
 
@@ -103,7 +104,7 @@ def _pixel_layers(network: nn.Module, graph: fx.Graph) -> tuple[str, ...]:
     found, ahead = [], list(image.users)
     while ahead:
         node = ahead.pop(0)
-        if node.op == "call_function" and node.target is F.pad:  # of the mean colour, 0
+        if node.op == "call_function" and node.target is F.pad:  # padding with the mean colour, 0
             ahead += node.users
             continue
         conv = network.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -119,7 +120,7 @@ def _inputs(node: fx.Node) -> list[fx.Node]:
 
 
 def _levels(graph: fx.Graph) -> list[fx.Node]:
-    """The nodes of the levels that a network gives."""
+    """The nodes that give the network's levels."""
     (output,) = (node for node in graph.nodes if node.op == "output")
     (given,) = output.args
     assert isinstance(given, list | tuple)
@@ -127,7 +128,7 @@ def _levels(graph: fx.Graph) -> list[fx.Node]:
 
 
 def _not_below_0(network: nn.Module, node: fx.Node) -> bool:
-    """Whether what a node gives is not below 0, as far as its kind tells."""
+    """Whether a node's output is known to be at least 0, from the kind of the node."""
     if node.op == "call_module":
         module = network.get_submodule(str(node.target))
         last = module.act if isinstance(module, BatchNormAct2d) else module
@@ -145,7 +146,7 @@ def _not_below_0(network: nn.Module, node: fx.Node) -> bool:
 
 
 def _channel_groups(network: nn.Module, graph: fx.Graph) -> tuple[ChannelGroup, ...] | None:
-    """Channels that come and go together: a convolution makes new ones, a sum ties those of its terms together."""
+    """Channels that must be pruned together: a convolution makes new ones, a sum ties those of its terms."""
     group_of: dict[fx.Node, int] = {}
     groups: list[ChannelGroup | None] = []  # None: joined to an earlier one
 

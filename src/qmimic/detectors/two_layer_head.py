@@ -1,4 +1,4 @@
-"""Faster R-CNN's head (Girshick, ICCV 2015): regions are pooled, two layers, then scores and a box for each class."""
+"""Faster R-CNN's head (Girshick, ICCV 2015): pooled regions, two layers, then scores and a box for each class."""
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ class TwoLayerHead(RegionHead):
     Args:
         channels: channels of the map.
         width: units of the two layers.
-        spec: classes, how regions are pooled, and to which size.
+        spec: classes, how regions are pooled, and to what size.
     """
 
     def __init__(self, channels: int, width: int, spec: TwoStageSpec) -> None:
@@ -47,11 +47,11 @@ class TwoLayerHead(RegionHead):
         return self.scores(x).float(), self.deltas(x).float().unflatten(2, (len(spec.classes), 4))
 
     def check_export(self) -> None:
-        """Raises InputError: no format can write its pooling."""
+        """See `RegionHead.check_export`: no format can write `roi_pooling=pool`."""
         if self.spec.roi_pooling == "pool":
             raise InputError(
-                "Faster R-CNN with detector.roi_pooling=pool cannot be exported, since maxima over regions are not a "
-                "standard operator; train with detector.roi_pooling=align."
+                "Faster R-CNN with detector.roi_pooling=pool cannot be exported, since no "
+                "standard operator takes maxima over regions; train with detector.roi_pooling=align."
             )
 
     def channel_groups(self) -> tuple[ChannelGroup, ...]:
@@ -63,5 +63,5 @@ class TwoLayerHead(RegionHead):
         )
 
     def quantization_points(self) -> tuple[QuantizationPoint, ...]:
-        """See `Part.quantization_points`: pooled regions are means of the map's values, so they have a grid as well."""
+        """See `Part.quantization_points`: pooled regions are means of map values, so they need a grid of their own."""
         return QuantizationPoint("fc1", before=True), QuantizationPoint("fc1"), QuantizationPoint("fc2")

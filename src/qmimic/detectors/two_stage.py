@@ -1,6 +1,6 @@
 """Two-stage detectors on one map, of fixed shape: no loop over images, levels or anchors.
 
-Faster R-CNN (Ren et al., NIPS 2015) and R-FCN (Dai et al., NIPS 2016) differ in the head alone.
+Faster R-CNN (Ren et al., NIPS 2015) and R-FCN (Dai et al., NIPS 2016) differ only in the head.
 """
 
 import math
@@ -36,10 +36,10 @@ HEAD_POSITIVE_SHARE = 0.25
 
 
 class TwoStage(Detector):
-    """Backbone of one level, RPN and a head over regions; kinds differ in the head.
+    """A backbone of one level, an RPN and a head over regions; subclasses differ in the head.
 
     Attributes:
-        anchors: [N, 4] in pixels, order anchor, row, column.
+        anchors: float32 [N, 4], xyxy in pixels, ordered by anchor, row, column.
     """
 
     anchors: Tensor
@@ -61,7 +61,7 @@ class TwoStage(Detector):
         Args:
             channels: of the map.
             width: of the head's hidden layers.
-            spec: classes, how regions are pooled, and to which size.
+            spec: classes, how regions are pooled, and to what size.
         """
         raise NotImplementedError
 
@@ -69,7 +69,7 @@ class TwoStage(Detector):
         """The four detection losses.
 
         Args:
-            features: what RPN and head see.
+            features: what the RPN and the head see.
             targets: ground truth.
             source: of the samples.
         """
@@ -134,7 +134,7 @@ class TwoStage(Detector):
 
     @torch.no_grad()
     def candidates(self, features: Features) -> Tensor:
-        """Regions before suppression, [B, K, 4] in falling order of objectness, for whoever suppresses elsewhere."""
+        """Regions before suppression, [B, K, 4], in falling order of objectness, for callers that suppress."""
         logits, deltas = self.rpn(features.map)
         return self.rpn.candidates(logits, deltas, self.anchors, self.spec.size)
 
@@ -146,7 +146,7 @@ class TwoStage(Detector):
 
     @torch.no_grad()
     def score_boxes(self, features: Features) -> tuple[Tensor, Tensor]:
-        """See `Detector.score_boxes`; N is P, the regions'."""
+        """See `Detector.score_boxes`; N is P, the number of regions."""
         proposals = self.propose(features)
         scores, boxes = self.classify_regions(features, proposals.boxes)
         return boxes, torch.where(proposals.valid[..., None], scores, -1.0)
@@ -166,7 +166,7 @@ class TwoStage(Detector):
 
 
 class FasterRCNN(TwoStage):
-    """Faster R-CNN: regions are pooled from the map, two layers look at each."""
+    """Faster R-CNN: each region is pooled from the map and goes through two layers."""
 
     def make_head(self, channels: int, width: int, spec: TwoStageSpec) -> RegionHead:
         """See `TwoStage.make_head`."""

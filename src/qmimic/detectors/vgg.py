@@ -1,6 +1,6 @@
 """VGG16 with batch norm (Simonyan & Zisserman, ICLR 2015) at any width divisor.
 
-Layers are numbered as in torchvision's `vgg16_bn().features`, so its weights at full width load as they stand.
+Layers are numbered as in torchvision's `vgg16_bn().features`, so its full-width weights load unchanged.
 """
 
 from collections.abc import Callable
@@ -26,9 +26,9 @@ STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 
 
 class VGG(LevelledBackbone):
-    """The thirteen convolutions of VGG16; the fifth pooling is there at output stride 32, the fourth at 16 and 32.
+    """The thirteen convolutions of VGG16, with the fourth pooling at output strides 16 and 32 and the fifth only at 32.
 
-    A level is what the last convolution of its stride gives; that of stride 32 is the fifth pooling.
+    A level is the output of the last convolution of its stride; that of stride 32 is the fifth pooling's.
 
     Attributes:
         channels, strides: of the levels.
@@ -48,11 +48,11 @@ class VGG(LevelledBackbone):
         super().__init__()
         layers: list[nn.Module] = []
         inputs, stride, dilation = 3, 1, 1
-        self._maps = {}  # by stride: the last layer that has it, and its channels
+        self._maps = {}  # by stride: the last layer of that stride, and its channels
         for stage, (channels, depth) in enumerate(STAGES, start=1):
             outputs = rounding(channels / width_divisor)
             for _ in range(depth):
-                # With three input channels there is nothing to save.
+                # With three input channels, a cheaper convolution saves nothing.
                 convolution = dense if inputs == 3 else spatial
                 layers += [convolution(inputs, outputs, 1, dilation, True), BatchNorm2d(outputs), nn.ReLU(inplace=True)]
                 inputs = outputs
@@ -62,7 +62,7 @@ class VGG(LevelledBackbone):
                 stride *= 2
                 self._maps[stride] = len(layers) - 1, inputs
             elif stage < len(STAGES):
-                layers.append(nn.Identity())  # keeps torchvision's numbers of the layers that follow
+                layers.append(nn.Identity())  # keeps torchvision's numbering of the layers that follow
                 dilation *= 2
         self.features = nn.Sequential(*layers)
         self.start()
@@ -102,7 +102,7 @@ class VGG(LevelledBackbone):
         return sum(found, ())
 
     def quantization_points(self) -> tuple[QuantizationPoint, ...]:
-        """See `Part.quantization_points`: behind each convolution, or behind the pooling, which is faster on floats."""
+        """See `Part.quantization_points`: behind each convolution, or behind its pooling, which is faster on floats."""
         found: list[QuantizationPoint] = []
         for place in self._convolutions():
             found += inner_points(f"features.{place}", self.features[place])
@@ -118,12 +118,12 @@ class VGG(LevelledBackbone):
         return self._places.index(place) if place in self._places else None
 
     def _levels(self, convolution: int) -> tuple[int, ...]:
-        """The levels that have a convolution's channels: its ReLU's, and that of a pooling behind it."""
+        """The levels with a convolution's channels: its ReLU's output, and that of a pooling behind it."""
         found = (self._level(convolution + 2), self._level(convolution + 3))
         return tuple(level for level in found if level is not None)
 
     def _convolutions(self) -> list[int]:
-        """Their places; a batch norm and a ReLU follow each, and a pooling at the end of a stage."""
+        """Indices of the convolutions; a batch norm and a ReLU follow each, and a pooling the last of a stage."""
         return [place for place, layer in enumerate(self.features) if isinstance(layer, nn.Conv2d | Separable)]
 
 
@@ -133,10 +133,10 @@ def vgg16(width_divisor: float, output_stride: int) -> VGG:
 
 
 def vgg16_separable(width_divisor: float, output_stride: int) -> VGG:
-    """VGG16 of depthwise-separable convolutions, a baseline of the paper."""
+    """VGG16 with depthwise-separable convolutions, a baseline of the paper."""
     return VGG(width_divisor, output_stride, Separable)
 
 
 def vgg16_grouped(width_divisor: float, output_stride: int) -> VGG:
-    """VGG16 of group convolutions, a baseline of the paper; channels are rounded to whole groups."""
+    """VGG16 with group convolutions, a baseline of the paper; channels are rounded to whole groups."""
     return VGG(width_divisor, output_stride, grouped, whole_groups)

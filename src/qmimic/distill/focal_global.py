@@ -49,7 +49,7 @@ def scale_mask(truth: Targets, stride: int, shape: tuple[int, int]) -> tuple[Ten
 
     A place on an object has 1 over the object's height and width in places, that of the smallest object where several
     overlap; one of the background, 1 over the background's places. An object has the places that it touches; the
-    released code gives it one more row and column.
+    released code gives it one more row and column. Ignored boxes are background.
     """
 
     def touched(low: Tensor, high: Tensor, length: int) -> Tensor:

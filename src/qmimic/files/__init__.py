@@ -1,4 +1,4 @@
-"""The one door to the disk: `reading` is the way in, `writing` the way out."""
+"""The only door to the disk: `reading` is the way in, `writing` the way out."""
 
 from qmimic.files.reading import (
     LARGE as LARGE,

@@ -1,6 +1,6 @@
-"""The way in: what strangers wrote is opened, read and parsed here, and nowhere else.
+"""The way in: strangers' files are opened, read and parsed only here.
 
-A file is opened once, is a regular file, lies inside its root after links are followed, and is read up to a limit.
+A file is opened once; it must be a regular file, lie inside its root after following links, and is read up to a limit.
 """
 
 import errno
@@ -16,7 +16,7 @@ from typing import Any
 
 from qmimic.errors import InputError
 
-BEGINNINGS = (  # of files that are taken for others: from which byte, which bytes, what they tell
+BEGINNINGS = (  # of files often mistaken for others: offset, bytes, and what they identify
     (0, b"PK\x03\x04", "a zip archive, such as PyTorch's .pt files (Ultralytics' are these too)"),
     *((0, bytes([0x80, number]), "a pickle, such as PyTorch's older .pth files") for number in range(2, 6)),
     (0, b"\x89PNG", "a PNG picture"),
@@ -42,7 +42,7 @@ BEGINNINGS = (  # of files that are taken for others: from which byte, which byt
     (8, b'{"', "a safetensors file"),
     (0, b"\x08", "an ONNX model"),
 )
-TEXTS = (  # the same of texts, behind white space, in small letters
+TEXTS = (  # the same for texts, after white space, in lower case
     (re.compile(rb"<!doctype html|<html"), "a web page"),
     (re.compile(rb"(<[?!][^>]*>\s*)*<net\b"), "an OpenVINO model"),
     (re.compile(rb"(<[?!][^>]*>\s*)*<annotation\b"), "a VOC label file"),
@@ -52,11 +52,13 @@ TEXTS = (  # the same of texts, behind white space, in small letters
 )
 OTHER_KIND = "a file of another kind"
 MIB = 1 << 20
-SMALL = 16 * MIB  # of a file of ours: a result, a description, a log
-LARGE = 1 << 30  # of labels
-MAX_DEPTH = 64  # of values in values; nothing that is meant is deeper
-MAX_SHOWN = 100  # characters of what is wrong, in a message
-SHAPES = bytes.maketrans(b"123456789E", b"000000000e")  # of numbers, so that long ones are found by a plain search
+SMALL = 16 * MIB  # bytes; for qmimic's own files: a result, a description, a log
+LARGE = 1 << 30  # bytes; for labels
+MAX_DEPTH = 64  # of nested values; no sensible file is deeper
+MAX_SHOWN = 100  # characters of faulty input shown in a message
+SHAPES = bytes.maketrans(
+    b"123456789E", b"000000000e"
+)  # maps numbers to their shape, so that a plain search finds long ones
 KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a named pipe"),
@@ -68,14 +70,14 @@ KINDS = (
 
 
 class MissingError(InputError):
-    """There is no file of that name. What is there and cannot be read is another InputError."""
+    """There is no file of that name. For a file that exists but cannot be read, InputError is raised."""
 
 
 def is_there(path: Path) -> bool:
-    """Whether a folder holds this name, whatever it is or leads to; one that no disk can hold is not there.
+    """Whether a folder has an entry of this name, of any kind; False for names that no disk can hold.
 
-    Before an optional file is read this is asked, not `Path.is_file`: that says no to named pipes and broken links, so
-    that a spoilt file would count as none.
+    Optional files are checked with this and not with `Path.is_file`, which is False for named pipes and broken links: a
+    spoilt file would count as missing.
     """
     try:
         path.lstat()
@@ -87,22 +89,22 @@ def is_there(path: Path) -> bool:
 
 
 def inside(root: Path, path: Path) -> Path:
-    """The path, if it stays in a folder, links followed.
+    """The path, if it stays within a folder after following links.
 
     Raises:
-        InputError: it leads out of the folder, or is no path at all.
+        InputError: it leads out of the folder, or is not a valid path.
     """
     _real(path, root)
     return path
 
 
 def open_file(path: Path, root: Path | None = None, limit: int | None = None) -> BufferedReader:
-    """Open a stranger's file to read it. It never waits, and what is opened is what was checked.
+    """Open a stranger's file for reading. This never blocks, and the file opened is the one that was checked.
 
     Args:
         path: of the file.
-        root: the folder that it may not leave, links followed; None: it was named by the user and may lie anywhere.
-        limit: bytes that it may have; None: any number, for what is then read piece by piece.
+        root: the folder in which it must lie after following links; None: the user named it, and it may lie anywhere.
+        limit: most bytes that it may have; None: any number, for files that are read piece by piece.
 
     Raises:
         MissingError: there is no such file.
@@ -110,7 +112,7 @@ def open_file(path: Path, root: Path | None = None, limit: int | None = None) ->
     """
     handle = -1
     try:
-        # A named pipe would keep a plain open waiting.
+        # A plain open would wait on a named pipe.
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         status = os.fstat(handle)
         if not stat.S_ISREG(status.st_mode):
@@ -129,11 +131,11 @@ def open_file(path: Path, root: Path | None = None, limit: int | None = None) ->
 
 
 def read_bytes(path: Path, limit: int = SMALL, root: Path | None = None) -> bytes:
-    """What a file holds.
+    """The content of a file.
 
     Args:
         path: of the file.
-        limit: bytes; counted as they are read, for a file may grow meanwhile.
+        limit: bytes; counted while reading, since a file may grow meanwhile.
         root: as in `open_file`.
 
     Raises:
@@ -152,7 +154,7 @@ def read_bytes(path: Path, limit: int = SMALL, root: Path | None = None) -> byte
 
 
 def read_text(path: Path, limit: int = SMALL, root: Path | None = None) -> str:
-    """What a text file holds; a byte order mark is left out. Args: as `read_bytes`.
+    """The content of a text file, without a byte order mark. Args: as `read_bytes`.
 
     Raises:
         MissingError, InputError: as `open_file`; or the file is not UTF-8.
@@ -161,7 +163,7 @@ def read_text(path: Path, limit: int = SMALL, root: Path | None = None) -> str:
         text = read_bytes(path, limit, root).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text; save it as UTF-8.") from error
-    # As Python's own text files do; two scans cost less than a decoder that looks for line ends.
+    # Line ends as in Python's own text files; two scans cost less than a decoder that looks for them.
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
@@ -175,14 +177,14 @@ def read_json(path: Path, limit: int = SMALL, root: Path | None = None) -> Any:
 
 
 def parse_json(text: str, source: str, strict: bool = True) -> Any:
-    """The plain values of a JSON text: with no key twice, and with integers of 64 bits.
+    """The plain values of a JSON text without duplicate keys and with integers of at most 64 bits.
 
     Args:
         text: JSON.
-        source: how an error calls it.
-        strict: refuse NaN, Infinity, numbers that become so, text that no file can hold, and values more than
-            `MAX_DEPTH` deep. False for labels, whose reader checks each entry and says which is wrong; there an integer
-            of more than 64 bits becomes a float.
+        source: its name in errors.
+        strict: refuse NaN, Infinity, numbers that overflow to it, text that is not valid Unicode, and values nested
+            more than `MAX_DEPTH` deep. False for labels, whose reader checks each entry and says which one is wrong;
+            then an integer of more than 64 bits becomes a float.
 
     Raises:
         InputError: it is not such JSON.
@@ -202,7 +204,7 @@ def parse_json(text: str, source: str, strict: bool = True) -> Any:
         return number(digits)
 
     shapes = text.encode("utf-8", "surrogatepass").translate(SHAPES, b"+")
-    # Most texts need no look at each number, which costs as much as all the rest.
+    # Most texts need no check of each number, which costs as much as everything else.
     each: dict[str, Any] = {}
     if b"0" * 18 in shapes or b"e000" in shapes:
         each = {"parse_int": integer, "parse_float": number}
@@ -212,7 +214,7 @@ def parse_json(text: str, source: str, strict: bool = True) -> Any:
         if strict:
             check_depth(value)
         if strict and "\\ud" in text.lower():
-            json.dumps(value, ensure_ascii=False).encode()  # half of a pair of surrogates is not text
+            json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair is not text
     except (ValueError, RecursionError) as error:
         reason = "it nests too deeply" if isinstance(error, RecursionError) else str(error)
         raise InputError(f"{source} is not a whole JSON file ({reason}); correct it or copy it again.") from error
@@ -220,7 +222,7 @@ def parse_json(text: str, source: str, strict: bool = True) -> Any:
 
 
 def check_depth(value: Any) -> None:
-    """Check that plain values are not nested so deeply that whoever walks them runs out of stack.
+    """Check that plain values are not nested so deeply that walking them would exhaust the stack.
 
     Raises:
         ValueError: they are.
@@ -236,11 +238,11 @@ def check_depth(value: Any) -> None:
         ]
         if not level:
             return
-    raise ValueError(f"it nests more than {MAX_DEPTH} values in each other")
+    raise ValueError(f"it nests values more than {MAX_DEPTH} deep")
 
 
 def what_is(path: Path) -> str:
-    """What a file is by its first bytes, in a person's words, for the message that refuses it."""
+    """What a file is, judged by its first bytes, in words for the message that refuses it."""
     try:
         with open_file(path) as file:
             head = file.read(512)
@@ -256,7 +258,7 @@ def what_is(path: Path) -> str:
 
 
 def _check_inside(handle: int, path: Path, root: Path) -> None:
-    """Check that what was opened lies in a folder, by the name that the system knows it by where it tells that."""
+    """Check that an opened file lies in a folder, by the system's own name for it if available."""
     try:
         real = os.readlink(f"/proc/self/fd/{handle}")  # noqa: PTH115 (a Path costs more than the call)
     except OSError:  # not Linux
@@ -264,13 +266,13 @@ def _check_inside(handle: int, path: Path, root: Path) -> None:
             raise InputError(f"{path} changes while it is read; try again.") from None
         return
     if not real.startswith(f"{str(_root(root)).rstrip('/')}/"):
-        _real(path, root)  # says so; a mount may have other names
+        _real(path, root)  # raises if it leads out; a mount may have other names
         if not os.path.samestat(path.stat(), os.fstat(handle)):
             raise InputError(f"{path} changes while it is read; try again.")
 
 
 def _root(root: Path) -> Path:
-    return _resolved(root.absolute())  # a relative name means another folder after a chdir
+    return _resolved(root.absolute())  # after a chdir, a relative name would mean another folder
 
 
 @functools.lru_cache(maxsize=16)
@@ -279,14 +281,14 @@ def _resolved(root: Path) -> Path:
 
 
 def _real(path: Path, root: Path) -> Path:
-    """Where a path leads, links followed."""
+    """Where a path leads after following links."""
     try:
         real = path.resolve()
         if not real.is_relative_to(_root(root)):
             raise InputError(
                 f"{path} leads out of {root}, and nothing outside that folder is read; copy the file there."
             )
-    except (OSError, ValueError, RuntimeError) as error:  # the last is Python's word for a link to itself, till 3.12
+    except (OSError, ValueError, RuntimeError) as error:  # the last: a link to itself, until Python 3.12
         raise unreadable(path, error) from error
     return real
 
@@ -301,7 +303,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def kind_of(mode: int) -> str:
-    """What is at a path, by its mode, in a person's words: "a folder"."""
+    """What is at a path, by its mode, in words: "a folder"."""
     return next((name for test, name in KINDS if test(mode)), "something else")
 
 
@@ -311,7 +313,7 @@ def _too_large(path: Path, limit: int) -> InputError:
 
 
 def unreadable(path: Path, error: BaseException) -> InputError:
-    """What is said of a path that cannot be read."""
+    """The error for a path that cannot be read."""
     if isinstance(error, ValueError):  # a NUL in the name
         return InputError(f"{str(path)!r} is not a path; rename the file.")
     if isinstance(error, RuntimeError) or (isinstance(error, OSError) and error.errno == errno.ELOOP):

@@ -1,6 +1,6 @@
-"""The way out: what is written is whole or absent, and nothing is written through a link below a folder of ours.
+"""The way out: files are written completely or not at all, and never through a link below one of our own folders.
 
-A file is written beside its place, then renamed.
+A file is written under a temporary name in the same folder, then renamed.
 """
 
 import contextlib
@@ -22,13 +22,13 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2  # Linux
 
 @contextlib.contextmanager
 def replacing(path: Path, root: Path | None = None) -> Iterator[Path]:
-    """Yield a temporary path in the folder of `path`; on success it takes the place of `path`.
+    """Yield a temporary path in the folder of `path`; on success it replaces `path`.
 
-    Whatever stood at `path` stays untouched if the body fails or the process dies. Parent folders are made.
+    Whatever was at `path` stays untouched if the body fails or the process dies. Parent folders are created.
 
     Args:
         path: of the file.
-        root: the folder that a person named, as in `own_folder`; None: the file's own.
+        root: the folder that the user named, as in `own_folder`; None: the file's own.
 
     Raises:
         InputError: the folder cannot be written or the disk is full.
@@ -39,7 +39,7 @@ def replacing(path: Path, root: Path | None = None) -> Iterator[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
         else:
             own_folder(path.parent, root)
-        temporary = _beside(path)  # named before it is made: Ctrl-C between the two leaves nothing behind
+        temporary = _beside(path)  # named before it is created, so that Ctrl-C in between leaves nothing behind
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
         yield temporary
         with temporary.open("rb") as written:
@@ -56,7 +56,7 @@ def replacing(path: Path, root: Path | None = None) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str, root: Path | None = None) -> None:
-    """Write `text` as UTF-8 to `path`, wholly or not at all. Args: as `replacing`.
+    """Write `text` as UTF-8 to `path`, completely or not at all. Args: as `replacing`.
 
     Raises:
         InputError: the folder cannot be written or the disk is full.
@@ -66,10 +66,10 @@ def write_text(path: Path, text: str, root: Path | None = None) -> None:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Add `text` as UTF-8 to the end of a file of ours, which is made if it is missing.
+    """Append `text` as UTF-8 to one of our own files, which is created if missing.
 
     Raises:
-        InputError: it is a link or no regular file, the folder cannot be written or the disk is full.
+        InputError: it is a link or not a regular file, the folder cannot be written or the disk is full.
     """
     with appending(path) as file:
         file.write(text.encode("utf-8"))
@@ -77,7 +77,7 @@ def append_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def appending(path: Path) -> Iterator[BinaryIO]:
-    """A file of ours, open to add to its end; made if it is missing. Raises: as `append_text`."""
+    """One of our own files, open for appending; created if missing. Raises: as `append_text`."""
     try:
         with os.fdopen(own_handle(path, os.O_WRONLY | os.O_APPEND), "ab") as file:
             yield file
@@ -86,7 +86,7 @@ def appending(path: Path) -> Iterator[BinaryIO]:
 
 
 def own_handle(path: Path, flags: int) -> int:
-    """A file of ours, opened in place, to append to it or to map it into memory; made if it is missing.
+    """Open one of our own files in place, to append to it or map it into memory; it is created if missing.
 
     Returns:
         A handle, which the caller closes.
@@ -113,10 +113,10 @@ def own_handle(path: Path, flags: int) -> int:
 
 
 def check_one_name(path: Path, status: os.stat_result) -> None:
-    """Check that a file that is written in place has no other name, of which nobody would know that it changes.
+    """Check that a file to be changed in place has no other name (hard link), whose content would silently change too.
 
     Raises:
-        InputError: it has one.
+        InputError: it has another name.
     """
     if status.st_nlink > 1:
         raise InputError(
@@ -125,7 +125,7 @@ def check_one_name(path: Path, status: os.stat_result) -> None:
 
 
 def own_folder(folder: Path, root: Path) -> Path:
-    """Make a folder of ours below one that a person named, and check that no link leads out on the way.
+    """Create one of our own folders below one that the user named, and check that no link on the way leads out.
 
     Args:
         folder: in `root`, at any depth.
@@ -133,7 +133,7 @@ def own_folder(folder: Path, root: Path) -> Path:
 
     Raises:
         InputError: a parent below the root is a link.
-        OSError: one cannot be made.
+        OSError: a folder cannot be created.
     """
     root.mkdir(parents=True, exist_ok=True)
     here = root
@@ -148,18 +148,18 @@ def own_folder(folder: Path, root: Path) -> Path:
 
 
 def refuse_links(folder: Path, ours: Collection[str], others: Collection[str] = ()) -> None:
-    """Check what we make in a folder: folders and regular files alone, before anything is written there.
+    """Check, before anything is written, that our files in a folder are only folders and regular files.
 
-    What came from a stranger may hold a link to a folder of the user's, in which files would then be replaced and
-    deleted. The folder itself may be a link, or missing, and what else lies in it is nobody's business.
+    A stranger's folder may contain a link to one of the user's folders, in which files would then be replaced and
+    deleted. The folder itself may be a link, or missing; other files in it are not checked.
 
     Args:
         folder: of a run or a study.
-        ours: names in it of files and folders that we make, looked into to the bottom.
-        others: names of folders that other programs fill, which may hold links.
+        ours: names in it of files and folders that we make; checked to the bottom.
+        others: names of folders that other programs fill, which may contain links.
 
     Raises:
-        InputError: something of ours is a link, a pipe or a device; the first one is named.
+        InputError: one of our files is a link, a pipe or a device; the message names the first.
     """
     waiting = [folder / name for name in sorted({*ours, *others})]
     try:
@@ -179,15 +179,15 @@ def refuse_links(folder: Path, ours: Collection[str], others: Collection[str] = 
 
 @contextlib.contextmanager
 def building(target: Path, replace: Callable[[str], bool] | None = None) -> Iterator[Path]:
-    """Yield a temporary folder beside `target`; on success it becomes `target`, else it goes.
+    """Yield a temporary folder beside `target`; on success it becomes `target`, otherwise it is removed.
 
     Args:
         target: the folder.
-        replace: a folder that is there gives way, if this is true of each name in it: nobody else's file is lost.
-            None: it does not.
+        replace: an existing folder is replaced if this is true for each name in it, so that no foreign file is lost.
+            None: it is never replaced.
 
     Raises:
-        InputError: `target` is there and does not give way, or the disk is full.
+        InputError: `target` exists and is not replaced, or the disk is full.
     """
     target = target.parent.resolve() / target.name if replace else target.resolve()
     _check_gives_way(target, replace)
@@ -220,13 +220,13 @@ def _check_gives_way(target: Path, replace: Callable[[str], bool] | None) -> Non
         raise InputError(f"{target} exists and is not empty; name a new folder.")
     for own in there:
         if own is target or (own.is_dir() and not own.is_symlink()) or not (replace and replace(own.name)):
-            raise InputError(f"{own} is not a file that qmimic made, and it would be lost; move it away.")
+            raise InputError(f"{own} was not made by qmimic and would be lost; move it away.")
 
 
 def _exchange(first: Path, second: Path) -> None:
-    """Two folders change places, so that there is one at each of the two names at any moment.
+    """Exchange two folders, so that both names exist at any moment.
 
-    Where the system cannot do it in one go, the old one is moved aside first and back if the new one cannot follow.
+    If the system has no atomic exchange, the old one is moved aside first, and back if the new one cannot follow.
     """
     with contextlib.suppress(AttributeError):
         library = ctypes.CDLL(None, use_errno=True)
@@ -260,9 +260,9 @@ def _unwritable(path: Path, error: OSError) -> InputError:
 
 
 def _beside(path: Path) -> Path:
-    """A hidden name in the folder of `path` that nobody else has.
+    """A unique hidden name in the folder of `path`.
 
-    The suffix is kept at the end: writers such as Pillow choose their format by it. The stem is not all kept: the
-    longest names that a disk takes would become too long.
+    The suffix is kept at the end: writers such as Pillow choose their format by it. The stem is shortened: the
+    longest names that a disk allows would become too long.
     """
     return path.with_name(f".{path.stem[:16]}-{secrets.token_hex(8)}{path.suffix}")

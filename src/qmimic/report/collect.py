@@ -1,4 +1,4 @@
-"""From a run folder to the facts of its report; a part that cannot be made becomes a sentence that says why."""
+"""From a run folder to the facts of its report; for a part that cannot be made, a sentence says why."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,25 +24,25 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Absent:
-    """A part that cannot be shown, and why."""
+    """A part that cannot be shown, with the reason."""
 
     reason: str
 
 
 @dataclass(frozen=True)
 class Facts:
-    """All that a run's report shows.
+    """Everything that a run's report shows.
 
     Attributes:
         run: recipe, table and remarks.
-        said: sentences on what does not fit together.
+        said: sentences on inconsistencies.
         deployed: files that were exported from this run.
         scored: all networks on val.
-        worst: images in which the student errs most.
-        timing: what they cost.
-        logs: lines of the training by title of the network; of those that have any.
-        maps: of student and teacher.
-        labels: of the data.
+        worst: images with most of the student's errors.
+        timing: latencies of the networks.
+        logs: lines of the training logs by network title, for networks that have any.
+        maps: feature maps of student and teacher.
+        labels: facts about the data.
         environment: what the run ran on.
     """
 
@@ -63,7 +63,7 @@ def collect(run: FinishedRun, say: Callable[[str], None]) -> Facts:
 
     Args:
         run: as read.
-        say: told what takes time.
+        say: called with a sentence before anything slow.
     """
     deployed, said = deployed_files(run)
     dataset = _or_reason(lambda: open_dataset(run.recipe.data))
@@ -92,7 +92,7 @@ def collect(run: FinishedRun, say: Callable[[str], None]) -> Facts:
 
 
 def _or_reason(make: Callable[[], T]) -> T | Absent:
-    """A part, or the sentence that says why it is missing. Bad files do not cost a run its report; bugs still raise."""
+    """A part, or the reason why it is missing. A run with bad files still gets a report; bugs still raise."""
     try:
         return make()
     except InputError as error:

@@ -1,4 +1,4 @@
-"""Several runs as one page: all networks side by side, and what a difference is worth where seeds alone differ."""
+"""Several runs on one page: all networks side by side, and intervals of the differences where only seeds differ."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -22,17 +22,17 @@ from qmimic.run.folder import FinishedRun, read_run
 from qmimic.scores.statistics import Estimate, estimate
 
 OUT = Path("report.html")
-APART = ("name", "seed", "run")  # keys of a recipe that may differ between runs of one group
+APART = ("name", "seed", "run")  # recipe keys that may differ between runs of one group
 
 
 @dataclass(frozen=True)
 class SeedRow:
-    """A network of runs that differ in the seed alone.
+    """One network of runs that differ only in the seed.
 
     Attributes:
         title: of the network.
         score: mAP@0.5, 0..1, over the seeds.
-        gain: its difference to scratch, paired by seed; None of scratch itself or without it.
+        gain: its difference to scratch, paired by seed; None for scratch itself, or without it.
     """
 
     title: str
@@ -42,7 +42,7 @@ class SeedRow:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one recipe and several seeds."""
+    """Runs of one recipe with several seeds."""
 
     name: str
     folders: tuple[Path, ...]
@@ -51,17 +51,17 @@ class Group:
 
 
 def compare(folders: Sequence[Path], out: Path | None = None) -> Path:
-    """Write one page of several finished runs.
+    """Write one page on several finished runs.
 
     Args:
-        folders: of the runs; the same one twice counts once.
+        folders: of the runs; duplicates count once.
         out: the HTML file; None: `report.html` in the current folder.
 
     Returns:
         The file.
 
     Raises:
-        InputError: a folder holds no finished run, all of them are one, or the file cannot be written.
+        InputError: a folder holds no finished run, all folders are the same, or the file cannot be written.
     """
     unique = {folder.resolve(): folder for folder in folders}
     if len(unique) < 2:
@@ -94,7 +94,7 @@ def page(runs: Sequence[FinishedRun]) -> str:
 
 
 def groups(runs: Sequence[FinishedRun]) -> list[Group]:
-    """Runs that differ in the seed alone, with at least two seeds; a seed that comes again counts once."""
+    """Groups of runs that differ only in the seed, with at least two seeds; a repeated seed counts once."""
     alike: dict[str, dict[int, FinishedRun]] = {}
     for run in runs:
         alike.setdefault(_apart_from_seed(run.recipe), {}).setdefault(run.recipe.seed, run)
@@ -119,7 +119,7 @@ def _rows(runs: Sequence[FinishedRun]) -> tuple[SeedRow, ...]:
 
 
 def differences(runs: Sequence[FinishedRun]) -> list[tuple[str, list[str]]]:
-    """Settings in which the runs differ, and their value in each; folders and names of runs are left out."""
+    """Settings that differ between the runs, with each run's value; folders and names of runs are left out."""
     flat = [_flat(run.recipe.model_dump(mode="json", exclude={"name", "run"})) for run in runs]
     keys = list(dict.fromkeys(key for own in flat for key in own))
     rows = [(key, [own.get(key, "") for own in flat]) for key in keys]
@@ -147,10 +147,10 @@ def _gains(group: Group, number: int, style: Mapping[str, Style]) -> Panel | Non
 
 
 def _cost(runs: Sequence[FinishedRun], style: Mapping[str, Style]) -> Panel:
-    """Means over the runs' networks of one title and cost, so that points of one network are one."""
+    """mAP against cost; networks of the same title and cost are averaged into one point."""
     places: dict[tuple[str, int], list[float]] = {}
     for run in runs:
         for result in run.results:
             places.setdefault((result.title, result.macs), []).append(result.map50)
     points = [(title, macs / 1e6, float(np.mean(scores))) for (title, macs), scores in places.items()]
-    return figures.costs(points, style, "million multiply-accumulates an image", "macs")
+    return figures.costs(points, style, "million multiply-accumulates per image", "macs")

@@ -1,7 +1,7 @@
-"""Figures of a report as SVG that goes into a page: text stays text, colours are the page's own, light or dark.
+"""Figures of a report as inline SVG: text stays text, and the colours are the page's own, light or dark.
 
-Each is one panel, as wide as a phone, so that a page sets several side by side. Series have a colour of Okabe and Ito,
-a line style and a marker of their own: none is told by its colour alone.
+Each is one panel, as wide as a phone, so that a page can show several side by side. Each series has its own colour (of
+Okabe and Ito), line style and marker, so that none is recognised by colour alone.
 """
 
 import io
@@ -25,7 +25,7 @@ from qmimic.scores.bootstrap import Interval
 from qmimic.scores.statistics import Estimate
 
 WIDTH = 3.5  # inches: 336 CSS pixels
-# What stands for the page's colours while a figure is drawn; no other colour is used.
+# Placeholders for the page's colours while a figure is drawn; no other colour is used.
 PAGE_COLOURS = {
     "#111111": "var(--ink)",
     "#666666": "var(--muted)",
@@ -40,7 +40,7 @@ PAGE_COLOURS = {
 INK, MUTED, RULE, BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY = PAGE_COLOURS
 SETTINGS = {
     "svg.fonttype": "none",
-    "text.parse_math": False,  # a class may be named $x$
+    "text.parse_math": False,  # a class may be called $x$
     "font.size": 8.5,
     "axes.titlesize": 9,
     "axes.titleweight": "bold",
@@ -94,14 +94,14 @@ OTHERS = [
 
 @dataclass(frozen=True)
 class Panel:
-    """A figure of one panel: the SVG, and what a reader who cannot see it is told."""
+    """A figure of one panel: the SVG, and its description for readers who cannot see it."""
 
     svg: str
     label: str
 
 
 def styles(titles: Sequence[str]) -> dict[str, Style]:
-    """The style of each network; those beyond the usual ones take the rest in turn."""
+    """The style of each network; unusual networks take the remaining styles in turn."""
     others = iter(OTHERS * (1 + len(titles) // len(OTHERS)))
     found = {}
     for title in titles:
@@ -112,13 +112,13 @@ def styles(titles: Sequence[str]) -> dict[str, Style]:
 
 @contextmanager
 def panel(name: str, height: float, width: float = WIDTH) -> Iterator[tuple[Axes, list[str]]]:
-    """Axes to draw on, and a list that gets the SVG at the end.
+    """Axes to draw on, and a list that receives the SVG at the end.
 
     Args:
-        name: that no other figure of the page has; ids inside the SVG are made from it.
+        name: unique on the page; ids inside the SVG are made from it.
         height, width: inches.
     """
-    # Drawing happens at saving, so all of it stands inside the settings.
+    # Drawing happens on saving, so everything runs inside these settings.
     with mpl.rc_context({**SETTINGS, "svg.hashsalt": name}):
         figure = Figure(figsize=(width, height), layout="constrained")
         figure.patch.set_visible(False)
@@ -127,19 +127,19 @@ def panel(name: str, height: float, width: float = WIDTH) -> Iterator[tuple[Axes
         out: list[str] = []
         yield axes, out
         raw = io.StringIO()
-        with warnings.catch_warnings():  # of letters that our font lacks: the reader's has them
+        with warnings.catch_warnings():  # about glyphs that our font lacks; the reader's font has them
             warnings.simplefilter("ignore", UserWarning)
             figure.savefig(raw, format="svg", metadata={"Date": None})
     out.append(_for_page(raw.getvalue(), name))
 
 
 def _for_page(svg: str, name: str) -> str:
-    """An SVG file as a part of a page: without heading and metadata, with the page's colours and ids of its own."""
+    """An SVG file for inlining: without header and metadata, with the page's colours and unique ids."""
     svg = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     colours = re.compile("|".join(PAGE_COLOURS), re.IGNORECASE)
 
     def own(match: re.Match[str]) -> str:
-        """A tag; what stands between tags is text of labels, and stays as it is."""
+        """A tag; the text between tags is labels and stays as it is."""
         tag = re.sub(r' (width|height)="[^"]*pt"', "", match[0]) if match[0].startswith("<svg") else match[0]
         tag = re.sub(r'( id="|xlink:href="#|url\(#)', rf"\1{name}-", tag)
         return colours.sub(lambda found: PAGE_COLOURS[found[0].lower()], tag)
@@ -148,7 +148,7 @@ def _for_page(svg: str, name: str) -> str:
 
 
 def gains(values: Mapping[str, Interval], style: Mapping[str, Style], control: str) -> Panel:
-    """Differences to the control with their intervals over the pictures."""
+    """Differences to the control, with their intervals over the pictures."""
     titles = list(values)
     with panel("gains", 0.75 + 0.32 * len(titles)) as (axes, out):
         for row, title in enumerate(titles):
@@ -162,7 +162,7 @@ def gains(values: Mapping[str, Interval], style: Mapping[str, Style], control: s
 
 
 def seed_gains(values: Mapping[str, Estimate], style: Mapping[str, Style], control: str, name: str) -> Panel:
-    """Mean differences to the control with their intervals over the seeds."""
+    """Mean differences to the control, with their intervals over the seeds."""
     titles = list(values)
     with panel(name, 0.75 + 0.32 * len(titles)) as (axes, out):
         for row, title in enumerate(titles):
@@ -176,7 +176,7 @@ def seed_gains(values: Mapping[str, Estimate], style: Mapping[str, Style], contr
 
 
 def costs(points: Sequence[tuple[str, float, float]], style: Mapping[str, Style], unit: str, name: str) -> Panel:
-    """mAP@0.5 against what networks cost, on a logarithmic axis; a point is a title, a cost and a mAP 0..1."""
+    """mAP@0.5 against cost on a logarithmic axis; a point is a title, a cost and a mAP, 0..1."""
     with panel(name, 2.5) as (axes, out):
         for title, spent, score in points:
             own = style[title]
@@ -196,9 +196,9 @@ def costs(points: Sequence[tuple[str, float, float]], style: Mapping[str, Style]
 def learning(
     logs: Mapping[str, Sequence[Mapping[str, Any]]], key: str, style: Mapping[str, Style], label: str
 ) -> Panel | None:
-    """A value of the logs against steps; None if no log has it.
+    """A logged value against steps; None if no log has it.
 
-    `map50` is in per cent, `distillation_cosine` lies in -1..1, losses and shares are logarithmic.
+    `map50` is drawn in per cent, `distillation_cosine` in -1..1, losses and shares logarithmically.
     """
     lines = {
         title: [(line["step"], float(line[key])) for line in own if isinstance(line.get(key), int | float)]
@@ -229,7 +229,7 @@ def learning(
         axes.set_xlim(left=0)
         axes.set_xlabel("optimizer step")
         axes.set_ylabel(label)
-    return Panel(out[0], f"{label} against optimizer steps of {', '.join(lines)}")
+    return Panel(out[0], f"{label} against optimizer steps for {', '.join(lines)}")
 
 
 def precision_recall(
@@ -247,11 +247,11 @@ def precision_recall(
         axes.set_title(_shown(name, 24))
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_ticks([0, 50, 100])
-    return Panel(out[0], f"precision against recall of the class {name}, per cent, of {', '.join(curves)}")
+    return Panel(out[0], f"precision against recall of the class {name}, per cent, for {', '.join(curves)}")
 
 
 def error_costs(values: Mapping[str, Mapping[str, float]], style: Mapping[str, Style]) -> Panel:
-    """mAP that each kind of error costs, by network."""
+    """The mAP that each kind of error costs, by network."""
     kinds = list(next(iter(values.values())))
     with panel("errors", 3.1) as (axes, out):
         spread = np.linspace(-0.3, 0.3, len(values)) if len(values) > 1 else [0.0]
@@ -275,7 +275,7 @@ def error_costs(values: Mapping[str, Mapping[str, float]], style: Mapping[str, S
 
 
 def levels(names: Sequence[str], share: Sequence[float], matched: Sequence[float]) -> Panel:
-    """Where the teacher's entries are in the dictionary, and how often the student's are in the same place."""
+    """The share of the teacher's entries on each level of the dictionary, and how often the student's agree."""
     with panel("levels", 2.5) as (axes, out):
         places = np.arange(len(names))
         axes.bar(places, 100 * np.array(share), width=0.72, color=RULE, edgecolor=MUTED, linewidth=0.6)
@@ -285,11 +285,13 @@ def levels(names: Sequence[str], share: Sequence[float], matched: Sequence[float
         axes.set_ylim(0, 100)
         axes.set_xlabel("level of the teacher's entry in the dictionary")
         axes.set_ylabel("share of entries, %")
-    return Panel(out[0], "bars: share of the teacher's entries on each level; line: share of them that the student has")
+    return Panel(
+        out[0], "bars: share of the teacher's entries on each level; line: share of them where the student agrees"
+    )
 
 
 def near_regions(counts: Sequence[int]) -> Panel:
-    """How many regions have which share of their entries near the teacher's (the paper's figure 5)."""
+    """Histogram of regions by the share of their entries near the teacher's (the paper's figure 5)."""
     with panel("near", 2.5) as (axes, out):
         shares = 100 * np.array(counts) / max(1, sum(counts))
         width = 100 / len(counts)
@@ -302,7 +304,7 @@ def near_regions(counts: Sequence[int]) -> Panel:
 
 
 def box_sides(sides: Mapping[str, NDArray[np.float32]], stride: int) -> Panel:
-    """Sizes of boxes at the training size beside the stride of the detector's finest map."""
+    """Histogram of box sizes at the training size, with the stride of the detector's finest map."""
     every = np.concatenate(list(sides.values())) if sides else np.zeros(0)
     low, high = (float(every.min()), float(every.max())) if len(every) else (stride / 2, stride * 2.0)
     first = math.floor(2 * math.log2(max(1.0, min(low, stride / 1.5))))
@@ -327,11 +329,11 @@ def box_sides(sides: Mapping[str, NDArray[np.float32]], stride: int) -> Panel:
         axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=2, handlelength=1.6, borderpad=0.2)
         axes.set_xlabel("root of a box's area, pixels (logarithmic)")
         axes.set_ylabel("share of the split's boxes, %")
-    return Panel(out[0], f"histogram of box sizes in pixels beside the stride of the finest map, {stride} pixels")
+    return Panel(out[0], f"histogram of box sizes in pixels, with the stride of the finest map, {stride} pixels")
 
 
 def swatch(style: Style) -> Markup:
-    """A line and a marker of a style, for a legend in the page."""
+    """A style's line and marker, for a legend in the page."""
     dashes = {"-": "", "--": "5 3", "-.": "6 2 1.5 2", ":": "1.5 2.5"}[style.dashes]
     marks = {
         "o": '<circle cx="14" cy="6" r="3.4"/>',
@@ -361,7 +363,7 @@ def _error_bar(axes: Axes, value: float, row: int, below: float, above: float, s
 
 
 def _rows(axes: Axes, names: Sequence[str]) -> None:
-    """Names down the left side, the first on top."""
+    """Names down the left side, the first at the top."""
     axes.set_yticks(range(len(names)), [_shown(name, 30) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
@@ -369,13 +371,13 @@ def _rows(axes: Axes, names: Sequence[str]) -> None:
 
 
 def _shown(name: str, most: int) -> str:
-    """A name as a label: printable, and not too long."""
+    """A name as a label: printable and not too long."""
     plain = "".join(one if one.isprintable() else " " for one in name)
     return plain if len(plain) <= most else f"{plain[: most - 1]}…"
 
 
 def _smooth(values: NDArray[np.float64], window: int = 5) -> NDArray[np.float64]:
-    """Means over some lines of the log, so that several curves can be told apart."""
+    """Moving averages over a few lines of the log, so that several curves stay readable."""
     if len(values) < 3 * window:
         return values
     padded = np.pad(values, window // 2, mode="edge")
@@ -391,7 +393,7 @@ def _few_minors(value: float, _: int) -> str:
 def _thin(
     recall: NDArray[np.float64], precision: NDArray[np.float64], most: int = 150
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """A curve in per cent without points that nobody could tell apart, from recall 0 on."""
+    """A curve in per cent, from recall 0, without points too close to see."""
     if not len(recall):
         return np.zeros(1), np.zeros(1)
     keep = np.unique(np.append(np.searchsorted(recall, np.linspace(0, recall[-1], most)), np.argmax(recall)))

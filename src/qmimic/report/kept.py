@@ -1,6 +1,6 @@
 """What a report computes once and keeps in RUN/report: detections of val, and small JSON values.
 
-Everything here can be deleted: it is computed again. What is read is checked, a run folder may come from a stranger.
+Everything here can be deleted; it is computed again. What is read is checked: a run folder may come from a stranger.
 """
 
 import json
@@ -24,13 +24,13 @@ T = TypeVar("T")
 
 
 def kept_value(path: Path, key: str, kind: type[T], compute: Callable[[], T]) -> T:
-    """A value that was kept under this key, or is computed and kept.
+    """A value kept under this key, or else computed and kept.
 
     Args:
         path: of the JSON file.
-        key: fingerprint of all that decides the value.
+        key: fingerprint of everything that decides the value.
         kind: its type, a dataclass.
-        compute: gives it.
+        compute: computes it.
 
     Raises:
         InputError: it cannot be computed or written.
@@ -44,7 +44,7 @@ def kept_value(path: Path, key: str, kind: type[T], compute: Callable[[], T]) ->
 
 
 def peek_value(path: Path, kind: type[T], key: str | None = None) -> T | None:
-    """A value that was kept under this key, or under any key; None if it is missing or damaged."""
+    """A value kept under this key, or under any key if None is given; None if it is missing or damaged."""
     try:
         tree = read_json(path)
         if isinstance(tree, dict) and key in (None, tree.get("key")):
@@ -57,13 +57,13 @@ def peek_value(path: Path, kind: type[T], key: str | None = None) -> T | None:
 def kept_detections(
     path: Path, samples: Sequence[Sample], classes: int, compute: Callable[[], Mapping[str, Detections]]
 ) -> Mapping[str, Detections]:
-    """Detections by image id that were kept, or are computed and kept.
+    """Detections by image id: those kept, or else computed and kept.
 
     Args:
-        path: of the safetensors file; its name says what decides them.
+        path: of the safetensors file; its name holds a fingerprint of what decides them.
         samples: of the split, in order.
         classes: number of classes.
-        compute: gives them.
+        compute: computes them.
 
     Raises:
         InputError: they cannot be computed or written.

@@ -1,4 +1,4 @@
-"""Times of a run's networks on equal terms: their float ONNX files, and all deployed files, in one alternating run."""
+"""Times of a run's networks on equal terms: their float ONNX files and all deployed files, in one alternating run."""
 
 import os
 import platform
@@ -18,20 +18,20 @@ from qmimic.ship.onnx_file import Exported
 from qmimic.ship.write import describe, write_described
 
 ROUNDS = 60
-BUSY = 1.5  # processes at work for each core; the training itself, just ended, counts as one
+BUSY = 1.5  # running processes per core; the training that has just ended counts as one
 FILE = "latency.json"
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Times of one alternating run, one thread.
+    """Times from one alternating run on one thread.
 
     Attributes:
-        cpu: it ran on.
-        rounds: how often each was run.
-        milliseconds: median of a picture, by title of the network or of the deployed file.
-        reasons: why a network has none, by title.
-        busy: other programs kept the machine at work, so that times are too long.
+        cpu: name of the processor.
+        rounds: how often each network ran.
+        milliseconds: median per picture, by title of the network or the deployed file.
+        reasons: by title, why a network has no time.
+        busy: whether other programs kept the machine busy, so that times are too long.
     """
 
     cpu: str
@@ -42,9 +42,9 @@ class Timing:
 
 
 def timing(run: FinishedRun, deployed: Sequence[DeployedFile], say: Callable[[str], None]) -> Timing:
-    """Time all networks of a run, or take what was kept of the same networks, files and machine.
+    """Time all networks of a run, or reuse times kept for the same networks, files and machine.
 
-    Networks of one description cost the same whatever their weights are: they share one file and one time.
+    Networks of the same description cost the same, whatever their weights: they share one file and one time.
 
     Raises:
         InputError: a network cannot be read, or a file cannot be run.
@@ -80,7 +80,7 @@ def _measure(run: FinishedRun, deployed: Sequence[DeployedFile], say: Callable[[
 
 
 def cpu_name() -> str:
-    """What the processor is called."""
+    """The processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

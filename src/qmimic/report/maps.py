@@ -1,4 +1,4 @@
-"""What the student's map has in common with its teacher's: one image's maps side by side, and matching by level."""
+"""The student's map compared with its teacher's: one image's maps side by side, and matching by level."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,9 +25,9 @@ from qmimic.run.folder import FinishedRun, StageResult
 from qmimic.run.keys import matching_key
 from qmimic.tables import DISTILLERS, MODES
 
-CHANNELS = 3  # shown besides the mean of all
-MOST_IMAGES = 500  # that matching is counted on
-MOST_LEVELS = 8  # shown one by one; the rest together
+CHANNELS = 3  # channels shown besides the mean of all
+MOST_IMAGES = 500  # on which matching is counted
+MOST_LEVELS = 8  # shown one by one; the rest are shown together
 BINS = 10  # of the histogram over regions
 WEIGHTS = "module.distiller."  # of the distiller, in a checkpoint
 FILE = "matching.json"
@@ -35,11 +35,11 @@ FILE = "matching.json"
 
 @dataclass(frozen=True)
 class MapRow:
-    """One channel's maps, or the means of all, float32 [h, w], in units of s.
+    """One channel's maps, or the means over all channels: float32 [h, w], in units of s.
 
     Attributes:
         name: of the row.
-        highest: end of the colour scale that all of them share.
+        highest: end of the colour scale, which the row's maps share.
         maps: by the name of the column.
     """
 
@@ -55,7 +55,7 @@ class Level:
     Attributes:
         name: of the level.
         entries: how many of the teacher's entries are on it.
-        matched: share of them, 0..1, where the student's is on the same.
+        matched: share of them, 0..1, where the student's entry is on the same level.
     """
 
     name: str
@@ -68,10 +68,10 @@ class Matching:
     """Matching by level, and by region.
 
     Attributes:
-        levels: those that the teacher has entries on.
-        regions: how many regions have 0 to 10 %, 10 to 20 %, ... of their entries within 0.3 of the teacher's, which is
-            what the paper's figure 5 shows.
-        images: of val that were counted.
+        levels: those on which the teacher has entries.
+        regions: how many regions have 0 to 10 %, 10 to 20 %, ... of their entries within 0.3 of the teacher's, as
+            in the paper's figure 5.
+        images: number of val images counted.
     """
 
     levels: tuple[Level, ...]
@@ -81,14 +81,14 @@ class Matching:
 
 @dataclass(frozen=True)
 class Maps:
-    """The maps of one image and the matching of val.
+    """The maps of one image, and the matching on val.
 
     Attributes:
         image_id: of the image.
         picture: the network's input.
-        rows: the mean of all channels, then those that are strongest in the quantized teacher.
+        rows: the mean of all channels, then the channels that are strongest in the quantized teacher.
         stride: s, in the map's own units (mean over channels if each has its own).
-        matching: by level; None where the student has no adaptor.
+        matching: None if the student has no adaptor.
         absent: why the student's map is not shown; empty if it is.
     """
 
@@ -152,7 +152,7 @@ def feature_maps(run: FinishedRun, dataset: Dataset, say: Callable[[str], None])
 
 def _row(name: str, maps: dict[str, torch.Tensor]) -> MapRow:
     plain = {column: own.float().numpy() for column, own in maps.items()}
-    # The quantized teacher is what is to be matched: its range is the scale.
+    # The quantized teacher's map is the target, so its range is the scale.
     return MapRow(name, max(1e-6, float(plain["quantized teacher"].max())), plain)
 
 
@@ -162,7 +162,7 @@ def _trained_distiller(
     """The distiller that taught the student, with its adaptor r, from the last checkpoint of the training.
 
     Raises:
-        InputError: it has none, or it is gone.
+        InputError: the student has no distiller, or its checkpoint is gone.
     """
     config = run.recipe.mimic
     if config.mode == "none":
@@ -172,7 +172,7 @@ def _trained_distiller(
     if not files:
         raise InputError(
             "The student's map cannot be shown in the teacher's channels: the adaptor is in the checkpoints of its "
-            f"stage, and {folder} has none."
+            f"stage, but there are none in {folder}."
         )
     file = read_tensors(files[-1])
     if file.header.get("key") != result.key:
@@ -182,7 +182,7 @@ def _trained_distiller(
     sides = Sides.between(student, DetectorTeacher(teacher, bf16=False), ones, quantized.quantizer, seed=0)
     pair = DISTILLERS[config.distiller](config, sides)
     if not isinstance(pair, Mimic):
-        raise InputError(f"The report compares maps for mimic.distiller=mimic alone; this run has {config.distiller}.")
+        raise InputError(f"The report compares maps only for mimic.distiller=mimic; this run has {config.distiller}.")
     state = {name.removeprefix(WEIGHTS): one for name, one in file.tensors.items() if name.startswith(WEIGHTS)}
     try:
         pair.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""What a network misses and sees wrongly at its best threshold: by size, by crowding, by class, and drawn."""
+"""What a network misses and gets wrong at its best threshold: by size, by crowding, by class, and as drawings."""
 
 import base64
 import io
@@ -17,10 +17,10 @@ from qmimic.errors import InputError
 from qmimic.report.networks import Judged, Scored
 from qmimic.scores.error_types import FALSE_KINDS, TRUE, Errors, confusion
 
-SMALL, LARGE = 0.1, 0.3  # of the image's side: roots of the shares of its area
-CROWDED = 0.2  # of a box's area that another box covers
+SMALL, LARGE = 0.1, 0.3  # of the image's side: square roots of shares of its area
+CROWDED = 0.2  # share of a box's area that another box covers
 WORST, SIDE = 8, 480
-DRAWN, NAMED = 12, 4  # false detections of an image, best first
+DRAWN, NAMED = 12, 4  # false detections of an image, the highest scores first
 QUALITY = 80  # of JPEG
 HIT, MISSED, FALSE = "#56B4E9", "#D55E00", "#F0E442"
 Box = tuple[float, float, float, float]
@@ -28,7 +28,7 @@ Box = tuple[float, float, float, float]
 
 @dataclass(frozen=True)
 class Share:
-    """Labelled boxes of a kind, and how many of them each network did not find, by title."""
+    """Labelled boxes of one kind, and by network title how many of them were not found."""
 
     name: str
     boxes: int
@@ -41,8 +41,9 @@ class WorstImage:
 
     Attributes:
         image_id: of the image.
-        lost, false: labels not found; false detections, as `class score (kind)`, the best and how many more.
-        uri: the drawing, a JPEG as a data URI.
+        lost: labels not found.
+        false: false detections as `class score (kind)`: the highest scores, and how many more.
+        uri: the drawing as a data URI, a JPEG.
         size: width and height of the drawing, pixels.
     """
 
@@ -54,7 +55,7 @@ class WorstImage:
 
 
 def lost_by_kind(scored: Scored) -> tuple[Share, ...]:
-    """Boxes not found by size relative to the image, and by whether another box covers a part of them."""
+    """Boxes not found, by size relative to the image and by whether another box covers part of them."""
     any_network = next(iter(scored.networks.values()))
     truth = any_network.shown.matches.truth
     sizes = np.array([stated_size(sample) for sample in scored.samples], np.float64).reshape(-1, 2)
@@ -97,19 +98,19 @@ def covered(image: NDArray[np.int64], boxes: NDArray[np.float64]) -> NDArray[np.
 
 
 def _runs(sorted_values: NDArray[np.int64]) -> list[tuple[int, int]]:
-    """First and last row, exclusive, of each value."""
+    """First row of each value, and one past its last."""
     starts = np.flatnonzero(np.diff(sorted_values, prepend=-1)).tolist()
     return list(pairwise([*starts, len(sorted_values)]))
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """How a network took the objects of each class.
+    """As what a network found the objects of each class.
 
     Attributes:
-        classes: shown, those of most boxes.
-        rows: for each of them: found as each of `classes`, as any other class, not found.
-        pairs: labelled class, class seen, and how often, worst first.
+        classes: those shown, the ones with most boxes.
+        rows: for each of these classes, how often found as each of `classes`, as any other class, and not found.
+        pairs: labelled class, class found, and how often, the most frequent first.
         left_out: number of classes that are not shown.
     """
 
@@ -120,7 +121,7 @@ class Confusion:
 
 
 def confused(errors: Errors, classes: Sequence[str], most: int = 10) -> Confusion:
-    """Which class is taken for which; a table of the `most` frequent classes."""
+    """Which classes are confused; the table has at most the `most` frequent classes."""
     table, truth = confusion(errors), errors.matches.truth
     boxes = np.bincount(truth.label[errors.wanted], minlength=len(classes))
     lost = np.bincount(truth.label[errors.wanted & ~errors.found], minlength=len(classes))
@@ -136,7 +137,7 @@ def confused(errors: Errors, classes: Sequence[str], most: int = 10) -> Confusio
 
 
 def worst_images(scored: Scored, title: str, dataset: Dataset) -> tuple[WorstImage, ...]:
-    """The images in which a network makes most errors, drawn; fewer where fewer have any, or cannot be read."""
+    """Drawings of the images with most of a network's errors; fewer if fewer have errors, or can be read."""
     errors = scored.networks[title].shown
     matches, truth = errors.matches, errors.matches.truth
     lost, false = errors.wanted & ~errors.found, errors.kind >= 0
@@ -175,7 +176,7 @@ def _count(labels: NDArray[np.int64], names: Sequence[str]) -> Counter[str]:
 
 
 def draw_errors(image: Image.Image, boxes: Sequence[tuple[Box, str, str]]) -> tuple[str, tuple[int, int]]:
-    """A picture of `SIDE` pixels with boxes as a JPEG data URI: hits thin, false ones bold, missed ones dashed."""
+    """A picture of `SIDE` pixels as a JPEG data URI, with boxes: hits thin, false ones bold, missed ones dashed."""
     scale = SIDE / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     drawn = image.resize(size, Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.LANCZOS)
@@ -184,7 +185,7 @@ def draw_errors(image: Image.Image, boxes: Sequence[tuple[Box, str, str]]) -> tu
         x1, y1, x2, y2 = (side * scale for side in box)
         frame = (x1, y1, max(x1, x2 - 1), max(y1, y2 - 1))
         width = 2 if colour == HIT else 3
-        canvas.rectangle(_wider(frame), outline="#101010", width=width + 2)  # seen on any ground
+        canvas.rectangle(_wider(frame), outline="#101010", width=width + 2)  # visible on any background
         if colour == MISSED:
             _dashed(canvas, frame, colour, width)
         else:
@@ -192,7 +193,7 @@ def draw_errors(image: Image.Image, boxes: Sequence[tuple[Box, str, str]]) -> tu
         if text:
             _, _, right, bottom = canvas.textbbox((0, 0), text, font=font)
             left = min(max(0.0, x1), max(0.0, size[0] - right - 8.0))
-            # What is missed is named below its box: what was seen instead stands above it.
+            # Missed boxes are labelled below: what was found instead is labelled above.
             above, below = y1 - bottom - 5, y2 + 1
             first, second = (below, above) if colour == MISSED else (above, below)
             top = first if 0 <= first <= size[1] - bottom - 5 else min(max(0.0, second), size[1] - bottom - 5.0)
@@ -202,7 +203,7 @@ def draw_errors(image: Image.Image, boxes: Sequence[tuple[Box, str, str]]) -> tu
 
 
 def data_uri(image: Image.Image, kind: str) -> str:
-    """A picture as the address of itself."""
+    """A picture as a data URI."""
     raw = io.BytesIO()
     image.save(raw, kind, **({"quality": QUALITY, "optimize": True} if kind == "JPEG" else {"optimize": True}))
     return f"data:image/{kind.lower()};base64,{base64.b64encode(raw.getvalue()).decode()}"

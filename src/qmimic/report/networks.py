@@ -33,7 +33,7 @@ from qmimic.ship.accuracy import detections_of_file
 
 BATCH = 32
 TWIN = "scratch"
-SAME = 1e-3  # mAP; rounding on another machine stays below
+SAME = 1e-3  # mAP; differences by rounding on another machine are smaller
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ class DeployedFile:
     """A file in the run's `deploy` folder, made from one of its networks.
 
     Attributes:
-        path: that a runtime opens.
-        metadata: what it says of itself.
-        bytes: of all its files.
-        sum: of the file that a runtime opens, so that two files are never taken for one.
+        path: of the file that a runtime opens.
+        metadata: its own properties.
+        bytes: size of all its files.
+        sum: checksum of the file that a runtime opens, so that no two files are confused.
     """
 
     path: Path
@@ -54,7 +54,7 @@ class DeployedFile:
 
     @property
     def title(self) -> str:
-        """What tables call it."""
+        """Its name in tables."""
         return f"{self.metadata.precision}, {self.path.name}"
 
 
@@ -64,11 +64,11 @@ class Judged:
 
     Attributes:
         scores: VOC scores by class.
-        errors: what became of all its detections, from the detector's own threshold on.
+        errors: what became of all its detections above the detector's own threshold.
         costs: mAP, 0..1, that each kind of error costs.
-        threshold: the score to keep detections from, for the best F1.
+        threshold: the score threshold with the best F1.
         shown: what became of the detections of at least that score.
-        gain: mAP@0.5 above the same network trained from scratch, 0..1; None of that itself, or without one.
+        gain: mAP@0.5 above the same network trained from scratch, 0..1; None for that network itself, or without one.
         found: its detections by image id.
     """
 
@@ -83,7 +83,7 @@ class Judged:
 
 @dataclass(frozen=True)
 class Scored:
-    """All networks of a run on its val images, by title; `samples` are these images' labels."""
+    """All networks of a run on its val images, by title; `samples` holds these images' labels."""
 
     samples: Sequence[Sample]
     classes: tuple[str, ...]
@@ -116,16 +116,16 @@ def deployed_files(run: FinishedRun) -> tuple[tuple[DeployedFile, ...], tuple[st
     for path in paths:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # it is said below
+                warnings.simplefilter("ignore")  # reported below
                 metadata = ShippedDetector(path).metadata
         except InputError as error:
             said.append(str(error))
             continue
         if metadata.training.get("key") not in keys:
-            said.append(f"{path.name} was made from a network of another run and is left out.")
+            said.append(f"{path.name} was made from another run's network and is left out.")
             continue
         if metadata.changed:
-            said.append(f"{path.name} was changed since it was proved and is left out.")
+            said.append(f"{path.name} has changed since it was proved and is left out.")
             continue
         parts = format_of(path).files(path)
         digest = hashlib.sha256(b"".join(read_bytes(part, LARGE) for part in parts)).hexdigest()
@@ -141,11 +141,11 @@ def judge(
     Args:
         run: finished.
         dataset: the recipe's.
-        deployed: files of the run; float ones detect as their networks do, and are left out.
-        say: told what takes time.
+        deployed: files of the run; float ones detect what their networks do and are skipped.
+        say: called with a sentence before anything slow.
 
     Returns:
-        What came out, and sentences on what does not fit the run's own table.
+        The results, and sentences on what disagrees with the run's own table.
 
     Raises:
         InputError: a network's file or an image cannot be read.
@@ -172,7 +172,7 @@ def judge(
         networks[title] = Judged(scores[title], errors, costs(errors), threshold, shown, gain, own)
     said = tuple(
         f"{result.title} has {100 * networks[result.title].scores.map_area:.1f} mAP@0.5 on the data as they are now, "
-        f"{100 * result.map50:.1f} in the run's table: the data have changed since."
+        f"but {100 * result.map50:.1f} in the run's table: the data have changed since."
         for result in run.results
         if abs(networks[result.title].scores.map_area - result.map50) > SAME
     )
@@ -182,7 +182,7 @@ def judge(
 def _found(
     run: FinishedRun, dataset: Dataset, deployed: Sequence[DeployedFile], say: Callable[[str], None]
 ) -> dict[str, Mapping[str, Detections]]:
-    """Detections on val by title of the network and image id, computed or kept from an earlier report."""
+    """Detections on val by network title and image id, computed or kept from an earlier report."""
     samples = dataset.splits[VAL]
     data, loader = dataset_fingerprint(dataset), Loader(dataset, VAL, run.recipe.data.size, BATCH)
 

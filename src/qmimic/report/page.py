@@ -1,4 +1,4 @@
-"""The facts of a run as one HTML file that loads nothing; everything that comes from data is escaped."""
+"""The facts of a run as one HTML file that loads nothing else; all text from data is escaped."""
 
 import math
 import shlex
@@ -33,13 +33,13 @@ from qmimic.scores.error_types import KINDS
 from qmimic.ship.write import proved
 
 FILE = "report.html"
-MOST_CLASSES = 12  # with a panel of their own
+MOST_CLASSES = 12  # classes with a panel of their own
 MOST_DEFECTS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A network in the main table; what is not known is None."""
+    """A network in the main table; unknown values are None."""
 
     title: str
     main: bool
@@ -63,14 +63,14 @@ def write_report(folder: Path, out: Path | None = None, say: Callable[[str], Non
     Args:
         folder: of the run.
         out: the HTML file; None: `report.html` in the folder.
-        say: told what takes time.
+        say: called with a sentence before anything slow.
 
     Returns:
         The file.
 
     Raises:
-        InputError: the folder holds no finished run, or the file cannot be written. What a part of the report lacks
-            becomes a sentence in that part.
+        InputError: the folder holds no finished run, or the file cannot be written. A part of the report that cannot be
+            made says so in its place.
     """
     refuse_links(folder, OURS, TRACKERS)
     path = out or folder / FILE
@@ -79,12 +79,12 @@ def write_report(folder: Path, out: Path | None = None, say: Callable[[str], Non
 
 
 def report_of(folder: Path, wanted: bool, say: Callable[[str], None]) -> Path | None:
-    """Write the report of a run that just ended, if its recipe wants one; a report that fails must not fail the run.
+    """Write the report of a run that has just ended, if its recipe asks for one; its failure must not fail the run.
 
     Args:
         folder: of the run.
         wanted: `run.report` of its recipe.
-        say: told what takes time, and why there is no report.
+        say: called with a sentence before anything slow, and if there is no report.
     """
     if not wanted or not (folder / RESULTS).is_file():
         return None
@@ -96,7 +96,7 @@ def report_of(folder: Path, wanted: bool, say: Callable[[str], None]) -> Path | 
 
 
 def save(path: Path, text: str) -> None:
-    """Write a page; names that are not text in any encoding are spelt out."""
+    """Write a page; characters that UTF-8 cannot hold are escaped."""
     write_text(path, text.encode("utf-8", "backslashreplace").decode())
 
 
@@ -196,31 +196,31 @@ def _coco(facts: Facts, judged: Judged | None) -> float | None:
 
 
 def summary(facts: Facts) -> str:
-    """What came out, in two or three sentences."""
+    """The outcome in two or three sentences."""
     student, recipe = facts.run.results[-1], facts.run.recipe
     said = (
-        f"The {student.title} of {student.parameters:,} parameters and {student.macs / 1e6:.1f} million "
-        f"multiply-accumulates an image reaches {percent(student.map50)} mAP@0.5 on {recipe.data.scored}"
+        f"The {student.title}, with {student.parameters:,} parameters and {student.macs / 1e6:.1f} million "
+        f"multiply-accumulates per image, reaches {percent(student.map50)} mAP@0.5 on {recipe.data.scored}"
     )
     own = None if isinstance(facts.scored, Absent) else facts.scored.networks[student.title].gain
     if own is None or math.isnan(own.low):
         return f"{said}."
-    word = "above" if own.low > 0 else "below" if own.high < 0 else "not told apart from"
+    word = "above" if own.low > 0 else "below" if own.high < 0 else "not distinguishable from"
     return (
-        f"{said}, {gain(own)} points beside the same network trained from scratch (95 % interval over the pictures). "
-        f"By this interval it is {word} it. One seed was run, and seeds differ too."
+        f"{said}, {gain(own)} points relative to the same network from scratch (95 % interval over the pictures). "
+        f"By this interval, it is {word} that network. Only one seed was run, and seeds differ too."
     )
 
 
 def commands(run: FinishedRun) -> str:
-    """What to type to do it all again."""
+    """The commands to repeat or continue the run."""
     folder, data = run.folder, run.recipe.data
     best = shlex.quote(str(folder / f"{ranked(run.results)[0].name}.safetensors"))
     lines = [("train it again, in another folder", f"qmimic train {_path(folder / 'recipe.yaml')} run.dir=again")]
     root = shlex.quote(data.root)
     if not data.root.startswith("synthetic:"):
         lines.append(("what is wrong with the data", f"qmimic data check {root}"))
-    if not data.fold:  # a fold is not a split that a command could name
+    if not data.fold:  # no command can name a fold
         lines.append(("score the best student", f"qmimic eval {best} --data {root} --split {shlex.quote(data.val)}"))
     lines += [
         ("draw what it finds in a picture", f"qmimic predict {best} photo.jpg --out drawn"),
@@ -244,16 +244,16 @@ def _comparison(rows: list[Row], style: Mapping[str, Style]) -> dict[str, Any]:
     if gains:
         found.append(figures.gains(gains, style, TWIN))
     if len(macs) > 1:
-        found.append(figures.costs(macs, style, "million multiply-accumulates an image", "macs"))
+        found.append(figures.costs(macs, style, "million multiply-accumulates per image", "macs"))
     if len(times) > 1:
-        found.append(figures.costs(times, style, "milliseconds a picture, one thread", "latency"))
+        found.append(figures.costs(times, style, "milliseconds per picture, one thread", "latency"))
     said = "Differences with their 95 % intervals over the pictures, and" if gains else ""
     text = f"{said} mAP@0.5 against what the networks cost. Markers as in the table."
     return {"comparison": found, "comparison_caption": text.strip()}
 
 
 def _scored(scored: Scored, style: Mapping[str, Style], student: str) -> dict[str, Any]:
-    """What the sections on curves and errors show."""
+    """The contents of the sections on curves and errors."""
     networks = scored.networks
     present = list(next(iter(networks.values())).scores.per_class.items())
     present = [(name, own) for name, own in present if own.positives]
@@ -264,12 +264,12 @@ def _scored(scored: Scored, style: Mapping[str, Style], student: str) -> dict[st
         if name in shown:
             curves = {title: precision_recall(own.errors.matches, label) for title, own in networks.items()}
             panels.append(figures.precision_recall(name, label, curves, style))
-    caption = "Precision against recall at IoU 0.5, one panel a class"
+    caption = "Precision against recall at IoU 0.5, one panel per class"
     if len(present) > MOST_CLASSES:
-        caption += f": the {MOST_CLASSES} of {len(present)} classes in which the student is weakest"
+        caption += f": the {MOST_CLASSES} of {len(present)} classes on which the student is weakest"
     return {
         "curves": panels,
-        "curves_caption": f"{caption}. Curves end where the detectors' own score threshold cuts them.",
+        "curves_caption": f"{caption}. Curves end at the detectors' own score threshold.",
         "by_class": [
             (name, own.positives, [one.scores.per_class[name].ap for one in networks.values()]) for name, own in present
         ],
@@ -290,7 +290,7 @@ def _scored(scored: Scored, style: Mapping[str, Style], student: str) -> dict[st
 
 
 def _maps(maps: Maps) -> dict[str, Any]:
-    """The maps as small pictures, and the figure of the levels."""
+    """The maps as small pictures, and the figures of the matching."""
     return {
         "map_picture": data_uri(maps.picture, "PNG"),
         "map_bar": data_uri(_colours(np.linspace(0, 1, 64, dtype=np.float32)[None]), "PNG"),
@@ -318,11 +318,11 @@ def _matching(matching: Matching) -> dict[str, Any]:
             figures.near_regions(matching.regions),
         ],
         "levels_caption": (
-            "Matching by level, on the regions that the mimic compares, quantized after pooling, of "
-            f"{matching.images:,} val images. Bars: share of the teacher's entries on that level. Line: share of these "
-            f"entries in which the student is on the same level; {percent(matched)} % over all levels. On the right, "
-            "as the paper counts: how many regions have which share of their entries within 0.3 of the teacher's, in "
-            "the map's own units."
+            "Matching by level, on the regions that the mimic compares, quantized after pooling, in "
+            f"{matching.images:,} val images. Bars: share of the teacher's entries on each level. Line: share of these "
+            f"entries for which the student is on the same level; {percent(matched)} % over all levels. On the right, "
+            "as in the paper: the regions by the share of their entries that are within 0.3 of the teacher's, in the "
+            "map's own units."
         ),
     }
 
@@ -331,8 +331,8 @@ def _dose(recipe: Recipe) -> str:
     mimic = recipe.mimic
     held = f"held at {100 * mimic.share:g} %" if mimic.holds_share else f"not held: lambda is {mimic.weight:g}"
     return (
-        "The dose: norm of the distillation gradient at the student's map in that of detection's (1: as strong), and "
-        "the cosine between the two, each the mean of ten steps or so. The share was "
+        "The dose: norm of the distillation gradient at the student's map relative to detection's (1: as strong), and "
+        "the cosine between the two, each a mean over about ten steps. The share was "
         f"{held}, up to {100 * mimic.last_step:g} % of the steps."
     )
 
@@ -342,7 +342,7 @@ def _labels(labels: Labels, recipe: Recipe) -> dict[str, Any]:
     if math.isfinite(labels.small):
         caption += (
             f" {percent(labels.small)} % of the boxes scored on are smaller than {labels.stride} x {labels.stride} "
-            "pixels, one entry of the detector's finest map."
+            "pixels, the size of one entry of the detector's finest map."
         )
     sides = dict(zip(("trained on", "scored on"), labels.sides.values(), strict=True))
     defects = labels.checked.defects if labels.checked else ()
@@ -360,13 +360,13 @@ def _deployed(facts: Facts, timing: Timing | None) -> list[dict[str, Any]]:
         try:
             proof = proved(file.metadata.parity)
         except (KeyError, TypeError, ValueError):
-            proof = "none that can be read"
+            proof = "not readable"
         own = {"name": file.path.name, "precision": file.metadata.precision, "bytes": file.bytes, "proof": proof}
         found.append({**own, "milliseconds": timing.milliseconds.get(file.title) if timing else None})
     return found
 
 
 def _colours(values: NDArray[np.float32]) -> Image.Image:
-    """Values 0..1 [H, W] in cividis, which dark and light readers and the colour-blind read alike."""
+    """Values 0..1 [H, W] in cividis, which is readable on dark and light pages and for the colour-blind."""
     painted = mpl.colormaps["cividis"](np.clip(values, 0, 1), bytes=True)
     return Image.fromarray(np.ascontiguousarray(painted[..., :3]))

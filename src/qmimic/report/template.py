@@ -1,4 +1,4 @@
-"""The report's templates: they escape what they are given, and this is how numbers are written in them."""
+"""The report's templates, which escape what they are given, and their number formats."""
 
 import math
 from collections.abc import Callable
@@ -15,7 +15,7 @@ NONE = "\N{EN DASH}"
 
 
 def environment() -> Environment:
-    """Templates that escape what they are given, and how numbers are written."""
+    """The environment of the templates: escaping, and the filters for numbers."""
     found = Environment(
         loader=PackageLoader("qmimic.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -35,12 +35,12 @@ def environment() -> Environment:
 
 
 def percent(value: float | None) -> str:
-    """A share in per cent, one digit."""
+    """A share in per cent, to one decimal."""
     return _number(value, lambda own: f"{100 * own:.1f}")
 
 
 def count(value: int | None) -> str:
-    """A whole number in groups of three digits."""
+    """A whole number with its digits in groups of three."""
     return _number(value, lambda own: f"{own:,.0f}")
 
 
@@ -62,7 +62,7 @@ def points(value: float | None) -> str:
 
 
 def labelled(svg: str, label: str) -> Markup:
-    """A figure of ours with a name for those who do not see it."""
+    """One of our figures, with a label for readers who cannot see it."""
     head = Markup('<svg role="img" aria-label="{}"').format(label)
     return Markup(svg.replace("<svg", str(head), 1))  # matplotlib escapes what it writes
 

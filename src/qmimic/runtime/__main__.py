@@ -24,25 +24,25 @@ EXIT_FAULTS, EXIT_BAD_INPUT, EXIT_INTERRUPTED = 1, 2, 130  # 128 and the signal'
 def grammar() -> argparse.ArgumentParser:
     """The command line's grammar."""
     parser = argparse.ArgumentParser(prog="python -m qmimic.runtime", description=__doc__)
-    parser.add_argument("model", type=Path, help=f"of `qmimic export`: {' '.join(suffixes())}; or zoo:NAME")
-    parser.add_argument("pictures", type=Path, nargs="*", help="files, or folders of files")
+    parser.add_argument("model", type=Path, help=f"a file of `qmimic export` ({' '.join(suffixes())}), or zoo:NAME")
+    parser.add_argument("pictures", type=Path, nargs="*", help="picture files, or folders of them")
     parser.add_argument(
         "--video", help="instead of pictures: a video file, rtsp:// or http:// stream, /dev/videoN or a camera's number"
     )
     parser.add_argument("--min-score", type=float, default=0.4, help="0..1")
     parser.add_argument("--out", type=Path, help="folder for drawings")
-    parser.add_argument("--json", action="store_true", help="one JSON object a picture")
+    parser.add_argument("--json", action="store_true", help="one JSON object per picture")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--batch", type=int, help="pictures at once, if the file takes any number")
+    parser.add_argument("--batch", type=int, help="pictures computed at once, if the file takes any number")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run.
+    """Run the command line.
 
     Returns:
         0; 1 if pictures or frames could not be read, or files were skipped; 2 after bad input; 130 after Ctrl-C.
-        Each is said in a sentence on stderr.
+        A sentence on stderr says why.
     """
     options = grammar().parse_args(arguments)
     faults: list[str] = []
@@ -53,17 +53,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be printable
+            sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be printable
         with notices_said():
             _run(options, fault)
     except InputError as error:
         _complain(str(error))
         return EXIT_BAD_INPUT
-    except BrokenPipeError:  # the reader of our output has gone
+    except BrokenPipeError:  # the reader of our output is gone
         sys.stderr.close()
         return EXIT_BAD_INPUT
     except OSError as error:
-        _complain(f"{error.filename or 'output'}: {error.strerror or error}; check it.")
+        _complain(f"{error.filename or 'output'}: {error.strerror or error}; check the path and its permissions.")
         return EXIT_BAD_INPUT
     except KeyboardInterrupt:
         _complain("interrupted.")
@@ -93,14 +93,14 @@ def _loaded(options: argparse.Namespace) -> Detector:
     if options.threads < 1 or (options.batch is not None and options.batch < 1):
         raise InputError("--threads and --batch need 1 or more.")
     if bool(options.pictures) == (options.video is not None):
-        raise InputError("Name pictures or --video, one of the two.")
+        raise InputError("Name either pictures or --video.")
     if options.video is not None and options.batch:
-        raise InputError("--batch is for pictures: frames of a video are looked at as they come; leave it out.")
+        raise InputError("--batch is only for pictures, since frames of a video are computed one by one; leave it out.")
     return Detector(options.model, options.threads)
 
 
 def _looked_at(detector: Detector, options: argparse.Namespace, fault: Fault) -> Iterator[tuple[str, Detections]]:
-    """Names of pictures or frames, and what is in them."""
+    """Names of pictures or frames, with what was found in each."""
     if options.video is None:
         pictures = pictures_of(options.pictures, fault)
         for one in looked_at(detector, pictures, options.out, options.min_score, fault, options.batch):

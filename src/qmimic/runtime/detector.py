@@ -1,4 +1,4 @@
-"""A deployed detector on pictures: the same pixels in and boxes out as where it was trained."""
+"""A deployed detector on pictures: pixels in and boxes out exactly as in training."""
 
 import os
 import warnings
@@ -21,26 +21,26 @@ from qmimic.zoo import DEPLOYED, located
 
 
 class ChangedFileWarning(Notice):
-    """A file's graph or weights are not those that its proof was of."""
+    """A file's graph or weights are not those that were proved."""
 
 
 class Detector:
-    """A deployed file that finds objects in pictures. (The networks of training are `qmimic.detectors`'.)
+    """A deployed file that finds objects in pictures. (For training there is `qmimic.detectors.detector.Detector`.)
 
-    Threads may share one. Copies, and those that were pickled and sent to another process, load the file again.
+    Threads may share a detector. A copy, or one that was pickled and sent to another process, loads the file again.
 
     Args:
         path: of a file of one of the formats (`qmimic.runtime.formats.FORMATS`), or `zoo:NAME`.
-        threads: that one picture is computed on.
+        threads: on which one picture is computed.
 
     Attributes:
         engine: that runs the file.
-        metadata: what the file says of itself. Of a file that was changed since it was proved, `metadata.changed` is
-            true, and a `ChangedFileWarning` is given.
+        metadata: the file's description. If the file was changed since it was proved, `metadata.changed` is true,
+            and a `ChangedFileWarning` is issued.
         batch: pictures that the graph takes at once; None: any number.
 
     Raises:
-        InputError: there is no such file, it is not qmimic's, its description was edited, or the installed engine
+        InputError: there is no such file, qmimic did not write it, its description was edited, or the installed engine
             cannot run it.
     """
 
@@ -48,7 +48,9 @@ class Detector:
 
     def __init__(self, path: Path | str, threads: int = 1) -> None:
         if not isinstance(path, str | os.PathLike):
-            raise InputError(f"A detector is named by the path of its file, not by {type(path).__name__}.")
+            raise InputError(
+                f"A detector is named by the path of its file, not by a {type(path).__name__}; pass a str or Path."
+            )
         path = located(path, DEPLOYED)
         self.engine = Engine(path, threads)
         properties = self.engine.properties
@@ -56,20 +58,20 @@ class Detector:
         if KEY not in properties:
             takes = ", ".join(f"{name} {one}" for name, one in inputs.items())
             raise InputError(
-                f"{path} is not a detector of qmimic, but another model, which takes {takes}; name a file that "
+                f"{path} is not a qmimic detector but another model, which takes {takes}; name a file that "
                 "`qmimic export` wrote."
             )
         checksum = format_of(path).checksum(path) if GRAPH_SUM in properties else ""
         self.metadata = from_properties(properties, path, checksum)
         if self.metadata.changed:
             warnings.warn(
-                f"{path} was changed since it was proved: it may not detect as the trained model does; export the "
-                "detector again, or measure it by `qmimic eval`.",
+                f"{path} was changed since it was proved, and may not detect what the trained model does; export the "
+                "detector again, or measure it with `qmimic eval`.",
                 ChangedFileWarning,
                 stacklevel=2,
             )
         if list(inputs) != [INPUT] or inputs[INPUT].shape[1:] != (*self.metadata.size, 3):
-            raise InputError(f"The graph in {path} does not fit its description; export the detector again.")
+            raise InputError(f"The graph in {path} does not match its description; export the detector again.")
         self.batch = inputs[INPUT].shape[0]
 
     @property
@@ -87,16 +89,16 @@ class Detector:
         """Detections in pictures, in their order.
 
         Args:
-            pictures: files, Pillow images, or RGB arrays uint8 [H, W, 3]; a generator of them will do.
+            pictures: files, Pillow images, or RGB arrays uint8 [H, W, 3]; or a generator of them.
             min_score: detections below this score are left out, 0..1.
             batch: pictures computed at once, if the file takes any number; None: as many as the file takes, or one.
 
         Yields:
-            Boxes xyxy in pixels of the picture as a person sees it (EXIF rotation applied).
+            Detections of each picture, boxes xyxy in pixels of the picture as displayed (EXIF rotation applied).
 
         Raises:
-            InputError: a file is missing, truncated, too large or not an image; an array is of another shape or type;
-                the score or the batch cannot be.
+            InputError: a file is missing, truncated, too large or not an image; an array has another shape or type; or
+                the score or the batch is out of range.
         """
         if is_one(pictures):
             raise InputError("many() takes several pictures; call the detector itself with one.")
@@ -110,13 +112,15 @@ class Detector:
     def each(
         self, pictures: Iterable[Picture], min_score: float = 0.0, batch: int | None = None
     ) -> Iterator[Detections | InputError]:
-        """As `many`, but what is wrong with a picture is given in its place, and the others follow."""
+        """As `many`, but a picture that cannot be read yields its error, and the others follow."""
         least = score_limit(min_score)
         if batch is not None and (
             not isinstance(batch, int | np.integer) or batch < 1 or self.batch not in (None, batch)
         ):
             takes = f"{self.batch} at once" if self.batch else "1 or more at once"
-            raise InputError(f"batch={batch!r} cannot be: {self.engine.path.name} takes {takes} (`export --batch`).")
+            raise InputError(
+                f"batch={batch!r} is not possible: {self.engine.path.name} takes {takes} (see `export --batch`)."
+            )
         rest = iter(pictures)
         while part := list(islice(rest, self.batch or batch or 1)):
             yield from self._of(part, least)
@@ -136,20 +140,20 @@ class Detector:
         return [results[place] for place in range(len(pictures))]
 
     def raw(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-        """What the graph gives.
+        """The graph's own outputs.
 
         Args:
-            images: uint8 [N, H, W, 3], RGB, fitted into the input; N is at most the graph's batch, if that is fixed.
+            images: uint8 [N, H, W, 3], RGB, of the input's size; N is at most the graph's batch, if that is fixed.
 
         Returns:
             Boxes [N, D, 4], xyxy in pixels of the input; scores [N, D], below 0 where an image has fewer than D;
             classes [N, D].
         """
         count = len(images)
-        if self.batch:  # a graph of fixed batch takes no fewer
+        if self.batch:  # a graph with a fixed batch does not take fewer
             images = np.concatenate([images, np.repeat(images[:1], self.batch - count, 0)])
         found = self.engine.run({INPUT: images})
-        if REGIONS[0] in found:  # suppression is left to us
+        if REGIONS[0] in found:  # suppression is left to the runtime
             pairs = zip(*(found[name] for name in REGIONS), strict=True)
             each = [detect(scores, boxes, self.metadata) for boxes, scores in pairs]
             boxes, scores, labels = (np.stack(values) for values in zip(*each, strict=True))

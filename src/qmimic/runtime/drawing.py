@@ -1,4 +1,4 @@
-"""What a detector finds in files, told and drawn, one after the other. A file that cannot be read is named."""
+"""What a detector finds in files, one after the other, listed and drawn. Files that cannot be read are named."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,14 +13,14 @@ from qmimic.draw import draw
 from qmimic.errors import InputError
 from qmimic.files import replacing
 
-NAMED = 5  # files that a sentence names
-BESIDE = (".txt", ".xml", ".json", ".yaml", ".yml", ".csv", ".md")  # what lies beside pictures and is none
+NAMED = 5  # most files that a sentence names
+BESIDE = (".txt", ".xml", ".json", ".yaml", ".yml", ".csv", ".md")  # files that often lie beside pictures
 
 Fault = Callable[[str], None]
 
 
 class Finder(Protocol):
-    """A detector of any kind: its classes, and what it finds, or what is wrong, in each of several pictures."""
+    """A detector of any kind: its classes, and for each of several pictures its detections or an error."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -30,18 +30,18 @@ class Finder(Protocol):
     def each(
         self, pictures: Iterable[Path], min_score: float = 0.0, batch: int | None = None
     ) -> Iterator[Detections | InputError]:
-        """Detections of at least a score in each picture, in pixels of the picture as a person sees it."""
+        """For each picture, detections of at least a score in pixels of the picture as displayed, or the error."""
         ...
 
 
 @dataclass(frozen=True)
 class Found:
-    """A picture and what is in it.
+    """A picture and what was found in it.
 
     Attributes:
         picture: its file.
         detections: boxes in pixels of the picture.
-        drawing: its file; None if nothing was to be drawn.
+        drawing: the drawing's file; None if there is none.
     """
 
     picture: Path
@@ -50,11 +50,11 @@ class Found:
 
 
 def pictures_of(given: Sequence[Path], fault: Fault) -> list[Path]:
-    """Files as they are, and the pictures that lie in folders, by name.
+    """All pictures to look at: files as given, and the pictures in folders, by name.
 
     Args:
         given: files and folders.
-        fault: told of what else lies in a folder, but for texts such as labels.
+        fault: called with a sentence on skipped files of a folder, except texts such as labels.
 
     Raises:
         InputError: a folder holds no picture.
@@ -67,13 +67,13 @@ def pictures_of(given: Sequence[Path], fault: Fault) -> list[Path]:
         inside = sorted(one for one in path.iterdir() if not one.name.startswith("."))
         pictures = [one for one in inside if one.suffix.lower() in READ]
         if not pictures:
-            raise InputError(f"{path} holds no picture; looked for {' '.join(READ)}.")
+            raise InputError(f"There are no pictures in {path}; looked for {' '.join(READ)}.")
         unknown = [one for one in inside if one.suffix.lower() not in (*READ, *BESIDE)]
         others = [one.name + ("/" if one.is_dir() else "") for one in unknown]
         if others:
             more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
             names = ", ".join(others[:NAMED]) + more
-            fault(f"{len(others)} in {path} were skipped, which are not known as pictures: {names}.")
+            fault(f"{len(others)} entries of {path} are not pictures that qmimic reads and were skipped: {names}.")
         found += pictures
     return found
 
@@ -86,18 +86,18 @@ def looked_at(
     fault: Fault,
     batch: int | None = None,
 ) -> Iterator[Found]:
-    """Pictures with what a detector finds in them; each is drawn, if there is a folder for drawings.
+    """Pictures with what a detector finds in them; each is drawn if `out` is given.
 
     Args:
         finder: the detector.
         pictures: files.
         out: folder for the drawings, made if it is missing; a drawing is a PNG named like its picture.
         min_score: detections below this score are left out, 0..1.
-        batch: pictures computed at once; None: as the detector likes it.
-        fault: told of each picture that cannot be read, and at the end of how many these are.
+        batch: pictures computed at once; None: the detector's choice.
+        fault: called with a sentence for each picture that cannot be read, and at the end with their number.
 
     Raises:
-        InputError: no picture could be read; two drawings would have one name, or one could replace a picture;
+        InputError: no picture could be read; two drawings would have the same name, or one could replace a picture;
             or a drawing cannot be written.
     """
     if out:
@@ -128,4 +128,6 @@ def _check_names(pictures: Sequence[Path], out: Path) -> None:
             "draw them one folder at a time."
         )
     if any(path.parent.resolve() == out.resolve() for path in pictures):
-        raise InputError(f"--out {out} is a folder of the pictures, and a drawing could replace one; name another.")
+        raise InputError(
+            f"--out {out} is a folder of the pictures, where a drawing could replace one; name another folder."
+        )

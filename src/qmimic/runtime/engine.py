@@ -13,20 +13,20 @@ from qmimic.runtime.formats import Arrays, Input, Session, format_of
 
 
 class Engine:
-    """What runs a deployed file. Threads may share it; a copy, or one that was pickled, loads the file again.
+    """Runs a deployed file. Threads may share it; a copy, or one that was pickled, loads the file again.
 
     Args:
         path: of the file.
-        threads: that one run is computed on.
-        spin: whether these threads keep a core busy while they wait for the next run: faster by some microseconds.
+        threads: on which one run is computed.
+        spin: whether waiting threads keep a core busy, which saves some microseconds per run.
 
     Attributes:
         inputs: by name.
-        properties: what the file says of itself.
-        session: what runs it; another of the same file may take its place, which copies and forks do not have.
+        properties: that the file holds, as text.
+        session: that runs it. Another session of the same file may replace it; copies and forks do not keep that one.
 
     Raises:
-        InputError: there is no such file, its engine is not installed or cannot run it.
+        InputError: there is no such file, or its engine is not installed or cannot run it.
     """
 
     inputs: Mapping[str, Input]
@@ -34,7 +34,7 @@ class Engine:
 
     def __init__(self, path: Path, threads: int = 1, spin: bool = False) -> None:
         if not isinstance(threads, int | np.integer) or threads < 1:
-            raise InputError(f"{threads!r} threads cannot run a file; give 1 or more.")
+            raise InputError(f"{threads!r} is not a number of threads; give 1 or more.")
         self.path = Path(path).absolute()
         self._options = threads, spin
         self._open(path)
@@ -43,13 +43,13 @@ class Engine:
         own = format_of(path)
         if not is_there(path):
             raise InputError(f"There is no file {path}; name a file that `qmimic export` wrote.")
-        open_file(path).close()  # a named pipe would keep an engine waiting
+        open_file(path).close()  # an engine would wait on a named pipe for ever
         self.session = own.open_file(path, *self._options)
         self._process = os.getpid()
         self.inputs, self.properties = self.session.inputs, self.session.properties
 
     def run(self, feeds: Arrays) -> Arrays:
-        """Outputs of inputs, by name. In a fork of the process that loaded the file, it is loaded again first."""
+        """Outputs by name, from inputs by name. A fork of the process that loaded the file first loads it again."""
         if self._process != os.getpid():
             _LEFT_BEHIND.append(self.session)
             self._open(self.path)
@@ -59,12 +59,12 @@ class Engine:
         return _again, (self.path, *self._options, dict(self.properties))
 
 
-_LEFT_BEHIND: list[Session] = []  # of a fork's parent: to end one is to wait for threads that only the parent has
+_LEFT_BEHIND: list[Session] = []  # of a fork's parent: ending one would wait for threads that only the parent has
 
 
 def _again(path: Path, threads: int, spin: bool, properties: Mapping[str, str]) -> Engine:
-    """The engine of a file that must be the same as before."""
+    """The engine of a file that must not have changed."""
     engine = Engine(path, threads, spin)
     if dict(engine.properties) != properties:
-        raise InputError(f"{path} is not the file that it was when its detector was copied; load it anew.")
+        raise InputError(f"{path} has changed since its detector was copied; load it again.")
     return engine

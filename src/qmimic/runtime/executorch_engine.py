@@ -1,4 +1,4 @@
-"""ExecuTorch programs, `.pte` with its `.json`, by the interpreter for trying programs out; it needs torch."""
+"""ExecuTorch programs, `.pte` with its `.json`, by ExecuTorch's Python interpreter, which needs torch."""
 
 import hashlib
 import threading
@@ -16,11 +16,11 @@ NAMES = {"look": EXTRACT, "judge": CLASSIFY}  # of files that an older qmimic wr
 
 
 def open_file(path: Path, threads: int, spin: bool) -> Session:
-    """See `qmimic.runtime.formats`. The two methods of a program and the suppression between them are one run;
-    a detector of one stage has one method.
+    """See `qmimic.runtime.formats`. A run is a program's two methods with the suppression between them; a one-stage
+    detector has one method.
 
-    All programs of a process share their threads, whose number is that of the last one opened; they sleep between runs
-    in any case.
+    All programs of a process share their threads, whose number the last one opened sets; `spin` is ignored, the threads
+    always sleep between runs.
     """
     try:
         import torch
@@ -33,17 +33,17 @@ def open_file(path: Path, threads: int, spin: bool) -> Session:
     try:
         properties = read_json(said)
         if checksum(path) != properties.get(WEIGHTS_SUM):
-            raise InputError(f"{path} is not the file that {said.name} was written with; copy both files again.")
+            raise InputError(f"{path} does not belong to {said.name}; copy both files again.")
     except AttributeError as error:
         raise InputError(f"{said}, the description of {path.name}, cannot be read; copy both files.") from error
     metadata = from_properties(properties, path)
     try:
-        portable_lib._unsafe_reset_threadpool(threads)  # XNNPACK's, which torch's own number does not govern
+        portable_lib._unsafe_reset_threadpool(threads)  # XNNPACK's threads, which torch's own setting does not affect
         program = Runtime.get().load_program(path)
         loaded = {NAMES.get(name, name): program.load_method(name) for name in program.method_names}
         classify = loaded.get(CLASSIFY)
         extract = loaded[FORWARD if FORWARD in loaded else EXTRACT]
-    except Exception as error:  # its exceptions have no common type but this
+    except Exception as error:  # its exceptions have no narrower common type
         raise cannot_run(path, "ExecuTorch", "executorch", error) from error
     guard = threading.Lock()  # a method holds the results of its last run
 

@@ -1,16 +1,16 @@
-"""The formats that detectors ship in: what each has to provide, and the table of them. Suffixes stand here alone.
+"""The formats in which detectors ship: what each must provide, and their table, the only place for suffixes.
 
-A format is one line of the table and two halves, which may be two modules or one. The half that runs a file knows numpy
-and its engine; the half that writes it knows torch. Both are imported only when they are needed.
+A format is one line in the table and two halves, in one module or two. The half that runs a file needs only numpy and
+its engine; the half that writes it needs torch. Each is imported only when it is used.
 
 The half that runs has
     open_file(path, threads, spin) -> Session     InputError: the engine is not installed, or cannot run the file
-    checksum(path) -> str                         of the graph and its weights, not of what the file says of itself
+    checksum(path) -> str                         of the graph and its weights, but not of its properties
 The half that writes has
     write(exported, path) -> None                 see `qmimic.ship.onnx_file.Exported`; path has the first suffix
-    describe(path, properties) -> None            put properties into such a file; the checksum stays what it was
-    own_session(path, session) -> Session | None  of formats for other places: the file by the engine of that place, if
-                                                  it is at hand; `session` is what the other half opened
+    describe(path, properties) -> None            put properties into such a file; its checksum stays the same
+    own_session(path, session) -> Session | None  of formats for other places: a file run by that place's engine, if it
+                                                  is installed; `session` is what the other half opened
 """
 
 import hashlib
@@ -33,20 +33,20 @@ from qmimic.tables import Table
 from qmimic.zoo import is_of_zoo
 
 Arrays = Mapping[str, NDArray[Any]]
-TRIAL_SECONDS = 30  # for a process that runs a file which may end it
-ALIVE = "alive"  # its last word
-_SURVIVED: set[bytes] = set()  # contents of files
+TRIAL_SECONDS = 30  # for a separate process to run a file that may crash it
+ALIVE = "alive"  # the last word of such a process
+_SURVIVED: set[bytes] = set()  # contents of files that crashed none
 
 
 @dataclass(frozen=True)
 class Input:
-    """What a graph takes: its shape, None where any number will do, and its type; None: a type that numpy lacks."""
+    """What a graph takes: a shape, None for free axes, and a type, None for one that numpy lacks."""
 
     shape: tuple[int | None, ...]
     dtype: np.dtype[Any] | None
 
     def __str__(self) -> str:
-        """As a person reads it: float32 [1, 3, ?, ?]."""
+        """Readable: float32 [1, 3, ?, ?]."""
         return f"{self.dtype or 'other'} [{', '.join('?' if side is None else str(side) for side in self.shape)}]"
 
 
@@ -55,10 +55,10 @@ class Session:
     """A file that its engine has loaded.
 
     Attributes:
-        run: from inputs to outputs, by name; several threads may call it at once, and its results are the caller's.
+        run: from inputs to outputs, by name; several threads may call it at once, and the caller owns the results.
         inputs: by name.
-        properties: what the file says of itself.
-        engine: what runs it, as a person calls it, where that can be several.
+        properties: that the file holds, as text.
+        engine: what runs it, in words, where there is a choice.
     """
 
     run: Callable[[Arrays], Arrays]
@@ -69,18 +69,18 @@ class Session:
 
 @dataclass(frozen=True)
 class Format:
-    """A format to ship in.
+    """A deployment format.
 
     Attributes:
-        engine: what runs its files, as a person calls it.
-        suffixes: of its files; the first is that of the file which a runtime opens. No two formats have the same, so
-            that their files can lie in one folder; the longest that fits says whose a file is.
-        runs, writes: the modules of its two halves.
-        integers: whether a detector on grids can be written.
-        two_stages: whether a detector of two stages can be written.
-        elsewhere: its files are for another place than this machine's Python: they can be proved here by an engine of
-            the same operators, and are neither timed nor served.
-        content: what `qmimic.files.what_is` calls its files; empty: their first bytes tell nothing.
+        engine: that runs its files, by its usual name.
+        suffixes: of its files; the first is that of the file that a runtime opens. No two formats share one, so that
+            their files can lie in one folder; the longest matching suffix decides a file's format.
+        runs, writes: names of the modules of its two halves.
+        integers: whether it can hold a detector on integer grids.
+        two_stages: whether it can hold a two-stage detector.
+        elsewhere: its files do not run in this machine's Python: they are proved here by an engine with the same
+            operators, and are neither timed nor served.
+        content: what `qmimic.files.what_is` calls its files; empty: their first bytes do not identify them.
     """
 
     engine: str
@@ -98,7 +98,7 @@ class Format:
         return session
 
     def checksum(self, path: Path) -> str:
-        """Of the graph and its weights, not of what the file says of itself."""
+        """Checksum of the graph and its weights, not of the properties."""
         value: str = import_module(self.runs).checksum(path)
         return value
 
@@ -111,12 +111,12 @@ class Format:
         import_module(self.writes).describe(path, properties)
 
     def own_session(self, path: Path, session: Session) -> Session | None:
-        """A file for another place that was written here, by the engine of that place, if it is at hand."""
+        """A file that was written here for another place, run by that place's engine if it is installed."""
         found: Session | None = import_module(self.writes).own_session(path, session)
         return found
 
     def files(self, path: Path) -> list[Path]:
-        """The files that one of this format consists of, `path` first."""
+        """The files that make up one of this format, `path` first."""
         stem = path.name.removesuffix(self.suffixes[0])
         return [path.with_name(stem + suffix) for suffix in self.suffixes]
 
@@ -173,23 +173,23 @@ FORMATS: Table[Format] = Table(
 
 
 def suffixes() -> list[str]:
-    """Of the files that a runtime opens, all formats."""
+    """Suffixes of the files that a runtime opens, for all formats."""
     return [one.suffixes[0] for one in FORMATS.values()]
 
 
 def can_be_opened(path: Path) -> bool:
-    """Whether a file's name is one of those that this machine is to run."""
+    """Whether a file, by its name, is one that this machine can run."""
     return path.name.endswith(tuple(one.suffixes[0] for one in FORMATS.values() if not one.elsewhere))
 
 
 def is_deployed(path: Path) -> bool:
-    """Whether a file is, by its name or its first bytes, a deployed detector or a part of one; of the zoo all are."""
+    """Whether a file is a deployed detector or a part of one, by its name or first bytes; all of the zoo's are."""
     named = is_of_zoo(path) or _ending(path) is not None
     return named or what_is(path) in (one.content for one in FORMATS.values())
 
 
 def format_of(path: Path) -> Format:
-    """The format of a file, by its suffix. Raises InputError: no format has it."""
+    """The format of a file, by its suffix. Raises InputError: no format has that suffix."""
     suffix, kind = _ending(path) or ("", None)
     if kind is not None and suffix == kind.suffixes[0]:
         return kind
@@ -205,38 +205,38 @@ def format_of(path: Path) -> Format:
 
 
 def _ending(path: Path) -> tuple[str, Format] | None:
-    """The suffix of a file that a format of the table has, and that format."""
+    """The longest suffix of a file that belongs to a format, and that format."""
     fitting = [(suffix, one) for one in FORMATS.values() for suffix in one.suffixes if path.name.endswith(suffix)]
     return max(fitting, key=lambda pair: len(pair[0]), default=None)
 
 
 def refuse_other_kinds(path: Path) -> None:
-    """Refuse a file that is not what its name says. Raises InputError: so its first bytes tell."""
+    """Check that a file is what its name says. Raises InputError: its first bytes say otherwise."""
     kind, meant = what_is(path), format_of(path).content
     if meant and kind not in (meant, OTHER_KIND):
         raise InputError(f"{path} is {kind}, not {meant}; name a file that `qmimic export` wrote.")
 
 
 def bytes_of(path: Path) -> int:
-    """Size of a deployed file with those that belong to it."""
+    """Bytes of a deployed file, including those that belong to it."""
     return sum(part.stat().st_size for part in format_of(path).files(path) if part.is_file())
 
 
 def require_survival(path: Path, engine: str, script: str, arguments: Sequence[str], *contents: bytes) -> None:
-    """Have another process do what an engine is to do with a file, for engines that end the process over a damaged one.
+    """Run a script in a separate process, for engines that a damaged file can crash.
 
-    It is done once a process for the same contents, and not at all where there is no interpreter of Python to do it, as
-    in an application that was frozen into one file.
+    Each content is tried once per process, and never where there is no Python interpreter to start, as in an
+    application that was frozen into one file.
 
     Args:
         path: of the file.
-        engine: as a person calls it.
-        script: Python. What it raises is no concern of ours: the engine says it again.
-        arguments: that it finds in `sys.argv`.
-        contents: of the file and those that belong to it; the script finds the first on its standard input.
+        engine: its name.
+        script: Python code. Exceptions do not matter here: the engine raises them again.
+        arguments: for `sys.argv`.
+        contents: of the file and of those that belong to it; the script reads the first from its standard input.
 
     Raises:
-        InputError: the process died, or did not end in time.
+        InputError: the process crashed, or did not end in time.
     """
     digest = b"".join(hashlib.sha256(one).digest() for one in contents)
     if digest in _SURVIVED or getattr(sys, "frozen", False) or not sys.executable:
@@ -249,14 +249,14 @@ def require_survival(path: Path, engine: str, script: str, arguments: Sequence[s
             command, input=contents[0], capture_output=True, env=environment, timeout=TRIAL_SECONDS, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise InputError(f"{engine} does not get done with {path}; copy or export it again.") from error
+        raise InputError(f"{engine} does not finish running {path}; copy or export it again.") from error
     if not done.stdout.strip().endswith(ALIVE.encode()):
-        raise InputError(f"{engine} breaks down over {path}, which is damaged; copy or export it again.")
+        raise InputError(f"{path} is damaged and crashes {engine}; copy or export it again.")
     _SURVIVED.add(digest)
 
 
 def cannot_run(path: Path, engine: str, package: str, error: Exception) -> InputError:
-    """What is said of a file that an engine refuses. Raises: as `refuse_other_kinds`."""
+    """The error for a file that an engine refuses. Raises: as `refuse_other_kinds`."""
     refuse_other_kinds(path)
     reason = " ".join(str(error).split())[:200]
     return InputError(f"{path} cannot be run by {engine} ({reason}); copy or export it again, or upgrade {package}.")

@@ -42,7 +42,7 @@ def open_model(path: Path, content: bytes, threads: int) -> Session:
     properties = properties_of(content, path)
     if KEY not in properties:
         raise InputError(
-            f"{path} is not a detector of qmimic, but another TensorFlow Lite model, which takes "
+            f"{path} is not a qmimic detector but another TensorFlow Lite model, which takes "
             f"{_taken(content, path)}; name a file that `qmimic export` wrote."
         )
     metadata = from_properties(properties, path)

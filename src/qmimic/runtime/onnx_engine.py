@@ -10,8 +10,8 @@ from qmimic.errors import InputError
 from qmimic.files import LARGE, read_bytes
 from qmimic.runtime.formats import Arrays, Input, Session, cannot_run
 
-TYPES = {"float": "float32", "double": "float64"}  # where ONNX and numpy call a type by different names
-# Of a ModelProto: graph, operator sets, functions. What it says of itself and who wrote it are other fields.
+TYPES = {"float": "float32", "double": "float64"}  # where ONNX and numpy have different names for a type
+# Fields of a ModelProto: graph, operator sets, functions. Its description and its author are in other fields.
 COMPUTED = {7, 8, 25}
 
 
@@ -21,7 +21,7 @@ def open_file(path: Path, threads: int, spin: bool) -> Session:
 
 
 def open_model(path: Path, model: str | bytes, threads: int, spin: bool) -> Session:
-    """A session of a model, which is a file's name or its bytes; `path` is how an error calls it."""
+    """A session for a model, given by its file name or bytes; errors call it `path`."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -29,10 +29,10 @@ def open_model(path: Path, model: str | bytes, threads: int, spin: bool) -> Sess
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
-    options.log_severity_level = 3  # its warnings are for those who build graphs
+    options.log_severity_level = 3  # its warnings are for people who build graphs
     try:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's exceptions have no common type but this
+    except Exception as error:  # ONNX Runtime's exceptions have no narrower common type
         raise cannot_run(path, f"ONNX Runtime {onnxruntime.__version__}", "onnxruntime", error) from error
     names = [value.name for value in session.get_outputs()]
 
@@ -50,7 +50,7 @@ def open_model(path: Path, model: str | bytes, threads: int, spin: bool) -> Sess
 
 
 def _numpy_type(kind: str) -> "np.dtype[np.generic] | None":
-    """Of `tensor(float)` and the like."""
+    """The numpy type of `tensor(float)` and the like; None if numpy lacks it."""
     name = kind.removeprefix("tensor(").removesuffix(")")
     try:
         own: np.dtype[np.generic] = np.dtype(TYPES.get(name, name))
@@ -65,7 +65,7 @@ def checksum(path: Path) -> str:
 
 
 def checksum_of(model: bytes) -> str:
-    """The same of a file's bytes."""
+    """`checksum` for a file's bytes."""
     digest = hashlib.sha256()
     for number, content in sorted(_fields(model), key=lambda field: field[0]):
         if number in COMPUTED:
@@ -75,7 +75,7 @@ def checksum_of(model: bytes) -> str:
 
 
 def _fields(content: bytes) -> Iterator[tuple[int, memoryview]]:
-    """Numbers and contents of the fields of a protobuf message, for which its library is not needed."""
+    """Numbers and contents of a protobuf message's fields, read without its library."""
     view, place = memoryview(content), 0
     while place < len(view):
         key, place = _varint(view, place)
@@ -90,13 +90,13 @@ def _fields(content: bytes) -> Iterator[tuple[int, memoryview]]:
                 place = start + length
             case 5:
                 place += 4
-            case _:  # no graph that an engine loads has others
+            case _:  # graphs that an engine loads have no others
                 place = len(view)
         yield key >> 3, view[start:place]
 
 
 def _varint(view: memoryview, place: int) -> tuple[int, int]:
-    """A number of variable length, and the place behind it."""
+    """A number of variable length, and the position after it."""
     value = shift = 0
     while place < len(view):
         byte = view[place]

@@ -14,7 +14,7 @@ from qmimic.runtime.metadata import GRAPH_SUM, KEY, SUM, WEIGHTS_SUM
 
 
 def open_file(path: Path, threads: int, spin: bool) -> Session:
-    """See `qmimic.runtime.formats`. Its threads sleep between runs in any case."""
+    """See `qmimic.runtime.formats`. `spin` is ignored: its threads always sleep between runs."""
     try:
         import openvino as ov
     except ImportError as error:
@@ -29,14 +29,14 @@ def open_file(path: Path, threads: int, spin: bool) -> Session:
         compiled = ov.Core().compile_model(model, "CPU", settings)
         own = [key for key in (KEY, SUM, WEIGHTS_SUM, GRAPH_SUM) if model.has_rt_info(key)]
         properties = {key: str(model.get_rt_info(key).value) for key in own}
-    except Exception as error:  # its exceptions have no common type but this
+    except Exception as error:  # its exceptions have no narrower common type
         raise cannot_run(path, f"OpenVINO {ov.__version__.partition('-')[0]}", "openvino", error) from error
     written_with = properties.get(WEIGHTS_SUM, "")
     mixed = bool(written_with) and _sum_of(read_bytes(weights, LARGE)) != written_with
-    if mixed and _sum_with(path, written_with) == properties.get(GRAPH_SUM):  # the graph is as it was
-        raise InputError(f"{weights} is not the file that {path.name} was written with; copy both files again.")
+    if mixed and _sum_with(path, written_with) == properties.get(GRAPH_SUM):  # the graph is unchanged
+        raise InputError(f"{weights} does not belong to {path.name}; copy both files again.")
     names = [value.get_any_name() for value in model.outputs]
-    # A request holds the results of its last run, so no two threads may have the same one.
+    # A request holds the results of its last run, so threads must not share one.
     free: deque[Any] = deque([compiled.create_infer_request()])
 
     def run(feeds: Arrays) -> Arrays:
@@ -66,7 +66,7 @@ def checksum(path: Path) -> str:
 
 
 def _sum_with(path: Path, weights: str) -> str:
-    """The checksum, if the weights had this one. The last `rt_info` of an `.xml` is what the file says of itself."""
+    """The checksum, if the weights had this one. The last `rt_info` of an `.xml` holds the properties."""
     graph, _, _ = read_bytes(path, LARGE).rpartition(b"<rt_info>")
     return _sum_of(graph.rstrip() + weights.encode())
 

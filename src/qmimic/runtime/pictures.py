@@ -1,4 +1,4 @@
-"""What a person hands over as a picture: fitted into an input, or refused with the reason and the way out."""
+"""Whatever is given as a picture: fitted into an input, or refused with the reason and the fix."""
 
 import os
 import warnings
@@ -19,7 +19,7 @@ TAKEN = "a picture is a path, a Pillow image, or an RGB array uint8 [height, wid
 
 
 def fitted(picture: Any, size: tuple[int, int]) -> tuple[NDArray[np.uint8], Letterbox]:
-    """Pixels uint8 [H, W, 3] of a picture in an input of a size, and where it lies there.
+    """A picture fitted into an input of this size: pixels uint8 [H, W, 3], and its position there.
 
     Raises:
         InputError: it is not a `Picture`, or its file is missing, truncated, too large or not an image.
@@ -29,7 +29,7 @@ def fitted(picture: Any, size: tuple[int, int]) -> tuple[NDArray[np.uint8], Lett
     if isinstance(picture, Image.Image):
         try:
             return letterbox(upright(picture), size)
-        except Exception as error:  # Pillow's, of a file that it reads only now, or a mode that it cannot convert
+        except Exception as error:  # from Pillow, which reads the file only now, or cannot convert its mode
             raise InputError(f"The Pillow image cannot be read as RGB ({error}); convert or load it first.") from error
     if isinstance(picture, str | os.PathLike):
         path = _file(os.fspath(picture))
@@ -38,8 +38,8 @@ def fitted(picture: Any, size: tuple[int, int]) -> tuple[NDArray[np.uint8], Lett
         span = int((seen.max((0, 1)) - seen.min((0, 1))).max())
         if span < FLAT:
             warnings.warn(
-                f"{path} is nearly of one colour: its pixels span {span} of 255 levels; if it holds 10, 12 or 14 bits "
-                "in 16, scale them to all 16.",
+                f"{path} has almost a single colour: its pixels span {span} of 255 levels; if it stores 10, 12 or 14 "
+                "bits in 16, scale them to all 16.",
                 Notice,
                 stacklevel=2,
             )
@@ -48,15 +48,15 @@ def fitted(picture: Any, size: tuple[int, int]) -> tuple[NDArray[np.uint8], Lett
 
 
 def score_limit(score: object) -> float:
-    """A least score, checked. Raises InputError: it is not a number from 0 to 1."""
+    """Check a lowest score. Raises InputError: it is not a number from 0 to 1."""
     if isinstance(score, Real) and 0 <= float(score) <= 1:
         return float(score)
     percent = f" ({score} % is {float(score) / 100:g})" if isinstance(score, Real) and 1 < float(score) <= 100 else ""
-    raise InputError(f"{score!r} is not a least score; give a number from 0 to 1{percent}.")
+    raise InputError(f"{score!r} is not a valid lowest score; give a number from 0 to 1{percent}.")
 
 
 def is_one(pictures: object) -> bool:
-    """Whether somebody gave a single picture where several are wanted."""
+    """Whether a single picture was given where several are expected."""
     single = isinstance(pictures, str | os.PathLike | Image.Image | bytes | bytearray | memoryview) or hasattr(
         pictures, "read"
     )
@@ -76,11 +76,11 @@ def _file(name: str | bytes) -> Path:
 def _not_a_picture(given: object) -> str:
     kind = type(given)
     if given is None:
-        return "The picture is None, which cv2.imread gives for a file that is missing or damaged; check the file"
+        return "The picture is None, which cv2.imread returns for a missing or damaged file; check the file"
     if isinstance(given, bytes | bytearray | memoryview):
-        return "These are the bytes of a file; open them by PIL.Image.open(io.BytesIO(data))"
+        return "These are the bytes of a file; open them with PIL.Image.open(io.BytesIO(data))"
     if hasattr(given, "read"):
-        return "This is an open file; name its path, or open it by PIL.Image.open"
+        return "This is an open file; pass its path, or open it with PIL.Image.open"
     if kind.__module__.partition(".")[0] == "torch":
         return "This is a tensor; pass tensor.permute(1, 2, 0).byte().numpy() if it is uint8 [3, height, width]"
     if isinstance(given, list | tuple) or hasattr(given, "__next__"):
@@ -94,21 +94,21 @@ def _rgb(array: NDArray[Any]) -> NDArray[np.uint8]:
             raise InputError(f"The array has over {MAX_PIXELS // 10**6} million pixels; shrink it first.")
         return array
     if not array.size:
-        fix = "it has no pixel"
+        fix = "it has no pixels"
     elif array.dtype.kind == "f":
         fix = "if it is from 0 to 1, pass (255 * array).round().astype(np.uint8)"
     elif array.dtype != np.uint8:
-        fix = "scale it to 0..255 by what its values mean, then .astype(np.uint8)"
+        fix = "scale its values to 0..255, then .astype(np.uint8)"
     elif array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 1):
-        fix = "of a grey one pass np.dstack([array] * 3)"
+        fix = "for a grey one pass np.dstack([array] * 3)"
     elif array.ndim == 4:
-        fix = "of several use many()"
+        fix = "for several use many()"
     elif array.ndim == 3 and array.shape[2] == 4:
-        fix = "leave out its fourth channel by array[..., :3]"
+        fix = "drop its fourth channel with array[..., :3]"
     elif array.ndim == 3 and array.shape[0] == 3:
-        fix = "its channels come first: pass array.transpose(1, 2, 0)"
+        fix = "its channels come first; pass array.transpose(1, 2, 0)"
     else:
-        fix = "make it one"
+        fix = "convert it"
     shape = list(array.shape)
     raise InputError(
         f"A picture as an array is uint8 [height, width, 3], RGB; this one is {array.dtype} {shape}: {fix}."

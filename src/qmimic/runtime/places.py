@@ -1,8 +1,8 @@
 """From a one-stage network's last layers to boxes and scores, for engines whose graph has no exponentials.
 
-A file on integers has one step for all of its outputs, a sixteenth; its sides are written doubled, which leaves them
-a step of a thirty-second. So all that decoding needs is two tables of 256 entries, in integers where there is no
-floating point: distances are rounded to sixteenths of a pixel for that reason.
+An int8 file has one step for all its outputs, a sixteenth; sides are stored doubled, which gives them a step of a
+thirty-second. So decoding needs only two tables of 256 entries. Distances are rounded to sixteenths of a pixel, so that
+processors without floating point can use integers.
 """
 
 from typing import Any
@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from qmimic.runtime.metadata import Metadata
 
-LOGIT_STEP = 1 / 16  # of an integer of a class's output: 8 above and below an even chance
-SIDE_STEP = 1 / 32  # of an integer of a side's output
+LOGIT_STEP = 1 / 16  # step of a class's output: logits from -8 to +8
+SIDE_STEP = 1 / 32  # step of a side's output
 MAX_LOG_SIDE = 4.0  # bounds the exponential: a side is at most 55 strides from its place, and at least a 55th
-PIXEL_STEPS = 16  # a pixel, in the unit of integer distances
+PIXEL_STEPS = 16  # units of integer distances in a pixel
 Floats = NDArray[np.float32]
 
 
@@ -34,14 +34,14 @@ def place_grid(size: tuple[int, int], strides: tuple[int, ...]) -> Floats:
 
 
 def place_count(metadata: Metadata) -> int:
-    """N, how many places a file speaks of.
+    """N, the number of places that a file covers.
 
     Raises:
-        ValueError: its description does not say where they lie.
+        ValueError: its description does not say where they are.
     """
     whole = all(isinstance(stride, int) and stride > 0 for stride in metadata.levels)
     if not metadata.levels or not whole or list(metadata.levels) != sorted(set(metadata.levels)):
-        raise ValueError("its description does not say where its places lie")
+        raise ValueError("its description does not say where its places are")
     height, width = metadata.size
     return sum((height // stride) * (width // stride) for stride in metadata.levels)
 
@@ -62,8 +62,8 @@ def decode(outputs: NDArray[Any], metadata: Metadata) -> tuple[Floats, Floats]:
     """Boxes and scores of all places.
 
     Args:
-        outputs: float32 [B, N, K + 4], see `qmimic.detectors.detector.Detector.place_outputs`; or int8, as this
-            module says.
+        outputs: float32 [B, N, K + 4], see `qmimic.detectors.detector.Detector.place_outputs`; or int8, as described
+            at the top of this module.
         metadata: of the file.
 
     Returns:

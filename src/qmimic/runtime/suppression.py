@@ -1,21 +1,21 @@
-"""Suppression outside of a graph, in numpy: what `qmimic.detectors` does, for files that leave it to the runtime."""
+"""Suppression in numpy, as `qmimic.detectors` does it, for files that leave it to the runtime."""
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qmimic.runtime.metadata import Metadata
 
-CANDIDATES = 4  # times as many as detections that stay
-BLOCK = 16  # boxes that are compared with all later ones at once, since a call of numpy costs more than its numbers
+CANDIDATES = 4  # candidates for each detection that stays
+BLOCK = 16  # boxes compared with all later ones at once: calling numpy costs more than the arithmetic
 Floats = NDArray[np.float32]
 
 
 def suppress(boxes: Floats, threshold: float, most: int) -> NDArray[np.intp]:
-    """Greedy non-maximum suppression: places of the boxes that stay, at most `most`.
+    """Greedy non-maximum suppression: indices of the boxes that stay, at most `most`.
 
     Args:
         boxes: [K, 4], xyxy, in falling order of score.
-        threshold: largest IoU that two staying boxes may have.
+        threshold: largest IoU of two boxes that both stay.
         most: how many are wanted.
     """
     areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
@@ -37,7 +37,7 @@ def suppress(boxes: Floats, threshold: float, most: int) -> NDArray[np.intp]:
 
 
 def propose(candidates: Floats, metadata: Metadata) -> tuple[Floats, NDArray[np.bool_]]:
-    """Regions [P, 4] of candidates [K, 4] in falling order of objectness, and which of them count, bool [P]."""
+    """Regions [P, 4] from candidates [K, 4] in falling order of objectness, and which of them are valid, bool [P]."""
     usable = candidates[((candidates[:, 2:] - candidates[:, :2]) > 1e-3).all(1)]
     kept = usable[suppress(usable, metadata.proposal_nms_threshold, metadata.proposals)]
     regions = np.zeros((metadata.proposals, 4), np.float32)
@@ -53,7 +53,7 @@ def detect(scores: Floats, boxes: Floats, metadata: Metadata) -> tuple[Floats, F
         metadata: thresholds and sizes.
 
     Returns:
-        Boxes [D, 4], scores [D], below 0 where there are fewer than D, and classes [D], as a graph with suppression.
+        Boxes [D, 4], scores [D], below 0 where there are fewer than D, and classes [D], like a graph with suppression.
     """
     height, width = metadata.size
     most = metadata.max_detections

@@ -1,4 +1,4 @@
-"""Frames of a video, a stream or a camera, by OpenCV, an option of the runtime."""
+"""Frames of a video, a stream or a camera, read by OpenCV (optional)."""
 
 import os
 import stat
@@ -16,17 +16,17 @@ from qmimic.errors import InputError
 STREAMS = ("rtsp", "rtsps", "rtmp", "http", "https", "udp", "tcp")
 PATIENCE = 10_000  # milliseconds that a stream may take to answer
 WAITS = (1.0, 2.0, 4.0, 8.0)  # seconds before each try to reach a stream or camera again
-MOST_IN_A_ROW = 10_000  # frames that fail one after the other, after which nothing more is expected
+MOST_IN_A_ROW = 10_000  # failed frames in a row after which no more are expected
 
 
 def frames(source: str, fault: Callable[[str], None]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """Numbers, from 0, and frames uint8 [H, W, 3], RGB, until the video ends or the stream stops for good.
 
-    A frame that cannot be read is passed over. A stream or camera that stops is reached again.
+    Frames that cannot be read are skipped. If a stream or camera stops, it is opened again.
 
     Args:
         source: a file, an address (rtsp, http and the like), `/dev/videoN`, or the number of a camera.
-        fault: told in a sentence what was not read, at the end.
+        fault: called at the end with a sentence on what was not read.
 
     Raises:
         InputError: OpenCV is not installed, there is no such file or camera, or it gives no frame at all.
@@ -44,7 +44,7 @@ def frames(source: str, fault: Callable[[str], None]) -> Iterator[tuple[int, NDA
         count = max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
         live = live and count == 0
         if not good and not (count and not live):
-            raise InputError(f"The {what} gives no picture; check that it is connected, or whole.")
+            raise InputError(f"The {what} gives no picture; check that it is connected, or undamaged.")
         number = read = in_a_row = 0
         while good or (not live and number < count and in_a_row < MOST_IN_A_ROW):
             if good:
@@ -58,23 +58,23 @@ def frames(source: str, fault: Callable[[str], None]) -> Iterator[tuple[int, NDA
                 capture.release()
                 capture, good, frame = _again(cv2, source)
         if not read:
-            raise InputError(f"The {what} gives no picture, though it says that it has {count} frames; copy it again.")
+            raise InputError(f"The {what} gives no picture, although it claims to have {count} frames; copy it again.")
         if live:
             fault(f"The {what} stopped after {read} frames and could not be reached again in {len(WAITS)} tries.")
         elif read < count:
-            fault(f"The {what} says that it has {count} frames, but {count - read} could not be read; copy it again.")
+            fault(f"The {what} claims to have {count} frames, but {count - read} could not be read; copy it again.")
     finally:
         capture.release()
 
 
 def _what(source: str) -> tuple[str, bool]:
-    """What a source is, in words that tell no password, and whether it may be live."""
+    """What a source is, in words that reveal no password, and whether it may be live."""
     if source.isdecimal():
         return f"camera {source}", True
     scheme = source.partition("://")[0].lower()
     if "://" in source:
         if scheme not in STREAMS:
-            raise InputError(f"Streams of {scheme}:// are not read; give one of {', '.join(STREAMS)}, or a file.")
+            raise InputError(f"{scheme}:// streams are not supported; give one of {', '.join(STREAMS)}, or a file.")
         return f"stream {scheme}://{_host(source)}", True
     path = Path(source)
     if path.exists() and stat.S_ISCHR(path.stat().st_mode):
@@ -90,11 +90,11 @@ def _what(source: str) -> tuple[str, bool]:
 
 
 def _host(address: str) -> str:
-    """Host and port of an address. Some cameras want a password in the path, some have a slash in it: all else is left
-    out, and of an address that can be read in two ways everything.
+    """Host and port of an address, for messages. Some cameras have a password in the path, and some passwords have a
+    slash: everything else is left out, and an ambiguous address altogether.
 
     Raises:
-        InputError: host or port cannot be.
+        InputError: host or port is invalid.
     """
     try:
         parts = urlsplit(address)
@@ -114,7 +114,7 @@ def _opened(cv2: Any, source: str) -> Any:
 
 
 def _again(cv2: Any, source: str) -> tuple[Any, bool, Any]:
-    """A source that stopped, opened anew, and its next frame."""
+    """A source that stopped, opened again, and its next frame."""
     for seconds in WAITS:
         time.sleep(seconds)
         capture = _opened(cv2, source)

@@ -1,7 +1,7 @@
 """How far a score would move with other pictures: mAP on resamples of a split's images (Efron and Tibshirani, 1993).
 
-Detections are matched once. To draw an image k times is to count its boxes and detections k times, so a resample is a
-weight for each image, and its mAP a few weighted sums.
+Detections are matched once. Drawing an image k times means counting its boxes and detections k times, so a resample is
+a weight for each image, and its mAP is a few weighted sums.
 """
 
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from qmimic.scores.matches import Matches
 from qmimic.scores.statistics import CONFIDENCE
 
 RESAMPLES = 1000
-AT_ONCE = 1 << 23  # weights of detections computed in one piece
+AT_ONCE = 1 << 23  # weights of detections computed at once
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with an interval that resamples of the images fill.
+    """A value and its interval over resamples of the images.
 
     Attributes:
         value: on the images as they are.
@@ -31,19 +31,19 @@ class Interval:
 
 
 def draws(images: int, seed: int = 0, resamples: int = RESAMPLES) -> NDArray[np.uint8]:
-    """How often each image comes in each resample, [resamples, images]; the same seed gives the same draws."""
+    """How often each image is drawn in each resample, [resamples, images]; the same seed gives the same draws."""
     random, even = np.random.default_rng(seed), np.full(images, 1 / images)
-    drawn = np.empty((resamples, images), np.uint8)  # one by one: of many images all at once would be large
+    drawn = np.empty((resamples, images), np.uint8)  # one by one: all at once would be large for many images
     for row in drawn:
         row[:] = random.multinomial(images, even)
     return drawn
 
 
 def mean_ap(matches: Matches, weights: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """VOC mAP (area) of weighted images, [R]: that of a split in which each image stands as often as its weight says.
+    """VOC mAP (area) of weighted images, [R]: as if each image were in the split as often as its weight says.
 
-    It is exact but for ties: among detections of equal score those of an image's copies stay together. The mean is over
-    the classes that have positives in the resample; it is NaN where none has.
+    It is exact except for ties: among detections of equal score, those of an image's copies stay together. The mean is
+    over the classes that have positives in the resample; it is NaN where no class has any.
 
     Args:
         matches: of the split's detections.
@@ -56,7 +56,7 @@ def mean_ap(matches: Matches, weights: NDArray[np.uint8]) -> NDArray[np.float64]
         positives = np.bincount(truth.image[own], minlength=truth.images).astype(np.float32)
         rows = np.flatnonzero((matches.label == label) & ~matches.ignored)
         hits = np.flatnonzero(matches.hit[rows])
-        if positives.any():  # what comes after the last hit changes nothing
+        if positives.any():  # whatever follows the last hit changes nothing
             groups.append((positives, matches.image[rows[: hits[-1] + 1] if len(hits) else rows[:0]], hits))
     values = np.full(len(weights), np.nan)
     step = max(1, AT_ONCE // max(1, truth.images, *(len(images) for _, images, _ in groups)))
@@ -82,7 +82,7 @@ def interval(value: float, resampled: NDArray[np.float64]) -> Interval:
 
 
 def _areas(weights: NDArray[np.float32], hits: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Areas under the precision envelopes, times the positives, [R], of weighted detections [R, D] with these hits."""
+    """Areas under the precision envelopes, times the number of positives, [R]; from weighted detections [R, D]."""
     seen = np.cumsum(weights, 1, dtype=np.float64)[:, hits]
     own = weights[:, hits]
     found = np.cumsum(own, 1, dtype=np.float64)

@@ -1,4 +1,4 @@
-"""COCO average precision through faster-coco-eval; the tests hold it against pycocotools."""
+"""COCO average precision through faster-coco-eval; the tests compare it with pycocotools."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +19,9 @@ class CocoScore:
     """COCO's six numbers of average precision, each 0..1; NaN where the split has no such boxes.
 
     Attributes:
-        ap: mean over IoU 0.50, 0.55, ... 0.95 and over the classes that have boxes; at most 100 detections an image.
-        ap50, ap75: at one IoU.
-        small, medium, large: `ap` of boxes below 32x32, up to 96x96, and above, pixels of the original image.
+        ap: mean over IoU 0.50, 0.55, ... 0.95 and over the classes that have boxes; at most 100 detections per image.
+        ap50, ap75: at IoU 0.50 and 0.75.
+        small, medium, large: `ap` of boxes below 32x32, up to 96x96, and larger, in pixels of the original image.
         per_class: class name to `ap` of that class, in the order of the classes.
     """
 
@@ -37,8 +37,8 @@ class CocoScore:
 def coco_ap(samples: Sequence[Sample], detections: Mapping[str, Detections], classes: Sequence[str]) -> CocoScore:
     """COCO scores of a split.
 
-    Crowd boxes are crowd, and difficult boxes too, as COCO has no flag of its own for them: detections that lie on
-    them count for nothing. Boxes without area are left out. The area of a box is width times height.
+    Difficult boxes count as crowd, since COCO has no flag for them: detections on crowd boxes count neither for nor
+    against. Boxes without area are left out. The area of a box is width times height.
 
     Args:
         samples: all images of the split, with or without detections.
@@ -50,7 +50,7 @@ def coco_ap(samples: Sequence[Sample], detections: Mapping[str, Detections], cla
     evaluation = COCOeval_faster(truth, found, iouType="bbox")
     evaluation.evaluate()
     evaluation.accumulate()
-    # [IoU, recall, class, area, detections an image]; -1 where there is nothing to find.
+    # [IoU, recall, class, area, detections per image]; -1 where there is nothing to find.
     precision: NDArray[np.float64] = evaluation.eval["precision"][..., -1]
     every, small, medium, large = (_mean(precision[..., AREAS.index(name)]) for name in AREAS)
     per_class = {name: _mean(precision[:, :, index, 0]) for index, name in enumerate(classes)}

@@ -1,4 +1,4 @@
-"""Precision against recall, and the score at which a detector is worth most."""
+"""Precision against recall, and the score threshold with the best F1."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +17,11 @@ def precision_recall(matches: Matches, label: int) -> tuple[NDArray[np.float64],
 
 
 def best_threshold(matches: Matches) -> float:
-    """The lowest score to keep for the best F1 over all classes together; 1 where nothing is hit."""
+    """The score threshold that gives the best F1 over all classes together; 1 if there is no hit."""
     counted = ~matches.ignored
     hits, scores = matches.hit[counted], matches.score[counted]
     if not hits.any():
         return 1.0
     f1 = 2 * np.cumsum(hits) / (np.arange(1, len(hits) + 1) + matches.positives.sum())
-    last_of_score = np.append(scores[1:] != scores[:-1], True)  # a threshold keeps all detections of a score
+    last_of_score = np.append(scores[1:] != scores[:-1], True)  # a threshold keeps all detections of equal score
     return float(scores[np.argmax(np.where(last_of_score, f1, -1))])

@@ -18,7 +18,7 @@ from qmimic.files import OTHER_KIND, parse_json, what_is, write_text
 
 Ids = dict[Any, Any]  # ids of a COCO file: of images to their names, of categories to labels
 
-LARGEST = 1e7  # pixels from the origin, and score: beyond, float32 no longer tells neighbours apart
+LARGEST = 1e7  # pixels from the origin, and score: above it, float32 no longer tells neighbours apart
 
 
 class _Entry(BaseModel):
@@ -35,12 +35,12 @@ class _Entry(BaseModel):
 def read_detections(path: Path, dataset: Dataset, split: str) -> dict[str, Detections]:
     """Detections of a split, by image id, from a file: COCO's results, or what the runtime and `qmimic predict` print.
 
-    `file_name` may have a folder or lack its suffix. Integer ids are those of the folder's COCO file of the split;
-    without one, `category_id` counts the dataset's classes from 1 and `image_id` is the image's name.
+    `file_name` may include a folder or lack its suffix. Integer ids refer to the COCO file of the split in the
+    dataset's folder; without one, `category_id` counts the dataset's classes from 1 and `image_id` is the image's name.
 
     Raises:
         InputError: the file is cut short, or an entry has an unknown image or category, or a number that is not
-            finite; the entry is named by its place, counted from 0.
+            finite; the message gives the entry's index, counted from 0.
     """
     try:
         entries = TypeAdapter(list[_Entry]).validate_python(_listed(_values(read_text(path), path), path))
@@ -56,7 +56,7 @@ def read_detections(path: Path, dataset: Dataset, split: str) -> dict[str, Detec
             given = entry.file_name if entry.file_name is not None else entry.image_id
             if given is None:
                 raise InputError(f"{place} names no image; give it an image_id or a file_name.")
-            raise InputError(f"{place} is of the image {given!r}, which {split} does not have.")
+            raise InputError(f"{place} is for the image {given!r}, which is not in {split}; name its split.")
         label = category_ids.get(entry.category_id) if entry.category is None else None
         if entry.category in dataset.classes:
             label = dataset.classes.index(str(entry.category))
@@ -76,7 +76,7 @@ def read_detections(path: Path, dataset: Dataset, split: str) -> dict[str, Detec
 
 
 def _values(text: str, path: Path) -> Any:
-    """A JSON value, or one a line as a list."""
+    """A JSON value; or, with one value per line, the list of them."""
     lines = [line for line in text.splitlines() if line.strip()]
     if len(lines) > 1 and all(line.startswith("{") and line.rstrip().endswith("}") for line in lines):
         return [parse_json(line, f"Line {number} of {path}", strict=False) for number, line in enumerate(lines, 1)]
@@ -101,20 +101,20 @@ def _listed(value: Any, path: Path) -> Any:
                 entries.append({**own, "file_name": picture["picture"]})
             except (KeyError, TypeError, ValueError) as error:
                 place = f"{path}: detection {number} of {picture.get('picture')!r}"
-                raise InputError(f"{place} has not all of box, class and score; write the file again.") from error
+                raise InputError(f"{place} needs box, class and score; write the file again.") from error
     return entries
 
 
 def write_detections(
     path: Path, found: Mapping[str, Detections], classes: tuple[str, ...], ids: tuple[Ids, Ids] = ({}, {})
 ) -> None:
-    """Write detections, by image id, as a list that `read_detections` reads: COCO's results with names for ids.
+    """Write detections, by image id, as a list that `read_detections` reads: COCO's results with names in place of ids.
 
     Args:
         path: of the file.
         found: detections by image id.
         classes: names of the labels.
-        ids: from `coco_ids`; an image that has one gets it beside its name, so that COCO's own tools read the file.
+        ids: from `coco_ids`; an image with an id gets it beside its name, so that COCO's own tools can read the file.
 
     Raises:
         InputError: the file cannot be written.
@@ -133,9 +133,9 @@ def write_detections(
 
 
 def _image(entry: _Entry, names: set[str], image_ids: dict[Any, str]) -> str | None:
-    """The image that an entry is of; None if the split has no such image."""
+    """The image that an entry belongs to; None if it is not in the split."""
     if entry.file_name is not None:
-        # Whole names first: images may be called `a` and `a.b`, and `a.b` is not `a` with a suffix.
+        # Exact names first: images may be called `a` and `a.b`, where `.b` is not a suffix.
         path = Path(entry.file_name)
         candidates = [entry.file_name, str(path.parent / path.stem), path.name, path.stem]
     elif entry.image_id is not None:
@@ -150,7 +150,7 @@ def _fault(error: ValidationError) -> str:
     first = error.errors()[0]
     place = [str(part) for part in first["loc"]]
     if not place:
-        return f"{first['msg']} at the top"
+        return f"{first['msg']} at the top level"
     key = f", {'.'.join(place[1:])}" if place[1:] else ""
     return f"entry {place[0]}{key}: {first['msg']}"
 

@@ -1,17 +1,18 @@
-"""Why a detector misses mAP: six kinds of errors, and what each costs (TIDE: Bolya et al., ECCV 2020).
+"""Why a detector loses mAP: six kinds of errors, and what each costs (TIDE: Bolya et al., ECCV 2020).
 
-A false detection is, in this order,
+A false detection is the first of these that fits:
 
-    localisation     on a box of its class, but loosely: 0.1 <= IoU < 0.5
-    classification   tightly on a box of another class: IoU >= 0.5
-    duplicate        tightly on a box of its class that a detection of higher score has taken
-    background       on nothing: IoU < 0.1 with every box
-    both             loosely on a box of another class
+    localisation     overlaps a box of its class, but loosely: 0.1 <= IoU < 0.5
+    classification   overlaps a box of another class tightly: IoU >= 0.5
+    duplicate        overlaps a box of its class tightly, but a detection of higher score has that box
+    background       overlaps nothing: IoU < 0.1 with every box
+    both             overlaps a box of another class loosely
 
-and a labelled box that is not found is `missed` unless a localisation or a classification error points at it. The cost
-of a kind is the mAP gained by correcting that kind alone: classes and boxes are corrected (of several detections of one
-box the best stays), what is a duplicate, on the background or wrong in both is removed, and missed boxes are not asked
-for. Differences to the paper: detections are matched as VOC does, and difficult or crowd boxes explain nothing.
+A labelled box that is not found is `missed`, unless a localisation or classification error points at it. The cost of a
+kind is the mAP gained by correcting that kind alone: wrong classes and boxes are corrected (the best of several
+detections of one box stays); duplicates, background detections and those wrong in both are removed; missed boxes are
+taken out of the ground truth. Differences from the paper: detections are matched as in VOC, and difficult or crowd
+boxes explain nothing.
 """
 
 from collections.abc import Collection
@@ -35,11 +36,11 @@ class Errors:
 
     Attributes:
         matches: detections and truth.
-        kind: int8 [D], place in `FALSE_KINDS`; TRUE of hits, IGNORED of what counts for nothing.
+        kind: int8 [D], index in `FALSE_KINDS`; TRUE for hits, IGNORED for detections that do not count.
         blamed: int64 [D], row of the truth that a localisation or classification error or a duplicate points at; -1
             where there is none.
         found: bool [G], labelled boxes that a hit found.
-        missed: bool [G], those that are asked for, not found, and that no error points at.
+        missed: bool [G], those that should be found, were not, and that no error points at.
     """
 
     matches: Matches
@@ -50,18 +51,18 @@ class Errors:
 
     @property
     def wanted(self) -> NDArray[np.bool_]:
-        """Labelled boxes that are asked for, bool [G]."""
+        """Labelled boxes that should be found, bool [G]."""
         return ~self.matches.truth.ignored
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many errors of each kind; with the hits, the false ones are all detections that count."""
+        """How many errors of each kind; hits and false detections together are all detections that count."""
         false = {name: int((self.kind == place).sum()) for place, name in enumerate(FALSE_KINDS)}
         return {**false, "missed": int(self.missed.sum())}
 
 
 def find_errors(matches: Matches) -> Errors:
-    """The kind of every error of a split."""
+    """Classify every error of a split."""
     truth = matches.truth
     kind = np.where(matches.hit, TRUE, IGNORED).astype(np.int8)
     blamed = np.full(len(kind), -1, np.int64)
@@ -82,13 +83,13 @@ def find_errors(matches: Matches) -> Errors:
 
 
 def corrected_map(errors: Errors, kinds: Collection[str]) -> float:
-    """VOC mAP (area), 0..1, if the errors of these kinds were not there; of no kinds: the mAP as it is.
+    """VOC mAP (area), 0..1, with the errors of these kinds corrected; without kinds, the mAP as it is.
 
-    The mean is over the classes that have something to be found; 1 if nothing is left to be found.
+    The mean is over the classes with something to find; 1 if nothing is left to find.
     """
     matches, truth = errors.matches, errors.matches.truth
     corrected = _is(errors.kind, *(name for name in ("localisation", "classification") if name in kinds))
-    # The best of the corrected detections of a box that no hit has found stays, as a hit.
+    # For a box without a hit, the best of its corrected detections stays, as a hit.
     pointing = np.flatnonzero(corrected)
     open_ones = pointing[~errors.found[errors.blamed[pointing]]]
     first = open_ones[np.unique(errors.blamed[open_ones], return_index=True)[1]]
@@ -108,7 +109,7 @@ def corrected_map(errors: Errors, kinds: Collection[str]) -> float:
 
 
 def costs(errors: Errors) -> dict[str, float]:
-    """The mAP, 0..1, that each kind costs by itself; 0 everywhere if nothing was to be found."""
+    """The mAP, 0..1, that each kind costs by itself; all 0 if there was nothing to find."""
     if not errors.wanted.any():
         return dict.fromkeys(KINDS, 0.0)
     before = corrected_map(errors, ())
@@ -116,7 +117,7 @@ def costs(errors: Errors) -> dict[str, float]:
 
 
 def confusion(errors: Errors) -> NDArray[np.int64]:
-    """How often an object of a class was found as one of another, [labelled, found]; hits are the diagonal."""
+    """How often an object of one class was found as another, int64 [labelled, found]; hits are on the diagonal."""
     truth, matches = errors.matches.truth, errors.matches
     table = np.zeros((matches.classes, matches.classes), np.int64)
     wrong = _is(errors.kind, "classification")
@@ -128,11 +129,11 @@ def confusion(errors: Errors) -> NDArray[np.int64]:
 def _explain(
     matches: Matches, rows: NDArray[np.int64], own: NDArray[np.int64]
 ) -> tuple[NDArray[np.int8], NDArray[np.int64]]:
-    """Kinds of false detections `rows` of one image, and the boxes they point at; `own`: its boxes that count."""
+    """Kinds of one image's false detections `rows`, and the boxes they point at; `own`: its boxes that count."""
     names = {name: place for place, name in enumerate(FALSE_KINDS)}
     if not len(own):
         return np.full(len(rows), names["background"], np.int8), np.full(len(rows), -1, np.int64)
-    if len(rows) > 1 and len(rows) * len(own) > PAIRS_AT_ONCE:  # of a crowd or of noise; memory is bounded
+    if len(rows) > 1 and len(rows) * len(own) > PAIRS_AT_ONCE:  # a crowd or noise: in halves, to bound memory
         halves = [_explain(matches, half, own) for half in np.array_split(rows, 2)]
         return np.concatenate([half[0] for half in halves]), np.concatenate([half[1] for half in halves])
     truth = matches.truth

@@ -1,7 +1,7 @@
-"""Every detection of a split beside the truth, by the matching rules of Pascal VOC, without loops over boxes.
+"""Every detection of a split matched to the ground truth by the rules of Pascal VOC, without loops over boxes.
 
-In VOC's coordinates (1-based, inclusive) our box (x1, y1, x2, y2) is (x1 + 1, y1 + 1, x2, y2), and VOC's width
-xmax - xmin + 1 is our x2 - x1. The devkit's overlap is therefore plain intersection over union of our boxes.
+Our box (x1, y1, x2, y2) is (x1 + 1, y1 + 1, x2, y2) in VOC's coordinates (1-based, inclusive), and VOC's width
+xmax - xmin + 1 is our x2 - x1. So the devkit's overlap is plain intersection over union of our boxes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,20 +15,20 @@ from qmimic.data.sample import Sample, has_area
 from qmimic.detections import Detections
 
 IOU = 0.5
-PAIRS_AT_ONCE = 1 << 21  # overlaps computed in one piece: about 200 MB of temporaries
+PAIRS_AT_ONCE = 1 << 21  # overlaps computed at once: about 200 MB of temporaries
 
 T = TypeVar("T", bound=np.generic)
 
 
 @dataclass(frozen=True)
 class Truth:
-    """Labelled boxes of a split that have area, sorted by group = image * classes + label.
+    """Labelled boxes of a split that have area, sorted by group, which is image * classes + label.
 
     Attributes:
-        image: int64 [G], place of the image in the split.
+        image: int64 [G], index of the image in the split.
         boxes: float64 [G, 4], xyxy, pixels.
         label: int64 [G].
-        ignored: bool [G], difficult or crowd: detections on them count for nothing.
+        ignored: bool [G], difficult or crowd: detections on them do not count.
         starts: int64 [images * classes + 1], where each group begins.
         images: number of images.
     """
@@ -57,19 +57,19 @@ class Truth:
 
 @dataclass(frozen=True)
 class Matches:
-    """Detections of a split in falling order of score, ties as they came, and what became of each.
+    """Detections of a split in falling order of score, ties in their original order, and what became of each.
 
     Attributes:
         truth: the labelled boxes.
         classes: number of classes.
-        image: int64 [D], place of the image in the split.
+        image: int64 [D], index of the image in the split.
         label: int64 [D].
         box: float64 [D, 4], xyxy, pixels.
         score: float64 [D].
-        target: int64 [D], row of `truth` of the same class and image that it overlaps most; 0 where there is none.
-        overlap: float64 [D], that overlap; -1 where there is none.
-        hit: bool [D], the first to reach `IOU` with a box that counts.
-        ignored: bool [D], on a box that counts for nothing, and so does the detection.
+        target: int64 [D], row of the box in `truth`, of its class and image, that it overlaps most; 0 if there is none.
+        overlap: float64 [D], that overlap; -1 if there is none.
+        hit: bool [D], whether it is the first to reach the IoU with a box that counts.
+        ignored: bool [D], whether its box does not count; then neither does the detection.
     """
 
     truth: Truth
@@ -85,17 +85,17 @@ class Matches:
 
     @property
     def positives(self) -> NDArray[np.int64]:
-        """Boxes to be found by class, int64 [classes]."""
+        """Boxes to be found, by class, int64 [classes]."""
         return np.bincount(self.truth.label[~self.truth.ignored], minlength=self.classes)
 
 
 def match(samples: Sequence[Sample], detections: Mapping[str, Detections], classes: int, iou: float = IOU) -> Matches:
     """Match detections to labelled boxes as VOC does.
 
-    Every detection looks for the labelled box of its class and image that it overlaps most (the first of equals).
-    With an overlap of at least `iou` it is a hit, or counts for nothing if that box is difficult or crowd, or is
-    false if a detection of higher score has taken that box before; below `iou` it is false. Detections of equal score
-    keep the order of `samples`, and within an image their own.
+    Each detection is compared with the labelled box of its class and image that it overlaps most (the first of equals).
+    If the overlap is below `iou`, it is false. Otherwise it does not count if that box is difficult or crowd, is false
+    if a detection of higher score has taken that box already, and else is a hit. Detections of equal score are ordered
+    as `samples` are, and as given within an image.
 
     Args:
         samples: all images of the split, with or without detections.
@@ -106,7 +106,7 @@ def match(samples: Sequence[Sample], detections: Mapping[str, Detections], class
     truth = Truth.of(samples, classes)
     image, label, box, score = _flatten(samples, detections)
     best, overlap = _best_match(truth, image * classes + label, box)
-    # One order for all classes: by falling score, ties as they came.
+    # One order for all classes: by falling score, ties in their original order.
     order = np.argsort(-score, kind="stable")
     best, close = best[order], overlap[order] >= iou
     ignored = np.zeros(len(order), np.bool_)
@@ -126,7 +126,7 @@ def _best_match(
     first, count = truth.starts[group], truth.starts[group + 1] - truth.starts[group]
     best, overlap = np.zeros(len(group), np.int64), np.full(len(group), -1.0)
     rows = np.flatnonzero(count)
-    # Pieces of whole detections with at most PAIRS_AT_ONCE pairs, one detection at least.
+    # Pieces of whole detections with at most PAIRS_AT_ONCE pairs, but at least one detection.
     piece = np.cumsum(count[rows]) // PAIRS_AT_ONCE
     for some in np.split(rows, np.flatnonzero(np.diff(piece)) + 1) if len(rows) else []:
         ends = np.cumsum(count[some])
@@ -143,7 +143,7 @@ def _best_match(
 def pair_iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
     """Intersection over union of boxes [N, 4] with boxes [N, 4], row by row, [N]; b must have area.
 
-    Never NaN, whatever a detector says: 0 for boxes that share nothing, turned inside out or not finite.
+    Never NaN: 0 for boxes that do not overlap, that are turned inside out, or that are not finite.
     """
     sides = (np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])).clip(0)
     shared: NDArray[np.float64] = sides.prod(1)
@@ -167,5 +167,5 @@ def _flatten(
 
 
 def _join(parts: Sequence[NDArray[np.generic]], empty: tuple[int, ...], dtype: type[T]) -> NDArray[T]:
-    """The parts one after another; an empty array of shape `empty` if there are none."""
+    """The parts concatenated; an empty array of shape `empty` if there are none."""
     return np.concatenate([np.empty(empty, dtype), *parts]).astype(dtype)

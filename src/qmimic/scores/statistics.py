@@ -1,4 +1,4 @@
-"""Means over repetitions, their intervals, and how both are written."""
+"""Means over repetitions, their intervals, and how both are printed."""
 
 import math
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ class Estimate:
     """A mean over repetitions.
 
     Attributes:
-        count: number of repetitions; mean: their mean; error: its standard error (NaN of a single one).
+        count: number of repetitions; mean: their mean; error: its standard error (NaN for a single one).
     """
 
     count: int
@@ -24,7 +24,7 @@ class Estimate:
 
     @property
     def margin(self) -> float:
-        """Half the width of the 95 % interval by Student's t; NaN of a single repetition."""
+        """Half the width of the 95 % interval by Student's t; NaN for a single repetition."""
         if self.count < 2:
             return math.nan
         return float(student_t.ppf(0.5 + CONFIDENCE / 2, self.count - 1)) * self.error
@@ -40,7 +40,7 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """A share as per cent, a dash where there is none."""
+    """A share as a percentage; a dash for None."""
     return "-" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
 
 

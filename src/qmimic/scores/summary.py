@@ -50,6 +50,6 @@ def score(dataset: Dataset, split: str, found: Mapping[str, Detections]) -> Scor
 
 
 def voc_map50(dataset: Dataset, split: str, found: Mapping[str, Detections]) -> float:
-    """VOC mAP@0.5 (area under the curve) alone, as `Scores.voc_map50`; 0 without a box. Raises: as `score`."""
+    """Only VOC mAP@0.5 (area under the curve), as `Scores.voc_map50`; 0 without boxes. Raises: as `score`."""
     voc = voc_ap(samples_of(dataset, split), found, dataset.classes)
     return voc.map_area if any(own.positives for own in voc.per_class.values()) else 0.0

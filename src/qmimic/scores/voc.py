@@ -18,7 +18,7 @@ class ClassScore:
     Attributes:
         ap07: 11-point average precision (VOC 2007), 0..1; NaN without positives.
         ap: average precision as the area under the curve (VOC 2010 on), 0..1; NaN without positives.
-        positives: boxes to be found: neither difficult, nor crowd, nor without area.
+        positives: number of boxes to be found: not difficult, not crowd, with area.
     """
 
     ap07: float
@@ -28,7 +28,7 @@ class ClassScore:
 
 @dataclass(frozen=True)
 class VocScore:
-    """Average precision of every class, and the means over the classes that have positives.
+    """Average precision of every class, and means over the classes that have positives.
 
     Attributes:
         map07: mean of `ap07`; NaN if no class has positives.
@@ -46,7 +46,7 @@ def voc_ap(
 ) -> VocScore:
     """VOC scores of a split.
 
-    Detections are matched as `qmimic.scores.matches.match` says.
+    Detections are matched by `qmimic.scores.matches.match`.
 
     Args:
         samples: all images of the split, with or without detections.
@@ -77,7 +77,7 @@ def voc_ap(
 def average_precision_07(recall: NDArray[np.float64], precision: NDArray[np.float64]) -> float:
     """11-point average precision of a curve [D]: mean over t = 0, 0.1, ... 1 of the best precision at recall >= t.
 
-    The thresholds are the doubles k * 0.1, as in the devkit's transcriptions: 3 * 0.1 lies just above 3 / 10.
+    The thresholds are the doubles k * 0.1, as in ports of the devkit: 3 * 0.1 is slightly above 0.3.
     """
     from_here = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
     first = np.searchsorted(recall, np.arange(11) * 0.1)
@@ -85,7 +85,7 @@ def average_precision_07(recall: NDArray[np.float64], precision: NDArray[np.floa
 
 
 def average_precision(recall: NDArray[np.float64], precision: NDArray[np.float64]) -> float:
-    """Area under a curve [D] after precision is made falling (VOC 2010 on)."""
+    """Area under a curve [D], with precision made monotonically falling (VOC 2010 on)."""
     from_here = np.maximum.accumulate(precision[::-1])[::-1]
     return float((np.diff(recall, prepend=0.0) * from_here).sum())
 

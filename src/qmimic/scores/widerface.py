@@ -1,7 +1,8 @@
 """WIDER FACE's own protocol: average precision on its easy, medium and hard faces (Yang et al., CVPR 2016).
 
-Scores are normalised over the whole split; a curve has 1,000 points, one for each score threshold; a detection takes
-the face it overlaps most, boxes being inclusive pixels; faces outside a subset count neither for nor against.
+Scores are normalised over the whole split; a curve has 1,000 points, one for each score threshold; a detection is
+matched to the face it overlaps most, with boxes of inclusive pixels; faces outside a level count neither for nor
+against.
 """
 
 from collections.abc import Iterable, Mapping
@@ -32,7 +33,7 @@ class TruthImage:
     Attributes:
         image_id: "event/name".
         boxes: float64 [M, 4], x, y, width, height.
-        counted: bool [M] for each of `LEVELS`.
+        counted: for each of `LEVELS`, bool [M].
     """
 
     image_id: str
@@ -42,12 +43,12 @@ class TruthImage:
 
 @dataclass(frozen=True)
 class WiderScores:
-    """Average precision by level, 0..1, and what the figures rest on.
+    """Average precision by level, 0..1, and what the figures are based on.
 
     Attributes:
         easy, medium, hard: average precision.
         detections: how many were scored.
-        lowest_score: of a detection: the threshold behind the figures, which is often left out where they are quoted.
+        lowest_score: of any detection: the threshold behind the figures, which quotations often leave out.
     """
 
     easy: float
@@ -58,10 +59,10 @@ class WiderScores:
 
 
 def read_truth(folder: Path) -> tuple[TruthImage, ...]:
-    """The benchmark's ground truth: `wider_face_val.mat` and a file for each level.
+    """Read the benchmark's ground truth: `wider_face_val.mat` and a file for each level.
 
     Raises:
-        InputError: a file is missing, of another layout, or does not list the images of the others.
+        InputError: a file is missing, has another layout, or does not list the same images as the others.
     """
     whole = list(mat_images(folder / "wider_face_val.mat"))
     levels = {level: list(mat_images(folder / f"wider_{level}_val.mat")) for level in LEVELS}
@@ -82,20 +83,20 @@ def read_truth(folder: Path) -> tuple[TruthImage, ...]:
 
 
 def read_detections(folder: Path, truth: Iterable[TruthImage]) -> tuple[dict[str, Boxes], tuple[str, ...]]:
-    """Detections as the benchmark takes them, `folder/event/name.txt`: name, number, then `x y width height score`.
+    """Read detections in the benchmark's layout, `folder/event/name.txt`: name, number, then `x y width height score`.
 
     Args:
         folder: of the event folders.
-        truth: the images; every one needs a file, be it of no detection.
+        truth: the images; each needs a file, even one without detections.
 
     Returns:
-        float64 [N, 5] by image id, in falling order of score; and what a person should know of the files.
+        float64 [N, 5] by image id, in falling order of score; and remarks on the files for the user.
 
     Raises:
-        InputError: a folder or file is missing, of an unknown image, or is not of this layout.
+        InputError: a folder or file is missing, belongs to an unknown image, or has another layout.
     """
     if not folder.is_dir():
-        raise InputError(f"There is no folder {folder}; name the folder of the event folders with detections.")
+        raise InputError(f"There is no folder {folder}; name the folder that holds the event folders with detections.")
     known = {image.image_id for image in truth}
     events = {image_id.split("/")[0] for image_id in known}
     for event in sorted(events):
@@ -103,7 +104,7 @@ def read_detections(folder: Path, truth: Iterable[TruthImage]) -> tuple[dict[str
             raise InputError(f"{folder} lacks the event folder {event}; write a file for every image of the split.")
     files = {f"{path.parent.name}/{path.stem}": path for path in sorted(folder.glob("*/*.txt"))}
     for image_id in sorted(set(files) - known):
-        raise InputError(f"{files[image_id]} is of no image of the ground truth; score the split it belongs to.")
+        raise InputError(f"{files[image_id]} belongs to no image of the ground truth; score the split it belongs to.")
     missing = sorted(known - set(files))
     if missing:
         raise InputError(
@@ -114,12 +115,10 @@ def read_detections(folder: Path, truth: Iterable[TruthImage]) -> tuple[dict[str
     said = []
     unsorted = sum(bool((np.diff(own[:, 4]) > 0).any()) for own in found.values())
     if unsorted:
-        said.append(
-            f"{unsorted} files were not in falling order of score; they were sorted, as the protocol wants them."
-        )
+        said.append(f"{unsorted} files were not in falling order of score, as the protocol requires; they were sorted.")
     repeated = sum(len(own) - len(set(map(tuple, own.tolist()))) for own in found.values())
     if repeated:
-        said.append(f"{repeated} lines are repetitions of others; in the protocol they are false detections.")
+        said.append(f"{repeated} lines repeat others; the protocol counts them as false detections.")
     return {image_id: own[np.argsort(-own[:, 4], kind="stable")] for image_id, own in found.items()}, tuple(said)
 
 
@@ -149,7 +148,7 @@ def write_detections(folder: Path, found: Mapping[str, Detections]) -> None:
     for image_id, own in found.items():
         event, slash, name = image_id.partition("/")
         if not slash:
-            raise InputError(f"{image_id} is of no event; only detections on a WIDER FACE folder have this layout.")
+            raise InputError(f"{image_id} has no event; only detections on a WIDER FACE folder have this layout.")
         sides = np.concatenate([own.boxes[:, :2], own.boxes[:, 2:] - own.boxes[:, :2]], 1)
         rows = (f"{x:.2f} {y:.2f} {w:.2f} {h:.2f} {s:.6f}" for (x, y, w, h), s in zip(sides, own.scores, strict=True))
         write_text(folder / event / f"{name}.txt", "\n".join([image_id, str(len(sides)), *rows]) + "\n")
@@ -166,18 +165,18 @@ def widerface_ap(truth: Iterable[TruthImage], found: Mapping[str, Boxes]) -> Wid
     scores = np.concatenate([np.zeros(0), *(own[:, 4] for own in found.values())])
     lowest, highest = float(scores.min(initial=1)), float(scores.max(initial=0))
     spread = (highest - lowest) or 1.0
-    # A detection counts from the first threshold on that its normalised score reaches.
+    # A detection counts from the first threshold that its normalised score reaches.
     thresholds = 1 - np.arange(1, THRESHOLDS + 1) / THRESHOLDS
     proposals = {level: np.zeros(THRESHOLDS) for level in LEVELS}
     recalled = {level: np.zeros(THRESHOLDS) for level in LEVELS}
     for image in truth:
         own = found[image.image_id]
         if not len(own) or not len(image.boxes):
-            continue  # the protocol passes over detections in images without faces
+            continue  # the protocol ignores detections in images without faces
         taken, overlap = _best_faces(own[:, :4], image.boxes)
         step = np.searchsorted(-thresholds, -(own[:, 4] - lowest) / spread)
         hits = np.flatnonzero(overlap >= IOU)
-        # Only the first detection of a face recalls it; a second one is a false detection.
+        # Only a face's first detection recalls it; a second one is a false detection.
         firsts = hits[np.unique(taken[hits], return_index=True)[1]]
         for level in LEVELS:
             counted = image.counted[level]
@@ -191,7 +190,7 @@ def widerface_ap(truth: Iterable[TruthImage], found: Mapping[str, Boxes]) -> Wid
 
 
 def _best_faces(boxes: Boxes, faces: Boxes) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The face that each of the boxes [N, 4] overlaps most, int64 [N], and that IoU, float64 [N]; piece by piece."""
+    """The face that each of boxes [N, 4] overlaps most, int64 [N], and that IoU, float64 [N]; computed in pieces."""
     pieces = np.array_split(boxes, -(-len(boxes) * len(faces) // PAIRS_AT_ONCE))
     overlaps = ((own.argmax(1), own.max(1)) for own in (_iou(piece, faces) for piece in pieces))
     taken, overlap = zip(*overlaps, strict=True)
@@ -199,7 +198,7 @@ def _best_faces(boxes: Boxes, faces: Boxes) -> tuple[NDArray[np.int64], NDArray[
 
 
 def _iou(a: Boxes, b: Boxes) -> Boxes:
-    """IoU of boxes [N, 4] and [M, 4] (x, y, width, height) whose last pixel is x + width inclusive, [N, M]."""
+    """IoU of boxes [N, 4] and [M, 4] (x, y, width, height) whose last pixel, x + width, is included: [N, M]."""
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum(a[:, None, :2] + a[:, None, 2:], b[None, :, :2] + b[None, :, 2:])
     overlap = np.clip(high - low + 1, 0, None).prod(2)
@@ -209,7 +208,7 @@ def _iou(a: Boxes, b: Boxes) -> Boxes:
 
 
 def _area(recalled: Boxes, proposals: Boxes, faces: int) -> float:
-    """Area under the curve of the points, precision made falling, as VOC's devkit of 2010 and later has it."""
+    """Area under the curve of the points with precision made falling, as in VOC's devkit from 2010 on."""
     recall = np.concatenate([[0.0], recalled / max(1, faces), [1.0]])
     precision = np.concatenate([[0.0], recalled / np.maximum(1, proposals), [0.0]])
     precision = np.maximum.accumulate(precision[::-1])[::-1]

@@ -1,1 +1,1 @@
-"""Detectors on a local web page, and as a JSON endpoint; without torch where a deployed file is served."""
+"""Detectors on a local web page and as a JSON endpoint; deployed files are served without torch."""

@@ -1,4 +1,4 @@
-"""The application: the page and its files, the endpoints, and what is said when they fail."""
+"""The application: the page and its files, the endpoints, and the answers when they fail."""
 
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
@@ -18,18 +18,18 @@ from qmimic.serve.safety import Public, Safe
 
 PAGE = Path(__file__).parent / "page"
 KINDS = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
-DESCRIPTION = "Detections in pictures. Every answer that is no success is JSON with one sentence, `error`."
+DESCRIPTION = "Detections in pictures. Any answer other than success is JSON with one sentence, `error`."
 
 
 def application(shelf: Shelf, limits: Limits, pool: Executor, host: str, public: Public | None = None) -> ASGIApp:
-    """What a server runs.
+    """The application that a server runs.
 
     Args:
         shelf: the models.
         limits: of requests.
         pool: threads that decode and compute, `limits.threads` of them.
-        host: that the server is bound to; at this machine's own address, only this machine's names are answered to.
-        public: the page's address behind a proxy, whose name is answered to as well.
+        host: that the server is bound to; if only this machine can reach it, foreign host names are refused.
+        public: the page's address behind a proxy; requests by its name are answered too.
     """
     api = FastAPI(
         title="qmimic",
@@ -54,7 +54,7 @@ def application(shelf: Shelf, limits: Limits, pool: Executor, host: str, public:
 
 
 def _always(content: bytes, kind: str) -> Callable[[Request], Awaitable[Response]]:
-    """What answers with the same file each time."""
+    """A handler that answers with the same file each time."""
 
     async def answer(_: Request) -> Response:
         return Response(content, media_type=kind)
@@ -79,12 +79,14 @@ async def _unknown(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     sentences = {
         400: "The request cannot be read; /openapi.json says what is expected.",
-        404: "There is no such page; / is the page, /openapi.json lists the endpoints.",
-        405: f"{request.method} is no method of this address; /openapi.json lists the endpoints.",
+        404: "There is no such page; see / for the page and /openapi.json for the endpoints.",
+        405: f"{request.method} is not allowed at this address; see /openapi.json for the endpoints.",
     }
     sentence = sentences.get(error.status_code, f"The request was refused: {error.detail}.")
     return JSONResponse({"error": sentence}, error.status_code, error.headers)
 
 
 async def _fault(_: Request, __: Exception) -> Response:
-    return JSONResponse({"error": "The server failed at this; its terminal says how. Please report it."}, 500)
+    return JSONResponse(
+        {"error": "The server failed on this request; its terminal shows the error. Please report it."}, 500
+    )

@@ -1,4 +1,4 @@
-"""What a program asks: what is served, detections in a picture, label files, reports."""
+"""The endpoints for programs: models, detections in a picture, label files, reports."""
 
 import asyncio
 import io
@@ -21,7 +21,7 @@ from qmimic.serve.uploads import picture_of, spoilt_by_curl
 
 REPORT = "report.html"
 MAX_REPORT = 64 * MIB
-# A report may come from a stranger's run folder: it keeps its own styles and scripts, but is of no origin, so that it
+# A report may come from a stranger's run folder: it keeps its own styles and scripts but has no origin, so that it
 # can neither read the endpoints nor send anything.
 REPORT_POLICY = (
     "sandbox allow-scripts allow-downloads; default-src 'none'; img-src data:; font-src data:; "
@@ -31,16 +31,16 @@ PICTURE = {"schema": {"type": "string", "format": "binary"}}
 
 
 def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The answers besides success, for the OpenAPI file."""
+    """The answers other than success, for the OpenAPI file."""
     reasons = {
         400: "the picture is empty, truncated or damaged",
-        403: "asked from another site's page, or by a foreign name",
+        403: "sent by another site's page, or under a foreign host name",
         404: "there is no such page",
         408: "the request took too long to arrive",
         413: "too many bytes or pixels",
         415: "not a picture in a known format",
         422: "a parameter or the JSON cannot be used",
-        500: "a fault of the server",
+        500: "an error in the server",
         503: "too many pictures are waiting; see the header Retry-After",
     }
     return {status: {"model": Refusal, "description": reasons[status]} for status in statuses}
@@ -96,8 +96,8 @@ def about_pictures(shelf: Shelf, limits: Limits, pool: Executor) -> APIRouter:
     )
     async def detect(
         request: Request,
-        model: Annotated[str | None, Query(description="its name; may be left out if only one is served")] = None,
-        min_score: Annotated[float, Query(ge=0, le=1, description="detections below are left out")] = 0.0,
+        model: Annotated[str | None, Query(description="the model's name; optional if only one is served")] = None,
+        min_score: Annotated[float, Query(ge=0, le=1, description="detections below it are left out")] = 0.0,
     ) -> Found:
         chosen = _chosen(shelf, model)
         kind = request.headers.get("content-type", "")
@@ -169,7 +169,7 @@ def about_reports(shelf: Shelf) -> APIRouter:
         try:
             content = read_bytes(shelf.runs[run] / REPORT, MAX_REPORT, shelf.runs[run])
         except (KeyError, InputError) as error:
-            none = f"There is no report of {run!r}; `qmimic report` writes one into a run's folder."
+            none = f"There is no report of {run!r}; `qmimic report` writes one into the run's folder."
             raise RefusedError(404, none) from error
         return Response(content, media_type="text/html", headers={"content-security-policy": REPORT_POLICY})
 
@@ -182,7 +182,7 @@ def detections(found: Detections, classes: tuple[str, ...], min_score: float) ->
     return [
         Detection(name=classes[label], score=round(score, 4), box=tuple(round(side, 2) for side in box))
         for box, score, label in rows
-        if round(score, 4) >= min_score  # as it is told
+        if round(score, 4) >= min_score  # as the answer gives it
     ]
 
 
@@ -196,7 +196,7 @@ def _chosen(shelf: Shelf, name: str | None) -> Served:
 
 
 def _report(shelf: Shelf, run: str) -> Path | None:
-    """A run's report, if it is there and lies in the run's folder."""
+    """A run's report, if there is one and it lies within the run's folder."""
     if run not in shelf.runs:
         return None
     folder = shelf.runs[run]

@@ -1,4 +1,4 @@
-"""Detections as label files, one zip: so a detector helps to label more pictures."""
+"""Detections as label files in one zip, so that a detector helps to label more pictures."""
 
 import io
 import zipfile
@@ -20,7 +20,7 @@ ClassName = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class Strict(BaseModel):
-    """JSON that is sent to us: unknown keys are errors."""
+    """JSON that is sent to the server: unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
@@ -31,14 +31,14 @@ class Detection(Strict):
     name: ClassName = Field(alias="class", description="name of its class")
     score: float = Field(ge=0, le=1)
     box: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat] = Field(
-        description="x1, y1, x2, y2 in pixels of the picture as a person sees it, from its top left corner"
+        description="x1, y1, x2, y2 in pixels of the picture as displayed, from its top left corner"
     )
 
 
 class LabelledPicture(Strict):
     """A picture's name, its size, and what is in it."""
 
-    name: str = Field(max_length=200, description="of the file, without folders: photo.jpg")
+    name: str = Field(max_length=200, description="file name without folders: photo.jpg")
     width: Side
     height: Side
     detections: list[Detection] = Field(max_length=10_000)
@@ -50,15 +50,17 @@ class LabelledPicture(Strict):
         if "/" in name or "\\" in name or ":" in name:
             raise ValueError(f"{name!r} has a folder in it; give the file's name alone")
         if not one_line(name) or not stem.strip(".") or stem != stem.strip() or suffix.lower() not in SUFFIXES:
-            raise ValueError(f"{name!r} is no picture's name; it ends in one of {' '.join(SUFFIXES)}")
+            raise ValueError(f"{name!r} is not a picture's name; it must end in one of {' '.join(SUFFIXES)}")
         return name
 
 
 class LabelsWanted(Strict):
-    """What is to become label files."""
+    """What to write as label files."""
 
     format: Literal["coco", "yolo", "voc"]
-    classes: list[ClassName] = Field(min_length=1, max_length=10_000, description="all, in the order of their index")
+    classes: list[ClassName] = Field(
+        min_length=1, max_length=10_000, description="all class names, in the order of their indices"
+    )
     pictures: list[LabelledPicture] = Field(min_length=1, max_length=100_000)
 
     @model_validator(mode="after")
@@ -92,10 +94,10 @@ class _Folder:
 
 
 def labels_zip(wanted: LabelsWanted) -> bytes:
-    """A zip of label files in the layout that `qmimic data` reads; pictures are to be put beside them.
+    """A zip of label files in a layout that `qmimic data` reads once the pictures are put beside them.
 
     Pictures that would share a label file are numbered, as the README.txt in the zip says. Boxes are
-    clipped to their pictures; those without area are left out, as no labels.
+    clipped to their pictures; those left without area are dropped.
 
     Raises:
         InputError: the layout cannot hold a name.
@@ -118,7 +120,7 @@ def labels_zip(wanted: LabelsWanted) -> bytes:
 
 
 def _apart(names: Sequence[str]) -> list[str]:
-    """Names of pictures with a number behind those that would share a label file with one before."""
+    """Picture names, with a number appended to any that would share a label file with an earlier one."""
     own = {PurePosixPath(name).stem for name in names}
     taken: set[str] = set()
     found = []
@@ -139,7 +141,7 @@ def _sample(picture: LabelledPicture, name: str, index: dict[str, int]) -> Sampl
     kept = [(box, one) for box, one, good in zip(boxes, picture.detections, has_area(boxes), strict=True) if good]
     return make_sample(
         PurePosixPath(name).stem,
-        Path(name),  # for its name alone: the size is known, so no writer opens it
+        Path(name),  # only its name matters: the size is known, so no writer opens it
         [tuple(box.tolist()) for box, _ in kept],
         [index[one.name] for _, one in kept],
         (picture.width, picture.height),

@@ -1,4 +1,4 @@
-"""How much strangers may send: bytes, pixels, and pictures in progress; those who wait too long are told so."""
+"""How much strangers may send: bytes, pixels, and pictures in progress; whoever waits too long is told to retry."""
 
 import asyncio
 import io
@@ -11,19 +11,19 @@ from qmimic.data.images import TooLargeError, UnknownFormatError, image_size
 from qmimic.errors import InputError
 
 MIB = 1 << 20
-LARGE = 16_000_000  # pixels; pictures above are decoded one at a time
+LARGE = 16_000_000  # pixels; larger pictures are decoded one at a time
 JSON_BYTES = 8 * MIB
-DRAINED = 4  # times the limit that is read and thrown away, so that a sender reads our answer and no broken connection
-READING = 60.0  # seconds that a body may take
-PACE, LEAST = 2.0, 16384  # in so many seconds it brings so many bytes, or its end
-ARRIVING = 512  # bodies on their way at once
-HELD = 4  # whole bodies for each thread, of those on their way and those that wait
-PICTURES = "/api/detect"  # what is sent to any other address is JSON, whatever it calls itself
-RETRY = 5  # seconds after which one that was sent away may come again
+DRAINED = 4  # times the limit: read and discarded, so that a sender gets the answer instead of a broken connection
+READING = 60.0  # seconds that a body may take to arrive
+PACE, LEAST = 2.0, 16384  # every PACE seconds, LEAST bytes or the end must arrive
+ARRIVING = 512  # bodies arriving at once
+HELD = 4  # whole bodies in memory per thread, arriving or waiting
+PICTURES = "/api/detect"  # bodies to any other address are JSON, whatever their type says
+RETRY = 5  # seconds after which a refused sender may try again
 
 
 class RefusedError(Exception):
-    """A request that is not answered: its HTTP status, and one sentence that names the fix."""
+    """A refused request: its HTTP status, and one sentence that says what to do."""
 
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
@@ -42,8 +42,8 @@ class Limits:
     Attributes:
         bytes: of one picture's file.
         pixels: of one picture.
-        threads: pictures that are computed at once.
-        waiting: requests that may wait for their turn.
+        threads: pictures computed at once.
+        waiting: requests that may wait their turn.
         patience: seconds that they wait.
     """
 
@@ -81,7 +81,7 @@ def _too_many_pixels(limits: Limits) -> RefusedError:
 
 
 class _Arrival:
-    """A body on its way, or one that waits or is looked at: its bytes count among those that are held."""
+    """A body that is arriving, waiting or being computed; its bytes count as held in memory."""
 
     def __init__(self, deadline: asyncio.Timeout) -> None:
         self.deadline = deadline
@@ -90,20 +90,19 @@ class _Arrival:
 
 
 class Gate:
-    """ASGI middleware: a body is read when a turn is free, and no further than allowed; then it takes the turn.
+    """ASGI middleware: a body is read once a turn is free, up to the limit; when complete, it takes the turn.
 
-    A body that has not come to its end holds no turn, so that slow senders keep nobody waiting; one that falls below
-    the least rate is cut off. Memory is bounded by the bytes that are held: where they become too many, the body that
-    has been on its way for longest gives way.
+    An incomplete body holds no turn, so slow senders keep nobody waiting; one below the minimum rate is cut off. The
+    bytes held in memory are bounded: if they become too many, the body that has been arriving longest is dropped.
     """
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self._app = app
         self._limits = limits
-        self._free = 2 * limits.threads  # turns; one computes while another's body is prepared
+        self._free = 2 * limits.threads  # turns; one computes while another's body is being prepared
         self._changed = asyncio.Condition()
         self._waiting = 0
-        self._arriving: list[_Arrival] = []  # the first began first
+        self._arriving: list[_Arrival] = []  # in the order in which they began
         self._held, self._most_held = 0, HELD * limits.threads * limits.bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -181,7 +180,7 @@ class Gate:
             rate = LEAST / PACE / 1024
             raise RefusedError(
                 408,
-                f"The request took too long to arrive, over {READING:g} s or below {rate:g} kB/s; send less.",
+                f"The request took too long to arrive (over {READING:g} s, or below {rate:g} kB/s); send less.",
             ) from None
         finally:
             self._arriving.remove(arrival)
@@ -201,11 +200,11 @@ class Gate:
 
 
 def _busy() -> RefusedError:
-    return RefusedError(503, "The server is busy with other pictures; try again in some seconds.")
+    return RefusedError(503, "The server is busy with other pictures; try again in a few seconds.")
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """What an application receives: the body at once, then what comes."""
+    """A receive function for the application: the body in one piece, then whatever follows."""
     given = False
 
     async def replayed() -> Message:

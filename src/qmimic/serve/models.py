@@ -20,26 +20,26 @@ TRAINED = ".safetensors"
 TORCH = "PyTorch"
 SIDE_BY_SIDE = 3
 
-Look = Callable[[NDArray[np.uint8]], Detections]  # of an image [H, W, 3], fitted; boxes in its pixels
+Look = Callable[[NDArray[np.uint8]], Detections]  # of a resized image [H, W, 3]; boxes in its pixels
 
 
 @dataclass(frozen=True)
 class Served:
-    """A detector that answers.
+    """A detector that is served.
 
     Attributes:
-        name: unique among those served; no path.
-        run: name of the run or folder that it came with.
+        name: unique among the models served; not a path.
+        run: name of the run or folder that it belongs to.
         engine: what computes it.
         precision: fp32 or int8.
         backbone: family and width divisor.
         classes: class names; the index is the label.
         size: height and width that pictures are fitted into, pixels.
-        parameters: batch norm folded.
-        bytes: size of its file, with its weights.
+        parameters: number of weights, batch norm folded.
+        bytes: size of its file, including a separate weights file.
         map50: mAP@0.5 on the run's val split, 0..1; None if the file does not say.
-        min_score: the detector's own threshold; it gives nothing below.
-        look: computes; any thread may call it.
+        min_score: the detector's own threshold; it gives no detections below it.
+        look: computes detections; any thread may call it.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Shelf:
     """All that is served.
 
     Attributes:
-        models: by name, in the order of the lists that a person sees.
+        models: by name, in the order in which they are listed.
         runs: folders by name, for their reports.
         left_out: a sentence for each file of a folder that could not be loaded.
     """
@@ -72,7 +72,7 @@ class Shelf:
 
     @property
     def side_by_side(self) -> list[str]:
-        """Names of the models to begin with: teacher, best student and an int8 file, as far as they are there."""
+        """Names of the models to show first: teacher, best student and an int8 file, where they exist."""
         students = [one for one in self.models.values() if one.name.rpartition("/")[2] in (*ARMS, STUDENT)]
         best = max(reversed(students), key=lambda one: one.map50 or 0.0, default=None)
         found = [
@@ -86,13 +86,13 @@ class Shelf:
 
 
 def collect(given: Sequence[Path]) -> Shelf:
-    """Load what the command line names.
+    """Load the models that the command line names.
 
     Args:
         given: run folders, folders of deployed files, single files, or `zoo:NAME`.
 
     Raises:
-        InputError: something is missing or no detector, or a folder holds none that can be loaded here.
+        InputError: a path is missing or not a detector, or a folder holds none that can be loaded here.
         ModuleNotFoundError: a named `.safetensors` file needs torch, which is not installed.
     """
     models: dict[str, Served] = {}
@@ -105,9 +105,7 @@ def collect(given: Sequence[Path]) -> Shelf:
             runs[run] = path
             files = detector_files(path)
             if not files:
-                raise InputError(
-                    f"{path} holds no detector ({' '.join(_endings())}); name a run that has ended, or a file."
-                )
+                raise InputError(f"{path} holds no detector ({' '.join(_endings())}); name a finished run, or a file.")
             for file in files:
                 try:
                     found.append(_load(file, run))
@@ -131,17 +129,17 @@ def detector_files(folder: Path) -> list[Path]:
     trained = {path.stem: path for path in sorted(folder.glob(f"*{TRAINED}"))}
     stages = [trained.pop(stage) for stage in order() if stage in trained]
     files = [path for own in (folder, folder / "deploy") for path in own.glob("*") if can_be_opened(path)]
-    shipped = sorted(files, key=lambda path: (path.stem, path.suffix))  # a float file before its int8
+    shipped = sorted(files, key=lambda path: (path.stem, path.suffix))  # a float file before its int8 version
     return [*stages, *trained.values(), *shipped]
 
 
 @dataclass(frozen=True)
 class Looked:
-    """What a model says of a picture.
+    """What a model finds in a picture.
 
     Attributes:
-        size: (width, height) of the picture as a person sees it, pixels.
-        milliseconds: from the fitted pixels to the boxes.
+        size: (width, height) of the picture as displayed, pixels.
+        milliseconds: from the resized pixels to the boxes.
         found: boxes in pixels of the picture.
     """
 
@@ -164,7 +162,7 @@ def look_at(model: Served, picture: BinaryIO) -> Looked:
 
 
 def _unlike(name: str, taken: dict[str, Served] | dict[str, Path]) -> str:
-    """The name, with a number behind it if it is taken."""
+    """The name, with a number appended if it is taken."""
     number, free = 2, name
     while free in taken:
         number, free = number + 1, f"{name}-{number}"
@@ -172,7 +170,7 @@ def _unlike(name: str, taken: dict[str, Served] | dict[str, Path]) -> str:
 
 
 def _endings() -> list[str]:
-    """Of the names of detectors' files."""
+    """Suffixes of detector files."""
     return [TRAINED, *suffixes()]
 
 
@@ -183,7 +181,7 @@ def _load(path: Path, run: str) -> Served:
             f"name ends in {' or '.join(_endings())}."
         )
     loaded = _trained(path, run) if path.suffix == TRAINED else _deployed(path, run)
-    loaded.look(np.zeros((*loaded.size, 3), np.uint8))  # the first time is slow, and is not to be a person's
+    loaded.look(np.zeros((*loaded.size, 3), np.uint8))  # the first call is slow; nobody should have to wait for it
     return loaded
 
 
@@ -194,7 +192,7 @@ def _trained(path: Path, run: str) -> Served:
     from qmimic.detectors.evaluation import unpad
     from qmimic.detectors.files import load_detector
 
-    torch.set_num_threads(1)  # a picture a thread: tiny networks gain nothing from more
+    torch.set_num_threads(1)  # one thread per picture: tiny networks gain nothing from more
     detector, notes = load_detector(path)
 
     def look(pixels: NDArray[np.uint8]) -> Detections:
@@ -244,5 +242,5 @@ def _deployed(path: Path, run: str) -> Served:
 
 
 def _share(value: object) -> float | None:
-    """A note of a file, which may hold anything, as a number from 0 to 1."""
+    """A file's note, which may hold anything, as a number from 0 to 1, or None."""
     return float(value) if isinstance(value, int | float) and 0 <= value <= 1 else None

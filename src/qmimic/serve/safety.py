@@ -1,8 +1,8 @@
 """Who may ask, and what a browser may do with the answer.
 
-Any page in a person's browser can send requests to this machine. So a server that is bound to it answers only to its
-own names (else a stranger's name that is made to point here, DNS rebinding, would read the answers), and takes nothing
-that another site's page sends.
+Any page in a browser can send requests to the user's own machine. So a server that is bound to that machine answers
+only requests under the machine's own names (otherwise a foreign name that is made to point here could read the answers:
+DNS rebinding), and refuses whatever another site's page sends.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ DISCARDED_BYTES, DISCARD_SECONDS = 1 << 20, 1.0  # of a refused request
 
 
 def is_local(host: str) -> bool:
-    """Whether only this machine reaches a server that is bound to a host."""
+    """Whether only this machine can reach a server that is bound to this host."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -49,8 +49,8 @@ class Public:
 
     Attributes:
         origin: scheme, name and port, as browsers send it.
-        name: of the machine that a browser asks.
-        path: below which the page lies, without a slash at its end; empty: the page is all of the site.
+        name: host name that the browser asks for.
+        path: under which the page lies, without a final slash; empty if the page is the whole site.
     """
 
     origin: str
@@ -59,7 +59,7 @@ class Public:
 
 
 def public_address(text: str) -> Public:
-    """From `https://name/path`. Raises InputError: it is not such an address."""
+    """Parse `https://name/path`. Raises InputError: the text is not such an address."""
     try:
         parts = urlsplit(text)
         name, port = parts.hostname, parts.port
@@ -76,9 +76,9 @@ def public_address(text: str) -> Public:
 
 
 async def _discard(receive: Receive) -> None:
-    """Take what a refused request brings, up to a limit of bytes and time, and keep none of it.
+    """Read and discard the body of a refused request, up to a limit of bytes and time.
 
-    A connection that is closed on a body half sent is reset, and a proxy then says 502 in the place of the refusal.
+    Closing a connection on a half-sent body resets it, and a proxy then answers 502 instead of the refusal.
     """
     left = DISCARDED_BYTES
     with contextlib.suppress(TimeoutError):
@@ -94,9 +94,9 @@ class Safe:
     """ASGI middleware: refuses requests by foreign names and from foreign pages, and sets the headers above.
 
     Args:
-        app: what answers.
+        app: that answers.
         host: that the server is bound to.
-        public: the page's address behind a proxy; None: it has no other than the server's own.
+        public: the page's address behind a proxy; None: only the server's own address.
     """
 
     def __init__(self, app: ASGIApp, host: str, public: Public | None = None) -> None:
@@ -127,7 +127,7 @@ class Safe:
         await self._app(self._below(scope), receive, guarded)
 
     def _below(self, scope: Scope) -> Scope:
-        """A request without the path of the page behind its proxy, which some proxies leave in and some take off."""
+        """The request without the page's path behind its proxy; some proxies leave that path in, some remove it."""
         path = self._public.path if self._public else ""
         if not path or not f"{scope['path']}/".startswith(f"{path}/"):
             return scope
@@ -138,7 +138,7 @@ class Safe:
         if self._names is not None and _name(host) not in self._names:
             raise RefusedError(
                 403,
-                "This server answers to this machine alone; open it as http://localhost with its port, or tell it its "
+                "This server answers only to this machine; open it as http://localhost with its port, or give its "
                 "address behind a proxy by --public.",
             )
         origin = headers.get("origin")
@@ -149,6 +149,6 @@ class Safe:
 
 
 def _name(host: str) -> str | None:
-    """The name in a Host header, without the port; None if it is more or less than that."""
+    """The name in a Host header, without the port; None if the header is not name and port."""
     found = re.fullmatch(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(:[0-9]{1,5})?", host)
     return found[1].strip("[]").lower() if found else None

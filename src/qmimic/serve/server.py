@@ -1,4 +1,4 @@
-"""A socket, threads, and the loop that answers until Ctrl-C."""
+"""The socket, the threads, and the loop that answers until Ctrl-C."""
 
 import contextlib
 import socket
@@ -13,7 +13,7 @@ from qmimic.serve.limits import Limits
 from qmimic.serve.models import Shelf
 from qmimic.serve.safety import Public
 
-KEEP_ALIVE = 75  # seconds; a page that looks at pictures one by one keeps its connection
+KEEP_ALIVE = 75  # seconds; so a page that sends pictures one by one keeps its connection
 GRACE = 3  # seconds that requests in progress get at the end
 
 
@@ -25,10 +25,10 @@ def bound(host: str, port: int) -> socket.socket:
         port: 0: any free one.
 
     Raises:
-        InputError: the port is taken or forbidden, or the host is none of this machine.
+        InputError: the port is taken or forbidden, or the host is not this machine.
     """
-    if not 0 <= port <= 65535:  # the system would take a remainder
-        raise InputError(f"Port {port} cannot be; take another --port, 0 to 65535.")
+    if not 0 <= port <= 65535:  # the system would wrap it around
+        raise InputError(f"Port {port} does not exist; take another --port, from 0 to 65535.")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server(address, family=family, backlog=512)
@@ -70,5 +70,5 @@ def serve(
             timeout_graceful_shutdown=GRACE,
         )
         ready()
-        with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again after it has ended its requests
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn raises it again after ending its requests
             uvicorn.Server(config).run(sockets=[listening])

@@ -1,4 +1,4 @@
-"""What programs send in the place of a picture's bytes: forms are opened, and what cannot be read is named."""
+"""What programs send instead of a picture's bytes: forms are opened, and what cannot be read is named."""
 
 from email.message import Message
 
@@ -29,9 +29,9 @@ def picture_of(content: bytes, kind: str) -> bytes:
 
 
 def spoilt_by_curl(kind: str) -> str:
-    """What may have happened to a body that cannot be read, as the end of a sentence; empty if nothing is known."""
+    """What may have spoilt a body that cannot be read, as the end of a message; empty if unknown."""
     form = kind.partition(";")[0].strip() == "application/x-www-form-urlencoded"
-    return " If it was sent by curl -d, line ends were taken out of it: use --data-binary." if form else ""
+    return " If it was sent by curl -d, which removes line breaks, use --data-binary instead." if form else ""
 
 
 def _only_file(content: bytes, boundary: str) -> bytes:
@@ -41,12 +41,12 @@ def _only_file(content: bytes, boundary: str) -> bytes:
         if blank and b"filename" in head.lower():
             files.append(body.removesuffix(b"\r\n"))
     if len(files) != 1:
-        raise RefusedError(422, f"This form has {len(files)} files; send it with one, or {FIX}.")
+        raise RefusedError(422, f"This form has {len(files)} files; send one with a single file, or {FIX}.")
     return files[0]
 
 
 def _foreign(content: bytes) -> str:
-    """What a body is, if it begins like one of the things that people send and that are not read."""
+    """What a body is, if it begins like one of the things that people send but that are not accepted."""
     start = content[:64].lstrip()
     if content[4:8] == b"ftyp":
         return f"a picture in {BRANDS[content[8:12]]}" if content[8:12] in BRANDS else "a video"
@@ -55,7 +55,7 @@ def _foreign(content: bytes) -> str:
     if start.startswith(b"data:"):
         return "a data address"
     if start.startswith((b"http://", b"https://", b"url=")):
-        return "an address, and nothing is fetched from elsewhere"
+        return "an address, from which the server does not fetch anything"
     if start.startswith(b"<"):
         return "text in angle brackets, such as SVG or HTML"
     return ""

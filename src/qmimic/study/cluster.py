@@ -1,7 +1,7 @@
 """A study's jobs on a Ray cluster: the same jobs, rows and resume as on one machine. Needs `pip install 'qmimic[ray]'`.
 
-All machines see the folders of the study and of its data under the same path, as Accelerate's trainings of several
-machines do; only this process writes the table.
+All machines must see the folders of the study and of its data under the same paths, as for Accelerate's training on
+several machines; only this process writes the table.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from qmimic.study.table import recipe_of, update
 from qmimic.study.worker import Reporter, outcome
 
 CONNECT_SECONDS = 5.0
-LOST = 70  # exit code of a job whose machine went away
+LOST = 70  # exit code of a job whose machine was lost
 
 
 class Cluster:
@@ -56,7 +56,7 @@ class Cluster:
 
     @property
     def cores(self) -> int:
-        """Of all machines: how many jobs run at a time."""
+        """Cores of all machines: how many jobs run at a time."""
         return max(1, int(self._ray.cluster_resources().get("CPU", 1)))
 
     def start(self, folder: Path, job: str, log: Path) -> "ClusterJob":
@@ -68,17 +68,17 @@ class Cluster:
 
 
 class Board:
-    """Where jobs write how far they are."""
+    """Where jobs report their progress."""
 
     def __init__(self) -> None:
         self.progress: dict[str, tuple[int, int]] = {}
 
     def put(self, job: str, step: int, steps: int) -> None:
-        """So many steps are done."""
+        """Record that a job has done this many steps."""
         self.progress[job] = step, steps
 
     def get(self, job: str) -> tuple[int, int]:
-        """Steps done, and in all."""
+        """A job's steps done, and its total."""
         return self.progress.get(job, (0, 0))
 
 
@@ -112,11 +112,11 @@ class ClusterJob:
 
 
 def remote_job(where: tuple[str, str, str], job: str, kind: str, recipe: str, board: Any) -> dict[str, str | float]:
-    """A job on whatever machine Ray chose: its row.
+    """Compute a job on the machine that Ray chose; gives its row.
 
     Args:
-        where: folders of the driver's work and of the study, and the log.
-        job, kind: which.
+        where: the driver's working folder, the study's folder, and the log.
+        job, kind: id and kind of the job.
         recipe: as JSON.
         board: a handle of `Board`.
     """

@@ -15,7 +15,7 @@ from qmimic.scores.statistics import CONFIDENCE, Estimate, estimate, interval, p
 from qmimic.study.spec import Study
 from qmimic.study.table import read_results, read_study
 
-MANY = 10  # comparisons, of which some come out by chance
+MANY = 10  # comparisons, from which on some come out by chance
 COLOURS = (
     "#0072B2",
     "#E69F00",
@@ -25,7 +25,7 @@ COLOURS = (
     "#D55E00",
     "#000000",
 )  # Okabe and Ito, colour-blind safe
-MARKERS = "osD^"  # once all colours are taken
+MARKERS = "osD^"  # change when all colours are taken
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class ArmSummary:
 
     Attributes:
         arm, point: which.
-        score: mAP@0.5, 0..1; gain: its paired difference to the control, None of the control itself.
-        of_teacher: mean share of the mAP@0.5 of the teacher of the same seed and fold; None without one.
+        score: mAP@0.5, 0..1; gain: its paired difference to the control, None for the control itself.
+        of_teacher: mean of its mAP@0.5 over that of the teacher of the same seed and fold; None without one.
         matching, matching_nonzero: means, None without a mimic.
         backbone, parameters, macs, bytes: of its network.
         failed: runs that are missing because they failed, and why the first did.
@@ -56,10 +56,10 @@ class ArmSummary:
 
 
 def repetitions(rows: Sequence[dict[str, Any]]) -> dict[int, float]:
-    """mAP@0.5 by repetition: a seed is one, its folds averaged; with a single seed, folds are.
+    """mAP@0.5 by repetition: each seed, averaged over its folds; with a single seed, each fold.
 
-    Folds of one seed share most of their training images, and seeds share all: taken as independent, folds times seeds
-    would make intervals too narrow. A seed with a fold missing is left out.
+    Folds of one seed share most of their training images, and seeds share them all: counting folds times seeds as
+    independent would make intervals too narrow. A seed with a missing fold is left out.
     """
     by_seed: dict[int, dict[int, float | None]] = defaultdict(dict)
     for row in rows:
@@ -71,7 +71,7 @@ def repetitions(rows: Sequence[dict[str, Any]]) -> dict[int, float]:
 
 
 def summarize(study: Study, results: Sequence[dict[str, Any]]) -> list[ArmSummary]:
-    """Every arm at every point, in the study's order."""
+    """A summary of every arm at every point, in the study's order."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
     teachers: dict[tuple[int, int], set[float]] = defaultdict(set)
     for row in results:
@@ -86,7 +86,7 @@ def summarize(study: Study, results: Sequence[dict[str, Any]]) -> list[ArmSummar
         done = [row for row in rows if row["status"] == "done"]
         shares = []
         for row in done:
-            # A student without a teacher is measured by the others', where they all have the same.
+            # A student without a teacher is compared with the others' teacher, if they all have the same.
             known = {row["teacher_map50"]} if row["teacher_map50"] else teachers[row["seed"], row["fold"]]
             shares += [row["map50"] / one for one in known if len(known) == 1]
         some: dict[str, Any] = done[0] if done else {"backbone": "-", "parameters": 0, "macs": 0, "bytes": 0}
@@ -118,7 +118,7 @@ NOTE, MAX_NOTE_BYTES = "note.md", 1 << 16
 
 
 def note_of(folder: Path) -> str:
-    """What to know before reading a study's table: its `note.md`; empty without one.
+    """The text that belongs before a study's table: its `note.md`; empty without one.
 
     Raises:
         InputError: the note cannot be read, is too long or is not UTF-8.
@@ -128,7 +128,7 @@ def note_of(folder: Path) -> str:
 
 
 def markdown(study: Study, results: Sequence[dict[str, Any]], note: str = "") -> str:
-    """The report of one study as Markdown, without its plots; `note` stands before the table."""
+    """The report of one study as Markdown, without its plots; `note` goes before the table."""
     arms = summarize(study, results)
     counts = Counter(row["status"] for row in results)
     unfinished = "".join(f", {count} {status}" for status, count in counts.items() if status != "done")
@@ -153,7 +153,8 @@ def markdown(study: Study, results: Sequence[dict[str, Any]], note: str = "") ->
     compared = sum(own.gain is not None and own.gain.count > 1 for own in arms)
     if compared >= MANY:
         lines.append(
-            f"Of {compared} intervals of 95 % about {(1 - CONFIDENCE) * compared:.0f} miss their truth by chance alone."
+            f"At 95 %, about {(1 - CONFIDENCE) * compared:.0f} of these {compared} intervals can be expected to miss "
+            "the true value."
         )
     for own in arms:
         if own.failed:
@@ -162,7 +163,7 @@ def markdown(study: Study, results: Sequence[dict[str, Any]], note: str = "") ->
 
 
 def _teachers(study: Study, results: Sequence[dict[str, Any]], arms: Sequence[ArmSummary]) -> list[str]:
-    """What the teachers reach, together where arms share them, and which are weaker than a control without one."""
+    """What the teachers reach, and which are weaker than a control without one; arms that share them are joined."""
     taught: dict[str, dict[tuple[str, int, int], float]] = defaultdict(dict)
     for row in results:
         if row["teacher_map50"]:
@@ -200,7 +201,7 @@ def _teachers(study: Study, results: Sequence[dict[str, Any]], arms: Sequence[Ar
 
 
 def verdicts(study: Study, arms: Sequence[ArmSummary]) -> list[str]:
-    """What the intervals say in words, a sentence for every point of the grid."""
+    """What the intervals say in words, one sentence for each point of the grid."""
     points: dict[str, list[ArmSummary]] = defaultdict(list)
     for own in arms:
         points["".join(f" at {key} {value}" for key, value in own.point.items())].append(own)
@@ -208,11 +209,11 @@ def verdicts(study: Study, arms: Sequence[ArmSummary]) -> list[str]:
 
 
 def _verdict(control: str, place: str, group: Sequence[ArmSummary]) -> str:
-    told: dict[str, list[str]] = {"above": [], "below": [], "not told apart from": []}
+    told: dict[str, list[str]] = {"above": [], "below": [], "not distinguishable from": []}
     for own in group:
         if own.gain is not None and own.gain.count > 1:
             low, high = own.gain.mean - own.gain.margin, own.gain.mean + own.gain.margin
-            told["above" if low > 0 else "below" if high < 0 else "not told apart from"].append(own.arm)
+            told["above" if low > 0 else "below" if high < 0 else "not distinguishable from"].append(own.arm)
     said = [
         f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} {word} {control}"
         for word, names in told.items()
@@ -238,9 +239,9 @@ def _table(study: Study, arms: Sequence[ArmSummary]) -> list[str]:
 
 
 def short_table(study: Study, arms: Sequence[ArmSummary]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """The table for a terminal of 80 columns: its heads, that of the control's differences named, and its rows.
+    """The table for a terminal of 80 columns: its column heads (the differences' names the control) and its rows.
 
-    Where the grid is over backbones, their column is that of the grid.
+    If the grid is over backbones, its column replaces the backbone's.
     """
     keys = list(study.grid)
     named = "student.backbone" in keys
@@ -288,7 +289,7 @@ def _without_nan(value: Any) -> Any:
 
 
 def draw_gains(study: Study, arms: Sequence[ArmSummary], path: Path) -> None:
-    """Differences to the control with their intervals, one row an arm and point."""
+    """Differences to the control with their intervals, one row for each arm and point."""
     shown = [own for own in arms if own.gain is not None and own.gain.count]
     figure, axes = plt.subplots(figsize=(7, 1.2 + 0.35 * max(1, len(shown))), layout="constrained")
     for row, own in enumerate(reversed(shown)):
@@ -306,13 +307,13 @@ def draw_gains(study: Study, arms: Sequence[ArmSummary], path: Path) -> None:
 
 
 def draw_cost(arms: Sequence[ArmSummary], path: Path) -> None:
-    """mAP@0.5 with its interval against multiply-accumulates, one colour an arm."""
+    """mAP@0.5 with its interval against multiply-accumulates, one colour per arm."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     names = list(dict.fromkeys(own.arm for own in arms if own.score.count))
     for number, name in enumerate(names):
         own = sorted((o for o in arms if o.arm == name and o.score.count), key=lambda o: o.macs)
         margins = [0 if math.isnan(o.score.margin) else 100 * o.score.margin for o in own]
-        # Arms of equal cost would hide each other.
+        # Arms of equal cost would cover each other.
         nudge = 1 + 0.012 * (number - (len(names) - 1) / 2)
         axes.errorbar(
             [o.macs / 1e6 * nudge for o in own],
@@ -326,12 +327,12 @@ def draw_cost(arms: Sequence[ArmSummary], path: Path) -> None:
     axes.set_xscale("log")
     ticks: list[float] = []
     for cost in sorted(own.macs / 1e6 for own in arms if own.score.count):
-        if not ticks or cost > 1.2 * ticks[-1]:  # those of one width differ by a few per cent
+        if not ticks or cost > 1.2 * ticks[-1]:  # costs of one width differ by a few per cent
             ticks.append(cost)
     axes.set_xticks(ticks, [f"{cost:.3g}" for cost in ticks])
     axes.minorticks_off()
-    axes.set_ylim(top=min(axes.get_ylim()[1], 101))  # an interval of few seeds may reach beyond what can be
-    axes.set_xlabel("multiply-accumulates an image, millions")
+    axes.set_ylim(top=min(axes.get_ylim()[1], 101))  # with few seeds an interval may extend above 100 %
+    axes.set_xlabel("multiply-accumulates per image, millions")
     axes.set_ylabel("mAP@0.5, % (mean and 95 % interval)")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
@@ -345,7 +346,7 @@ def _label(own: ArmSummary) -> str:
 
 
 def report(folders: Sequence[Path], out: Path) -> str:
-    """Write the report of studies as one Markdown file with its plots beside it, and return its text.
+    """Write the report of studies as one Markdown file, with its plots beside it, and return its text.
 
     Args:
         folders: that `run_study` wrote.
@@ -361,7 +362,7 @@ def report(folders: Sequence[Path], out: Path) -> str:
         pictures = out.parent / f"{out.stem}-{study.name}"
         draw_gains(study, arms, Path(f"{pictures}-gains.png"))
         parts += [markdown(study, results, note_of(folder)), f"![Differences]({pictures.name}-gains.png)", ""]
-        if len({own.macs for own in arms if own.score.count}) > 1:  # at one cost the table says it all
+        if len({own.macs for own in arms if own.score.count}) > 1:  # at a single cost the table says everything
             draw_cost(arms, Path(f"{pictures}-cost.png"))
             parts += [f"![mAP against cost]({pictures.name}-cost.png)", ""]
     text = "\n".join(parts)

@@ -1,4 +1,4 @@
-"""Running a study's jobs side by side, each in a process of its own, one seed after another."""
+"""Running a study's jobs side by side, each in its own process, one seed after another."""
 
 import os
 import subprocess
@@ -14,22 +14,22 @@ from qmimic.study.spec import Run, Study
 from qmimic.study.table import JobRow, plan, read_jobs, update
 
 POLL_SECONDS = 0.3
-LOG_END = 1 << 16  # bytes of a log that are looked at
+LOG_END = 1 << 16  # bytes read from the end of a log
 NEED_FAILED = "The job that it depends on failed: "
 
 
 class Worker(Protocol):
-    """A job that runs somewhere."""
+    """A running job, wherever it runs."""
 
     def exit_code(self) -> int | None:
-        """None as long as it runs."""
+        """Its exit code; None while it runs."""
 
     def stop(self) -> None:
         """End it, and wait until it has ended."""
 
 
 class Process:
-    """A job as a process of this machine."""
+    """A job as a process on this machine."""
 
     def __init__(self, folder: Path, job: str, log: Path) -> None:
         with appending(log) as output:
@@ -62,18 +62,18 @@ def run_study(
     show: Callable[[list[JobRow]], None],
     start: Start = Process,
 ) -> list[JobRow]:
-    """Compute all jobs of a study that are not done; safe to kill at any moment and to call again.
+    """Compute all jobs of a study that are not done; safe to kill at any moment and call again.
 
     Args:
-        study: what it is.
-        runs: all of them.
+        study: as read.
+        runs: of the study, all of them.
         folder: of the table, the stages and the logs.
         workers: jobs at a time.
         show: called about three times a second with all jobs.
         start: how a job is started.
 
     Returns:
-        All jobs; those that failed say why, the others are done.
+        All jobs: done, or failed with the reason.
 
     Raises:
         InputError: another process runs this study, or the folder cannot be written.
@@ -111,7 +111,7 @@ def ready(jobs: list[JobRow]) -> list[JobRow]:
 
 
 def _settle(folder: Path, job: str, code: int) -> None:
-    """A job that ended without a result has failed; its log says why."""
+    """Mark a job that ended without a result as failed, with the reason from its log."""
     row = next(row for row in read_jobs(folder) if row.id == job)
     if row.status == "running":
         log = folder / "logs" / f"{job}.log"
@@ -127,7 +127,7 @@ def _end(log: Path) -> str:
 
 
 def _without_hope(folder: Path) -> list[JobRow]:
-    """All jobs, after those whose need has failed have failed as well, and those that need these, and so on."""
+    """All jobs, after marking those as failed that depend, directly or not, on a failed one."""
     while True:
         jobs = read_jobs(folder)
         failed = {job.id: job for job in jobs if job.status == "failed"}

@@ -16,21 +16,23 @@ from qmimic.run.keys import job_keys
 
 
 class Study(BaseModel):
-    """What a study's YAML file says. Keys of `set`, `grid` and `arms` are a recipe's, dotted: `student.steps`."""
+    """What a study's YAML file says. Keys of `set`, `grid` and `arms` are dotted recipe keys: `student.steps`."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the study")
-    question: str = Field("", description="what it asks, a sentence for the report")
+    question: str = Field("", description="the question it answers, a sentence for the report")
     recipe: str = Field(description="the recipe's file, relative to the study's")
     set: dict[str, Any] = Field({}, description="settings of every run")
-    grid: dict[str, list[Any]] = Field({}, description="settings of which every combination is run with every arm")
+    grid: dict[str, list[Any]] = Field({}, description="values by setting; every arm runs with every combination")
     arms: dict[str, dict[str, Any]] = Field(min_length=1, description="name of an arm to its settings")
-    control: str = Field("", description="the arm that others are compared to, seed by seed; empty: the first")
-    published: dict[str, str] = Field({}, description="arms to what their authors report, for a column of the table")
-    seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1, description="every arm runs with each of them")
+    control: str = Field("", description="the arm to which others are compared, seed by seed; empty: the first")
+    published: dict[str, str] = Field({}, description="by arm, what its authors report, for a column of the table")
+    seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1, description="every arm runs with each of these")
     folds: int = Field(1, ge=1, description="parts of cross-validation over `data.train`; 1: none")
-    fold_of_seed: bool = Field(False, description="the k-th seed reports on fold k alone, not every seed on every fold")
+    fold_of_seed: bool = Field(
+        False, description="the k-th seed runs on fold k only, instead of every seed on every fold"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "Study":
@@ -43,16 +45,16 @@ class Study(BaseModel):
             if key.split(".")[0] in ("seed", "baselines", "name") or key in ("run", "run.dir", "run.threads"):
                 raise ValueError(f"{key}: the study sets this itself for every run; leave it out")
             if key.split(".")[0] == "published":
-                raise ValueError("published: a study has a key of this name itself; write it there")
+                raise ValueError("published: write it under the study's own key `published`")
             if key.split(".")[0] == "int8" or key == "run.report":
-                raise ValueError(f"{key}: a study writes neither int8 files nor reports of runs; leave it out")
+                raise ValueError(f"{key}: a study writes no int8 files and no run reports; leave it out")
             if self.folds > 1 and key == "data.fold":
                 raise ValueError("data.fold: the study's `folds` sets this for every run; leave one of them out")
         if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError("seeds: one is listed twice, so its pairs would count twice")
+            raise ValueError("seeds: one is listed twice and would count twice; list it once")
         if self.fold_of_seed and len(self.seeds) % self.folds:
             raise ValueError(
-                "fold_of_seed: the number of seeds must be a multiple of `folds`, or some images count more"
+                "fold_of_seed: the number of seeds must be a multiple of `folds`, or some images would count more often"
             )
         return self
 
@@ -68,7 +70,7 @@ class Run:
 
     Attributes:
         arm: name.
-        point: its place in the grid, dotted keys to values.
+        point: its point in the grid, dotted keys to values.
         seed, fold: which repetition.
         recipe: resolved.
     """
@@ -82,13 +84,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Job:
-    """One stage to compute, once for all runs that share it.
+    """One stage to compute; runs that share it compute it once.
 
     Attributes:
-        id: fingerprint of what decides its result.
+        id: fingerprint of everything that decides its result.
         kind: teacher, quantized or student.
         needs: id of the job that must be done first; empty if none.
-        recipe: of any run that needs it.
+        recipe: of one of the runs that need it.
     """
 
     id: str
@@ -138,7 +140,7 @@ def expand(study: Study, source: Path, folder: Path) -> tuple[Run, ...]:
         put(tree, "seed", seed, place)
         put(tree, "baselines", [], place)
         put(tree, "run.dir", str(folder), place)
-        put(tree, "run.threads", 1, place)  # two tiny trainings of one thread each beat one of two threads
+        put(tree, "run.threads", 1, place)  # two tiny trainings with one thread each beat one with two threads
         if study.folds > 1:
             put(tree, "data.fold", [fold, study.folds], place)
         runs.append(Run(arm, point, seed, fold, recipe_from(tree, place)))
@@ -147,11 +149,12 @@ def expand(study: Study, source: Path, folder: Path) -> tuple[Run, ...]:
 
 
 def _refuse_idle(study: Study, runs: list[Run], base: dict[str, Any], source: Path) -> None:
-    """Refuse settings that have an effect in none of the runs that they are for."""
-    recipes = {(run.arm, repr(run.point)): run for run in runs}.values()  # seeds and folds read what the first does
+    """Refuse settings that have no effect in any of the runs they are for."""
+    recipes = {
+        (run.arm, repr(run.point)): run for run in runs
+    }.values()  # other seeds and folds read the same settings as the first
     owned = [("", key) for key in (*study.set, *study.grid)]
-    # What an arm sets against the study's own settings has an effect: the study's have none there.
-    # What an arm sets against the recipe or the study's own settings has an effect: theirs have none there.
+    # Where an arm overrides a setting of the recipe or the study, only the arm's value can have an effect.
     before = {*study.set, *study.grid, *keys_of(base)}
     owned += [(arm, key) for arm, own in study.arms.items() for key in own if key not in before]
     for arm, key in owned:

@@ -1,6 +1,6 @@
-"""The study's table: one SQLite file that many processes write to and that survives a kill at any moment.
+"""The study's table: one SQLite file, written by many processes, which survives a kill at any moment.
 
-`jobs` holds what is computed; the view `results` has one row a run, in columns for whoever analyses it.
+`jobs` holds what is computed; the view `results` has one row per run, in columns for analysis.
 """
 
 import json
@@ -21,7 +21,7 @@ from qmimic.run.folder import STAGE_RESULT, stage_folder
 from qmimic.study.spec import Run, Study, jobs_of
 
 FILE = "study.sqlite"
-# One row a run. Read by these words and never by the file's own view, which a stranger may have written.
+# One row per run. Read by this query, never by the file's own view, which a stranger may have written.
 RESULTS = """
 SELECT runs.arm, runs.point, runs.seed, runs.fold, job.status, job.error, job.seconds,
     json_extract(job.result, '$.backbone') AS backbone,
@@ -61,7 +61,7 @@ CREATE VIEW results AS
 
 @dataclass(frozen=True)
 class JobRow:
-    """A job as it stands: `status` is waiting, running, done or failed."""
+    """A job at present: `status` is waiting, running, done or failed."""
 
     id: str
     kind: str
@@ -75,7 +75,7 @@ class JobRow:
 
 @contextmanager
 def opened(folder: Path) -> Iterator[sqlite3.Connection]:
-    """The table of a study's folder; what the body wrote is kept if it ends well.
+    """The table of a study's folder; what the `with` body wrote is committed if it does not raise.
 
     Raises:
         InputError: the file is not a table, or cannot be written.
@@ -93,9 +93,9 @@ def opened(folder: Path) -> Iterator[sqlite3.Connection]:
 
 
 def plan(folder: Path, study: Study, runs: Iterable[Run]) -> None:
-    """Make the table hold exactly these runs. What is done and still wanted stays; all else waits, failed jobs too.
+    """Make the table hold exactly these runs. Done jobs that are still wanted stay; all others wait, even failed ones.
 
-    Jobs are planned seed by seed, so that a study that is cut short has whole pairs; runs stand as they are listed.
+    Jobs are planned seed by seed, so that a study cut short has complete pairs; runs keep their order.
     """
     runs = tuple(runs)
     seeds = list(dict.fromkeys(run.seed for run in runs))
@@ -135,10 +135,10 @@ def plan(folder: Path, study: Study, runs: Iterable[Run]) -> None:
 
 
 def _want_lost_teachers(table: sqlite3.Connection, folder: Path) -> None:
-    """Let teachers that are done wait again if a student waits for them and their stages are gone.
+    """Make finished teachers wait again if a student is waiting for them and their stages are gone.
 
-    So a table alone, without its stages, can be gone on with: what it says is kept, and no two students at once find
-    that they have to train their teacher.
+    So a table without its stages can be continued: its results are kept, and no two students train their shared
+    teacher at once.
     """
     needed = table.execute(
         "SELECT DISTINCT teacher.id, teacher.result FROM runs JOIN jobs AS job ON job.id = runs.job "
@@ -152,7 +152,7 @@ def _want_lost_teachers(table: sqlite3.Connection, folder: Path) -> None:
 
 
 def read_study(folder: Path) -> Study:
-    """What a study's folder was made from.
+    """The study that a folder was made from.
 
     Raises:
         InputError: it is not a study's folder.
@@ -177,13 +177,13 @@ def read_jobs(folder: Path) -> list[JobRow]:
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
-    """The view `results`: one row a run."""
+    """The rows of `results`, one per run."""
     with opened(folder) as table:
         return [{**row, "point": parse_json(row["point"], str(folder / FILE))} for row in table.execute(RESULTS)]
 
 
 def names(folder: Path) -> dict[str, str]:
-    """Words for every student's job, from the first run that needs it: its arm, point, seed and fold."""
+    """A description of every student's job by id, from the first run that needs it: arm, point, seed and fold."""
     with opened(folder) as table:
         rows = table.execute("SELECT job, arm, point, seed, fold FROM runs ORDER BY rowid DESC").fetchall()
     found = {}

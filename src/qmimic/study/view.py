@@ -1,4 +1,4 @@
-"""What is shown while a study runs: how much is done, what is running, how long it will take."""
+"""What is shown while a study runs: how much is done, what is running, and the time left."""
 
 import time
 from pathlib import Path
@@ -11,11 +11,11 @@ from rich.text import Text
 
 from qmimic.study.table import JobRow, names
 
-LINE_SECONDS = 60  # where there is no terminal, seconds between lines
+LINE_SECONDS = 60  # seconds between lines where there is no terminal
 
 
 class View:
-    """A table of the jobs at work; a context manager.
+    """A table of the running jobs; a context manager.
 
     Args:
         console: where to draw; if it is not a terminal, a line is printed every minute instead.
@@ -42,7 +42,7 @@ class View:
         self._live.stop()
 
     def show(self, jobs: list[JobRow]) -> None:
-        """Draw the jobs as they stand."""
+        """Draw the jobs' present state."""
         if self._first_done < 0:
             self._first_done = sum(job.status == "done" for job in jobs)
             self._names = names(self.folder)

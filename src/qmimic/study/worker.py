@@ -1,4 +1,4 @@
-"""One job of a study, wherever it runs; as a process of its own: python -m qmimic.study.worker FOLDER JOB."""
+"""One job of a study, wherever it runs; as a separate process: python -m qmimic.study.worker FOLDER JOB."""
 
 import json
 import os
@@ -23,10 +23,10 @@ ORPHANS_END = 120.0  # seconds
 
 
 class Reporter:
-    """A watcher that prints what is said and passes on how far the job is.
+    """A watcher that prints messages and reports the job's progress.
 
     Args:
-        note: told of steps done and steps in all, now and then.
+        note: called now and then with the steps done and the total.
     """
 
     def __init__(self, note: Callable[[int, int], None]) -> None:
@@ -53,7 +53,7 @@ class Reporter:
 
 
 class Child(Reporter):
-    """The same, which ends the process when the study that started it is gone."""
+    """A reporter that also ends the process when the study that started it is gone."""
 
     def __init__(self, note: Callable[[int, int], None]) -> None:
         super().__init__(note)
@@ -67,18 +67,18 @@ class Child(Reporter):
 
 
 def outcome(folder: Path, job: str, kind: str, recipe: Recipe, watcher: Watcher) -> dict[str, str | float]:
-    """Compute a job, or find it computed, and give its row; a failure is a row as well.
+    """Compute a job, unless it is computed already, and give its row; a failure is a row too.
 
     Args:
         folder: of the study.
         job: its id.
         kind: teacher, quantized or student.
         recipe: of a run that needs it.
-        watcher: told of progress.
+        watcher: notified of progress.
     """
     began = time.monotonic()
     try:
-        # A killed study's processes end at their next step; until then the job is theirs.
+        # The processes of a killed study end at their next step; until then they own the job.
         with exclusive_lock(folder / "jobs" / job, patience=ORPHANS_END):
             result = work(kind, recipe, watcher)
     except InputError as error:
@@ -87,7 +87,7 @@ def outcome(folder: Path, job: str, kind: str, recipe: Recipe, watcher: Watcher)
 
 
 def work(kind: str, recipe: Recipe, watcher: Watcher) -> StageResult:
-    """The stage of a job, after those that it needs. Raises: as the stages."""
+    """Compute a job's stage, after those it needs. Raises: as the stages."""
     prepared = prepare(recipe)
     if kind == "student" and not recipe.needs_teachers:
         return train_student(prepared, "student", None, watcher).result
@@ -103,7 +103,7 @@ def work(kind: str, recipe: Recipe, watcher: Watcher) -> StageResult:
 
 
 def main(folder: Path, job: str) -> int:
-    """Compute a job in this process and write its row."""
+    """Compute a job in this process and write its row; gives the exit code."""
     kind, recipe = recipe_of(folder, job)
     watcher = Child(lambda step, steps: update(folder, job, step=step, steps=steps))
     update(folder, job, **outcome(folder, job, kind, recipe, watcher))

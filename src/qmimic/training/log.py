@@ -1,4 +1,4 @@
-"""A stage's log: JSON lines on disk, trackers beside it, curves as a picture."""
+"""A stage's log: JSON lines on disk, the same to trackers, and curves as a picture."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ from qmimic.training.trackers import Past, Trackers
 
 LOG = "log.jsonl"
 MAX_LOG_BYTES = 256 * MIB
-# Names in earlier logs, by which a run that was begun then goes on.
+# Names in older logs, so that a run that began with them can continue.
 EARLIER = {"mimic": "distillation", "mimic_share": "distillation_share", "mimic_cosine": "distillation_cosine"}
 
 
@@ -19,8 +19,8 @@ class Log:
 
     Args:
         folder: of the stage.
-        steps_done: lines of later steps, left over from the run that was killed, are removed.
-        trackers: told the same; opened here.
+        steps_done: lines of later steps, left by a run that was killed, are removed.
+        trackers: opened here, and sent the same numbers.
     """
 
     def __init__(self, folder: Path, steps_done: int, trackers: Trackers) -> None:
@@ -32,7 +32,7 @@ class Log:
         trackers.begin(Past(steps_done, tuple(before)))
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append one line; it has a `step` and plain numbers.
+        """Append one line: a `step` and plain numbers.
 
         Raises:
             InputError: the disk is full or the folder read-only.
@@ -43,13 +43,13 @@ class Log:
 
 
 def draw_curves(logs: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Loss and mAP on val against steps, one line a stage, as a PNG.
+    """Loss and mAP on val against steps, one line per stage, as a PNG.
 
     Args:
         logs: stage name to its lines.
         path: of the picture.
     """
-    from matplotlib.figure import Figure  # here: a job of a study draws nothing
+    from matplotlib.figure import Figure  # here: jobs of a study draw nothing
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -69,10 +69,10 @@ def draw_curves(logs: dict[str, list[dict[str, Any]]], path: Path) -> None:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a stage's log; the last one may have been cut by a kill and is then left out.
+    """The complete lines of a stage's log; a last line that a kill cut short is left out.
 
     Raises:
-        InputError: there is a file, and it cannot be read.
+        InputError: the file exists but cannot be read.
     """
     if not is_there(path):
         return []

@@ -29,19 +29,19 @@ Objective = DetectionObjective | DistillationObjective
 
 
 class Watcher(Protocol):
-    """What a person sees while a stage trains."""
+    """Progress of a stage, for the user."""
 
     def start(self, stage: str, steps: int, done: int) -> None:
-        """A stage begins, or goes on after `done` steps."""
+        """A stage begins, or continues after `done` steps."""
 
     def step(self, step: int, images: int, loss: float) -> None:
-        """One step of so many images is done."""
+        """A step on `images` images is done."""
 
     def scored(self, step: int, map50: float) -> None:
         """mAP@0.5 on val was measured."""
 
     def say(self, text: str) -> None:
-        """A sentence for the person."""
+        """A sentence for the user."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class Job:
     Attributes:
         name: of the stage ("teacher", "scratch", ...).
         folder: for checkpoints and log.
-        key: fingerprint of all that decides the result.
+        key: fingerprint of everything that decides the result.
         seed: of order, views and samples.
         schedule: how long and how fast.
-        bf16: compute the network in bf16, and with channels last.
-        trackers: told what the log is told.
+        bf16: compute the network in bf16, in channels-last memory.
+        trackers: sent what the log is sent.
     """
 
     name: str
@@ -78,12 +78,12 @@ def train_network(
     """Train an objective to the end of its schedule, from its last checkpoint if there is one.
 
     Args:
-        job: what and where.
-        objective: on the accelerator's device or not; it is moved.
-        loader: of training images; its batch size is the schedule's.
-        evaluate: mAP@0.5 on val, 0..1, of the detector in evaluation mode.
+        job: what to train, and where.
+        objective: on any device; it is moved to the accelerator's.
+        loader: of training images, with the schedule's batch size.
+        evaluate: computes mAP@0.5 on val, 0..1, of a detector in evaluation mode.
         accelerator: device and processes.
-        watcher: told of every step.
+        watcher: notified of every step.
 
     Returns:
         The trained detector (its moving average, if the schedule keeps one), in evaluation mode.
@@ -105,7 +105,7 @@ def train_network(
 
     watcher.start(job.name, schedule.steps, done)
     objective.train()
-    # One process keeps the log and the checkpoints: two would write over each other.
+    # Only one process writes the log and the checkpoints: two would overwrite each other.
     log = Log(job.folder, done, job.trackers) if accelerator.is_main_process else None
     for step, batch in enumerate(loader.steps(job.seed, done, schedule.steps, rows), start=done):
         rate = learning_rate(schedule, step)
@@ -139,7 +139,7 @@ def _advance(
     rate: float,
     accelerator: Accelerator,
 ) -> dict[str, float]:
-    """One optimizer step on a process's rows of the global batch; the terms of the loss before it.
+    """One optimizer step on a process's rows of the global batch; gives the loss terms before it.
 
     Raises:
         InputError: the loss is not finite; nothing was changed.
@@ -150,11 +150,11 @@ def _advance(
     generators = step_generators(job.seed, step, accelerator.device)
     if accelerator.num_processes > 1:
         generators = generators.of_rows(rows, job.schedule.batch_size)
-    # Accelerate knows one precision a process, stages differ: so autocast is entered here.
+    # Accelerate has one precision per process, but stages differ, so autocast is entered here.
     with torch.autocast(images.device.type, torch.bfloat16, enabled=job.bf16):
         terms: dict[str, Tensor] = objective(images, targets, generators, step / job.schedule.steps, batch.indices)
     names, losses = list(terms), torch.stack(list(terms.values()))
-    values: list[float] = mean_over(losses.detach()).tolist()  # one wait for the device; all processes see the same
+    values: list[float] = mean_over(losses.detach()).tolist()  # waits for the device once; the same in all processes
     if not all(map(math.isfinite, values)):
         raise InputError(
             f"The loss of {job.name} became {sum(values)} at step {step}; the last good checkpoint is kept in "
@@ -169,7 +169,7 @@ def _advance(
 
 
 def step_generators(seed: int, step: int, device: torch.device) -> StepGenerators:
-    """A step's generators: functions of seed and step, so that nothing of them is ever saved."""
+    """A step's generators: they depend on seed and step alone, so their state is never saved."""
 
     def generator(purpose: str) -> torch.Generator:
         return torch.Generator(device).manual_seed(int(fingerprint(seed, step, 0, purpose), 16))

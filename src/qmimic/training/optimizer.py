@@ -8,11 +8,11 @@ from torch import nn
 from qmimic.config import ScheduleConfig
 
 MOMENTUM = 0.9  # of SGD
-GAMMA = 0.1  # of decay=step: what the rate is multiplied by at each milestone
+GAMMA = 0.1  # of decay=step: factor of the learning rate at each milestone
 
 
 def build_optimizer(module: nn.Module, schedule: ScheduleConfig) -> torch.optim.Optimizer:
-    """AdamW or SGD, fused. Weight decay spares biases and batch norms, as is the custom for small networks."""
+    """AdamW or SGD, fused. Biases and batch norms have no weight decay, as is usual for small networks."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.dim() > 1], "weight_decay": schedule.weight_decay},

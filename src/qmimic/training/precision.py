@@ -1,14 +1,14 @@
-"""Which networks are computed in bf16 when nobody says."""
+"""Which networks are computed in bf16 by default."""
 
 import torch
 
 from qmimic.tables import parse_backbone
 
-MAX_DIVISOR = 4  # narrower networks gain nothing: their time is not in matrix products
+MAX_DIVISOR = 4  # narrower networks gain nothing: matrix products are not where their time goes
 
 
 def bf16_by_default(backbone: str, device: torch.device) -> bool:
-    """Whether a network is computed in bf16 (and, with it, channels last) on this device.
+    """Whether a network is computed in bf16 (and so in channels-last memory) on this device.
 
     Args:
         backbone: its name, such as `resnet18/4`.

@@ -1,4 +1,4 @@
-"""Progress for a person: a bar with loss, mAP, images/s and time left on a terminal, plain lines elsewhere."""
+"""Progress for the user: on a terminal a bar with loss, mAP, images/s and time left, elsewhere plain lines."""
 
 import time
 from types import TracebackType
@@ -26,7 +26,7 @@ class Silent:
 
 
 class Screen(Console):
-    """A console; when its reader has gone it says so like any other stream (rich would end the process with code 1)."""
+    """A console that raises when its reader is gone, like any other stream (rich would exit with code 1)."""
 
     def on_broken_pipe(self) -> None:
         """Called by rich."""
@@ -37,8 +37,8 @@ class Bar:
     """A bar for the stage that is training; a context manager.
 
     Args:
-        console: where to draw; if it is no terminal, a line is printed at each mAP instead.
-        timed: say how long each stage took.
+        console: where to draw; if it is not a terminal, a line is printed at each mAP instead.
+        timed: whether to say how long each stage took.
     """
 
     def __init__(self, console: Console, timed: bool = False) -> None:
@@ -72,7 +72,7 @@ class Bar:
         self._stage, self._steps, self._score = stage, steps, ""
         self._began, self._images = time.monotonic(), 0
         if done:
-            self.say(f"{stage}: going on from step {done} of {steps}.")
+            self.say(f"{stage}: continuing from step {done} of {steps}.")
         self._task = self._bar.add_task(stage.replace("_", " "), total=steps, completed=done, numbers="")
 
     def step(self, step: int, images: int, loss: float) -> None:

@@ -1,4 +1,4 @@
-"""What a killed run needs to go on: weights, optimizer, moving average, step. Random numbers are a function of it."""
+"""What a killed run needs to continue: weights, optimizer, moving average, step. The step gives the random numbers."""
 
 import copy
 import re
@@ -27,12 +27,12 @@ def save_checkpoint(
 ) -> None:
     """Write `step-N.safetensors` and remove all but the last two, this one included.
 
-    Files of later steps go first: they are damaged or another stage's, or else training had gone on from them.
+    Files of later steps are removed first: training did not continue from them, so they are damaged or another stage's.
 
     Args:
         folder: of the stage's checkpoints.
         step: steps done.
-        key: fingerprint of the stage; another stage will not go on from this file.
+        key: fingerprint of the stage; another stage will not continue from this file.
         module: the objective that is trained.
         optimizer: its optimizer.
         average: moving average of its weights, if one is kept.
@@ -45,7 +45,7 @@ def save_checkpoint(
         tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items() if value is not None}
-    for torso in _named(folder, r"\.step-\d{7,}-[0-9a-f]{16}\.safetensors"):  # what a killed process was writing
+    for torso in _named(folder, r"\.step-\d{7,}-[0-9a-f]{16}\.safetensors"):  # unfinished files of a killed process
         torso.unlink()
     newest = folder / f"step-{step:07d}.safetensors"
     write_tensors(newest, tensors, {"step": step, "key": key})
@@ -63,12 +63,12 @@ def load_checkpoint(
     average: nn.Module | None,
     steps: int = sys.maxsize,
 ) -> int:
-    """Restore the newest whole checkpoint of this stage; a damaged one is passed over with a warning.
+    """Restore the newest intact checkpoint of this stage; a damaged one is skipped with a warning.
 
     Args: as `save_checkpoint`, and the steps of the whole schedule.
 
     Returns:
-        Steps done; 0 if there is nothing to go on from, and then everything is as it was.
+        Steps done; 0 if there is no checkpoint, and then nothing has changed.
     """
     parts: list[nn.Module | torch.optim.Optimizer] = [module, optimizer, *([] if average is None else [average])]
     for path in reversed(_named(folder, NAME)):
@@ -76,7 +76,7 @@ def load_checkpoint(
         try:
             file = read_tensors(path, verify=False)
             if not file.header:
-                raise InputError("its header is lost")
+                raise InputError("its header is missing")
             if file.header.get("key") != key:
                 continue
             step = file.header["step"]
@@ -91,12 +91,12 @@ def load_checkpoint(
         except (InputError, KeyError, ValueError, TypeError, IndexError) as error:
             for part, state in zip(parts, untouched, strict=True):
                 part.load_state_dict(state)
-            warnings.warn(f"Checkpoint {path} is damaged ({error}); going on from the one before.", stacklevel=2)
+            warnings.warn(f"Checkpoint {path} is damaged ({error}); continuing from the one before it.", stacklevel=2)
     return 0
 
 
 def _named(folder: Path, pattern: str) -> list[Path]:
-    """The regular files of a folder whose whole name fits, in order; nothing else is ever read or removed."""
+    """The regular files of a folder whose whole name matches, in order; nothing else is ever read or removed."""
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if re.fullmatch(pattern, path.name) and not path.is_symlink())
@@ -115,7 +115,7 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]
             raise ValueError(f"NaN or infinite numbers in optimizer.{name}")
         parameter = parameters[int(index)]
         if tensor.shape == parameter.shape:
-            # Fused optimizers walk memory, not indices: a moment lies in memory as its parameter does.
+            # Fused optimizers go by memory, not by index: a moment must have its parameter's memory layout.
             tensor = torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)
         state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

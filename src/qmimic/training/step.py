@@ -1,6 +1,6 @@
-"""What a network is trained for: detection alone, or detection while it learns from a teacher.
+"""The training step: detection alone, or detection while the network learns from a teacher.
 
-An objective is a module, so that one forward call goes through DistributedDataParallel whole.
+An objective is a module, so that DistributedDataParallel sees the whole step as one forward call.
 """
 
 from dataclasses import dataclass
@@ -27,26 +27,26 @@ Phase = Literal["map", "joint", "detection"]
 class StepGenerators:
     """Everything random in one training step: a generator for the views, one for the samples.
 
-    The two are apart so that arms which sample differently still see the same views.
+    They are separate, so that arms that sample differently still see the same views.
     """
 
     views: Source
     samples: Source
 
     def of_rows(self, rows: slice, total: int) -> "StepGenerators":
-        """What falls to these rows of a batch of `total` images."""
+        """The generators for these rows of a batch of `total` images."""
         assert isinstance(self.views, torch.Generator)
         assert isinstance(self.samples, torch.Generator)
         return StepGenerators(Share(self.views, rows, total), Share(self.samples, rows, total))
 
 
 class DetectionObjective(nn.Module):
-    """A detector's own losses on augmented images, L_cls^rpn + L_reg^rpn + L_cls^det + L_reg^det of two stages.
+    """A detector's own losses on augmented images; with two stages L_cls^rpn + L_reg^rpn + L_cls^det + L_reg^det.
 
     Args:
-        detector: that learns.
-        augmentation: the views.
-        closing_from: share of the steps after which views are exact ones alone.
+        detector: to train.
+        augmentation: how views are drawn.
+        closing_from: share of the steps after which only exact views are drawn.
     """
 
     def __init__(self, detector: Detector, augmentation: AugmentConfig, closing_from: float = 1.0) -> None:
@@ -70,14 +70,14 @@ class DetectionObjective(nn.Module):
             targets: boxes in pixels of these images.
             generators: of this step.
             progress: share of the steps done, 0..1.
-            indices: int64 [B], places of the images in the training split; only a teacher's bank needs them.
+            indices: int64 [B], of the images in the training split; only a teacher's bank needs them.
         """
         config = closing(self.augmentation) if progress >= self.closing_from else self.augmentation
         views = augment(images, targets, config, generators.views)
         return self.detector.losses(self.detector.features(views.images), views.targets, generators.samples).losses
 
     def measured(self) -> dict[str, float]:
-        """What was measured besides the losses since the last call: nothing."""
+        """What was measured besides the losses since the last call: nothing, here."""
         return {}
 
 
@@ -85,13 +85,13 @@ class DistillationObjective(nn.Module):
     """Detection losses plus lambda times a distiller's loss to a frozen teacher.
 
     Args:
-        student: the detector that learns.
-        distiller: what it learns from the teacher; trained with it.
-        teacher: frozen; it is no part of the module's state.
-        bank: keeps the targets of exact views; None to compute them in every step.
+        student: the detector to train.
+        distiller: defines what it learns from the teacher; trained with it.
+        teacher: frozen; not part of the module's state.
+        bank: keeps the targets of exact views; None: targets are computed in every step.
         config: lambda and phases.
-        augmentation: the views.
-        closing_from: share of the steps after which views are exact ones alone.
+        augmentation: how views are drawn.
+        closing_from: share of the steps after which only exact views are drawn.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class DistillationObjective(nn.Module):
         views = augment(images, targets, config, generators.views)
         raw = student.raw_features(views.images)
 
-        # 2. Detection losses; the student's heads see its levels quantized, where it has a quantizer.
+        # 2. Detection losses; if the student has a quantizer, its heads see quantized levels.
         losses: dict[str, Tensor] = {}
         regions = dense = on_regions = None
         if phase != "map":
@@ -144,10 +144,10 @@ class DistillationObjective(nn.Module):
         if phase == "detection":
             return losses
 
-        # 3. What the teacher leaves for the student, out of the bank where it has been seen before.
+        # 3. The teacher's target; from the bank if it has been computed before.
         target = self.target(views, indices)
 
-        # 4. The distillation loss, at its dose.
+        # 4. The distillation loss, weighted by its dose.
         view = StudentView(raw, regions, views.targets, generators.samples, phase == "map", dense, on_regions)
         distance = self.distiller.loss(view, target)
         if losses:

@@ -1,11 +1,11 @@
 """Where a stage's numbers go besides its own log: TensorBoard, MLflow, Trackio, Weights & Biases.
 
-A tracker is a convenience: each lives in a thread of its own, which training never waits for once it is open, and one
-that fails is named once and left out. After a kill they are opened again: one stage is one run of theirs, and each
-number of the stage's log is there once.
+A tracker is a convenience: each has its own thread, for which training never waits once the tracker is open, and one
+that fails is reported once and dropped. After a kill they are opened again: each stage is one run of the tracker, which
+has each number of the stage's log exactly once.
 
-Accelerate has trackers for all four, which are not used: they log from the training loop, so that a server that is away
-stops it; they open one run for a whole process; and after a kill they show what was logged twice as two points.
+Accelerate's trackers for these four are not used: they log from the training loop, so an unreachable server stops it;
+they open one run for a whole process; and after a kill, numbers that were logged twice appear as two points.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from qmimic import tables
 from qmimic.errors import InputError
 from qmimic.tables import Table
 
-OPENS, CLOSES = 15.0, 20.0  # seconds that a stage waits at most, at its begin and at its end
+OPENS, CLOSES = 15.0, 20.0  # most seconds that a stage waits, at its start and at its end
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Subject:
     Attributes:
         run: name of the run; project or experiment of a tracker.
         stage: name of the stage.
-        key: its fingerprint; a tracker knows it by this after a kill.
+        key: its fingerprint, by which a tracker finds it again after a kill.
         folder: of the stage.
         store: the run folder.
         settings: the resolved recipe, dotted keys to plain values.
@@ -56,8 +56,8 @@ class Past:
     """What a killed process left.
 
     Attributes:
-        steps_done: of the last checkpoint, from which the stage goes on; 0: it begins.
-        lines: of the stage's log, those of later steps too.
+        steps_done: of the last checkpoint, from which the stage continues; 0: it starts anew.
+        lines: of the stage's log, including those of later steps.
     """
 
     steps_done: int = 0
@@ -68,20 +68,20 @@ class Tracker(Protocol):
     """An open tracker."""
 
     def holds(self, name: str, step: int) -> bool:
-        """Whether it had this number of this step when it was opened."""
+        """Whether it already had this number of this step when it was opened."""
 
     def log(self, values: Mapping[str, float], step: int) -> None:
         """Numbers of a step."""
 
     def close(self, scores: Mapping[str, float] | None) -> None:
-        """The stage has ended with these scores, or without any."""
+        """The stage has ended, with these scores or without scores."""
 
 
 class _TensorBoard:
     def __init__(self, subject: Subject, past: Past) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # It shows nothing of later steps that was written before.
+        # It hides what was written earlier for later steps.
         self._writer = SummaryWriter(str(subject.folder / "tensorboard"), purge_step=past.steps_done + 1)
         self._step = self._kept = past.steps_done
         if not past.steps_done:
@@ -110,11 +110,11 @@ class _MLflow:
         from mlflow.entities import Metric, Param, RunStatus
         from mlflow.exceptions import MlflowException
 
-        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it tells of its tables
+        logging.getLogger("mlflow").setLevel(logging.WARNING)  # it reports on its tables
         self._metric, self._ended = Metric, RunStatus
         self._client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or _mlflow_file(subject.store))
         self._step, self._last = past.steps_done, dict[str, int]()
-        with contextlib.suppress(MlflowException):  # it is there
+        with contextlib.suppress(MlflowException):  # it exists already
             self._client.create_experiment(subject.run)
         experiment = self._client.get_experiment_by_name(subject.run).experiment_id
         found = self._client.search_runs([experiment], f"tags.`qmimic.key` = '{subject.key}'", max_results=1)
@@ -127,7 +127,7 @@ class _MLflow:
         tags = {"qmimic.key": subject.key}
         self._run = self._client.create_run(experiment, tags=tags, run_name=subject.stage).info.run_id
         settings = [Param(key, str(value)[:6000]) for key, value in subject.settings.items()]
-        for first in range(0, len(settings), 100):  # as many as the protocol takes at once
+        for first in range(0, len(settings), 100):  # the protocol's limit for one call
             self._client.log_batch(self._run, params=settings[first : first + 100])
 
     def holds(self, name: str, step: int) -> bool:
@@ -148,7 +148,7 @@ class _MLflow:
 
 
 def _mlflow_file(store: Path) -> str:
-    """The address of a run folder's MLflow file; made beside and then named, for a kill leaves half a file."""
+    """The address of a run folder's MLflow file; made under another name first: a kill would leave half a file."""
     from mlflow import MlflowClient
 
     path = store.resolve() / "mlflow.db"
@@ -171,7 +171,7 @@ class _Trackio:
         quiet = {"auto_log_gpu": False, "auto_log_cpu": False, "embed": False}
         self._run = trackio.init(subject.run, name, config=dict(subject.settings), resume="allow", **quiet)
         self._step = past.steps_done
-        # It does not say what it has; it stores what it is told within a second.
+        # It cannot be asked what it has; it stores what it is sent within a second.
         self._told = {(line["step"], name) for line in past.lines for name in line}
 
     def holds(self, name: str, step: int) -> bool:
@@ -188,7 +188,7 @@ class _Trackio:
 
 
 class _WandB:
-    """Offline in the run folder, `wandb sync` sends it; WANDB_MODE=online sends it at once."""
+    """Offline in the run folder, to be sent by `wandb sync`; WANDB_MODE=online sends it at once."""
 
     def __init__(self, subject: Subject, past: Past) -> None:
         import wandb
@@ -206,7 +206,7 @@ class _WandB:
             resume="allow",
             settings=wandb.Settings(silent=True, console="off"),
         )
-        # Offline nothing is resumed: the new folder gets the whole log, and the killed one's gives way to it.
+        # Offline runs cannot be resumed: the new folder gets the whole log and replaces the killed run's.
         for folder in before if mode == "offline" else ():
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -228,7 +228,7 @@ def require(names: Iterable[str]) -> None:
     """Check that trackers are installed.
 
     Raises:
-        InputError: one is not.
+        InputError: one of them is not.
     """
     for name in names:
         if find_spec(name) is None:
@@ -239,7 +239,7 @@ def require(names: Iterable[str]) -> None:
 
 
 class _Courier:
-    """One tracker in its thread. Its `fault` is None as long as all is well."""
+    """One tracker in its thread. Its `fault` is None while it works."""
 
     def __init__(self, name: str, subject: Subject, past: Past) -> None:
         self.name = name
@@ -251,7 +251,7 @@ class _Courier:
         self._thread.start()
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Numbers of a step, as far as it does not hold them."""
+        """Numbers of a step that the tracker does not have yet."""
         self._calls.put(lambda tracker: _log(tracker, values, step))
 
     def close(self, scores: Mapping[str, float] | None) -> None:
@@ -260,7 +260,7 @@ class _Courier:
         self._calls.put(None)
 
     def wait(self, seconds: float) -> None:
-        """Wait until all is done, but not for long."""
+        """Wait until everything is sent, but at most this many seconds."""
         self._thread.join(max(0.0, seconds))
         if self._thread.is_alive():
             self.fault = self.fault or "it does not answer"
@@ -274,7 +274,7 @@ class _Courier:
             self.opened.set()
             while (call := self._calls.get()) is not None:
                 call(tracker)
-        # Libraries of others, their servers and their disks: whatever it is, training goes on.
+        # Foreign libraries, servers and disks may fail in any way; training goes on.
         except (Exception, SystemExit) as error:
             self.fault = " ".join(str(error).split())[:200] or type(error).__name__
         finally:
@@ -293,7 +293,7 @@ class Trackers:
     Args:
         names: of `TRACKERS`.
         subject: the stage.
-        say: told, once, of a tracker that fails.
+        say: called once for each tracker that fails.
     """
 
     def __init__(self, names: Iterable[str], subject: Subject, say: Callable[[str], None]) -> None:
@@ -316,7 +316,7 @@ class Trackers:
     def begin(self, past: Past) -> None:
         """Open them."""
         until = time.monotonic() + OPENS
-        with contextlib.redirect_stdout(io.StringIO()):  # some greet there
+        with contextlib.redirect_stdout(io.StringIO()):  # some print a greeting
             self._couriers = [_Courier(name, self._subject, past) for name in self._names]
             for courier in self._couriers:
                 courier.opened.wait(max(0.0, until - time.monotonic()))
@@ -332,11 +332,11 @@ class Trackers:
     def end(self, scores: Mapping[str, float]) -> None:
         """The stage has ended; its scores are passed on when the trackers close."""
         if not self._couriers:
-            self.begin(Past())  # a stage of no steps
+            self.begin(Past())  # a stage without steps
         self._scores = dict(scores)
 
     def _tell(self) -> None:
         for courier in self._couriers:
             if courier.fault is not None and not courier.told:
                 courier.told = True
-                self._say(f"The tracker {courier.name} fails ({courier.fault}); training goes on without it.")
+                self._say(f"The tracker {courier.name} failed ({courier.fault}); training goes on without it.")

@@ -1,7 +1,7 @@
-"""The zoo: small trained students inside the package. `zoo:pcb` is one of them wherever a detector's file may be named.
+"""The zoo: small trained students inside the package. `zoo:pcb` names one of them wherever a detector file is expected.
 
-Each has a file that ships (int8, ONNX), one to start from or to export (safetensors), and a card that says what was
-measured. `tools/make_zoo.py` makes all three from the recipes in `recipes/zoo`.
+Each has a file that ships (int8, ONNX), one to start training from or to export (safetensors), and a card that says
+what was measured. `tools/make_zoo.py` makes all three from the recipes in `recipes/zoo`.
 """
 
 import hashlib
@@ -22,24 +22,24 @@ DEPLOYED, TRAINED = ".onnx", ".safetensors"
 
 @dataclass(frozen=True)
 class Card:
-    """What is known of a student, as its makers measured it.
+    """What is known about a student, as measured by its makers.
 
     Attributes:
         about: what it finds, in words.
         classes: class names; the index is the label.
         size: height and width that pictures are fitted into, pixels.
-        backbone, grey: what it is.
+        backbone, grey: of its network.
         data, licence, source: what it was trained on, and where that comes from.
-        recipe: that it was trained by.
-        seeds: of the trainings that were made; the file is the first one's.
+        recipe: with which it was trained.
+        seeds: of all trainings; the file is from the first.
         epochs: how often each training picture was seen.
-        map50, low, high: mAP@0.5 on val of the shipped file, 0..1, and the interval of 95 % that resamples of val's
-            pictures fill.
+        map50, low, high: mAP@0.5 of the shipped file on val, 0..1, and its 95 % interval over resamples of val's
+            pictures.
         map50_float: of the trained detector, on the same pictures.
-        images: of val.
-        parameters, macs: weights, and multiply-accumulates a picture.
+        images: number of val's pictures.
+        parameters, macs: number of weights, and multiply-accumulates per picture.
         bytes: of the shipped file.
-        milliseconds: of a picture, one thread of `machine`, ONNX Runtime.
+        milliseconds: per picture on one thread of `machine`, ONNX Runtime.
         machine: where that was measured, and how.
         parity: how far the float ONNX file is from the trained detector, see `qmimic.ship.parity`.
         sums: sha256 of the files, by suffix.
@@ -88,12 +88,12 @@ def cards() -> dict[str, Card]:
 
 
 def is_of_zoo(path: Path | str) -> bool:
-    """Whether a name is that of a student of the zoo: begins with `zoo:`."""
+    """Whether a name is that of a zoo student: it begins with `zoo:`."""
     return str(path).startswith(PREFIX)
 
 
 def located(path: Path | str, kind: str) -> Path:
-    """The file that a name stands for; any path but `zoo:NAME` stands for itself.
+    """The file that a name stands for; any path other than `zoo:NAME` stands for itself.
 
     Args:
         path: of a file, or `zoo:NAME`.

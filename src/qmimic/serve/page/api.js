@@ -1,7 +1,7 @@
-// What this server answers. Addresses are relative: a proxy may put the page below a path of its own.
-// Every failure becomes an Error whose message is one sentence for a person.
+// Requests to this server. Addresses are relative, since a proxy may serve the page under a path of its own.
+// Every failure becomes an Error whose message is one sentence for the user.
 
-const GONE = "The server does not answer; look whether `qmimic serve` still runs.";
+const GONE = "The server does not answer; check whether `qmimic serve` is still running.";
 
 async function ask(address, options) {
   let answer;

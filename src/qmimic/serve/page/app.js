@@ -1,4 +1,4 @@
-// The page: pictures in, panels beside each other, threshold and classes, label files out.
+// The page: pictures in, panels side by side, threshold and classes, label files out.
 // The server answers once for each picture and model; threshold and classes only choose among its answers.
 
 import { detect, labels, served } from "./api.js";
@@ -25,7 +25,7 @@ let panels = [];
 
 let waiting;
 function say(sentence) {
-  clearTimeout(waiting); // so that a slider in motion does not chatter
+  clearTimeout(waiting); // so that a moving slider does not chatter
   waiting = setTimeout(() => (at("status").textContent = sentence), 500);
 }
 
@@ -92,11 +92,11 @@ function add(files, pasted = false) {
   for (const file of files) {
     if (!pasted && known.has(`${file.name} ${file.size}`)) continue;
     if (file.size > bytes) {
-      sentence = `${file.name} has ${(file.size / 2 ** 20).toFixed(0)} MiB; at most ${bytes / 2 ** 20} are taken. Shrink it.`;
+      sentence = `${file.name} has ${(file.size / 2 ** 20).toFixed(0)} MiB; the limit is ${bytes / 2 ** 20} MiB. Shrink it.`;
       continue;
     }
     const name = free(pasted ? `pasted.${file.type.split("/")[1] ?? "png"}` : file.name);
-    if (!pasted && name !== file.name) sentence = `A second ${file.name} is called ${name} here and in label files; save it under that name.`;
+    if (!pasted && name !== file.name) sentence = `A second ${file.name} is called ${name} here and in label files; save the picture under that name.`;
     const one = picture(name, file, pasted || name !== file.name, pasted ? null : file.name);
     state.pictures.push(one);
     at("pictures").append(thumbnail(one, choose));
@@ -109,7 +109,7 @@ function add(files, pasted = false) {
 async function choose(one) {
   if (camera.running) camera.stop();
   const before = state.current;
-  if (before !== one) complain(""); // what was said was of the picture before
+  if (before !== one) complain(""); // the message was about the previous picture
   if (before && before !== one) {
     before.image?.close();
     before.image = undefined;
@@ -143,7 +143,7 @@ function remove() {
 
 // ---------------------------------------------------------------- showing
 
-// What a detector saw in the padding beside a picture is no object of it: clipped, such a box has no area.
+// A box in the padding beside a picture is not an object in it: clipped, it has no area.
 const has_area = ([x1, y1, x2, y2]) => x2 - x1 > 1 && y2 - y1 > 1;
 
 function chosen(result) {
@@ -181,7 +181,7 @@ function render() {
     if (result) said.push(result.error ? `${panel.model}: ${result.error}` : `${panel.model}: ${counted(shown.length, "object")}`);
   }
   const unseen = !state.live && one.image === null && [...one.results.values()].some((result) => !result.error);
-  if (unseen) complain(`The browser cannot show ${one.name}; the boxes lie where they belong.`);
+  if (unseen) complain(`The browser cannot show ${one.name}; the boxes are drawn in the right places.`);
   if (!state.live && said.length === panels.length) say(`${one.name}, score at least ${state.threshold.toFixed(2)}. ${said.join(". ")}`);
 }
 
@@ -276,7 +276,7 @@ async function film() {
     return;
   }
   complain("");
-  at("camera").disabled = true; // until the person has allowed or refused it
+  at("camera").disabled = true; // until the user has allowed or refused it
   frames = { since: performance.now(), count: 0, speed: 0 };
   const begun = (frame) => {
     if (at("camera").disabled) {
@@ -284,7 +284,7 @@ async function film() {
       at("camera").setAttribute("aria-pressed", "true");
       at("camera").textContent = "Stop camera";
       at("keep").hidden = false;
-      say("The camera runs.");
+      say("The camera is running.");
     }
     return take(frame);
   };
@@ -322,7 +322,7 @@ async function download(event) {
   complain("");
   try {
     for (const [place, one] of state.pictures.entries()) {
-      if (!one.results.has(model)) say(`Looking at picture ${place + 1} of ${state.pictures.length}.`);
+      if (!one.results.has(model)) say(`Analysing picture ${place + 1} of ${state.pictures.length}.`);
       while (!one.results.has(model)) {
         if (one.pending.has(model)) await new Promise((done) => setTimeout(done, 50));
         else await look(one, model);
@@ -330,7 +330,7 @@ async function download(event) {
     }
     const bad = state.pictures.filter((one) => one.results.get(model).error);
     const good = state.pictures.filter((one) => !one.results.get(model).error);
-    if (!good.length) throw new Error("No picture could be looked at; see what the models say of them.");
+    if (!good.length) throw new Error("None of the pictures could be analysed; the panels say why.");
     const described = good.map((one) => {
       const result = one.results.get(model);
       return { name: one.name, width: result.width, height: result.height, detections: chosen(result) };
@@ -343,7 +343,7 @@ async function download(event) {
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
     say(`Label files of ${counted(good.length, "picture")} downloaded.`);
-    if (bad.length) complain(`Left out, as they could not be looked at: ${bad.map((one) => one.name).join(", ")}.`);
+    if (bad.length) complain(`Left out, because they could not be analysed: ${bad.map((one) => one.name).join(", ")}.`);
   } catch (error) {
     complain(error.message);
   } finally {
@@ -373,7 +373,7 @@ function listen() {
   addEventListener("paste", (event) => add(event.clipboardData.files, true));
   addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    const own = event.target.closest("select, input, .scroll"); // these have uses of their own for arrows
+    const own = event.target.closest("select, input, .scroll"); // these use the arrow keys themselves
     if (!step || own || event.altKey || event.ctrlKey || event.metaKey || state.live) return;
     event.preventDefault();
     move(step);
@@ -415,10 +415,10 @@ async function begin() {
     radio.checked = Number(radio.value) === count;
     radio.disabled = Number(radio.value) > models.length;
   }
-  at("threshold").value = state.threshold; // a reload keeps no other
+  at("threshold").value = state.threshold; // browsers restore an old value on reload
   legend();
   listen();
-  // On a narrow page the one view is of what ships.
+  // On a narrow page, the only view shows what ships.
   beside(count, count === 1 ? [...preferred].reverse() : preferred);
   document.body.dataset.ready = "";
 }

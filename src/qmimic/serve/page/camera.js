@@ -1,12 +1,12 @@
-// Frames of a camera, one after another, as fast as whoever takes them is done with the last.
+// Frames of a camera, one after another; the next is taken when the last one has been processed.
 
 const WIDTH = 640;
 const QUALITY = 0.9;
 
 function reason(error) {
-  if (error.name === "NotAllowedError") return "The camera was refused; allow it in the browser's address bar and start it again.";
-  if (error.name === "NotFoundError" || error.name === "OverconstrainedError") return "There is no camera; connect one.";
-  if (error.name === "NotReadableError") return "Another program uses the camera; close it and start again.";
+  if (error.name === "NotAllowedError") return "Access to the camera was refused; allow it in the browser's address bar and start it again.";
+  if (error.name === "NotFoundError" || error.name === "OverconstrainedError") return "No camera was found; connect one.";
+  if (error.name === "NotReadableError") return "Another program is using the camera; close it and start again.";
   return `The camera cannot be started (${error.name}); try another browser.`;
 }
 
@@ -20,7 +20,7 @@ export class Camera {
   // take({blob, image, width, height}) is awaited before the next frame; ended(sentence or "") is called at the end.
   async start(take, ended) {
     if (!navigator.mediaDevices?.getUserMedia) {
-      ended("The browser gives no camera to this address; open the page as http://localhost, or by https.");
+      ended("The browser allows no camera at this address; open the page as http://localhost, or over https.");
       return;
     }
     let stream;
@@ -35,7 +35,7 @@ export class Camera {
     Object.assign(video, { muted: true, playsInline: true, srcObject: stream });
     let said = "";
     stream.getVideoTracks()[0].addEventListener("ended", () => {
-      said = "The camera has gone; connect it and start again.";
+      said = "The camera was disconnected; connect it and start again.";
       this.stop();
     });
     try {

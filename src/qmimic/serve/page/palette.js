@@ -1,4 +1,4 @@
-// A colour and a dash for each class: Okabe and Ito's colours, which people of every colour vision tell apart, then the
+// A colour and a dash for each class: Okabe and Ito's colours, distinguishable with any colour vision, then the
 // same with dashes.
 
 const COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#ffffff"];

@@ -1,8 +1,8 @@
-// One model's view of the picture at hand: a select, a canvas with boxes, a count, a table.
+// One model's view of the current picture: a select, a canvas with boxes, a count, a table.
 
 import { style } from "./palette.js";
 
-const SHARE = 0.72; // of the window's height that a picture takes at most
+const SHARE = 0.72; // largest share of the window's height for a picture
 const thousand = new Intl.NumberFormat("en", { notation: "compact", maximumFractionDigits: 1 });
 
 export function facts(model) {
@@ -45,14 +45,14 @@ export class Panel {
     return this.select.value;
   }
 
-  // picture: {name, image (drawable or null), width, height}; result: as from api.js, {error}, or undefined while it is
-  // on its way; shown: detections to show; index: class -> number.
+  // picture: {name, image (drawable or null), width, height}; result: as from api.js, {error}, or undefined until it
+  // arrives; shown: detections to show; index: class -> number.
   update(picture, result, shown, index) {
     Object.assign(this, { picture, shown, index, pointed: -1 });
     const [count, time] = [this.outcome.querySelector("strong"), this.outcome.querySelector("span")];
     this.outcome.classList.toggle("bad", Boolean(result?.error));
     this.again.hidden = !result?.error;
-    count.textContent = result?.error ?? (result ? counted(shown.length, "object") : "Looking…");
+    count.textContent = result?.error ?? (result ? counted(shown.length, "object") : "Analysing…");
     time.textContent = result && !result.error ? `${result.milliseconds.toFixed(1)} ms` : "";
     this.canvas.setAttribute("aria-label", this.describe(result));
     this.fill();
@@ -60,7 +60,7 @@ export class Panel {
   }
 
   describe(result) {
-    if (!result || result.error) return `${this.picture.name}, not looked at yet`;
+    if (!result || result.error) return `${this.picture.name}, not analysed yet`;
     const counts = new Map();
     for (const one of this.shown) counts.set(one.class, (counts.get(one.class) ?? 0) + 1);
     const objects = [...counts].map(([name, count]) => `${count} ${name}`).join(", ") || "no objects";
@@ -100,7 +100,7 @@ export class Panel {
     this.canvas.style.height = `${h}px`;
     const pen = this.canvas.getContext("2d");
     pen.scale(density, density);
-    pen.imageSmoothingEnabled = scale < 3; // few large pixels are meant to be seen as such
+    pen.imageSmoothingEnabled = scale < 3; // large pixels are shown as they are
     if (image) pen.drawImage(image, 0, 0, w, h);
     for (const place of [...this.shown.keys()].reverse()) {
       if (place !== this.pointed) this.box(pen, this.shown[place], scale, this.pointed >= 0);

@@ -1,10 +1,10 @@
-// The pictures at hand: files and kept frames, what the models said of each, and their thumbnails.
+// The pictures on the page: files and kept frames, the models' results for each, and their thumbnails.
 
-const EDGE = 1600; // pixels of the longer side that is kept to draw from
+const EDGE = 1600; // longer side, in pixels, of the copy kept for drawing
 const THUMB = 96;
 
-// {name, blob, url, results: model -> result or {error}, pending: set of models, frame: whether there is no file of this name, so that it can
-// be saved; source: the file's own name}
+// {name, blob, url, results: model -> result or {error}, pending: set of models, frame: whether no file has this name, so
+// that the picture can be saved; source: the file's own name}
 export function picture(name, blob, frame = false, source = null) {
   return { name, blob, frame, source, url: URL.createObjectURL(blob), results: new Map(), pending: new Set() };
 }
@@ -14,7 +14,7 @@ export function forget(one) {
   one.image?.close();
 }
 
-// The picture as something to draw: {image, width, height}; image is null where the browser cannot show the format.
+// The picture in drawable form: {image, width, height}; image is null where the browser cannot show the format.
 export async function drawable(one, edge = EDGE) {
   const element = new Image();
   element.src = one.url;
@@ -30,7 +30,7 @@ export async function drawable(one, edge = EDGE) {
   }
 }
 
-let queue = Promise.resolve(); // one at a time: thumbnails are to hinder nothing
+let queue = Promise.resolve(); // one at a time: thumbnails must not hold anything up
 
 export function thumbnail(one, choose) {
   const button = document.createElement("button");
