@@ -81,28 +81,29 @@ def test_an_entry_can_be_added_and_is_imported_when_it_is_asked_for() -> None:
 
 
 def test_arms_change_what_they_say_and_nothing_else() -> None:
-    recipe = Recipe()
+    recipe = Recipe(data={"unlabelled": "frames"})
     for name, arm in ARMS.items():
         own = recipe.changed(arm.settings)
         plain, before = own.model_dump(), recipe.model_dump()
         moved = {
             f"{section}.{key}"
-            for section in ("mimic", "pruning", "student")
+            for section in ("data", "mimic", "pruning", "student")
             for key in plain[section]
             if plain[section][key] != before[section][key]
         }
         assert moved <= set(arm.settings), name
-        assert {key: value for key, value in plain.items() if key not in ("mimic", "pruning", "student")} == {
-            key: value for key, value in before.items() if key not in ("mimic", "pruning", "student")
-        }
-        assert own.needs_teachers == (arm.taught or arm.pruned or own.student.quantize_map), name
+        others = plain.keys() - {"data", "mimic", "pruning", "student"}
+        assert {key: plain[key] for key in others} == {key: before[key] for key in others}
+        assert (own.data.unlabelled is not None) == (arm.taught or arm.pruned), name
+        if name != "labelled":  # all else of it is the recipe's
+            assert own.needs_teachers == (arm.taught or arm.pruned or own.student.quantize_map), name
         assert Recipe.model_validate(own.model_dump()) == own  # it is a recipe that could be written
 
 
 def test_stages_have_an_order_and_teachers_are_known() -> None:
     assert arms.order() == (
-        "teacher", "quantized_teacher", "scratch", "quantized", "mimic", "separable", "grouped", "taylor", "lasso",
-        "student",
+        "teacher", "quantized_teacher", "scratch", "quantized", "mimic", "labelled", "separable", "grouped", "taylor",
+        "lasso", "student",
     )  # fmt: skip
     assert [name for name in (*arms.order(), "pruned_taylor", "pruned_lasso", "x") if arms.is_teacher(name)] == [
         "teacher", "quantized_teacher", "pruned_taylor", "pruned_lasso",

@@ -28,16 +28,17 @@ class Arm:
 
     @property
     def pruned(self) -> bool:
-        """Whether it is a pruned teacher."""
-        return self.settings["pruning.method"] != "none"
+        """Whether it is a pruned teacher, whatever the recipe's student is."""
+        return self.settings.get("pruning.method", "none") != "none"
 
     @property
     def taught(self) -> bool:
-        """Whether it imitates the teacher."""
-        return self.settings["mimic.mode"] != "none"
+        """Whether it imitates the teacher, whatever the recipe's student does."""
+        return self.settings.get("mimic.mode", "none") != "none"
 
 
-_ALONE = {"mimic.mode": "none", "pruning.method": "none"}
+_UNTAUGHT = {"mimic.mode": "none", "pruning.method": "none"}
+_ALONE = {**_UNTAUGHT, "data.unlabelled": None}  # a teacher's labels are a teacher too
 ARMS = Table(
     "baselines",
     {
@@ -48,12 +49,13 @@ ARMS = Table(
         "mimic": Arm(
             "taught, without quantization",
             # Without Q there are no cells, so the distance is the paper's.
-            {**_ALONE, "mimic.mode": "mimic", "mimic.distance": "squared"},
+            {**_UNTAUGHT, "mimic.mode": "mimic", "mimic.distance": "squared"},
         ),
+        "labelled": Arm("the student without the unlabelled pictures", {"data.unlabelled": None}),
         "separable": Arm("depthwise separable convolutions of equal cost", _ALONE, convolutions="separable"),
         "grouped": Arm("grouped convolutions of equal cost", _ALONE, convolutions="grouped"),
-        "taylor": Arm("the teacher, pruned by Taylor expansion", {**_ALONE, "pruning.method": "taylor"}),
-        "lasso": Arm("the teacher, pruned by LASSO regression", {**_ALONE, "pruning.method": "lasso"}),
+        "taylor": Arm("the teacher, pruned by Taylor expansion", {**_UNTAUGHT, "pruning.method": "taylor"}),
+        "lasso": Arm("the teacher, pruned by LASSO regression", {**_UNTAUGHT, "pruning.method": "lasso"}),
     },
 )
 

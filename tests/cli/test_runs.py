@@ -167,7 +167,7 @@ def test_a_run_that_has_not_ended_keeps_its_stages(runs: Path, capsys: pytest.Ca
     (runs / "one" / "results.json").unlink()
     before = tree(runs)
     assert main(["runs", "clean", "one", "--in", str(runs), "--stages", "--yes"]) == 0
-    assert "has not ended" in capsys.readouterr().out
+    assert "has not finished" in capsys.readouterr().out
     assert tree(runs) == before
     assert main(["runs", "clean", "one", "--in", str(runs), "--all", "--yes"]) == 0
     assert not (runs / "one").exists()

@@ -133,13 +133,26 @@ def test_a_section_as_a_value_is_its_keys() -> None:
 
 # Every key that only some recipes read: a value that is not its default, and what makes it read.
 BOX_FILE = {"teacher.kind": "onnx", "baselines": []}
+LABELS = {**BOX_FILE, "data.unlabelled": "frames"}
 ONLY_WITH: dict[str, tuple[Any, dict[str, Any]]] = {
     **{f"pruning.{name}": (7, {"baselines": ["taylor"]}) for name in ("rounds", "steps", "cost_weight")},
     "pruning.learning_rate": (0.1, {"baselines": ["taylor"]}),
     **{f"pruning.{name}": (7, {"baselines": ["lasso"]}) for name in ("images", "places")},
-    "mimic.share": (0.2, {"mimic.weight": "auto"}),
     **{f"{name}.milestones": ([0.5], {f"{name}.decay": "step"}) for name in ("teacher", "student")},
-    **{f"teacher.{name}": ("a.onnx", BOX_FILE) for name in ("file", "boxes", "scores")},
+    **{f"teacher.{name}": ("a.onnx", BOX_FILE) for name in ("file", "boxes")},
+    "teacher.scores": ("s", {**BOX_FILE, "teacher.boxes": "b"}),
+    "teacher.labels": ("l", {**LABELS, "teacher.boxes": "b", "teacher.scores": "s"}),
+    "teacher.rows": ("r", {**BOX_FILE, "teacher.row_layout": ["box", "scores"]}),
+    "teacher.row_layout": (["box", "scores"], {**BOX_FILE, "teacher.rows": "r"}),
+    "teacher.transposed": (True, {**BOX_FILE, "teacher.rows": "r", "teacher.row_layout": ["box", "scores"]}),
+    "teacher.box_format": ("xywh", BOX_FILE),
+    "teacher.box_unit": ("shares", BOX_FILE),
+    "teacher.activation": ("sigmoid", BOX_FILE),
+    "teacher.classes": (["a", None], BOX_FILE),
+    "teacher.size": ([64, 64], LABELS),
+    "teacher.suppress": (0.7, LABELS),
+    "teacher.drop_other_classes": (True, LABELS),
+    **{f"data.{name}": (0.3, {"data.unlabelled": "frames"}) for name in ("unlabelled_share", "unlabelled_doubt")},
     "teacher.maps": (["a"], BOX_FILE),
     "teacher.mean": ([1, 1, 1], BOX_FILE),
     "teacher.std": ([1, 1, 1], BOX_FILE),
@@ -161,6 +174,7 @@ UNLESS: dict[str, tuple[Any, dict[str, Any]]] = {
     "teacher.min_map": (0.5, {"mimic.mode": "none", "baselines": []}),
     "mimic.normalize": ("paper", {"mimic.mode": "none", "baselines": ["taylor"]}),
     "mimic.pooling": ("pool", {"mimic.regions": "map"}),
+    "mimic.share": (0.2, {"mimic.weight": 0.5}),
     "mimic.region_count": (9, {"mimic.regions": "map"}),
     "mimic.with_truth": (False, {"mimic.regions": "ground_truth"}),
     "quantized_teacher.learning_rate": (0.1, {"quantized_teacher.steps": 0}),

@@ -126,7 +126,7 @@ def test_a_broken_line_goes_on_where_it_stopped(server: Server, tmp_path: Path) 
 def test_after_too_many_breaks_the_next_run_goes_on(server: Server, tmp_path: Path) -> None:
     archive = server.archive("x.tar", tar_of(FILES))
     server.cut, server.breaks = 1000, 3
-    with pytest.raises(InputError, match=r"was interrupted .*run the same again to go on"):
+    with pytest.raises(InputError, match=r"was interrupted .*run the same command to continue"):
         get((archive,), tmp_path, "", silent)
     assert files_in(tmp_path) == {}
     get((archive,), tmp_path, "", silent)

@@ -67,7 +67,7 @@ def test_what_is_no_index_is_not_replaced(voc: Path, tmp_path_factory: pytest.Te
     (elsewhere / "thesis.txt").write_text("years of work")
     place = voc / index.FOLDER
     place.symlink_to(elsewhere)
-    with pytest.raises(InputError, match="is no index of qmimic's and would be lost; move it away"):
+    with pytest.raises(InputError, match="is not a qmimic index and would be lost; move it away"):
         index.make(voc, drop_bad=True)
     place.unlink()
     place.mkdir()

@@ -368,7 +368,7 @@ FILE = dataclasses.replace(ONE_STAGE, dense=(True, False), heads=Heads())
         ("cross_head", FILE, {}, "a teacher that is a file has none to lend"),
         ("cross_head", dataclasses.replace(ONE_STAGE, teacher_strides=(8, 16), teacher_channels=(5, 5)), {},
          "need maps of output strides 8, 16; the student's are 16"),
-        ("cross_head", ONE_STAGE, {"map_steps": 0.1}, "no phase of maps alone: set mimic.map_steps=0"),
+        ("cross_head", ONE_STAGE, {"map_steps": 0.1}, "no phase of maps alone; set mimic.map_steps=0"),
         ("cross_head", ONE_STAGE, {"regions": "student"}, "mimic.regions has no effect with mimic.distiller=cro"),
         ("cross_head", TWO_STAGES, {"regions": "map"}, "needs regions of a teacher of two stages"),
         ("two_stage_mimic", ONE_STAGE, {}, "and the student has none"),

@@ -150,6 +150,7 @@ NOT_RUN = (
     NotRun(
         "qmimic train * teacher.weights=", "it fetches weights; tests/detectors/test_timm.py reads some", parse_qmimic
     ),
+    NotRun("qmimic train *data.unlabelled", "a teacher of two steps labels nothing; tests/run has one", parse_qmimic),
     NotRun("qmimic train *timm:", "its answer is a refusal; tests/detectors/test_timm.py asks for it", nothing),
     NotRun("curl ", "it asks a server; tests/serve asks the same", nothing),
     NotRun("qmimic data get", "it needs the network; tests/data/test_download.py has a server", parse_qmimic),

@@ -1,6 +1,7 @@
 """The best detector within a budget."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -8,14 +9,16 @@ import pytest
 
 from cli_cases import Refused
 from qmimic.cli import main
-from qmimic.config import load_recipe
+from qmimic.config import Recipe, load_recipe
 from qmimic.errors import InputError
 from qmimic.run import candidates as networks
 from qmimic.run import search as fit
 from qmimic.run.candidates import Budget, Candidate, Option, candidates
 from qmimic.run.deploy import Deployed
 from qmimic.run.folder import StageResult
+from qmimic.run.stages import Stage
 from qmimic.run.train import RunResult
+from qmimic.run.ways import WAYS, best_way
 from qmimic.tables import ARCHITECTURES
 from qmimic.training.progress import Silent
 
@@ -88,6 +91,63 @@ def test_a_network_that_is_slow_at_a_small_size_is_not_measured_at_a_large_one(
     assert asked == [small, other, large]  # what stands in the table is not measured again
 
 
+class Listener(Silent):
+    """It keeps what is said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "why"),
+    [
+        (["mimic.distiller=pearson", "mimic.mode=mimic"], "mimic.distiller and mimic.mode are set"),
+        ([], "teacher.kind=onnx"),
+    ],
+)
+def test_who_chooses_a_way_gets_it(overrides: list[str], why: str) -> None:
+    recipe, listener = load_recipe(None, overrides or ["teacher.kind=onnx"]), Listener()
+    assert best_way(recipe, [one.partition("=")[0] for one in overrides], listener) == (recipe, ())
+    assert listener.said == [f"It is taught as the recipe says ({why}); no other way is tried."]
+
+
+def test_pictures_without_labels_are_one_way_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    recipe = load_recipe(None, ["data.unlabelled=frames", f"run.dir={tmp_path}", "baselines=[scratch,labelled]"])
+    tried: list[tuple[str, Recipe]] = []
+
+    @dataclass(frozen=True)
+    class Ready:
+        recipe: Recipe
+
+    def short(own: Ready, name: str, *_: object) -> Stage:
+        tried.append((name, own.recipe))
+        score = 0.5 if name == "try-teachers_labels_alone" else 0.4
+        return Stage(StageResult(name, "key", "resnet18/16", score, score, score, 1, 1, 1), tmp_path)
+
+    def impossible(own: Ready) -> None:
+        if own.recipe.mimic.distiller == "outputs":
+            raise InputError("They are of two stages.")
+
+    for name, value in {
+        "prepare": Ready, "teachers_of": lambda *_: None, "labels_of": lambda *_: None, "train_student": short,
+        "require_teachable": impossible, "macs_to_prune_to": impossible,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(f"qmimic.run.ways.{name}", value)
+    listener = Listener()
+    found, ways = best_way(recipe, [], listener)
+    assert [one.name for one in ways] == [*(name for name in WAYS if name != "outputs"), "teacher's labels alone"]
+    assert "outputs is not tried: They are of two stages." in listener.said
+    assert all(own.student.steps == 300 and own.baselines == () for _, own in tried)
+    assert [own.data.unlabelled for _, own in tried] == [None, *["frames"] * (len(tried) - 1)]
+    assert (found.mimic.mode, found.data.unlabelled, found.student.steps) == ("none", "frames", 1200)
+    monkeypatch.setattr("qmimic.run.ways.LABELS_ALONE", {})
+    alone, _ = best_way(recipe, [], listener)
+    assert (alone.data.unlabelled, alone.baselines) == (None, ("scratch",))
+
+
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """A small search, for the clock's sake."""
@@ -112,6 +172,12 @@ def test_a_budget_becomes_a_file(trained: Path, tmp_path: Path, capsys: pytest.C
     assert (tmp_path / "fit" / "front.png").stat().st_size > 5000
     arms = json.loads((tmp_path / "fit/winner/results.json").read_text())["stages"]
     assert [one["name"] for one in arms] == ["teacher", "quantized_teacher", "scratch", "taylor", "student"]
+    # How the winner is taught was tried too: outputs are those of one stage, and the winner has two.
+    ways = {one["name"] for one in plain["ways"]}
+    assert ways == set(WAYS) - {"outputs"}
+    assert {one["steps"] for one in plain["ways"]} == {1}
+    assert "Ways to teach the winner" in said
+    assert max(plain["ways"], key=lambda one: one["map50"])["name"] in ways
     assert Path(plain["file"]).parent == tmp_path / "fit/winner/deploy"
     table = json.loads((tmp_path / "fit" / "costs.json").read_text())
     assert {(one["target"], one["precision"]) for one in table["options"]} == {("onnx", "fp32"), ("onnx", "int8")}

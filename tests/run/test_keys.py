@@ -11,7 +11,7 @@ import pytest
 
 import qmimic
 from folders import picture, voc_list, voc_object, voc_xml
-from qmimic.config import Recipe, recipe_from, settings
+from qmimic.config import Recipe, TeacherFileConfig, recipe_from, settings
 from qmimic.data.chosen import dataset_fingerprint
 from qmimic.data.formats import load_dataset
 from qmimic.errors import InputError
@@ -21,9 +21,12 @@ from qmimic.run.keys import (
     costs_key,
     data_key,
     detections_key,
+    found_key,
     int8_key,
     job_keys,
+    labels_key,
     matching_key,
+    mixed_key,
     pruned_key,
     quantized_key,
     student_key,
@@ -32,7 +35,8 @@ from qmimic.run.keys import (
     weights_key,
 )
 
-OF_FILE = ("file", "maps", "boxes", "scores", "mean", "std", "bgr")  # of a teacher that is one
+OF_FILE = tuple(TeacherFileConfig.model_fields)  # of a teacher that is one
+OF_UNLABELLED = ("data.unlabelled", "data.unlabelled_share", "data.unlabelled_doubt")
 ALL = frozenset({"teacher", "quantized", "pruned", "student", "int8"})
 OF_TEACHER = ALL - {"int8"}  # what is put on integers is known by its weights
 OF_QUANTIZED, OF_PRUNED = frozenset({"quantized", "student"}), frozenset({"pruned", "student"})
@@ -54,7 +58,9 @@ KEYS = {
     **dict.fromkeys(("name", "published"), NONE),
     "seed": ALL,
     "baselines": NONE,
-    # The folder and its splits come in by the dataset's own fingerprint.
+    # The folder, its splits and its share of labels come in by the dataset's own fingerprint.
+    "data.label_share": NONE,
+    **dict.fromkeys(OF_UNLABELLED, NONE),  # see the test of the labels' keys
     **dict.fromkeys(("data.root", "data.train", "data.val", "data.fold", "data.cache_mib", "data.allow_capped"), NONE),
     **dict.fromkeys(("data.size", "data.drop_bad_boxes", "data.grey"), ALL),
     "teacher.min_map": NONE,
@@ -68,6 +74,10 @@ OTHER: dict[str, Any] = {  # where the kind of a key does not give another value
     "published": {"mimic": "44.6"},
     "data.root": "elsewhere",
     "data.fold": [1, 3],
+    "data.unlabelled": "frames",
+    "teacher.size": [64, 64],
+    "teacher.row_layout": ["box", "scores"],
+    "teacher.classes": ["cat"],
     "data.size": [96, 160],
     "detector.anchors": [[8, 8]],
     "detector.anchor_cells": [4, 8],
@@ -88,6 +98,13 @@ OTHER: dict[str, Any] = {  # where the kind of a key does not give another value
     "run.dir": "elsewhere",
     "run.trackers": [],
     "run.precision": "bf16",
+}
+OUTPUTS: dict[str, dict[str, Any]] = {  # what has to be set beside a setting of a teacher that is a file
+    "teacher.scores": {"boxes": "b"},
+    "teacher.labels": {"boxes": "b", "scores": "s"},
+    "teacher.row_layout": {"rows": "r", "row_layout": ["box", "score", "label"]},
+    "teacher.transposed": {"rows": "r", "row_layout": ["box", "score", "label"]},
+    "teacher.rows": {"rows": "r", "row_layout": ["box", "score", "label"]},
 }
 BASE: dict[str, Any] = {
     "mimic": {"weight": "auto", "map_steps": 0.1},
@@ -161,6 +178,12 @@ def test_every_key_reaches_the_stages_that_it_can_change_and_no_others(key: str,
         base = {**BASE, "detector": {"anchor_cells": [4, 8]}}
     if key.startswith("teacher.frozen"):  # what is kept has come from somewhere
         base = {**BASE, "teacher": {**BASE.get("teacher", {}), "weights": "pretrained"}}
+    if key in ("data.unlabelled_share", "data.unlabelled_doubt"):
+        base = {**BASE, "data": {"unlabelled": "frames"}}
+    if key == "data.label_share":
+        base = {**BASE, "data": {"label_share": 0.4}}
+    if key in OUTPUTS:
+        base = {**BASE, "teacher": {"kind": "onnx", **OUTPUTS[key]}}
     before = recipe_from(base, "the test")
     after = changed(base, key, another(before, key, tmp_path))
     assert value_of(before, key) != value_of(after, key)
@@ -171,6 +194,7 @@ def test_every_key_reaches_the_stages_that_it_can_change_and_no_others(key: str,
     jobs, others = job_keys(before), job_keys(after)
     reached = {name for name in jobs if jobs[name] != others.get(name)}
     wanted = {"teacher", "quantized", "student"} if key.startswith("data.") else moved - {"pruned", "int8"}
+    wanted = {"student"} if key in OF_UNLABELLED else wanted
     assert reached == wanted & set(jobs)  # a teacher that is a file is nobody's job
 
 
@@ -179,6 +203,27 @@ def test_a_student_that_is_not_taught_does_not_depend_on_the_mimic() -> None:
     assert student_key(one, "data", False, Parents()) == student_key(other, "data", False, Parents())
     assert job_keys(one) == job_keys(other)
     assert list(job_keys(one)) == ["student"]
+
+
+def test_a_teacher_s_labels_are_named_by_teacher_pictures_and_doubt_and_reach_the_student_by_their_share() -> None:
+    recipe = recipe_from({"data": {"unlabelled": "frames"}}, "the test")
+    doubtful = recipe.changed({"data.unlabelled_doubt": 0.3})
+    labels = {labels_key(*one) for one in (
+        (recipe, "data", "teacher", "pictures"), (recipe, "other", "teacher", "pictures"),
+        (recipe, "data", "other", "pictures"), (recipe, "data", "teacher", "other"),
+        (doubtful, "data", "teacher", "pictures"),
+    )}  # fmt: skip
+    assert len(labels) == 5
+    shared = recipe.changed({"data.unlabelled_share": 0.3})
+    mixed = {
+        mixed_key(*one) for one in ((recipe, "data", "labels"), (recipe, "data", "other"), (shared, "data", "labels"))
+    }
+    assert len(mixed) == 3
+    assert found_key("labels") != found_key("other")
+    # Arms with and without such pictures have one teacher; students differ.
+    bare = recipe.changed({"data.unlabelled": None})
+    jobs, others = job_keys(recipe), job_keys(bare)
+    assert [name for name in jobs if jobs[name] != others[name]] == ["student"]
 
 
 def test_a_share_counts_only_where_it_is_held() -> None:

@@ -302,7 +302,7 @@ def test_a_refused_camera_is_explained(page: Chrome) -> None:
         "navigator.mediaDevices.getUserMedia = () => Promise.reject(new DOMException('no', 'NotAllowedError'))"
     )
     page.find_element(By.ID, "camera").click()
-    until(lambda: "The camera was refused" in page.find_element(By.ID, "message").text)
+    until(lambda: "Access to the camera was refused" in page.find_element(By.ID, "message").text)
     assert page.find_element(By.ID, "camera").text == "Start camera"
 
 

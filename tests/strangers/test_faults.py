@@ -176,7 +176,7 @@ def test_the_index_of_a_read_only_dataset_goes_to_the_users_cache(
     data, cache = coco(tmp_path / "data"), tmp_path / "cache"
     code, shown, said = in_read_only(namespace, data, "data", "index", data, cache=cache)
     assert (code, said) == (0, "")
-    assert f"It lies there because {data} cannot be written." in shown
+    assert f"It is there because {data} cannot be written." in shown
     assert not (data / index.FOLDER).exists()
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     assert index.exists(data)

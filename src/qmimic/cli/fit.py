@@ -70,29 +70,36 @@ def _fit(options: argparse.Namespace) -> int:
     if taken:
         raise InputError(f"--set {taken}: `qmimic fit` {SET_BY_FIT[taken]}; leave it out, or use `qmimic train`.")
     # A pruned teacher was the best student in every study that has one (docs/results.md).
-    given = [f"data.root={json.dumps(options.data)}", "baselines=[scratch,taylor]"]
+    given = [f"data.root={json.dumps(options.data)}"]
     recipe = load_recipe(None, [*given, *options.overrides])
-    refuse_idle(recipe, named_keys(options.overrides), "--set")
+    named = named_keys(options.overrides)
+    if "baselines" not in named:
+        spare = ["labelled"] if recipe.data.unlabelled is not None else []
+        pruned = ["taylor"] if recipe.trains_teacher else []
+        recipe = recipe.changed({"baselines": ("scratch", *spare, *pruned)})
+    refuse_idle(recipe, named, "--set")
     name = "-".join(f"{limit:g}{unit}" for unit, limit in limits.items() if limit)
     out, folder = Output(options), options.out or Path(f"runs/fit-{name}")
     out.detail(f"The resolved recipe of everything that is not searched:\n{recipe_text(recipe)}")
     with out.watching() as watcher:
-        fitted = fit(recipe, Budget(*limits.values()), formats, folder, watcher)
+        fitted = fit(recipe, Budget(*limits.values()), formats, folder, watcher, named)
         report_of(fitted.file.path.parents[1], recipe.run.report, watcher.say)
     rows = []
     for one in fitted.tried:
         own = one.option
         numbers = (f"{own.milliseconds:.2f}", f"{own.kilobytes:.0f}", f"{100 * one.map50:.1f}", str(one.steps))
         rows.append((f"{own.candidate} {own.precision}", *numbers, "yes" if one.on_front else ""))
+    ways = [(one.name, f"{100 * one.map50:.1f}", str(one.steps)) for one in fitted.ways]
     heads = "network", "ms", "kB", "mAP", "steps", "front"
     file = fitted.file
     fits = "within" if fitted.excess <= 1 else f"{fitted.excess:.2f} times"
     out.result(
         table(heads, rows, "Short trainings from scratch"),
+        *([table(("way", "mAP", "steps"), ways, "Ways to teach the winner")] if ways else []),
         f"To ship: {file.path}: {100 * fitted.map50:.1f} mAP@0.5 on val, {file.milliseconds:.2f} ms, "
         f"{file.bytes / 1000:.0f} kB, {fits} the limit. Plot: {fitted.folder / 'front.png'}",
     )
     tried = [asdict(one) for one in fitted.tried]
     result = {"folder": fitted.folder, "file": asdict(file), "map50": fitted.map50, "excess": fitted.excess}
-    out.end({**result, "tried": tried})
+    out.end({**result, "tried": tried, "ways": [asdict(one) for one in fitted.ways]})
     return 0

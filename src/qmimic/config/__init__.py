@@ -18,6 +18,7 @@ from qmimic.config.reading import put as put
 from qmimic.config.reading import recipe_from as recipe_from
 from qmimic.config.reading import recipe_text as recipe_text
 from qmimic.config.reading import save_recipe as save_recipe
+from qmimic.config.sections import REST as REST
 from qmimic.config.sections import AugmentConfig as AugmentConfig
 from qmimic.config.sections import DataConfig as DataConfig
 from qmimic.config.sections import DetectorConfig as DetectorConfig
@@ -31,3 +32,4 @@ from qmimic.config.sections import TeacherConfig as TeacherConfig
 from qmimic.config.teaching import MimicConfig as MimicConfig
 from qmimic.config.teaching import PruningConfig as PruningConfig
 from qmimic.config.teaching import QuantizerConfig as QuantizerConfig
+from qmimic.config.teaching import TeacherFileConfig as TeacherFileConfig

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from qmimic.arms import ARMS, order
 from qmimic.config.base import Advanced, BackboneName, InputSize, InTable, Levels, Section, Share, Side
-from qmimic.config.teaching import MimicConfig, PruningConfig, QuantizerConfig
+from qmimic.config.teaching import MimicConfig, PruningConfig, QuantizerConfig, TeacherFileConfig
 from qmimic.tables import (
     ARCHITECTURES,
     DISTANCES,
@@ -17,6 +17,8 @@ from qmimic.tables import (
     TRACKERS,
     unknown,
 )
+
+REST = "rest"  # in place of a folder: the training pictures whose labels do not count
 
 
 class DataConfig(Section):
@@ -34,9 +36,24 @@ class DataConfig(Section):
         False, description="train although a picture has more objects than the detector's settings let it find"
     )
     grey: bool = Field(
-        False, description="networks with one input channel, the brightness; they take pictures in colour all the same"
+        False, description="networks have one input channel, the brightness; they still take colour pictures"
     )
     cache_mib: Advanced[int] = Field(2048, ge=0, description="decoded images kept on disk at most, MiB; 0: none")
+    label_share: float = Field(
+        1.0, gt=0, le=1, description="share of the training pictures whose labels count; the rest could be unlabelled"
+    )
+    unlabelled: str | None = Field(
+        None,
+        min_length=1,
+        description="folder of pictures that the teacher labels for the student, or rest: those beyond label_share",
+    )
+    unlabelled_share: float = Field(0.5, gt=0, lt=1, description="share of unlabelled pictures in a student's batches")
+    unlabelled_doubt: Advanced[float] = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="share of a threshold from which on a teacher's box is in doubt: neither object nor background",
+    )
 
     @field_validator("fold")
     @classmethod
@@ -44,6 +61,15 @@ class DataConfig(Section):
         if (fold and not 0 <= fold[0] < fold[1]) or (fold and fold[1] < 2):
             raise ValueError("needs k, n with 0 <= k < n and n at least 2")
         return fold
+
+    @model_validator(mode="after")
+    def _rest(self) -> "DataConfig":
+        if self.unlabelled == REST and self.label_share == 1:
+            raise ValueError(
+                f"data.unlabelled={REST} needs pictures whose labels are not used: set data.label_share below 1, or "
+                f"name a folder (./{REST} is one)"
+            )
+        return self
 
     @property
     def scored(self) -> str:
@@ -83,16 +109,16 @@ class DetectorConfig(Section):
         le=65536,
         description="units of the head's hidden layers; null: 1024 / width divisor, of one_stage 256 / width divisor",
     )
-    rpn_samples: Advanced[int] = Field(128, ge=2, description="anchors sampled for the RPN losses, an image")
-    roi_samples: Advanced[int] = Field(64, ge=4, description="regions sampled for the head's losses, an image")
+    rpn_samples: Advanced[int] = Field(128, ge=2, description="anchors sampled for the RPN losses per image")
+    roi_samples: Advanced[int] = Field(64, ge=4, description="regions sampled for the head's losses per image")
     ohem: bool = Field(False, description="the head learns from its roi_samples hardest regions, not from random ones")
     pre_nms: Advanced[int] = Field(
-        256, ge=1, le=4096, description="best anchors that enter the RPN's suppression, an image"
+        256, ge=1, le=4096, description="best anchors that enter the RPN's suppression, per image"
     )
-    post_nms: Advanced[int] = Field(64, ge=1, le=2048, description="proposals that leave it, an image")
+    post_nms: Advanced[int] = Field(64, ge=1, le=2048, description="proposals that leave it per image")
     score_threshold: float = Field(0.02, ge=0, lt=1, description="lowest score of a detection")
     nms_threshold: float = Field(0.5, gt=0, lt=1, description="largest IoU of two detections of a class")
-    max_detections: int = Field(100, ge=1, le=1000, description="detections kept, an image")
+    max_detections: int = Field(100, ge=1, le=1000, description="detections kept per image")
 
     @model_validator(mode="after")
     def _one_kind_of_anchors(self) -> "DetectorConfig":
@@ -112,7 +138,7 @@ class AugmentConfig(Section):
         0.0, ge=0, le=1, description="probability that rows and columns change places; with both flips: quarter turns"
     )
     mosaic: float = Field(
-        0.0, ge=0, le=1, description="probability that four pictures, halved, take the place of one; then it is zoomed"
+        0.0, ge=0, le=1, description="probability that four pictures at half size replace one, which is then zoomed"
     )
     scale: tuple[float, float] = Field((0.8, 1.25), description="smallest and largest zoom")
     shift: float = Field(0.1, ge=0, le=0.5, description="largest shift, as a share of the image's side (a crop)")
@@ -129,11 +155,11 @@ class FineTuningConfig(Section):
     """How long and how fast a network is trained that was trained before."""
 
     steps: int = Field(200, ge=0, description="optimizer steps; 0: none")
-    batch_size: int = Field(16, ge=1, le=1024, description="images a step, over all processes")
+    batch_size: int = Field(16, ge=1, le=1024, description="images per step, over all processes")
     learning_rate: float = Field(3e-4, gt=0, description="peak learning rate")
     warmup_steps: Advanced[int] = Field(20, ge=0, description="steps of linear warm-up")
-    evaluate_every: Advanced[int] = Field(300, ge=1, description="steps from one mAP on val to the next")
-    checkpoint_every: Advanced[int] = Field(100, ge=1, description="steps from one checkpoint to the next")
+    evaluate_every: Advanced[int] = Field(300, ge=1, description="steps between measurements of mAP on val")
+    checkpoint_every: Advanced[int] = Field(100, ge=1, description="steps between checkpoints")
 
     @property
     def schedule(self) -> "ScheduleConfig":
@@ -153,12 +179,12 @@ class ScheduleConfig(FineTuningConfig):
         "cosine", description="shape of the learning rate; step: a tenth after each of the milestones"
     )
     milestones: Advanced[tuple[Share, ...]] = Field(
-        (0.67, 0.89), description="shares of the steps after which the decay `step` takes its steps"
+        (0.67, 0.89), description="shares of the steps after which decay=step lowers the rate"
     )
     clip_norm: Advanced[float] = Field(5.0, ge=0, description="largest gradient norm; 0: no clipping")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0: none")
     closing_steps: int = Field(
-        0, ge=0, description="last steps that see whole pictures: flipped and transposed, without any other change"
+        0, ge=0, description="number of last steps on whole pictures, only flipped and transposed"
     )
 
     @property
@@ -182,21 +208,12 @@ WEIGHTS = (
 )
 
 
-class TeacherConfig(ScheduleConfig):
+class TeacherConfig(ScheduleConfig, TeacherFileConfig):
     """The large detector: one that the run trains, or a file (`kind`)."""
 
     kind: Annotated[str, InTable(TEACHERS)] = Field(
         "detector", description="detector: trained by the run; onnx: teacher.file as it is, never trained"
     )
-    file: Advanced[str | None] = Field(None, description="onnx: the teacher's file")
-    maps: Advanced[tuple[str, ...]] = Field((), description="onnx: its outputs that are maps, by growing stride")
-    boxes: Advanced[str | None] = Field(None, description="onnx: output of boxes, xyxy in pixels of its input")
-    scores: Advanced[str | None] = Field(None, description="onnx: output of their scores, by which boxes are ordered")
-    mean: Advanced[tuple[float, float, float]] = Field((0, 0, 0), description="onnx: subtracted from pixels 0..255")
-    std: Advanced[tuple[float, float, float]] = Field(
-        (255, 255, 255), description="onnx: that they are divided by then"
-    )
-    bgr: Advanced[bool] = Field(False, description="onnx: it was trained on blue, green, red")
     backbone: BackboneName = Field("resnet18/4", description="family and width divisor, or timm:NAME")
     detector: Annotated[str, InTable(ARCHITECTURES)] | None = Field(
         None, description="the teacher's architecture; null: detector.architecture"
@@ -214,6 +231,33 @@ class TeacherConfig(ScheduleConfig):
             raise ValueError("teacher.frozen_stages and frozen_norm keep published weights: set teacher.weights too")
         return self
 
+    @model_validator(mode="after")
+    def _outputs(self) -> "TeacherConfig":
+        if self.kind == "detector":  # who sets one of these means another kind, and is told so
+            return self
+        if self.rows and (self.boxes or self.scores or self.labels):
+            raise ValueError("teacher.rows holds boxes and scores in one output: leave out boxes, scores and labels")
+        if bool(self.rows) != bool(self.row_layout):
+            raise ValueError(
+                "teacher.rows and row_layout go together: name the output, and what stands in its rows, such as "
+                "[box, scores]"
+            )
+        own = sorted(one for one in self.row_layout if one not in ("skip", "objectness"))
+        whole = own in (["box", "scores"], ["box", "label", "score"]) and self.row_layout.count("objectness") < 2
+        if self.rows and not whole:
+            raise ValueError(
+                "teacher.row_layout needs box and scores, or box, score and label, each once; objectness at most once"
+            )
+        if self.transposed and not self.rows:
+            raise ValueError("teacher.transposed is how teacher.rows lie: name that output, or leave it out")
+        if (self.scores or self.labels) and not self.boxes:
+            raise ValueError("teacher.scores and labels are those of teacher.boxes: name that output too")
+        if self.labels and not self.scores:
+            raise ValueError("teacher.labels needs the boxes' scores: name their output in teacher.scores")
+        if self.size and self.maps:
+            raise ValueError("teacher.size differs from data.size only without a map: leave out size, or maps")
+        return self
+
 
 class QuantizedTeacherConfig(FineTuningConfig):
     """The fine-tuning of the teacher on its own quantized map."""
@@ -226,7 +270,7 @@ class QuantizedTeacherConfig(FineTuningConfig):
 class StudentConfig(ScheduleConfig):
     """The very tiny detector. Every arm (scratch, mimic, quantization mimic) has this same schedule."""
 
-    learning_rate: float = Field(6e-3, gt=0, description="peak learning rate; the fewer channels, the more")
+    learning_rate: float = Field(6e-3, gt=0, description="peak learning rate; fewer channels need a higher one")
     backbone: BackboneName = Field("resnet18/16", description="family and width divisor, or timm:NAME")
     weights: str | None = Field(None, description=WEIGHTS)
     quantize_map: bool = Field(False, description="every student's own heads see its map quantized by the teacher's s")
@@ -241,7 +285,7 @@ class RunConfig(Section):
     bank_mib: Advanced[int] = Field(
         8192,
         ge=0,
-        description="largest teacher bank, MiB on disk; instead of a larger one the teacher runs in every step",
+        description="largest teacher bank, MiB on disk; if it would be larger, the teacher runs in every step",
     )
     precision: Advanced[Literal["auto", "fp32", "bf16"]] = Field(
         "auto", description="auto: bf16 for wide networks where it pays"
@@ -250,7 +294,7 @@ class RunConfig(Section):
         True, description="whether the run ends with report.html; `qmimic report` writes it at any time"
     )
     trackers: tuple[Annotated[str, InTable(TRACKERS)], ...] = Field(
-        ("tensorboard",), description="where every number goes besides the log: " + ", ".join(TRACKERS)
+        ("tensorboard",), description="where all numbers go besides the log: " + ", ".join(TRACKERS)
     )
 
 
@@ -258,10 +302,10 @@ class Int8Config(FineTuningConfig):
     """A detector on integers: how its grids are found, how it is trained on them, and when it is refused."""
 
     images: Advanced[int] = Field(
-        128, ge=1, le=4096, description="training images that the scales of maps are found on"
+        128, ge=1, le=4096, description="training images on which the maps' scales are chosen"
     )
     max_loss: Share = Field(
-        0.01, description="mAP@0.5 on val that int8 may cost; more is repaired by training, or refused"
+        0.01, description="largest loss of mAP@0.5 on val by int8; more is trained away on the grids, or refused"
     )
     steps: int = Field(300, ge=0, description="optimizer steps on the grids, if int8 costs more; 0: none")
     learning_rate: float = Field(1e-3, gt=0, description="peak learning rate")
@@ -290,9 +334,7 @@ class Recipe(Section):
         description="students of equal schedule and cost trained beside it: "
         + ", ".join(f"{name} ({arm.about})" for name, arm in ARMS.items()),
     )
-    published: dict[str, str] = Field(
-        {}, description="networks of the run to what others report of them, for a column beside ours"
-    )
+    published: dict[str, str] = Field({}, description="by network, what others report for it, for a column beside ours")
     data: DataConfig = DataConfig()
     detector: DetectorConfig = DetectorConfig()
     augment: AugmentConfig = AugmentConfig()
@@ -347,6 +389,10 @@ class Recipe(Section):
             and not any(ARMS[name].taught for name in self.baselines)
         ):
             raise ValueError("mimic.weight=auto needs a teacher: set mimic.mode, or give the weight as a number")
+        if "labelled" in self.baselines and self.data.unlabelled is None:
+            raise ValueError(
+                "baselines: labelled is the student without unlabelled pictures; set data.unlabelled, or leave it out"
+            )
         if self.pruning.method != "none" and self.student.weights:
             raise ValueError("student.weights and pruning.method exclude each other: set one of them")
         return self
@@ -363,8 +409,9 @@ class Recipe(Section):
 
     @property
     def needs_teachers(self) -> bool:
-        """Whether the student depends on teachers: taught, cut out of one, or its map quantized by one's stride."""
-        return self.mimic.mode != "none" or self.student.quantize_map or self.pruning.method != "none"
+        """Whether the student depends on teachers: taught by one or by its labels, cut out of one, or on one's grid."""
+        alone = self.mimic.mode == "none" and not self.student.quantize_map and self.pruning.method == "none"
+        return not alone or self.data.unlabelled is not None
 
     @property
     def trains_teacher(self) -> bool:

@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 from qmimic.config.base import Advanced, InTable, Section, check_own
 from qmimic.tables import DICTIONARIES, DISTANCES, DISTILLERS, MODES, REGION_POOLINGS
 
+Pixels = Annotated[int, Field(ge=16, le=4096)]
+Column = Literal["box", "scores", "score", "label", "objectness", "skip"]
+
 
 class QuantizerConfig(Section):
     """How a feature map is quantized."""
@@ -59,20 +62,21 @@ class MimicConfig(Section):
         "pool_quantize", description="pool, then r, then Q, as the equation has it, or the maps through r and Q first"
     )
     pooling: Annotated[str, InTable(REGION_POOLINGS)] = Field(
-        "align", description="how regions are pooled for the mimic loss; pool: maxima; crop: entries as they lie"
+        "align",
+        description="how regions are pooled for the mimic loss; pool: maxima; crop: unchanged entries",
     )
     regions: Literal["teacher", "student", "ground_truth", "random", "map"] = Field(
         "teacher", description="whose regions are matched; map: every entry of the whole map"
     )
-    with_truth: Advanced[bool] = Field(True, description="ground-truth boxes join the regions, ahead of them")
+    with_truth: Advanced[bool] = Field(True, description="whether ground-truth boxes are added ahead of the regions")
     sampling: Advanced[Literal["first", "balanced"]] = Field(
-        "first", description="which regions: the best, or drawn at random, as many without an object as with one"
+        "first", description="first: the best; balanced: random, as many without an object as with one"
     )
-    region_count: Advanced[int] = Field(32, ge=1, le=4096, description="regions an image, at most")
+    region_count: Advanced[int] = Field(32, ge=1, le=4096, description="most regions per image")
     map_steps: Advanced[float] = Field(
-        0.0, ge=0, lt=1, description="share of the steps that match the whole map alone, first"
+        0.0, ge=0, lt=1, description="share of the steps, at the start, that match only the whole map"
     )
-    last_step: float = Field(1.0, gt=0, le=1, description="share of the steps after which detection goes on alone")
+    last_step: float = Field(1.0, gt=0, le=1, description="share of the steps after which only detection is trained")
 
     @property
     def holds_share(self) -> bool:
@@ -106,6 +110,53 @@ class MimicConfig(Section):
                 raise ValueError(f"mimic.{name} has no effect with mimic.distiller={self.distiller}; leave it out")
         check_own(self.settings, kind.Settings, "mimic.settings", f"mimic.distiller={self.distiller}")
         return self
+
+
+class TeacherFileConfig(Section):
+    """A teacher that is a file: what its outputs are, which nothing in the file says."""
+
+    file: Advanced[str | None] = Field(None, description="onnx: the teacher's file")
+    size: Advanced[tuple[Pixels, Pixels] | None] = Field(
+        None, description="onnx: height and width of the pictures that it labels, where it has no map; null: data.size"
+    )
+    maps: Advanced[tuple[str, ...]] = Field((), description="onnx: its outputs that are maps, by growing stride")
+    boxes: Advanced[str | None] = Field(None, description="onnx: output of boxes, see box_format and box_unit")
+    scores: Advanced[str | None] = Field(
+        None, description="onnx: output of their scores, one a box or one a class; boxes are ordered by the best"
+    )
+    labels: Advanced[str | None] = Field(None, description="onnx: output of class numbers, where scores has one a box")
+    rows: Advanced[str | None] = Field(None, description="onnx: one output of boxes and scores, in place of these")
+    row_layout: Advanced[tuple[Column, ...]] = Field(
+        (),
+        description="onnx: what stands in each of teacher.rows, in order: box, then scores (one a class), or score and "
+        "label; objectness, by which scores are multiplied; skip",
+    )
+    transposed: Advanced[bool] = Field(
+        False, description="onnx: in teacher.rows a box is a column, as in B x 84 x N, and not a row"
+    )
+    box_format: Advanced[Literal["xyxy", "yxyx", "cxcywh", "xywh"]] = Field(
+        "xyxy", description="onnx: the four numbers of a box: corners, or centre or corner with width and height"
+    )
+    box_unit: Advanced[Literal["pixels", "shares"]] = Field(
+        "pixels", description="onnx: pixels of its input, or shares of its input's width and height"
+    )
+    activation: Advanced[Literal["none", "sigmoid", "softmax"]] = Field(
+        "none", description="onnx: what makes its scores ones from 0 to 1"
+    )
+    suppress: Advanced[float] = Field(
+        0.5, gt=0, le=1, description="onnx: largest IoU of two of its boxes of a class; 1: all stay"
+    )
+    classes: Advanced[tuple[str | None, ...]] = Field(
+        (), description="onnx: class of each score or class number, by the data's names; null: left out, as background"
+    )
+    drop_other_classes: Advanced[bool] = Field(
+        False, description="onnx: leave out its boxes of classes that the data lack, instead of refusing it"
+    )
+    mean: Advanced[tuple[float, float, float]] = Field((0, 0, 0), description="onnx: subtracted from pixels 0..255")
+    std: Advanced[tuple[float, float, float]] = Field(
+        (255, 255, 255), description="onnx: by which they are then divided"
+    )
+    bgr: Advanced[bool] = Field(False, description="onnx: whether it takes blue, green, red")
 
 
 class PruningConfig(Section):

@@ -131,9 +131,7 @@ def check(
                 if isinstance(found, InputError):
                     continue
                 if found.span < FLAT:
-                    text = (
-                        f"Its pixels span {found.span} of 255 levels, as of 10 or 12 bits in a file of 16; look at it."
-                    )
+                    text = f"Its pixels span {found.span} of 255 levels, as if 16 bits held 10 or 12; check it."
                     twice.append(LabelDefect("nearly_constant_image", sample.image_id, text))
                 boxes = sample.boxes * fit(*found.size, size).scale
                 sides.append(boxes[:, 2:] - boxes[:, :2])
@@ -200,7 +198,7 @@ def _class_defects(
         alike.setdefault("".join(name.casefold().split()), []).append(name)
     for names in alike.values():
         if len(names) > 1:
-            text = f"{' and '.join(map(repr, names))} differ by case or spaces alone, and are two classes."
+            text = f"{' and '.join(map(repr, names))} differ only in case or spaces, but are separate classes."
             found.append(LabelDefect("similar_classes", names[0], text))
     for split, labels in seen.items():
         for label in sorted(labels - seen.get("train", labels)) if split not in unions else ():

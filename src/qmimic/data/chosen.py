@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from qmimic.config import DataConfig
+from qmimic.config import REST, DataConfig
 from qmimic.data import index
 from qmimic.data.accounts import Accounts
 from qmimic.data.columns import Columns, in_columns
@@ -17,7 +17,8 @@ from qmimic.data.faults import findable, remedy
 from qmimic.data.formats import load_dataset, usable
 from qmimic.data.letterbox import fit
 from qmimic.data.sample import Dataset, has_area
-from qmimic.data.splits import TRAIN, VAL, choose
+from qmimic.data.splits import TRAIN, VAL, choose, with_share
+from qmimic.data.unlabelled import Unlabelled, pictures_of, without_labels
 from qmimic.errors import InputError, single_line
 
 SAID = (
@@ -36,6 +37,25 @@ def open_dataset(config: DataConfig) -> Dataset:
     Raises:
         InputError: the dataset cannot be read or used, or a split is missing.
     """
+    return _opened(config)[0]
+
+
+def open_with_unlabelled(config: DataConfig) -> tuple[Dataset, Unlabelled | None]:
+    """The same, with the pictures that the teacher is to label, where a recipe names some.
+
+    Raises:
+        InputError: as `open_dataset`; or these pictures cannot be read, or are VAL's.
+    """
+    dataset, rest = _opened(config)
+    if config.unlabelled is None:
+        return dataset, None
+    if config.unlabelled == REST:
+        return dataset, without_labels(dataset, rest)
+    return dataset, pictures_of(Path(config.unlabelled), dataset, config)
+
+
+def _opened(config: DataConfig) -> tuple[Dataset, Columns]:
+    """The dataset, and the training samples whose labels do not count."""
     root = Path(config.root)
     if index.exists(root):
         dataset = index.read(root, config.drop_bad_boxes)
@@ -44,7 +64,13 @@ def open_dataset(config: DataConfig) -> Dataset:
     chosen = choose(dataset, config.train, config.val, config.fold)
     apart = _apart(chosen, config)
     accounts = _without(dataset.accounted, dataset, chosen, "not_chosen")
-    return replace(apart, accounted=_without(accounts, chosen, apart, "also_in_val"))
+    accounts = _without(accounts, chosen, apart, "also_in_val")
+    splits = in_columns(apart.splits, apart.root)
+    if config.label_share == 1:
+        return replace(apart, accounted=accounts), splits[TRAIN].take([])
+    kept, rest = with_share(splits[TRAIN], config.label_share)
+    labelled = replace(apart, splits={TRAIN: kept, VAL: splits[VAL]})
+    return replace(labelled, accounted=_without(accounts, apart, labelled, "beyond_label_share")), rest
 
 
 def remarks(dataset: Dataset, limits: Mapping[str, int], allow_capped: bool) -> tuple[str, ...]:

@@ -55,7 +55,7 @@ def convert(dataset: Dataset, target: Path, to: str) -> str:
     if flags and not writer.flags:
         remarks.append(f"{flags} of them no longer marked as difficult or crowd, which {to} cannot hold")
     if dataset.defects:
-        remarks.append(f"{len(dataset.defects)} faulty or missing labels passed over, which `qmimic data check` lists")
+        remarks.append(f"{len(dataset.defects)} faulty or missing labels skipped; `qmimic data check` lists them")
     return "; ".join(remarks) + "."
 
 

@@ -103,7 +103,7 @@ def _fetch(archive: Archive, url: str, file: Path, progress: Progress) -> None:
             if attempt == TRIES - 1:
                 reason = getattr(error, "reason", None) or error
                 raise InputError(
-                    f"Fetching {url} was interrupted ({reason}); run the same again to go on where it stopped, or name "
+                    f"Fetching {url} was interrupted ({reason}); run the same command to continue, or name "
                     "another place by --mirror."
                 ) from error
         except OSError as error:
@@ -175,4 +175,4 @@ def _check(file: Path, target: Path, sizes: dict[str, int]) -> None:
         if not (target / name).resolve().is_relative_to(root):
             raise InputError(f"{file} holds the path {name!r}, which leads out of its folder; it was not unpacked.")
     if sum(sizes.values()) > MAX_UNPACKED:
-        raise InputError(f"{file} holds over {MAX_UNPACKED >> 30} GiB, which none of these sets does.")
+        raise InputError(f"{file} holds over {MAX_UNPACKED >> 30} GiB, more than any of these datasets.")

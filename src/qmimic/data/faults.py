@@ -85,7 +85,7 @@ def _turned(dataset: Dataset, seen: Mapping[int, Look | InputError]) -> list[Lab
     own = [sample for sample in _distinct(dataset) if isinstance(it := seen[id(sample)], Look) and it.turn]
     if not own:
         return []
-    text = f"{len(own):,} pictures are turned by EXIF; labels drawn without that are wrong. One is {own[0].image_id}."
+    text = f"{len(own):,} pictures are turned by EXIF; labels drawn without it are wrong. One is {own[0].image_id}."
     return [LabelDefect("turned_by_exif", dataset.name, text)]
 
 

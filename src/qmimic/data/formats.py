@@ -2,7 +2,7 @@
 
 import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice, repeat
@@ -148,23 +148,31 @@ def usable(dataset: Dataset, drop_bad: bool) -> Dataset:
 
 
 def _seen(dataset: Dataset) -> dict[int, Look | InputError]:
-    """What every image file is, or what is wrong with it; better now than hours into training.
+    """What every image file is, or what is wrong with it; better now than hours into training."""
+    samples = {id(sample): sample for own in dataset.splits.values() for sample in own}
+    found = looks({sample.image: dataset.root for sample in samples.values() if sample.image})
+    return {key: found[sample.image] for key, sample in samples.items() if sample.image}
+
+
+def looks(files: Mapping[Path, Path | None]) -> dict[Path, Look | InputError]:
+    """What image files are, or what is wrong with them; equal pictures share their number, whatever they are stored as.
 
     JPEGs are decoded small, which is far faster. Where others of the same size are stored in another way, which may
-    show the same picture, they are decoded whole: then equal pictures share their number, whatever they are stored as.
+    show the same picture, they are decoded whole.
+
+    Args:
+        files: each with the folder that it may not leave.
     """
 
     def see(path: Path, whole: bool) -> Look | InputError:
         try:
-            return look(path, dataset.root, whole)
+            return look(path, files[path], whole)
         except InputError as error:
             return error
 
-    samples = {id(sample): sample for own in dataset.splits.values() for sample in own}
-    paths = list({sample.image: None for sample in samples.values() if sample.image})
     # Threads that silence Pillow leave the filters in any state; here they are put back.
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-        found = dict(zip(paths, pool.map(see, paths, repeat(False)), strict=True))
+        found = dict(zip(files, pool.map(see, files, repeat(False)), strict=True))
         stored: dict[tuple[int, int], set[object]] = {}
         for one in found.values():
             if isinstance(one, Look):
@@ -173,4 +181,4 @@ def _seen(dataset: Dataset) -> dict[int, Look | InputError]:
             path for path, one in found.items() if isinstance(one, Look) and one.drafted and len(stored[one.size]) > 1
         ]
         found |= zip(again, pool.map(see, again, repeat(True)), strict=True)
-    return {key: found[sample.image] for key, sample in samples.items() if sample.image}
+    return found

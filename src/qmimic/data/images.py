@@ -286,7 +286,7 @@ def _check_scans(file: ImageFile.ImageFile) -> None:
         place = found.end()
         scans += content[found.start() + 1] == SCAN
         if scans > MAX_SCANS:
-            raise ValueError(f"it has over {MAX_SCANS} scans, which no program writes")
+            raise ValueError(f"it has over {MAX_SCANS} scans, more than any program writes")
         place += int.from_bytes(content[place : place + 2], "big")  # what stands in a segment is no marker
 
 

@@ -99,7 +99,7 @@ def write(dataset: Dataset, drop_bad: bool, stamps: dict[str, tuple[int, int]] |
         raise InputError(f"{dataset.name} is drawn and needs no index; name the folder of a dataset.")
     place = root / FOLDER if os.access(root, os.W_OK) else _elsewhere(root)
     if place.is_symlink() or (place.exists() and not is_file(place / DESCRIPTION)):
-        raise InputError(f"{place} is no index of qmimic's and would be lost; move it away.")
+        raise InputError(f"{place} is not a qmimic index and would be lost; move it away.")
     checked = usable(dataset, drop_bad)
     splits = in_columns(checked.splits, root)
     if not splits:
@@ -125,7 +125,7 @@ def write(dataset: Dataset, drop_bad: bool, stamps: dict[str, tuple[int, int]] |
     size = sum(path.stat().st_size for path in place.iterdir())
     counts = ", ".join(f"{split} {len(samples):,}" for split, samples in splits.items())
     said = f"{place}: {counts} images with {len(store.boxes):,} boxes in {size / 1e6:.1f} MB."
-    return said if place.parent == root else f"{said} It lies there because {root} cannot be written."
+    return said if place.parent == root else f"{said} It is there because {root} cannot be written."
 
 
 def make(root: Path, drop_bad: bool) -> str:
@@ -167,7 +167,7 @@ def read(root: Path, drop_bad: bool) -> Dataset:
     try:
         description = _Description.model_validate_json(read_text(folder / DESCRIPTION, folder.parent))
     except ValidationError as error:
-        raise InputError(f"{folder} is no whole index ({explain(error)}); {again}.") from error
+        raise InputError(f"{folder} is not a complete index ({explain(error)}); {again}.") from error
     if description.version != VERSION:
         raise InputError(f"{folder} is of another version of qmimic; {again}.")
     if description.sum != description.own_sum():
@@ -181,10 +181,10 @@ def read(root: Path, drop_bad: bool) -> Dataset:
         store = Store(**{name: _column(folder / f"{name}.npy") for name in COLUMNS})
         rows = [_column(folder / f"split-{k}.npy") for k in range(len(description.splits))]
     except Exception as error:  # NumPy reads a header as Python, with all the errors that Python has
-        raise InputError(f"{folder} is no whole index ({error}); {again}.") from error
+        raise InputError(f"{folder} is not a complete index ({error}); {again}.") from error
     fault = _fault(store, rows, len(description.classes))
     if fault is not None:
-        raise InputError(f"{folder} is no whole index ({fault}); {again}.")
+        raise InputError(f"{folder} is not a complete index ({fault}); {again}.")
     arrays = {f"{name}.npy": getattr(store, name) for name in COLUMNS}
     arrays |= {f"split-{number}.npy": own for number, own in enumerate(rows)}
     with ThreadPoolExecutor() as pool:

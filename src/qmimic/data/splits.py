@@ -11,6 +11,7 @@ from qmimic.data.sample import Dataset, LabelDefect, Sample
 from qmimic.errors import InputError
 
 TRAIN, VAL = "train", "val"
+UNLABELLED = "unlabelled"  # of pictures whose labels do not count, or that have none
 STAND_INS = ("valid", "validation")  # what other tools call val
 
 
@@ -116,6 +117,21 @@ def choose(dataset: Dataset, train: str, val: str, fold: tuple[int, int] | None)
     said = [said_of(dataset, train), said_of(dataset, val) if fold is None else None]
     notes = [LabelDefect("split_stands_in", dataset.name, text) for text in dict.fromkeys(said) if text]
     return replace(dataset, splits=chosen, defects=(*dataset.defects, *notes))
+
+
+def with_share(samples: Columns, share: float) -> tuple[Columns, Columns]:
+    """A share of some samples, one at least, and the rest; a larger share holds all of a smaller one.
+
+    Args:
+        samples: any; which of them depends on their names and their number alone.
+        share: 0..1.
+    """
+    ids = samples.ids
+    ordered = sorted(range(len(samples)), key=ids.__getitem__)
+    order = np.random.default_rng(0).permutation(len(samples))
+    own = set(order[: max(1, round(share * len(samples)))].tolist())
+    places = [[place for rank, place in enumerate(ordered) if (rank in own) == wanted] for wanted in (True, False)]
+    return samples.take(places[0]), samples.take(places[1])
 
 
 def _next_step(dataset: Dataset, name: str) -> str:

@@ -85,7 +85,7 @@ class CrossHead(AdaptedDistiller):
                 f"student's are {own}."
             )
         if config.map_steps:
-            raise InputError(f"{name} has no phase of maps alone: set mimic.map_steps=0.")
+            raise InputError(f"{name} has no phase of maps alone; set mimic.map_steps=0.")
         fields = MimicConfig.model_fields
         idle = [one for one in sorted(SETTINGS) if getattr(config, one) != fields[one].default]
         if self.by_places and idle:

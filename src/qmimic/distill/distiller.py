@@ -159,7 +159,7 @@ class Sides:
         )
 
     def pairs(self) -> tuple[tuple[int, int], ...]:
-        """Places (student's, teacher's) of the levels that have a stride in common.
+        """Indices (student's, teacher's) of the levels that have a stride in common.
 
         Raises:
             InputError: there are none.

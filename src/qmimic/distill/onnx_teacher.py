@@ -3,6 +3,7 @@
 Nothing of it is trained or shipped, and so nothing of its licence comes near the student's file.
 """
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,31 +13,38 @@ from torch import Tensor
 
 from qmimic.config import TeacherConfig
 from qmimic.contracts import Features, Proposals
+from qmimic.detections import Detections
 from qmimic.distill.distiller import Heads, TeacherView
+from qmimic.distill.file_boxes import Found, class_places, clipped, corners, detections, found_in, outputs_of, scores_of
 from qmimic.errors import InputError
-from qmimic.runtime.formats import Input
 from qmimic.runtime.onnx_engine import open_file
 from qmimic.tables import near
 
 
 class OnnxTeacher:
-    """An ONNX detector by ONNX Runtime: its maps are the levels, its boxes the regions.
+    """An ONNX detector by ONNX Runtime: its maps are the levels, its boxes the regions, and labels of pictures.
 
-    It takes one picture tensor, [B, 3, H, W] or [B, H, W, 3], B free or 1, float32 or uint8. Its maps are [B, C, h, w];
-    its boxes [B, N, 4] or [N, 4], xyxy in pixels of its input; its scores [B, N], [B, N, K] or [N].
+    It takes one picture tensor, [B, 3, H, W] or [B, H, W, 3], B free, 1 or not there, float32 or uint8. Its maps are
+    [B, C, h, w]; how its boxes lie is declared in the recipe, see `file_boxes`.
 
     Args:
         config: the recipe's `teacher`: file, outputs and how pixels are made into its input.
-        size: height and width of the pictures that it will see, pixels.
+        size: height and width of the pictures that it will see, pixels, where the recipe gives it no size of its own.
+
+    Attributes:
+        size: height and width of its pictures, pixels.
 
     Raises:
         InputError: the file cannot be read, lacks an output that is named, or takes other pictures.
     """
 
     def __init__(self, config: TeacherConfig, size: tuple[int, int]) -> None:
-        if not config.file or not config.maps:
-            raise InputError("teacher.kind=onnx needs teacher.file, and the output with its map in teacher.maps.")
-        self.config, self.size = config, size
+        if not config.file or not (config.maps or outputs_of(config)):
+            raise InputError(
+                "teacher.kind=onnx needs teacher.file, and the output with its map in teacher.maps, or those with its "
+                "boxes."
+            )
+        self.config, self.size = config, config.size or size
         self.path = Path(config.file)
         self.engine = open_file(self.path, torch.get_num_threads(), spin=False)
         if len(self.engine.inputs) != 1:
@@ -47,16 +55,19 @@ class OnnxTeacher:
         ((self.name, self.input),) = self.engine.inputs.items()
         if self.input.dtype is None or self.input.dtype.kind not in "uf":
             raise InputError(f"{self.path} takes {self.input.dtype}; a teacher takes uint8 or float pictures.")
-        self.channels_last = self._layout(self.input)
-        seen = self._run(np.zeros((1, 3, *size), np.float32))
-        for output in (*config.maps, *filter(None, (config.boxes, config.scores))):
+        self.single = len(self.input.shape) == 3  # as torchvision's detectors
+        self.channels_last = self._layout((1, *self.input.shape) if self.single else self.input.shape)
+        seen = self._run(np.zeros((1, 3, *self.size), np.float32))
+        for output in (*config.maps, *outputs_of(config)):
             if output not in seen:
                 meant = near(output, seen)
                 hint = f"did you mean {meant}? " if meant else ""
                 raise InputError(f"{self.path} has no output {output!r}; {hint}It has: {', '.join(seen)}.")
-        self._channels, self._strides = zip(*(self._level(name, seen[name]) for name in config.maps), strict=True)
+        levels = [self._level(name, seen[name]) for name in config.maps]
+        self._channels, self._strides = tuple(one[0] for one in levels), tuple(one[1] for one in levels)
         if list(self._strides) != sorted(set(self._strides)):
             raise InputError(f"teacher.maps must be in growing order of stride; these have {self._strides}.")
+        self._columns = self._found([seen], 1).columns if outputs_of(config) else None
 
     place_strides: tuple[int, ...] = ()
     heads = Heads()
@@ -64,7 +75,7 @@ class OnnxTeacher:
     @property
     def has_regions(self) -> bool:
         """See `Teacher`: where its boxes are named."""
-        return bool(self.config.boxes)
+        return bool(outputs_of(self.config))
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -82,22 +93,45 @@ class OnnxTeacher:
         Raises:
             InputError: regions are wanted, and no output with boxes was named.
         """
-        if regions and not self.config.boxes:
+        if regions and not outputs_of(self.config):
             raise InputError(
                 "mimic.regions=teacher needs the teacher's boxes: name its output in teacher.boxes, or set "
                 "mimic.regions=ground_truth or student."
             )
-        pixels = images.detach().float().cpu().numpy()
-        one_by_one = self.input.shape[0] == 1
-        parts = [self._run(part) for part in (np.split(pixels, len(pixels)) if one_by_one else [pixels])]
+        parts = self._seen(images)
         maps = [
             torch.from_numpy(np.concatenate([part[name] for part in parts]).astype(np.float32)).to(images.device)
             for name in self.config.maps
         ]
-        found = self._regions(parts, len(images)) if regions else None
+        found = self._regions(self._found(parts, len(images))) if regions else None
         if found is not None:
             found = Proposals(found.boxes.to(images.device), found.valid.to(images.device))
         return TeacherView(Features.of(maps, self._strides), found)
+
+    def labeller(self, classes: Sequence[str]) -> Callable[[Tensor], list[Detections]]:
+        """See `Labeller`.
+
+        Raises:
+            InputError: the recipe does not say what its boxes are, or it has classes that these are not.
+        """
+        config = self.config
+        if not (config.rows or config.scores):
+            raise InputError(
+                f"{self.path} labels pictures by boxes with scores: name the outputs in teacher.boxes and scores, or "
+                "in teacher.rows."
+            )
+        places = class_places(config, self._columns, classes)
+
+        def find(images: Tensor) -> list[Detections]:
+            return detections(self._found(self._seen(images), len(images)), config, places, self.size)
+
+        return find
+
+    def _seen(self, images: Tensor) -> list[dict[str, NDArray[np.generic]]]:
+        """The outputs on a batch, looked at in parts where the file takes one picture at a time."""
+        pixels = images.detach().float().cpu().numpy()
+        one_by_one = self.single or self.input.shape[0] == 1
+        return [self._run(part) for part in (np.split(pixels, len(pixels)) if one_by_one else [pixels])]
 
     def _run(self, pixels: NDArray[np.float32]) -> dict[str, NDArray[np.generic]]:
         config = self.config
@@ -109,22 +143,22 @@ class OnnxTeacher:
             fed = np.ascontiguousarray((pixels - mean) / std).astype(self.input.dtype)
         if self.channels_last:
             fed = np.ascontiguousarray(fed.transpose(0, 2, 3, 1))
+        fed = fed[0] if self.single else fed
         try:
             return dict(self.engine.run({self.name: fed}))
         except Exception as error:  # ONNX Runtime's exceptions have no common type but this
             raise InputError(f"{self.path} cannot be run on pictures of {self.size}: {str(error)[:200]}") from error
 
-    def _layout(self, taken: Input) -> bool:
+    def _layout(self, shape: tuple[int | None, ...]) -> bool:
         """Whether pictures are [B, H, W, 3]."""
-        shape = taken.shape
         last = len(shape) == 4 and shape[3] == 3 and shape[1] != 3
         if len(shape) != 4 or (not last and shape[1] not in (3, None)):
-            raise InputError(f"{self.path} takes {shape}, which is not [B, 3, H, W] or [B, H, W, 3].")
+            raise InputError(f"{self.path} takes {self.input.shape}, which is not [B, 3, H, W] or [B, H, W, 3].")
         height, width = shape[1:3] if last else shape[2:]
         if (height or self.size[0], width or self.size[1]) != self.size:
             raise InputError(
                 f"{self.path} takes pictures of {height} x {width} pixels; set data.size=[{height},{width}] "
-                f"(it is {list(self.size)})."
+                f"(it is {list(self.size)}), or without a map teacher.size."
             )
         return last
 
@@ -139,24 +173,22 @@ class OnnxTeacher:
             )
         return int(seen.shape[1]), stride
 
-    def _regions(self, parts: list[dict[str, NDArray[np.generic]]], batch: int) -> Proposals:
-        """Regions of a batch that was looked at in parts."""
+    def _found(self, parts: list[dict[str, NDArray[np.generic]]], batch: int) -> Found:
+        """Boxes of a batch that was looked at in parts."""
+        names = outputs_of(self.config)
+        tensors = [{name: torch.from_numpy(part[name].astype(np.float32)) for name in names} for part in parts]
+        try:
+            return Found.joined([found_in(self.config, one, batch // len(parts)) for one in tensors])
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from error
 
-        def joined(name: str, last: int) -> Tensor:
-            rows = [part[name].astype(np.float32) for part in parts]
-            every = torch.from_numpy(np.concatenate([one.reshape(-1, count, last) for one in rows]))
-            if len(every) != batch:
-                raise InputError(f"The output {name!r} of {self.path} is of {len(every)} pictures, not of {batch}.")
-            return every
-
-        assert self.config.boxes is not None
-        count = parts[0][self.config.boxes].shape[-2]
-        boxes = joined(self.config.boxes, 4)
-        height, width = self.size
-        boxes = boxes.clamp(min=0).minimum(torch.tensor([width, height, width, height]))
-        valid = boxes.isfinite().all(2) & (boxes[..., 2:] > boxes[..., :2]).all(2)
-        if self.config.scores:
-            scores = joined(self.config.scores, parts[0][self.config.scores].size // count // (batch // len(parts)))
+    def _regions(self, found: Found) -> Proposals:
+        boxes, valid = clipped(corners(found.boxes, self.config, self.size), self.size)
+        if found.scores is not None:
+            plain = self.config.activation == "none" and found.objectness is None
+            scores = found.scores if plain else scores_of(found, self.config, valid)
+            if self._columns == len(self.config.classes):  # what is no class is no object
+                scores = scores[..., [name is not None for name in self.config.classes]]
             order = scores.amax(2).masked_fill(~valid, -torch.inf).argsort(dim=1, descending=True, stable=True)
             boxes, valid = boxes.gather(1, order[..., None].expand(-1, -1, 4)), valid.gather(1, order)
         return Proposals(torch.where(valid[..., None], boxes, 0.0), valid)

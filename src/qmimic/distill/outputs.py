@@ -36,7 +36,7 @@ class Outputs(Distiller):
                 "not one: set detector.architecture=one_stage for both, or take another distiller."
             )
         if config.map_steps:
-            raise InputError("mimic.distiller=outputs has no phase of maps alone: set mimic.map_steps=0.")
+            raise InputError("mimic.distiller=outputs has no phase of maps alone; set mimic.map_steps=0.")
         pairs = sides.pairs()
         self._rows = [
             torch.cat([_rows(strides, sides.size)[pair[side]] for pair in pairs])

@@ -4,14 +4,17 @@ Another kind is a class with the same attributes and `look`, made from the recip
 pictures, and a line in `TEACHERS` (tables.py); `OnnxTeacher` is one.
 """
 
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from qmimic.contracts import Features
+from qmimic.detections import Detections
 from qmimic.detectors.detector import Detector
+from qmimic.detectors.evaluation import unpad
 from qmimic.distill.distiller import Heads, TeacherView
 
 
@@ -50,6 +53,25 @@ class Teacher(Protocol):
         ...
 
 
+@runtime_checkable
+class Labeller(Protocol):
+    """A teacher that can label pictures besides.
+
+    Attributes:
+        size: height and width of the pictures that it takes for that, pixels.
+    """
+
+    size: tuple[int, int]
+
+    def labeller(self, classes: Sequence[str]) -> Callable[[Tensor], list[Detections]]:
+        """A function of pictures uint8 [B, 3, H, W] of `size`, RGB: what it finds in each, the best first.
+
+        Args:
+            classes: the data's; labels of detections are places in it. Boxes are in pixels of the pictures given.
+        """
+        ...
+
+
 class DetectorTeacher:
     """A frozen detector as a teacher; its regions are its proposals, or its detections where it has no proposals.
 
@@ -61,6 +83,7 @@ class DetectorTeacher:
     def __init__(self, detector: Detector, bf16: bool) -> None:
         self.detector = detector.eval().requires_grad_(False)
         self.bf16 = bf16
+        self.size = detector.spec.size
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -108,6 +131,16 @@ class DetectorTeacher:
 
     def _precision(self, like: Tensor) -> torch.autocast:
         return torch.autocast(like.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def labeller(self, classes: Sequence[str]) -> Callable[[Tensor], list[Detections]]:
+        """See `Labeller`; it finds what it finds on val, in float32."""
+        assert tuple(classes) == self.detector.spec.classes, "the run trained it on these data"
+
+        def find(images: Tensor) -> list[Detections]:
+            output = self.detector.detect(images.to(self.detector.device))
+            return [unpad(output, row) for row in range(len(images))]
+
+        return find
 
 
 def in_float32(teacher: Teacher) -> Teacher:

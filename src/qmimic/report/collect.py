@@ -17,6 +17,8 @@ from qmimic.report.maps import Maps, feature_maps
 from qmimic.report.mistakes import WorstImage, worst_images
 from qmimic.report.networks import DeployedFile, Scored, deployed_files, judge
 from qmimic.run.folder import ENVIRONMENT, FinishedRun
+from qmimic.run.labelling import Facts as LabelFacts
+from qmimic.run.labelling import read_facts
 from qmimic.training.log import LOG, read_log
 
 T = TypeVar("T")
@@ -43,6 +45,7 @@ class Facts:
         logs: lines of the training logs by network title, for networks that have any.
         maps: feature maps of student and teacher.
         labels: facts about the data.
+        taught: what the teacher labelled, and the folder of these labels; None if the recipe names no such pictures.
         environment: what the run ran on.
     """
 
@@ -55,6 +58,7 @@ class Facts:
     logs: Mapping[str, list[dict[str, Any]]]
     maps: Maps | Absent
     labels: Labels | Absent
+    taught: tuple[LabelFacts, Path] | Absent | None
     environment: Mapping[str, str | int] | Absent
 
 
@@ -87,6 +91,7 @@ def collect(run: FinishedRun, say: Callable[[str], None]) -> Facts:
         logs={title: lines for title, lines in logs.items() if lines},
         maps=of_data(lambda data: feature_maps(run, data, say)),
         labels=of_data(lambda data: read_labels(run.recipe, data, run.folder, say)),
+        taught=None if run.recipe.data.unlabelled is None else _or_reason(lambda: read_facts(run.folder)),
         environment=_or_reason(lambda: _environment(run.folder / ENVIRONMENT)),
     )
 

@@ -32,7 +32,7 @@ from qmimic.scores.voc import VocScore, voc_ap
 from qmimic.ship.accuracy import detections_of_file
 
 BATCH = 32
-TWIN = "scratch"
+TWIN, LABELLED = "scratch", "labelled"
 SAME = 1e-3  # mAP; differences by rounding on another machine are smaller
 
 
@@ -83,11 +83,19 @@ class Judged:
 
 @dataclass(frozen=True)
 class Scored:
-    """All networks of a run on its val images, by title; `samples` holds these images' labels."""
+    """All networks of a run on its val images, by title.
+
+    Attributes:
+        samples: these images' labels.
+        classes: names; the index is the label.
+        networks: by title.
+        brought: mAP@0.5 of the student above the same without unlabelled pictures, 0..1; None without that one.
+    """
 
     samples: Sequence[Sample]
     classes: tuple[str, ...]
     networks: Mapping[str, Judged]
+    brought: Interval | None = None
 
 
 def detector_of(run: FinishedRun, result: StageResult) -> Detector:
@@ -159,15 +167,16 @@ def judge(
     weights = draws(len(labels))
     resampled = {title: mean_ap(own, weights) for title, own in matched.items()}
     scores = {title: voc_ap(labels, own, dataset.classes) for title, own in found.items()}
+
+    def above(title: str, other: str) -> Interval:
+        return interval(scores[title].map_area - scores[other].map_area, resampled[title] - resampled[other])
+
     twin = TWIN if TWIN in found else None
     networks = {}
     for title, own in found.items():
         errors, threshold = find_errors(matched[title]), best_threshold(matched[title])
         strong = {name: one.keep(one.scores >= threshold) for name, one in own.items()}
-        gain = None
-        if twin and title != twin:
-            value = scores[title].map_area - scores[twin].map_area
-            gain = interval(value, resampled[title] - resampled[twin])
+        gain = above(title, twin) if twin and title != twin else None
         shown = find_errors(match(labels, strong, count))
         networks[title] = Judged(scores[title], errors, costs(errors), threshold, shown, gain, own)
     said = tuple(
@@ -176,7 +185,8 @@ def judge(
         for result in run.results
         if abs(networks[result.title].scores.map_area - result.map50) > SAME
     )
-    return Scored(labels, dataset.classes, networks), said
+    brought = above(run.results[-1].title, LABELLED) if LABELLED in found else None
+    return Scored(labels, dataset.classes, networks, brought), said
 
 
 def _found(

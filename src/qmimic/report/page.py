@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from qmimic.config import Recipe
+from qmimic.data.images import read_image
 from qmimic.errors import InputError
 from qmimic.files import refuse_links, write_text
 from qmimic.report import figures
@@ -25,7 +26,7 @@ from qmimic.report.maps import Maps, Matching
 from qmimic.report.mistakes import confused, data_uri, lost_by_kind
 from qmimic.report.networks import TWIN, Judged, Scored
 from qmimic.report.template import NONE, environment, gain, percent
-from qmimic.run.folder import OURS, RESULTS, TRACKERS, FinishedRun, ranked, read_run
+from qmimic.run.folder import LABELS_PICTURE, OURS, RESULTS, TRACKERS, FinishedRun, ranked, read_run
 from qmimic.scores.bootstrap import RESAMPLES, Interval
 from qmimic.scores.coco import coco_ap
 from qmimic.scores.curves import precision_recall
@@ -139,6 +140,8 @@ def page(facts: Facts) -> str:
         context |= _maps(facts.maps)
     if not isinstance(facts.labels, Absent):
         context |= _labels(facts.labels, recipe)
+    if facts.taught and not isinstance(facts.taught, Absent):
+        context |= {"taught_picture": _picture(facts.taught[1] / LABELS_PICTURE, run.folder)}
     return environment().get_template("run.html").render(context)
 
 
@@ -228,6 +231,14 @@ def commands(run: FinishedRun) -> str:
         ("this page", f"qmimic report {_path(folder)}"),
     ]
     return "\n\n".join(f"# {what}\n{line}" for what, line in lines)
+
+
+def _picture(path: Path, root: Path) -> str | None:
+    """A picture of a run as the address of itself; None where it is gone."""
+    try:
+        return data_uri(read_image(path, root), "JPEG")
+    except InputError:
+        return None
 
 
 def _path(path: Path) -> str:

@@ -10,8 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qmimic.arms import ARMS, STUDENT, TEACHER_STAGES
+from qmimic.data.splits import UNLABELLED
 from qmimic.errors import InputError
-from qmimic.run.folder import DEPLOY, STAGE_RESULT, STAGES, TRACKERS, read_run
+from qmimic.run.folder import (
+    DEPLOY,
+    LABELS,
+    LABELS_FACTS,
+    LABELS_PICTURE,
+    STAGE_RESULT,
+    STAGES,
+    TRACKERS,
+    read_run,
+)
 from qmimic.run.listing import BANK, PIXELS, WINNER, kind_of, list_runs, look, usage
 from qmimic.run.lock import exclusive_lock, taken
 from qmimic.training.log import LOG
@@ -28,6 +38,7 @@ FILES = re.compile(  # that we make, by their path below a run's, a fit's or a s
             rf"({'|'.join((*TEACHER_STAGES, *ARMS, STUDENT))})\.safetensors",
             rf"({BANK}|{PIXELS})/{KEY}\.bin|logs/{NAME}\.log",
             rf"report/((data|latency|matching)\.json|{NAME}-{KEY}\.safetensors)",
+            rf"{LABELS_FACTS}|{LABELS}/{KEY}/(labels\.json|{LABELS_PICTURE}|instances_{UNLABELLED}\.json)",
             rf"{DEPLOY}/({NAME}\.(onnx|xml|bin|pte|json))",
             rf"{STAGE}/(detector\.safetensors|result\.json|log\.jsonl|checkpoints/step-\d+\.safetensors)",
             rf"({STAGE}/tensorboard|{'|'.join(TRACKERS)})/.+",  # what trackers write, they name
@@ -36,7 +47,7 @@ FILES = re.compile(  # that we make, by their path below a run's, a fit's or a s
     )
 )
 FOLDERS = re.compile(  # that go if nothing is left in them
-    rf"{STAGES}|{BANK}|{PIXELS}|{WINNER}|{DEPLOY}|report|logs|{STAGE}(/checkpoints|/tensorboard(/.+)?)?"
+    rf"{STAGES}|{LABELS}(/{KEY})?|{BANK}|{PIXELS}|{WINNER}|{DEPLOY}|report|logs|{STAGE}(/checkpoints|/tensorboard(/.+)?)?"
     rf"|({'|'.join(TRACKERS)})(/.+)?"
 )
 CACHES = (BANK, PIXELS)  # made again when they are needed
@@ -84,7 +95,7 @@ def plan_cleaning(folder: Path, names: Sequence[str], parts: Sequence[str]) -> t
             continue
         for part in [WHOLE] if WHOLE in parts else parts:
             if part == STAGES and not _has_ended(run):
-                stays.append(f"{run} has not ended: its stages are its work, and stay; --all removes the whole.")
+                stays.append(f"{run} has not finished, so its stages stay; --all removes the whole run.")
                 continue
             paths, kept = _made(run, _paths(run, part))
             if kept:

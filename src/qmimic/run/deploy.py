@@ -164,7 +164,9 @@ def _recipe(path: Path, data: str | None, overrides: Sequence[str], detector: De
             f"No recipe.yaml beside {path} says what it was trained on; name the dataset with --data FOLDER."
         )
     recipe = load_recipe(own if own.is_file() else None, list(overrides))
-    named = {"data.root": recipe.data.root if data is None else data, "data.size": detector.spec.size}
+    # Grids are found on labelled pictures alone: others may be gone by now.
+    data_of = {"data.root": recipe.data.root if data is None else data, "data.unlabelled": None}
+    named = {**data_of, "data.size": detector.spec.size}
     return recipe.changed({**named, "run.dir": str(path.parent), "run.device": "cpu", "data.allow_capped": True})
 
 

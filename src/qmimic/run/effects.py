@@ -9,13 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qmimic.arms import ARMS
-from qmimic.config import DetectorConfig, FineTuningConfig, Recipe, TeacherConfig, load_recipe, load_tree, recipe_from
+from qmimic.config import (
+    DetectorConfig,
+    FineTuningConfig,
+    Recipe,
+    TeacherConfig,
+    TeacherFileConfig,
+    load_recipe,
+    load_tree,
+    recipe_from,
+)
 from qmimic.config.reading import keys_of, named_keys, recipe_file
 from qmimic.errors import InputError
 from qmimic.run.folder import ENVIRONMENT
 from qmimic.tables import ARCHITECTURES
 
-IN_TEACHERS_FILE = ("file", "maps", "boxes", "scores", "mean", "std", "bgr")
+OF_LABELS = ("size", "labels", "suppress", "drop_other_classes")  # of a teacher that is a file
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,11 @@ def _mimics(recipe: Recipe) -> bool:
     return any(own.mimic.mode != "none" for own in _students(recipe))
 
 
+def _imitates(recipe: Recipe) -> bool:
+    """Whether a student sees a teacher's map, or its own on a teacher's grid."""
+    return any(own.mimic.mode != "none" or own.student.quantize_map for own in _students(recipe))
+
+
 def _prunes(method: str) -> Callable[[Recipe], bool]:
     return lambda recipe: any(own.pruning.method == method for own in _students(recipe))
 
@@ -60,10 +74,32 @@ def _in(section: str, names: Iterable[str]) -> tuple[str, ...]:
 
 
 READERS = (
-    Reader(("teacher", "quantized_teacher", "quantizer"), _has_teacher, "no student has a teacher: set mimic.mode"),
+    Reader(
+        ("teacher", "quantized_teacher", "quantizer"),
+        _has_teacher,
+        "no student has a teacher: set mimic.mode or data.unlabelled",
+    ),
+    Reader(
+        ("quantizer",),
+        lambda recipe: recipe.trains_teacher or _imitates(recipe),
+        "the teacher's file gives labels alone, and no map: set mimic.mode",
+    ),
+    Reader(
+        ("data.unlabelled_share", "data.unlabelled_doubt"),
+        lambda recipe: recipe.data.unlabelled is not None,
+        "no picture without labels is named: set data.unlabelled",
+    ),
+    Reader(
+        _in("teacher", OF_LABELS),
+        lambda recipe: recipe.data.unlabelled is not None,
+        "the teacher's file labels nothing: set data.unlabelled",
+    ),
     Reader(("mimic",), _mimics, "no student imitates a teacher: set mimic.mode", but=("mimic.mode",)),
     Reader(
-        _in("teacher", (name for name in TeacherConfig.model_fields if name not in ("kind", *IN_TEACHERS_FILE))),
+        _in(
+            "teacher",
+            (name for name in TeacherConfig.model_fields if name not in ("kind", *TeacherFileConfig.model_fields)),
+        ),
         lambda recipe: recipe.trains_teacher,
         "the teacher is a file that is not trained: set teacher.kind=detector",
     ),
@@ -73,7 +109,7 @@ READERS = (
         "the teacher is a file that is not trained: set teacher.kind=detector",
     ),
     Reader(
-        _in("teacher", IN_TEACHERS_FILE),
+        _in("teacher", TeacherFileConfig.model_fields),
         lambda recipe: not recipe.trains_teacher,
         "the run trains its teacher: set teacher.kind=onnx",
     ),

@@ -24,9 +24,11 @@ DEPLOY = "deploy"
 AGAIN = "begun again"  # in the results of a run that was started once more
 RECIPE, RESULTS, STAGES, STAGE_RESULT = "recipe.yaml", "results.json", "stages", "result.json"
 ENVIRONMENT, FAILURE, DATA = "environment.json", "failed.txt", "data.json"
+# What a teacher labelled: a folder, and which of its labels the students learnt from.
+LABELS, LABELS_FACTS, LABELS_PICTURE = "unlabelled", "unlabelled.json", "labels.png"
 # What a run, a fit or a study makes in its folder, and what trackers make there. None of it may be a link.
 OURS = frozenset(
-    {STAGES, DEPLOY, "bank", "pixels", "report", "winner", "jobs", "logs", "study.sqlite", "mlflow.db"}
+    {STAGES, DEPLOY, LABELS, "bank", "pixels", "report", "winner", "jobs", "logs", "study.sqlite", "mlflow.db"}
     | {f"study.sqlite-{kind}" for kind in ("journal", "wal", "shm")}
 )
 TRACKERS = frozenset({"wandb", "mlruns", "mlartifacts", "trackio"})

@@ -16,7 +16,16 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from qmimic.config import DataConfig, DetectorConfig, FineTuningConfig, MimicConfig, Recipe, Section, fingerprint
+from qmimic.config import (
+    DataConfig,
+    DetectorConfig,
+    FineTuningConfig,
+    MimicConfig,
+    Recipe,
+    Section,
+    TeacherFileConfig,
+    fingerprint,
+)
 from qmimic.config.sections import GONE
 from qmimic.data.faults import limits
 from qmimic.data.letterbox import PIXELS
@@ -31,14 +40,17 @@ VERSION = 2  # raised when the same recipe would give other weights
 TAUGHT_VERSION = 1  # the same for students that are taught
 TAYLOR_VERSION = 1  # and for teachers pruned by Taylor expansion
 INT8_VERSION = 1  # when the same detector would get other grids
+OF_UNLABELLED = ("unlabelled", "unlabelled_share", "unlabelled_doubt")  # that students alone see
 # Settings since VERSION, which count only where they are set.
 LATER = {
     *(f"teacher.{name}" for name in ("frozen_stages", "frozen_norm", "detector")),
-    *(f"teacher.{name}" for name in ("kind", "file", "maps", "boxes", "scores", "mean", "std", "bgr")),
+    *(f"teacher.{name}" for name in ("kind", *TeacherFileConfig.model_fields)),
     *(f"detector.{name}" for name in ("anchor_cells", "anchor_ratios", "levels")),
+    *(f"data.{name}" for name in ("label_share", *OF_UNLABELLED)),
     *("data.grey", "data.allow_capped", "mimic.distiller", "mimic.settings", "mimic.sampling"),
     *("augment.transpose", "augment.mosaic", "teacher.closing_steps", "student.closing_steps"),
 }
+LABELS_VERSION = 1  # when a teacher would label the same pictures otherwise
 BANK_VERSION = 4  # when a bank's records change
 COSTS_VERSION = 1  # when the same candidate of a search would cost something else
 REPORT_VERSION = 2  # when a report would show something else of the same networks
@@ -136,6 +148,28 @@ def student_key(recipe: Recipe, data: str, bf16: bool, parents: Parents) -> str:
     )
 
 
+def labels_key(recipe: Recipe, data: str, teacher: str, pictures: str) -> str:
+    """A teacher's labels of pictures.
+
+    Args:
+        recipe: of the run.
+        data: see `data_key`; thresholds are chosen on its val.
+        teacher: key of the teacher.
+        pictures: fingerprint of the unlabelled pictures.
+    """
+    return fingerprint(LABELS_VERSION, data, teacher, pictures, recipe.data.unlabelled_doubt)
+
+
+def mixed_key(recipe: Recipe, data: str, labels: str) -> str:
+    """What a student sees that also learns from a teacher's labels, in place of `data_key`."""
+    return fingerprint(data, labels, recipe.data.unlabelled_share)
+
+
+def found_key(labels: str) -> str:
+    """What a teacher finds in pictures, kept while it labels them; `labels` as in `mixed_key`."""
+    return fingerprint(labels, torch.get_num_threads(), torch.__version__)
+
+
 def int8_key(recipe: Recipe, data: str, weights: list[float]) -> str:
     """Training on integer grids; what is allowed to be lost decides whether there is any, not how it goes.
 
@@ -205,10 +239,12 @@ def job_keys(recipe: Recipe) -> dict[str, str]:
     detector = _plain(recipe.detector)
     if recipe.detector.output_stride == COARSE:  # an open one may come to be another
         detector["chosen"] = False
+    # Teachers see labelled pictures alone: arms with others share them.
+    unlabelled = [_plain(recipe.data)] if recipe.data.unlabelled is not None else []
     run = (
         VERSION,
         recipe.seed,
-        _plain(recipe.data),
+        _plain(recipe.data, *OF_UNLABELLED),
         detector,
         _plain(recipe.augment),
         recipe.run.precision,
@@ -217,12 +253,12 @@ def job_keys(recipe: Recipe) -> dict[str, str]:
         return {"student": fingerprint("student", *run, _job_schedule(recipe.student))}
     if not recipe.trains_teacher:
         opened = [_job_schedule(recipe.teacher, "min_map"), recipe.quantizer, _distillation(recipe.mimic)]
-        return {"student": fingerprint("student", *run, _job_schedule(recipe.student), *opened)}
+        return {"student": fingerprint("student", *run, _job_schedule(recipe.student), *opened, *unlabelled)}
     teacher = fingerprint("teacher", *run, _job_schedule(recipe.teacher, "min_map"))
     quantized = fingerprint("quantized", teacher, _job_schedule(recipe.quantized_teacher), recipe.quantizer)
     pruning = _pruning(recipe) if recipe.pruning.method != "none" else []
     taught = _distillation(recipe.mimic) if recipe.mimic.mode != "none" else []
-    student = fingerprint("student", quantized, _job_schedule(recipe.student), taught, *pruning)
+    student = fingerprint("student", quantized, _job_schedule(recipe.student), taught, *pruning, *unlabelled)
     return {"teacher": teacher, "quantized": quantized, "student": student}
 
 

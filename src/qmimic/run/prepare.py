@@ -13,13 +13,14 @@ from pydantic import ValidationError
 
 from qmimic.config import DataConfig, DetectorConfig, Recipe, explain
 from qmimic.data import chosen
-from qmimic.data.chosen import box_sizes, dataset_fingerprint, open_dataset
+from qmimic.data.chosen import box_sizes, dataset_fingerprint, open_with_unlabelled
 from qmimic.data.columns import Columns, in_columns
 from qmimic.data.faults import limits
 from qmimic.data.loader import Loader
 from qmimic.data.pixel_cache import PixelCache
 from qmimic.data.sample import Dataset
 from qmimic.data.splits import TRAIN, VAL
+from qmimic.data.unlabelled import Unlabelled
 from qmimic.detectors.architectures import spec_for
 from qmimic.detectors.levels import FINE
 from qmimic.detectors.spec import DetectorSpec
@@ -47,6 +48,7 @@ class Prepared:
         key: fingerprint of data, size and detector settings.
         accelerator: device and processes.
         remarks: sentences that a person has to read before any training.
+        unlabelled: pictures for the teacher to label; None where the recipe names none.
     """
 
     recipe: Recipe
@@ -57,6 +59,7 @@ class Prepared:
     key: str
     accelerator: Accelerator
     remarks: tuple[str, ...] = ()
+    unlabelled: Unlabelled | None = None
 
     def spec(self, backbone: str) -> DetectorSpec:
         """The description of a student of this run."""
@@ -103,10 +106,10 @@ def prepare(recipe: Recipe) -> Prepared:
                 "raise it or start fewer processes."
             )
     data = recipe.data
-    dataset = open_dataset(data)
+    dataset, unlabelled = open_with_unlabelled(data)
     _check_classes(dataset, data)
-    train = Loader(dataset, TRAIN, data.size, recipe.student.batch_size, _cache(dataset, TRAIN, recipe))
-    val = Loader(dataset, VAL, data.size, EVALUATION_BATCH, _cache(dataset, VAL, recipe))
+    train = Loader(dataset, TRAIN, data.size, recipe.student.batch_size, pixel_cache(dataset, TRAIN, recipe))
+    val = Loader(dataset, VAL, data.size, EVALUATION_BATCH, pixel_cache(dataset, VAL, recipe))
     splits = in_columns(dataset.splits, dataset.root)
     sizes = box_sizes(splits[TRAIN], data.size)
     if not len(sizes):
@@ -124,8 +127,9 @@ def prepare(recipe: Recipe) -> Prepared:
     said = remarks(recipe.detector, detector, data.size, int(splits[TRAIN].counts.max()))
     capped = limits(detector, ARCHITECTURES[detector.architecture].spec.model_fields)
     about_data = chosen.remarks(dataset, capped, data.allow_capped)
-    told = (*([about_threads] if about_threads else []), *about_data, *said)
-    return Prepared(recipe, dataset, train, val, detector, key, accelerator, told)
+    about_others = unlabelled.remarks if unlabelled else ()
+    told = (*([about_threads] if about_threads else []), *about_data, *about_others, *said)
+    return Prepared(recipe, dataset, train, val, detector, key, accelerator, told, unlabelled)
 
 
 def remarks(given: DetectorConfig, fitted: DetectorConfig, size: tuple[int, int], objects: int) -> tuple[str, ...]:
@@ -152,7 +156,8 @@ def remarks(given: DetectorConfig, fitted: DetectorConfig, size: tuple[int, int]
     return tuple(said)
 
 
-def _cache(dataset: Dataset, split: str, recipe: Recipe) -> PixelCache | None:
+def pixel_cache(dataset: Dataset, split: str, recipe: Recipe) -> PixelCache | None:
+    """Where a split's decoded images are kept in the run's folder; None where the recipe wants none kept."""
     data, samples = recipe.data, dataset.splits[split]
     if not data.cache_mib:
         return None

@@ -23,6 +23,7 @@ from qmimic.run.lock import exclusive_lock
 from qmimic.run.prepare import prepare
 from qmimic.run.stages import macs_to_prune_to, train_student
 from qmimic.run.train import RunResult, train
+from qmimic.run.ways import WAYS, Way, best_way
 from qmimic.runtime.formats import FORMATS
 from qmimic.tables import ARCHITECTURES
 from qmimic.training.loop import Watcher
@@ -59,6 +60,7 @@ class Fit:
         file: to ship.
         map50: of it on val, 0..1.
         excess: its worst cost as a multiple of the limit; above 1 it misses the budget.
+        ways: of teaching the winner that were tried; none where the recipe says how.
     """
 
     folder: Path
@@ -66,9 +68,17 @@ class Fit:
     file: Deployed
     map50: float
     excess: float
+    ways: tuple[Way, ...] = ()
 
 
-def fit(recipe: Recipe, budget: Budget, targets: Sequence[str], folder: Path, watcher: Watcher) -> Fit:
+def fit(
+    recipe: Recipe,
+    budget: Budget,
+    targets: Sequence[str],
+    folder: Path,
+    watcher: Watcher,
+    named: Sequence[str] = (),
+) -> Fit:
     """Search, train and ship a detector within a budget.
 
     Args:
@@ -77,6 +87,7 @@ def fit(recipe: Recipe, budget: Budget, targets: Sequence[str], folder: Path, wa
         targets: formats that may ship.
         folder: of the run; what is finished there is not repeated.
         watcher: told of progress.
+        named: keys of the recipe that a person set, and that are not searched therefore.
 
     Raises:
         InputError: no network fits, the data cannot be used, or training failed.
@@ -85,10 +96,12 @@ def fit(recipe: Recipe, budget: Budget, targets: Sequence[str], folder: Path, wa
         if FORMATS[target].elsewhere:
             raise InputError(f"Files of {target} cannot be timed here; fit another format, then export to {target}.")
     with exclusive_lock(folder):
-        return _fit(_within(recipe, folder), budget, targets, folder, watcher)
+        return _fit(_within(recipe, folder), budget, targets, folder, watcher, named)
 
 
-def _fit(recipe: Recipe, budget: Budget, targets: Sequence[str], folder: Path, watcher: Watcher) -> Fit:
+def _fit(
+    recipe: Recipe, budget: Budget, targets: Sequence[str], folder: Path, watcher: Watcher, named: Sequence[str]
+) -> Fit:
     prepared = prepare(recipe)
     images = in_columns({TRAIN: prepared.train.samples}, prepared.dataset.root)[TRAIN]
     both = all(FORMATS[target].two_stages for target in targets)
@@ -115,10 +128,10 @@ def _fit(recipe: Recipe, budget: Budget, targets: Sequence[str], folder: Path, w
     scores = halve([candidate for candidate, _ in by_macs], recipe, watcher)
     found = _tried(scores, fitting)
     winner = next(iter(scores))
-    watcher.say(f"Now {winner} is trained in full.")
-    whole = _prunable(_within(winner.of(recipe), folder / "winner"), watcher)
+    watcher.say(f"{winner} is the best of them.")
+    whole, ways = best_way(_prunable(_within(winner.of(recipe), folder / "winner"), watcher), named, watcher)
     file, map50, excess = _shipped(train(whole, watcher), budget, targets, watcher)
-    fitted = Fit(folder, found, file, map50, excess)
+    fitted = Fit(folder, found, file, map50, excess, ways)
     _write(fitted, budget)
     return fitted
 
@@ -191,10 +204,9 @@ def halve(tried: Sequence[Candidate], recipe: Recipe, watcher: Watcher) -> dict[
 
 
 def _short(candidate: Candidate, recipe: Recipe, steps: int, watcher: Watcher) -> float:
-    own = candidate.of(recipe).changed({"student.steps": steps, "student.evaluate_every": steps, "mimic.mode": "none"})
-    return train_student(
-        prepare(own.changed({"baselines": ()})), f"try-{candidate.file_name}", None, watcher
-    ).result.map50
+    short = {"student.steps": steps, "student.evaluate_every": steps, "student.closing_steps": 0, "baselines": ()}
+    own = candidate.of(recipe).changed({**WAYS["alone"], **short})
+    return train_student(prepare(own), f"try-{candidate.file_name}", None, watcher).result.map50
 
 
 def _within(recipe: Recipe, folder: Path) -> Recipe:
@@ -225,7 +237,7 @@ def _excess(budget: Budget, file: Deployed) -> float:
 
 def _write(fitted: Fit, budget: Budget) -> None:
     plain = {"budget": asdict(budget), "tried": [asdict(one) for one in fitted.tried], "map50": fitted.map50}
-    plain |= {"file": str(fitted.file.path), "excess": fitted.excess}
+    plain |= {"file": str(fitted.file.path), "excess": fitted.excess, "ways": [asdict(one) for one in fitted.ways]}
     write_text(fitted.folder / "fit.json", json.dumps(plain, indent=1))
     _draw(fitted, budget, fitted.folder / "front.png")
 

@@ -29,6 +29,7 @@ from qmimic.errors import InputError
 from qmimic.files import MissingError
 from qmimic.run.folder import RECIPE, StageResult, read_stage, stage_folder, stage_result, write_stage
 from qmimic.run.keys import Parents, pruned_key, quantized_key, student_key, teacher_key
+from qmimic.run.labelling import TeacherLabels, label
 from qmimic.run.prepare import Prepared
 from qmimic.run.teaching import Lesson, OpenedTeacher, open_teacher, taught
 from qmimic.run.tracking import scores_of, trackers_of
@@ -209,7 +210,7 @@ def prune_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> Stage
     stage = _once(prepared, folder, watcher, work)
     watcher.say(
         f"Pruned by {config.method} to {stage.result.macs / 1e6:.1f} MMACs, the teacher has "
-        f"{100 * stage.result.map50:.1f} mAP@0.5 before it is trained on."
+        f"{100 * stage.result.map50:.1f} mAP@0.5 before further training."
     )
     return stage
 
@@ -229,7 +230,24 @@ def teachers_of(prepared: Prepared, watcher: Watcher) -> Teachers | OpenedTeache
     return Teachers(teacher, quantize_teacher(prepared, teacher, watcher))
 
 
-def train_student(prepared: Prepared, name: str, teachers: Teachers | OpenedTeacher | None, watcher: Watcher) -> Stage:
+def labels_of(prepared: Prepared, teachers: Teachers | OpenedTeacher, watcher: Watcher) -> TeacherLabels | None:
+    """What the teacher says of the recipe's unlabelled pictures; None where it names none. Raises: as `label`."""
+    if prepared.recipe.data.unlabelled is None:
+        return None
+    if isinstance(teachers, OpenedTeacher):
+        return label(prepared, teachers.teacher, teachers.key, watcher)
+    detector, _ = load_detector(teachers.full_precision.file)
+    detector.to(prepared.accelerator.device)
+    return label(prepared, DetectorTeacher(detector, bf16=False), teachers.full_precision.result.key, watcher)
+
+
+def train_student(
+    prepared: Prepared,
+    name: str,
+    teachers: Teachers | OpenedTeacher | None,
+    watcher: Watcher,
+    labels: TeacherLabels | None = None,
+) -> Stage:
     """Train one arm. All arms share order, views and schedule, and initial weights where they start afresh.
 
     Args:
@@ -237,6 +255,7 @@ def train_student(prepared: Prepared, name: str, teachers: Teachers | OpenedTeac
         name: of the arm.
         teachers: `mimic.mode` says which of the two is imitated; None where `Recipe.needs_teachers` is false.
         watcher: told of every step.
+        labels: the teacher's, of pictures that the student learns from too where the arm's recipe names them.
     """
     recipe = prepared.recipe
     config, mimic = recipe.student, recipe.mimic
@@ -251,6 +270,8 @@ def train_student(prepared: Prepared, name: str, teachers: Teachers | OpenedTeac
         grid=lesson.grid_key if lesson else None,
         start=start.result.key if start else None,
     )
+    if labels and recipe.data.unlabelled is not None:  # what was cut out of the teacher was so by the labelled pictures
+        prepared = labels.joined(prepared)
     key = student_key(recipe, prepared.key, prepared.bf16(config.backbone), parents)
 
     def objective() -> Objective:
@@ -329,7 +350,7 @@ def _once(prepared: Prepared, folder: Path, watcher: Watcher, work: Callable[[],
     # All processes have looked before one of them writes: they must take the same way.
     prepared.accelerator.wait_for_everyone()
     if done:
-        watcher.say(f"{done.name} was trained before; it is taken from {folder}.")
+        watcher.say(f"{done.name} was trained before; it is reused from {folder}.")
         return Stage(done, folder)
     _say_again(folder, watcher)
     work()

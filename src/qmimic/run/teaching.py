@@ -73,7 +73,12 @@ def open_teacher(prepared: Prepared) -> OpenedTeacher:
     if recipe.quantizer.per_channel:
         raise InputError(f"quantizer.per_channel=true needs teacher.kind=detector; it is {kind}.")
     teacher: Teacher = TEACHERS[kind](recipe.teacher, recipe.data.size)
-    rms = torch.cat(_rms(prepared, teacher))
+    if not teacher.channels and (recipe.student.quantize_map or "quantized" in recipe.baselines):
+        raise InputError(
+            "student.quantize_map takes its grid from the teacher's map: name the output with it in teacher.maps, or "
+            "set student.quantize_map=false and leave quantized out of baselines."
+        )
+    rms = torch.cat(_rms(prepared, teacher)) if teacher.channels else torch.ones(1)
     quantizer = Quantizer(recipe.quantizer, absolute_stride(recipe.quantizer, rms))
     return OpenedTeacher(teacher, opened_key(recipe, prepared.key), quantizer)
 
@@ -100,6 +105,11 @@ def _distiller(
 ) -> Distiller:
     """The recipe's distiller between two networks; errors as `require_teachable`."""
     kind = recipe.mimic.distiller
+    if not teacher.strides:
+        raise InputError(
+            "A student imitates a map: name the output with the teacher's in teacher.maps, or set mimic.mode=none to "
+            "learn from its labels alone (data.unlabelled)."
+        )
     distiller: Distiller = DISTILLERS[kind](recipe.mimic, Sides.between(student, teacher, rms, quantizer, recipe.seed))
     if distiller.teacher_regions and not teacher.has_regions:
         raise InputError(

@@ -38,7 +38,7 @@ def choose(config: RunConfig, folder: Path, load: float | None = None) -> tuple[
         return most, ""
     return threads, (
         f"{threads} of {most} threads: others keep {load:.1f} cores busy, and threads that wait for each other are "
-        f"slower than one; run.threads={most} takes them all the same."
+        f"slower than one; run.threads={most} uses them anyway."
     )
 
 

@@ -17,11 +17,13 @@ from qmimic.draw import contact_sheet, draw
 from qmimic.errors import InputError
 from qmimic.files import replacing, write_text
 from qmimic.run.folder import DATA, ENVIRONMENT, FAILURE, RECIPE, StageResult, mark_begun, ranked, write_results
+from qmimic.run.labelling import write_facts
 from qmimic.run.lock import exclusive_lock
 from qmimic.run.prepare import Prepared, environment, prepare
 from qmimic.run.stages import (
     Stage,
     Teachers,
+    labels_of,
     macs_to_prune_to,
     teachers_of,
     train_student,
@@ -101,7 +103,7 @@ def _train(prepared: Prepared, watcher: Watcher) -> RunResult:
         watcher.say(remark)
     students = arms(prepared)  # first: a fault in them must not wait for a trained teacher
     stages: list[Stage] = []
-    teachers = None
+    teachers = labels = None
     if any(own.needs_teachers for own in students.values()):
         teachers = teachers_of(prepared, watcher)
         if isinstance(teachers, Teachers):
@@ -110,12 +112,15 @@ def _train(prepared: Prepared, watcher: Watcher) -> RunResult:
             for own in students.values():
                 if own.mimic.mode != "none":
                     require_teachable(replace(prepared, recipe=own), teachers.teacher)
+        labels = labels_of(prepared, teachers, watcher)
     for name, own in students.items():
-        stages.append(train_student(replace(prepared, recipe=own), name, teachers, watcher))
+        stages.append(train_student(replace(prepared, recipe=own), name, teachers, watcher, labels))
 
     results = tuple(stage.result for stage in stages)
-    said = remarks(results)
+    said = (*([labels.facts.said()] if labels else []), *remarks(results))
     if prepared.accelerator.is_main_process:
+        if labels:
+            write_facts(recipe.folder, labels)
         _write_results(prepared, stages, said)
     student, best = (recipe.folder / f"{one.name}.safetensors" for one in (results[-1], ranked(results)[0]))
     return RunResult(recipe.folder, results, student, best, said)
@@ -192,6 +197,13 @@ def remarks(results: tuple[StageResult, ...]) -> tuple[str, ...]:
                 f"The {name} ({100 * scores[name]:.1f} mAP@0.5) is below the same network trained from scratch "
                 f"({100 * scores['scratch']:.1f}): here the teacher did not help. One seed proves little; try others."
             )
+    if "labelled" in scores:
+        brought = scores["student"] - scores["labelled"]
+        said.append(
+            f"The unlabelled pictures brought {100 * brought:+.1f} points: the student has "
+            f"{100 * scores['student']:.1f} mAP@0.5 with them and {100 * scores['labelled']:.1f} without. One seed "
+            "proves little; try others."
+        )
     for one in results:
         if one.distillation_share is not None and one.distillation_cosine is not None:
             said.append(

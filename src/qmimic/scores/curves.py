@@ -19,9 +19,24 @@ def precision_recall(matches: Matches, label: int) -> tuple[NDArray[np.float64],
 def best_threshold(matches: Matches) -> float:
     """The score threshold that gives the best F1 over all classes together; 1 if there is no hit."""
     counted = ~matches.ignored
-    hits, scores = matches.hit[counted], matches.score[counted]
-    if not hits.any():
-        return 1.0
-    f1 = 2 * np.cumsum(hits) / (np.arange(1, len(hits) + 1) + matches.positives.sum())
-    last_of_score = np.append(scores[1:] != scores[:-1], True)  # a threshold keeps all detections of equal score
-    return float(scores[np.argmax(np.where(last_of_score, f1, -1))])
+    found = best_cut(matches.hit[counted], matches.score[counted], int(matches.positives.sum()))
+    return 1.0 if found is None else found
+
+
+def best_cut(
+    hits: NDArray[np.bool_], scores: NDArray[np.float64], positives: int, precision: float = 0.0
+) -> float | None:
+    """The lowest score to keep for the best F1; None where nothing is hit, or no score has the precision.
+
+    Args:
+        hits: bool [D], which detections are right.
+        scores: float64 [D], theirs, in falling order.
+        positives: what there is to find.
+        precision: that those which are kept need at least, 0..1.
+    """
+    true, kept = np.cumsum(hits), np.arange(1, len(hits) + 1)
+    last_of_score = np.append(scores[1:] != scores[:-1], True)[
+        : len(scores)
+    ]  # a threshold keeps all detections of equal score
+    fit = last_of_score & (true >= precision * kept) & (true > 0)
+    return float(scores[np.argmax(np.where(fit, 2 * true / (kept + positives), -1))]) if fit.any() else None

@@ -48,7 +48,7 @@ def write_c(path: Path, camera: tuple[int, int] | None = None) -> list[Path]:
     if min(width, height) < 1 or width >= MOST_TIMES * placed.inner[0] or height >= MOST_TIMES * placed.inner[1]:
         raise InputError(
             f"A camera's picture of {width} x {height} pixels cannot be fitted into an input of {metadata.size[1]} x "
-            f"{metadata.size[0]}: let the camera give less than {MOST_TIMES} times as many pixels a side."
+            f"{metadata.size[0]}: choose a camera size below {MOST_TIMES} times the input's sides."
         )
     name = re.sub(r"\W", "_", path.stem, flags=re.ASCII)
     name = f"d_{name}" if not name[0].isalpha() else name

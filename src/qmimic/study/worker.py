@@ -12,8 +12,9 @@ from qmimic.config import Recipe
 from qmimic.errors import InputError
 from qmimic.run.folder import StageResult
 from qmimic.run.lock import exclusive_lock
-from qmimic.run.prepare import prepare
-from qmimic.run.stages import Teachers, quantize_teacher, teachers_of, train_student, train_teacher
+from qmimic.run.prepare import Prepared, prepare
+from qmimic.run.stages import Teachers, labels_of, quantize_teacher, teachers_of, train_student, train_teacher
+from qmimic.run.teaching import OpenedTeacher
 from qmimic.study.table import recipe_of, update
 from qmimic.training.loop import Watcher
 
@@ -92,14 +93,18 @@ def work(kind: str, recipe: Recipe, watcher: Watcher) -> StageResult:
     if kind == "student" and not recipe.needs_teachers:
         return train_student(prepared, "student", None, watcher).result
     if not recipe.trains_teacher:
-        return train_student(prepared, "student", teachers_of(prepared, watcher), watcher).result
+        return _student(prepared, teachers_of(prepared, watcher), watcher)
     teacher = train_teacher(prepared, watcher)
     if kind == "teacher":
         return teacher.result
     quantized = quantize_teacher(prepared, teacher, watcher)
     if kind == "quantized":
         return quantized.result
-    return train_student(prepared, "student", Teachers(teacher, quantized), watcher).result
+    return _student(prepared, Teachers(teacher, quantized), watcher)
+
+
+def _student(prepared: Prepared, teachers: Teachers | OpenedTeacher, watcher: Watcher) -> StageResult:
+    return train_student(prepared, "student", teachers, watcher, labels_of(prepared, teachers, watcher)).result
 
 
 def main(folder: Path, job: str) -> int:

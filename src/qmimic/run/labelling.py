@@ -1,0 +1,424 @@
+"""A teacher labels pictures that nobody has labelled, and a student learns from them beside the labelled ones.
+
+From which score on a teacher's box is taken for an object is chosen on val, class by class: the best F1 of those from
+which on at least half of its boxes are right. Boxes from a share of that score on (`data.unlabelled_doubt`) are in
+doubt, and count neither as objects nor as background. Pictures in which nothing is taken are left out: where a teacher
+finds nothing it may have missed something. The student learns from what was written to disk, read back, so that a run
+that goes on sees the same.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as checked_dataclass
+from torch import Tensor
+from torchvision.ops import nms
+
+from qmimic import processes
+from qmimic.data.chosen import dataset_fingerprint
+from qmimic.data.coco_file import Annotation, load
+from qmimic.data.columns import Columns, in_columns
+from qmimic.data.loader import Loader, Mixture
+from qmimic.data.records import RecordFile
+from qmimic.data.sample import Dataset, Sample, has_area
+from qmimic.data.splits import UNLABELLED, VAL
+from qmimic.data.unlabelled import Unlabelled
+from qmimic.detections import Detections
+from qmimic.distill.teacher import Labeller, Teacher
+from qmimic.draw import contact_sheet, draw
+from qmimic.errors import InputError
+from qmimic.files import LARGE, read_bytes, read_json, replacing, write_text
+from qmimic.run.folder import LABELS, LABELS_FACTS, LABELS_PICTURE
+from qmimic.run.keys import found_key, labels_key, mixed_key
+from qmimic.run.prepare import EVALUATION_BATCH, Prepared, pixel_cache
+from qmimic.scores.matches import match
+from qmimic.scores.thresholds import LEAST_BOXES, Threshold, thresholds
+from qmimic.training.loop import Watcher
+
+FACTS = "labels.json"
+FILE = f"instances_{UNLABELLED}.json"
+ROW = 6  # numbers of a detection that is kept: box, score, label
+DRAWN = 12  # pictures
+TINY = 4.0  # pixels
+SAME_OBJECT = 0.5  # IoU of two boxes that are one object's, whatever their classes
+
+Find = Callable[[Tensor], list[Detections]]
+Count = Annotated[int, Field(ge=0)]
+
+
+@checked_dataclass(frozen=True, config=ConfigDict(allow_inf_nan=False, extra="forbid"))
+class Labelled:
+    """A class, as a teacher labelled it.
+
+    Attributes:
+        name: of the class.
+        threshold: lowest score of a box that was taken, and what such boxes are worth on val.
+        taken, in_doubt: boxes in the unlabelled pictures that are objects, and that count for nothing.
+    """
+
+    name: str
+    threshold: Threshold
+    taken: Count
+    in_doubt: Count
+
+
+@checked_dataclass(frozen=True, config=ConfigDict(allow_inf_nan=False, extra="forbid"))
+class Facts:
+    """What a teacher's labels are.
+
+    Attributes:
+        pictures, used: how many there are, and how many got a label.
+        chosen_on: where the thresholds were chosen, in words.
+        classes: one after another.
+        sum: of the file of labels.
+    """
+
+    pictures: Count
+    used: Count
+    chosen_on: str
+    classes: tuple[Labelled, ...]
+    sum: str
+
+    @property
+    def boxes(self) -> int:
+        """Boxes that were taken for objects."""
+        return sum(one.taken for one in self.classes)
+
+    def said(self) -> str:
+        """All of it in a few sentences."""
+        shared = [one.name for one in self.classes if one.threshold.score is not None and not one.threshold.own]
+        few = (
+            f" With fewer than {LEAST_BOXES} boxes there, {', '.join(shared)} share one of all classes."
+            if shared
+            else ""
+        )
+        return (
+            f"The teacher labelled {self.used:,} of {self.pictures:,} pictures with {self.boxes:,} boxes, from the "
+            f"score of the best F1 on {self.chosen_on}: {'; '.join(map(_said_of, self.classes))}.{few}"
+        )
+
+
+def _said_of(one: Labelled) -> str:
+    own = one.threshold
+    if own.score is None:
+        return f"{one.name} none, since there it is found wrongly or not at all ({one.in_doubt:,} in doubt)"
+    right = "" if own.precision is None else f", {100 * own.precision:.0f} % right there"
+    found = "" if own.recall is None else f", {100 * own.recall:.0f} % found there"
+    return f"{one.name} {one.taken:,} from {own.score:.2f} on ({one.in_doubt:,} in doubt{right}{found})"
+
+
+@dataclass(frozen=True)
+class TeacherLabels:
+    """Pictures with a teacher's labels.
+
+    Attributes:
+        key: of all that decides them.
+        folder: with the labels in COCO's layout, the facts and a picture.
+        facts: what they are.
+        pictures: all of them, without labels.
+        dataset: all of them in the same order, with the labels; boxes in doubt are difficult ones.
+    """
+
+    key: str
+    folder: Path
+    facts: Facts
+    pictures: Unlabelled
+    dataset: Dataset
+
+    def joined(self, prepared: Prepared) -> Prepared:
+        """The run, whose training batches are mixed of labelled pictures and of those of these that got a label."""
+        recipe = prepared.recipe
+        cache = pixel_cache(self.pictures.dataset, UNLABELLED, recipe)
+        others = Loader(self.dataset, UNLABELLED, recipe.data.size, prepared.train.batch_size, cache)
+        objects = [bool((~sample.difficult).any()) for sample in self.dataset.splits[UNLABELLED]]
+        train = Mixture(prepared.train, others, np.flatnonzero(objects), recipe.data.unlabelled_share)
+        return replace(prepared, train=train, key=mixed_key(recipe, prepared.key, self.key))
+
+
+def label(prepared: Prepared, teacher: Teacher, key: str, watcher: Watcher) -> TeacherLabels:
+    """Let a teacher label the run's unlabelled pictures, or find that it did before.
+
+    Args:
+        prepared: the run.
+        teacher: that labels.
+        key: of the teacher.
+        watcher: told of progress.
+
+    Raises:
+        InputError: this teacher cannot label, finds nothing on val, or nothing in the pictures.
+    """
+    pictures = prepared.unlabelled
+    assert pictures is not None, "the recipe names pictures"
+    if not isinstance(teacher, Labeller):
+        raise InputError(
+            f"teacher.kind={prepared.recipe.teacher.kind} gives no boxes with classes, so it labels nothing; leave out "
+            "data.unlabelled, or set teacher.kind to detector or onnx."
+        )
+    find = teacher.labeller(prepared.dataset.classes)
+    own = labels_key(prepared.recipe, prepared.key, key, dataset_fingerprint(pictures.dataset))
+    folder = prepared.recipe.folder / LABELS / own
+    done = _read(own, folder, pictures)
+    prepared.accelerator.wait_for_everyone()  # all have looked before one writes: they must take the same way
+    if done is None:
+        if prepared.accelerator.is_main_process:
+            with processes.apart():
+                _make(prepared, folder, pictures, own, find, teacher.size, watcher)
+        prepared.accelerator.wait_for_everyone()
+        done = _read(own, folder, pictures)
+    if done is None:
+        raise InputError(f"{folder} lacks what the main process wrote; put run.dir on a disk that all processes share.")
+    for sentence in (done.facts.said(), _unknown(prepared)):
+        if sentence:
+            watcher.say(sentence)
+    return done
+
+
+def _unknown(prepared: Prepared) -> str:
+    """Which classes of the data a teacher's file does not know, a sentence; empty if it knows all."""
+    known, classes = prepared.recipe.teacher.classes, prepared.dataset.classes
+    strange = [name for name in classes if known and name not in known]
+    if not strange:
+        return ""
+    return (
+        f"The teacher does not know {', '.join(strange)}: objects of this kind in data.unlabelled are taught as "
+        "background; take pictures without them, or lower data.unlabelled_share."
+    )
+
+
+def read_facts(folder: Path) -> tuple[Facts, Path]:
+    """What the labels of a finished run are, and where they lie.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        MissingError: its teacher labelled nothing.
+        InputError: qmimic did not write its file.
+    """
+    tree = read_json(folder / LABELS_FACTS)
+    try:
+        key, facts = TypeAdapter(tuple[Annotated[str, Field(pattern="^[0-9a-f]{12}$")], Facts]).validate_python(
+            (tree["key"], tree["facts"])
+        )
+    except (ValidationError, TypeError, KeyError) as error:
+        raise InputError(
+            f"{folder / LABELS_FACTS} does not describe a teacher's labels; run the recipe again."
+        ) from error
+    return facts, folder / LABELS / key
+
+
+def write_facts(folder: Path, labels: TeacherLabels) -> None:
+    """Note in a run's folder which labels its students learnt from. Raises: as `write_text`."""
+    write_text(folder / LABELS_FACTS, json.dumps({"key": labels.key, "facts": asdict(labels.facts)}, indent=1))
+
+
+def _make(
+    prepared: Prepared,
+    folder: Path,
+    pictures: Unlabelled,
+    key: str,
+    find: Find,
+    size: tuple[int, int],
+    watcher: Watcher,
+) -> None:
+    """Label and write; the facts come last: that they are there means that all is."""
+    data, classes = prepared.recipe.data, prepared.dataset.classes
+    known = prepared.val if size == data.size else Loader(prepared.dataset, VAL, size, EVALUATION_BATCH)
+    seen = {sample.image_id: one for sample, one in zip(known.samples, _found(known, find, None, watcher), strict=True)}
+    own = thresholds(match(known.samples, seen, len(classes)), data.unlabelled_doubt)
+    if all(one.score is None for one in own):
+        raise InputError(
+            f"The teacher finds nothing on {data.scored} that is right more often than not, so it cannot label "
+            f"pictures.{_hint(seen.values())}"
+        )
+    cache = pixel_cache(pictures.dataset, UNLABELLED, prepared.recipe) if size == data.size else None
+    loader = Loader(pictures.dataset, UNLABELLED, size, EVALUATION_BATCH, cache)
+    lowest = np.array([np.inf if one.score is None else one.score for one in own], np.float32)
+    doubted = np.array([one.doubt for one in own], np.float32)
+    found = [
+        one.keep(has_area(one.boxes) & (one.scores >= doubted[one.labels]))
+        for one in _found(loader, find, _kept(prepared, key, len(loader.samples)), watcher)
+    ]
+    taken = [_one_an_object(one, one.scores >= lowest[one.labels]) for one in found]
+    if not any(keep.any() for keep in taken):
+        levels = [f"{name} {one.score:.2f}" for name, one in zip(classes, own, strict=True) if one.score is not None]
+        raise InputError(
+            f"In none of the {len(found):,} pictures of data.unlabelled does the teacher find an object, from the "
+            f"scores {', '.join(levels)} on; name pictures of the same kind as those with labels, or leave it out."
+        )
+    text = json.dumps(_coco(pictures.samples, found, taken, classes))
+    write_text(folder / FILE, text)
+    with replacing(folder / LABELS_PICTURE) as temporary:
+        _drawn(pictures, found, taken, classes).save(temporary, format="PNG")
+    kinds, sure = np.concatenate([one.labels for one in found]), np.concatenate(taken)
+    counts = [np.bincount(kinds[which], minlength=len(classes)).tolist() for which in (sure, ~sure)]
+    facts = Facts(
+        pictures=len(found),
+        used=sum(bool(keep.any()) for keep in taken),
+        chosen_on=data.scored,
+        classes=tuple(Labelled(*one) for one in zip(classes, own, *counts, strict=True)),
+        sum=_sum(text.encode()),
+    )
+    write_text(folder / FACTS, json.dumps(asdict(facts), indent=1))
+
+
+def _one_an_object(found: Detections, taken: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """What is taken, bool [D], without boxes of another class on an object that a better one is taken for."""
+    places = np.flatnonzero(taken)
+    boxes, scores = (torch.from_numpy(values[places]) for values in (found.boxes, found.scores))
+    kept = np.zeros(len(taken), np.bool_)
+    kept[places[nms(boxes, scores, SAME_OBJECT).numpy()]] = True
+    return kept
+
+
+def _kept(prepared: Prepared, key: str, pictures: int) -> RecordFile | None:
+    """Where the detections in each picture are kept until all are labelled: a killed run goes on from there."""
+    recipe = prepared.recipe
+    if not recipe.run.bank_mib:
+        return None
+    length = 4 * (1 + ROW * recipe.detector.max_detections)
+    path = recipe.folder / "bank" / f"{found_key(key)}.bin"
+    return RecordFile(path, pictures, length, "file of what the teacher finds", "run.bank_mib")
+
+
+def _found(loader: Loader, find: Find, kept: RecordFile | None, watcher: Watcher) -> Iterator[Detections]:
+    """Detections in each image of a loader, boxes in pixels of the images as they are.
+
+    Args:
+        loader: of images of the size that `find` takes.
+        find: see `Labeller`.
+        kept: where they are kept, a record an image; None: nowhere.
+        watcher: told of progress.
+    """
+    parts = list(loader.parts())
+    before = [[kept.read(place) if kept else None for place in part] for part in parts]
+    # A batch is looked at as a whole or not at all: convolutions may round otherwise for others.
+    missing = [part for part, own in zip(parts, before, strict=True) if any(one is None for one in own)]
+    batches = loader.batches(missing)
+    watcher.start("labels", len(loader.samples), 0)
+    for part, own in zip(parts, before, strict=True):
+        if part not in missing:
+            yield from (_of_record(one) for one in own if one is not None)
+            continue
+        batch = next(batches)
+        for place, one, placed in zip(part, find(batch.images), batch.placed, strict=True):
+            found = placed.restored(one)
+            if kept:
+                record = _as_record(found, kept.length)
+                kept.write(place, record)
+                found = _of_record(record)
+            yield found
+        watcher.step(part[-1] + 1, len(part), 0.0)
+
+
+def _as_record(found: Detections, length: int) -> NDArray[np.uint8]:
+    """Detections as bytes, the best of them if there is no room for all."""
+    values = np.zeros(length // 4, np.float32)
+    rows = np.column_stack([found.boxes, found.scores, found.labels]).astype(np.float32)[: (len(values) - 1) // ROW]
+    values[0], values[1 : 1 + rows.size] = len(rows), rows.reshape(-1)
+    return values.view(np.uint8)
+
+
+def _of_record(record: NDArray[np.uint8]) -> Detections:
+    values = record.copy().view(np.float32)
+    rows = values[1 : 1 + ROW * int(values[0])].reshape(-1, ROW)
+    return Detections(rows[:, :4].copy(), rows[:, 4].copy(), rows[:, 5].astype(np.int64))
+
+
+def _hint(found: Iterable[Detections]) -> str:
+    """What may be wrong with a teacher's boxes, a sentence with a space before it; empty where nothing strikes."""
+    boxes = np.concatenate([np.zeros((0, 4), np.float32), *(one.boxes for one in found)])
+    if not len(boxes):
+        return (
+            " It gives no box inside of a picture: check teacher.box_format and box_unit, and what its pixels are made "
+            "into (teacher.mean, std, bgr)."
+        )
+    if (boxes[:, 2:] - boxes[:, :2]).max() < TINY:
+        return f" None of its boxes is {TINY:g} pixels wide or high: are they shares (teacher.box_unit)?"
+    return " Few of its boxes fit the labels: check teacher.box_format, box_unit and the order of teacher.classes."
+
+
+def _coco(
+    samples: Columns, found: Sequence[Detections], taken: Sequence[NDArray[np.bool_]], classes: Sequence[str]
+) -> dict[str, Any]:
+    """Labels in COCO's layout; boxes in doubt are `difficult`, and every box has its score."""
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for number, (sample, one, sure) in enumerate(zip(samples, found, taken, strict=True), start=1):
+        assert sample.size is not None, "every picture was looked at"
+        name = (
+            os.path.relpath(sample.image, samples.root) if sample.image and samples.root else f"{sample.image_id}.png"
+        )
+        images.append({"id": number, "file_name": name, "width": sample.size[0], "height": sample.size[1]})
+        rows = zip(one.boxes.tolist(), one.scores.tolist(), one.labels.tolist(), sure.tolist(), strict=True)
+        for (x1, y1, x2, y2), score, kind, certain in rows:
+            x, y, width, height = (round(side, 2) for side in (x1, y1, x2 - x1, y2 - y1))
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": kind + 1,
+                    "bbox": [x, y, width, height],
+                    "area": round(width * height, 2),
+                    "iscrowd": 0,
+                    "difficult": int(not certain),
+                    "score": round(score, 4),
+                }
+            )
+    categories = [{"id": place, "name": name} for place, name in enumerate(classes, start=1)]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _read(key: str, folder: Path, pictures: Unlabelled) -> TeacherLabels | None:
+    """Labels that were made before; None if they are not there, or not as they were written."""
+    try:
+        facts = TypeAdapter(Facts).validate_python(read_json(folder / FACTS))
+        if _sum(read_bytes(folder / FILE, LARGE)) != facts.sum:
+            return None
+        content = load(folder / FILE, folder)
+    except (InputError, ValidationError):
+        return None
+    own: list[list[Annotation]] = [[] for _ in content.images]
+    for annotation in content.annotations:
+        own[int(annotation.image_id) - 1].append(annotation)
+    samples = tuple(_with_labels(*one) for one in zip(pictures.samples, own, strict=True))
+    splits = in_columns({UNLABELLED: samples}, pictures.dataset.root)
+    return TeacherLabels(key, folder, facts, pictures, replace(pictures.dataset, splits=splits))
+
+
+def _with_labels(sample: Sample, found: Sequence[Annotation]) -> Sample:
+    return replace(
+        sample,
+        boxes=np.array([one.corners for one in found], np.float32).reshape(-1, 4),
+        labels=np.array([one.category_id - 1 for one in found], np.int64),
+        difficult=np.array([one.difficult for one in found], np.bool_),
+        crowd=np.zeros(len(found), np.bool_),
+    )
+
+
+def _drawn(
+    pictures: Unlabelled, found: Sequence[Detections], taken: Sequence[NDArray[np.bool_]], classes: Sequence[str]
+) -> Image.Image:
+    """Some of the pictures that got a label, with what was taken and, with a `?`, what is in doubt."""
+    used = [place for place, keep in enumerate(taken) if keep.any()]
+    cells = []
+    for place in (used[round(one)] for one in np.linspace(0, len(used) - 1, min(DRAWN, len(used)))):
+        one, sure = found[place], taken[place]
+        shown = replace(one, labels=one.labels + len(classes) * ~sure)
+        picture = pictures.dataset.load(pictures.samples[place])
+        cells.append(draw(picture, shown, (*classes, *(f"{name}?" for name in classes)), 0))
+    return contact_sheet(cells, columns=4)
+
+
+def _sum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

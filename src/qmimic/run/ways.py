@@ -1,0 +1,86 @@
+"""How the student that a search found is taught: short trainings of each way, the best of which is taken in full."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from qmimic.config import Recipe
+from qmimic.errors import InputError
+from qmimic.run.lock import exclusive_lock
+from qmimic.run.prepare import prepare
+from qmimic.run.stages import labels_of, macs_to_prune_to, teachers_of, train_student
+from qmimic.run.teaching import require_teachable
+from qmimic.training.loop import Watcher
+
+SHORTER = 4  # times; than the student's training
+SEARCHED = ("mimic.mode", "mimic.distiller", "pruning.method")  # who sets one of these has chosen a way
+_CUT, _WHOLE = {"pruning.method": "taylor"}, {"pruning.method": "none"}
+WAYS: Mapping[str, Mapping[str, object]] = {
+    "alone": {**_WHOLE, "mimic.mode": "none", "data.unlabelled": None},
+    "quantization mimic": {**_WHOLE, "mimic.mode": "quantization"},
+    "channel_wise": {**_WHOLE, "mimic.mode": "mimic", "mimic.distiller": "channel_wise"},
+    "pearson": {**_WHOLE, "mimic.mode": "mimic", "mimic.distiller": "pearson"},
+    "outputs": {**_WHOLE, "mimic.mode": "mimic", "mimic.distiller": "outputs"},
+    "pruned": {**_CUT, "mimic.mode": "none"},
+    "pruned, quantization mimic": {**_CUT, "mimic.mode": "quantization"},
+}
+LABELS_ALONE = {"teacher's labels alone": {**_WHOLE, "mimic.mode": "none"}}  # where there are pictures without labels
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way of teaching that was tried.
+
+    Attributes:
+        name: of it.
+        map50: VOC mAP@0.5 on val after its short training, 0..1; steps: of that.
+    """
+
+    name: str
+    map50: float
+    steps: int
+
+
+def best_way(recipe: Recipe, named: Sequence[str], watcher: Watcher) -> tuple[Recipe, tuple[Way, ...]]:
+    """The recipe, taught in the way that is the best on val after a quarter of its steps; and all that were tried.
+
+    Ways that these networks do not allow are passed over, and that is said.
+
+    Args:
+        recipe: of the network to teach, and of the folder of its run; its teacher is trained there first.
+        named: keys that a person set: where they choose a way, nothing is tried.
+        watcher: told of progress.
+    """
+    chosen = [key for key in named if key in SEARCHED]
+    if chosen or not recipe.trains_teacher:
+        why = f"{' and '.join(chosen)} are set" if chosen else f"teacher.kind={recipe.teacher.kind}"
+        watcher.say(f"It is taught as the recipe says ({why}); no other way is tried.")
+        return recipe, ()
+    steps = math.ceil(recipe.student.steps / SHORTER)
+    short = {"student.steps": steps, "student.evaluate_every": steps, "student.closing_steps": 0, "baselines": ()}
+    known = {**WAYS, **(LABELS_ALONE if recipe.data.unlabelled is not None else {})}
+    with exclusive_lock(recipe.folder):
+        prepared = prepare(recipe)
+        teachers = teachers_of(prepared, watcher)
+        labels = labels_of(prepared, teachers, watcher)
+        tried = []
+        for name, settings in known.items():
+            own = replace(prepared, recipe=recipe.changed({**settings, **short}))
+            try:
+                if own.recipe.pruning.method != "none":
+                    macs_to_prune_to(own)
+                if own.recipe.mimic.mode != "none":
+                    require_teachable(own)
+            except InputError as error:
+                watcher.say(f"{name} is not tried: {error}")
+                continue
+            stage = f"try-{name.replace(', ', '-').replace(' ', '_').replace(chr(39), '')}"
+            score = train_student(own, stage, teachers, watcher, labels).result.map50
+            tried.append(Way(name, score, steps))
+            watcher.say(f"{name}: {100 * score:.1f} mAP@0.5 after {steps} steps.")
+    best = max(tried, key=lambda way: way.map50)
+    watcher.say(f"The student is taught in full as the best of these was: {best.name}.")
+    whole = recipe.changed(known[best.name])
+    if whole.data.unlabelled is None:  # then there is no other student without them
+        whole = whole.changed({"baselines": tuple(name for name in whole.baselines if name != "labelled")})
+    return whole, tuple(tried)

@@ -1,0 +1,62 @@
+"""From which score on a detector's boxes are taken for objects, class by class, by what it finds on known pictures."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qmimic.scores.curves import best_cut
+from qmimic.scores.matches import Matches
+
+LEAST_BOXES = 20  # labelled boxes of a class that has a threshold of its own
+LEAST_PRECISION = 0.5  # of what is taken: a label that is rather wrong than right teaches the wrong thing
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Of a class.
+
+    Attributes:
+        score: the lowest of a detection that is taken; None where none is.
+        doubt: the lowest of a detection that may be an object all the same.
+        own: chosen by the boxes of this class alone; else by those of all classes together.
+        boxes: labelled boxes of the class that are to be found.
+        precision, recall: of the detections that are taken, 0..1; None where nothing can be counted.
+    """
+
+    score: float | None
+    doubt: float
+    own: bool
+    boxes: int
+    precision: float | None
+    recall: float | None
+
+
+def thresholds(matches: Matches, doubt: float) -> tuple[Threshold, ...]:
+    """The threshold of the best F1 for each class, of those from which on at least half of the detections are right.
+
+    Classes with fewer than `LEAST_BOXES` boxes share one of all classes together.
+
+    Args:
+        matches: of a split whose truth is known.
+        doubt: share of the threshold from which on a detection may be an object, 0..1; where none is taken, of that
+            of the best F1.
+    """
+
+    def cut(which: NDArray[np.bool_], positives: int, least: float) -> float | None:
+        return best_cut(matches.hit[which], matches.score[which], positives, least)
+
+    counted = ~matches.ignored
+    found = []
+    for label in range(matches.classes):
+        boxes = int(matches.positives[label])
+        own = boxes >= LEAST_BOXES
+        mine = counted & (matches.label == label)
+        which, positives = (mine, boxes) if own else (counted, int(matches.positives.sum()))
+        score = cut(which, positives, LEAST_PRECISION)
+        usual = score or cut(which, positives, 0.0) or 1.0
+        taken = mine & (matches.score >= (np.inf if score is None else score))
+        hits, count = int(matches.hit[taken].sum()), int(taken.sum())
+        precision, recall = hits / count if count else None, hits / boxes if boxes else None
+        found.append(Threshold(score, doubt * usual, own, boxes, precision, recall))
+    return tuple(found)

@@ -1,0 +1,206 @@
+"""Pictures without labels: which of them are used, and what is refused or said."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from cli_cases import coco
+from folders import picture
+from qmimic.config import DataConfig
+from qmimic.data.chosen import dataset_fingerprint, open_dataset, open_with_unlabelled
+from qmimic.data.columns import in_columns
+from qmimic.data.loader import Chained, Loader, Mixture
+from qmimic.data.splits import with_share
+from qmimic.data.synthetic import digits
+from qmimic.data.unlabelled import Unlabelled
+from qmimic.errors import InputError
+
+
+def used(config: DataConfig) -> tuple[list[str], str]:
+    """Names of the pictures that are used, and all that is said of them."""
+    _, found = open_with_unlabelled(config)
+    assert found is not None
+    return [sample.image_id for sample in found.samples], " ".join(found.remarks)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataConfig:
+    """Four pictures to train on, four of val, and an empty folder."""
+    (tmp_path / "frames").mkdir()
+    return DataConfig(root=str(coco(tmp_path / "cats")), unlabelled=str(tmp_path / "frames"))
+
+
+def test_pictures_of_all_depths_are_used_once_and_the_rest_is_counted(data: DataConfig, tmp_path: Path) -> None:
+    frames, cats = tmp_path / "frames", tmp_path / "cats"
+    for place, name in enumerate(("b.png", "day/a.png", "day/a.jpg")):
+        picture(frames / name, seed=100 + place)
+    (frames / "copy.bmp").parent.mkdir(exist_ok=True)
+    Image.open(frames / "b.png").save(frames / "copy.bmp")
+    Image.open(cats / "train" / "train1.png").save(frames / "labelled.bmp")
+    (frames / "phone.heic").write_bytes(b"heic")
+    (frames / "b.heic").write_bytes(b"heic")
+    (frames / "notes.txt").write_text("no picture")
+    (frames / ".hidden.png").write_bytes(b"no data")
+    names, said = used(data)
+    assert names == ["b.png", "day/a.jpg", "day/a.png"]
+    assert "7 found, 3 used, 1 left out (copy in a format not read), 1 left out (format not read)" in said
+    assert "1 left out (same picture twice), 1 left out (trained on with labels)" in said
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp"])
+def test_pictures_of_val_are_refused_whatever_they_are_called_and_stored_as(
+    data: DataConfig, tmp_path: Path, suffix: str
+) -> None:
+    picture(tmp_path / "frames" / "new.png", seed=100)
+    Image.open(tmp_path / "cats" / "val" / "val2.png").save(tmp_path / "frames" / f"holiday{suffix}")
+    with pytest.raises(InputError, match=rf"^1 of 2 pictures of .*frames are in val too, the first: holiday{suffix}; "):
+        used(data)
+
+
+def test_a_jpeg_of_val_is_found_beside_pictures_of_other_formats(tmp_path: Path) -> None:
+    config = DataConfig(root=str(coco(tmp_path / "cats", suffix=".jpg")), unlabelled=str(tmp_path / "frames"))
+    picture(tmp_path / "frames" / "new.png", (64, 48), seed=100)
+    Image.open(tmp_path / "cats" / "val" / "val2.jpg").save(tmp_path / "frames" / "same.png")
+    with pytest.raises(InputError, match=r"are in val too, the first: same.png"):
+        used(config)
+
+
+def test_pictures_of_drawn_data_are_known_too(tmp_path: Path) -> None:
+    drawn = digits()
+    (tmp_path / "frames").mkdir()
+    for split in ("train", "val"):
+        drawn.load(drawn.splits[split][3]).save(tmp_path / "frames" / f"{split}.png")
+    config = DataConfig(unlabelled=str(tmp_path / "frames"))
+    with pytest.raises(InputError, match=r"1 of 2 pictures of .* are in val too, the first: val.png"):
+        used(config)
+
+
+def test_a_folder_without_pictures_is_refused(data: DataConfig, tmp_path: Path) -> None:
+    (tmp_path / "frames" / "notes.txt").write_text("no picture")
+    with pytest.raises(InputError, match=r"frames holds no picture \(BMP, GIF, JPEG, PNG, TIFF, WEBP\)"):
+        used(data)
+    with pytest.raises(InputError, match="There is no folder"):
+        used(data.model_copy(update={"unlabelled": str(tmp_path / "nothing")}))
+    Image.open(tmp_path / "cats" / "train" / "train1.png").save(tmp_path / "frames" / "one.png")
+    with pytest.raises(InputError, match=r"has no picture to learn from .*trained on with labels"):
+        used(data)
+
+
+def test_a_damaged_picture_is_named_or_left_out(data: DataConfig, tmp_path: Path) -> None:
+    frames = tmp_path / "frames"
+    whole = picture(frames / "whole.png", seed=100).read_bytes()
+    (frames / "torn.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(
+        InputError, match=r"has 1 pictures that cannot be read, the first: .*torn.png.*drop_bad_boxes=true"
+    ):
+        used(data)
+    names, said = used(data.model_copy(update={"drop_bad_boxes": True}))
+    assert names == ["whole.png"]
+    assert "1 left out (unreadable image)" in said
+
+
+def test_no_link_leads_out_of_the_folder(data: DataConfig, tmp_path: Path) -> None:
+    picture(tmp_path / "elsewhere" / "secret.png", seed=100)
+    picture(tmp_path / "frames" / "own.png", seed=101)
+    (tmp_path / "frames" / "folder").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "frames" / "file.png").symlink_to(tmp_path / "elsewhere" / "secret.png")
+    with pytest.raises(InputError, match=r"file.png"):
+        used(data)
+    (tmp_path / "frames" / "file.png").unlink()
+    assert used(data)[0] == ["own.png"]
+
+
+def test_a_labelled_folder_is_taken_for_its_pictures_and_that_is_said(data: DataConfig, tmp_path: Path) -> None:
+    other = coco(tmp_path / "dogs", count=2, classes=("dog",))
+    for split in ("train", "val"):
+        for number in range(2):
+            picture(other / split / f"{split}{number}.png", seed=200 + 10 * number + (split == "val"))
+    names, said = used(data.model_copy(update={"unlabelled": str(other)}))
+    assert len(names) == 4
+    assert "also holds labels (coco), which are not read" in said
+
+
+def test_what_is_used_does_not_change_what_is_trained_on_with_labels(data: DataConfig, tmp_path: Path) -> None:
+    picture(tmp_path / "frames" / "new.png", seed=100)
+    with_, without = open_with_unlabelled(data)[0], open_dataset(data.model_copy(update={"unlabelled": None}))
+    assert dataset_fingerprint(with_) == dataset_fingerprint(without)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 60), st.floats(0.01, 1), st.floats(0.01, 1))
+def test_a_larger_share_of_labels_holds_a_smaller_one(count: int, one: float, other: float) -> None:
+    samples = in_columns({"train": digits(count, 1, 1).splits["train"]}, None)["train"]
+    small, large = (with_share(samples, share) for share in sorted((one, other)))
+    for (kept, rest), share in zip((small, large), sorted((one, other)), strict=True):
+        assert len(kept) == max(1, round(share * count))
+        assert sorted(kept.ids + rest.ids) == sorted(samples.ids)
+    assert set(small[0].ids) <= set(large[0].ids)
+    backwards = in_columns({"train": samples.take(range(count - 1, -1, -1))}, None)["train"]
+    assert set(with_share(backwards, one)[0].ids) == set(with_share(samples, one)[0].ids)
+
+
+def test_the_rest_are_the_pictures_whose_labels_do_not_count() -> None:
+    config = DataConfig(label_share=0.25, unlabelled="rest")
+    dataset, rest = open_with_unlabelled(config)
+    assert isinstance(rest, Unlabelled)
+    labelled = {sample.image_id for sample in dataset.splits["train"]}
+    assert (len(labelled), len(rest.samples)) == (750, 2250)
+    assert labelled.isdisjoint(rest.samples.ids)
+    assert all(len(sample.boxes) == 0 for sample in rest.samples)
+    assert rest.dataset.load(rest.samples[0]).size == (128, 128)
+
+
+SIZE = (32, 32)
+
+
+def loader(count: int, batch: int, split: str = "train") -> Loader:
+    return Loader(digits(count, count, count, size=64), split, SIZE, batch)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 6), st.floats(0.05, 0.95), st.integers(0, 3), st.data())
+def test_a_mixture_keeps_its_share_and_both_orders(
+    labelled: int, others: int, batch: int, share: float, seed: int, data: st.DataObject
+) -> None:
+    taken = np.array(sorted(data.draw(st.sets(st.integers(0, others - 1), min_size=1))))
+    mixture = Mixture(loader(labelled, batch), loader(others, 1, "select"), taken, share)
+    steps = 12
+    drawn: Sequence[int] = [index for b in mixture.steps(seed, 0, steps) for index in b.indices.tolist()]
+    assert len(drawn) == steps * batch
+    second = [index - labelled for index in drawn if index >= labelled]
+    assert abs(len(second) - share * len(drawn)) < 1
+    assert set(second) <= set(taken.tolist())
+    for start in range(0, len(second) - len(taken) + 1, len(taken)):  # every one once before any comes twice
+        assert sorted(second[start : start + len(taken)]) == taken.tolist()
+    first = [index for index in drawn if index < labelled]
+    alone = [index for b in loader(labelled, 1).steps(seed, 0, len(first)) for index in b.indices.tolist()]
+    assert first == alone
+    # A run that goes on draws what it would have drawn.
+    later = [index for b in mixture.steps(seed, 5, steps) for index in b.indices.tolist()]
+    assert later == drawn[5 * batch :]
+
+
+def test_a_mixture_s_pictures_are_those_of_their_samples() -> None:
+    first, second = loader(3, 4), loader(5, 1, "select")
+    mixture = Mixture(first, second, np.arange(5), 0.5)
+    (batch,) = mixture.steps(0, 0, 1)
+    for row, index in enumerate(batch.indices.tolist()):
+        sample, where = (first.samples[index], first) if index < 3 else (second.samples[index - 3], second)
+        assert batch.samples[row].image_id == sample.image_id
+        wanted, _ = where.dataset.fitted(sample, SIZE)
+        assert (batch.images[row].permute(1, 2, 0).numpy() == wanted).all()
+
+
+def test_chained_samples_are_one_sequence() -> None:
+    first, second = (digits(3, 2, 1).splits[name] for name in ("train", "val"))
+    both = Chained(first, second)
+    assert list(both) == [*first, *second]
+    assert both[-1] is second[-1]
+    assert list(both[1:4]) == [*first, *second][1:4]
+    with pytest.raises(IndexError):
+        both[5]

@@ -1,0 +1,76 @@
+"""From which score on boxes are taken: against every threshold tried one by one."""
+
+from pathlib import Path
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from folders import sample_of
+from qmimic.detections import Detections
+from qmimic.scores import thresholds as module
+from qmimic.scores.curves import best_cut
+from qmimic.scores.matches import match
+from qmimic.scores.thresholds import thresholds
+
+
+def by_hand(rows: list[tuple[float, bool]], positives: int, precision: float) -> float | None:
+    """The lowest score of the best F1, of those with the precision."""
+    best: tuple[float, float] | None = None
+    for cut in {score for score, _ in rows}:
+        kept = [hit for score, hit in rows if score >= cut]
+        hits = sum(kept)
+        if hits and hits >= precision * len(kept):
+            own = 2 * hits / (len(kept) + positives)
+            if best is None or own > best[0] + 1e-12 or (abs(own - best[0]) <= 1e-12 and cut > best[1]):
+                best = own, cut
+    return best[1] if best else None
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([0.1, 0.2, 0.3, 0.5, 0.8]), st.booleans()), max_size=12), st.integers(0, 5))
+def test_the_best_cut_is_the_best_of_all(rows: list[tuple[float, bool]], more: int) -> None:
+    rows = sorted(rows, key=lambda row: -row[0])
+    hits, scores = np.array([hit for _, hit in rows], bool), np.array([score for score, _ in rows], float)
+    positives = int(hits.sum()) + more
+    for precision in (0.0, 0.5):
+        assert best_cut(hits, scores, positives, precision) == by_hand(rows, positives, precision)
+
+
+def detections(*rows: tuple[float, float, int]) -> Detections:
+    """Of x, score and label; boxes are ten pixels wide."""
+    boxes = np.array([[x, 0, x + 10, 10] for x, _, _ in rows], np.float32).reshape(-1, 4)
+    return Detections(
+        boxes, np.array([row[1] for row in rows], np.float32), np.array([row[2] for row in rows], np.int64)
+    )
+
+
+def test_classes_with_enough_boxes_choose_for_themselves_and_the_others_together(tmp_path: Path) -> None:
+    count = module.LEAST_BOXES
+    samples, found = [], {}
+    for number in range(count):
+        sample = sample_of(
+            tmp_path / f"{number}.png",
+            [(0, 0, 10, 10), *([(40, 0, 50, 10)] if number < 2 else [])],
+            [0, 1][: 1 + (number < 2)],
+        )
+        samples.append(sample)
+        rows = [(0.0, 0.5, 0), (80.0, 0.125, 0)]
+        rows += [(40.0, 0.75, 1)] if number < 2 else []
+        found[sample.image_id] = detections(*rows, (80.0, 0.25, 2))
+    first, second, third = thresholds(match(samples, found, 3), 0.5)
+    assert (first.score, first.own, first.boxes, first.precision, first.recall) == (0.5, True, count, 1, 1)
+    assert first.doubt == 0.25
+    assert (second.score, second.own, second.boxes, second.precision, second.recall) == (0.5, False, 2, 1, 1)
+    # What has no box there goes by the others' threshold; what is mostly wrong is not taken.
+    assert (third.score, third.own, third.precision, third.recall) == (0.5, False, None, None)
+
+
+def test_a_class_that_is_mostly_wrong_is_not_taken_and_its_boxes_are_in_doubt(tmp_path: Path) -> None:
+    samples = [sample_of(tmp_path / f"{number}.png", [(0, 0, 10, 10)], [0]) for number in range(module.LEAST_BOXES)]
+    wrong = [(float(20 * k), 0.5, 0) for k in range(1, 4)]
+    found = {sample.image_id: detections(*wrong, (0.0, 0.375, 0)) for sample in samples}
+    (own,) = thresholds(match(samples, found, 1), 0.5)
+    assert (own.score, own.precision, own.doubt) == (None, None, 0.1875)
+    (none,) = thresholds(match(samples, {}, 1), 0.5)
+    assert (none.score, none.doubt, none.recall) == (None, 0.5, 0)
