@@ -1,9 +1,10 @@
-"""The engines side by side: three one-stage detectors in each, float and int8, and YuNet-n, on one thread at 320x320.
+"""The engines side by side: three students of the zoo in each, float and int8, and YuNet-n, on one thread.
 
-Fresh weights, whose outputs are amplified so that suppression has work. Files are timed in turn, in one run. With
---page, Chromium runs a page of each float detector as well (`qmimic export --to web`), after the others.
+All compute the same, from pixels to the boxes and scores of all places; suppression is left out everywhere. Files are
+timed in turn, in one run. With --page, headless Chromium then looks at noise with a page of each student (`qmimic
+export --to web`), from its pixels to detections, in turn with ONNX Runtime and its suppression.
 
-    QMIMIC_DATA=PATH python benchmarks/engines.py --json
+    QMIMIC_DATA=PATH python benchmarks/engines.py --page --json
 """
 
 import argparse
@@ -12,28 +13,35 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from one_stage import SIZE, lively
 from qmimic.bench.measure import as_run
 from qmimic.bench.timing import alternate
 from qmimic.compress.integer_grids import calibrate, prepare_qat
 from qmimic.detectors.detector import Detector
+from qmimic.detectors.files import load_detector
 from qmimic.errors import InputError
 from qmimic.runtime.engine import Engine
 from qmimic.runtime.formats import FORMATS
 from qmimic.ship.onnx_file import Exported
 from qmimic.ship.write import describe, write_described
 
-BACKBONES = ("resnet18/16", "repvgg/16", "yunet/16")
+STUDENTS = ("pcb", "cells", "digits")
+TARGETS = ("onnx", "openvino", "ncnn", "litert")
 PEER = "yunet_n"
+IN_A_ROW = 10  # runs of a page between two of another engine
+WARM_UP = 200  # of a page: browsers translate what is run often a second time
+FLAGS = ("headless", "no-sandbox", "disable-gpu", "disable-dev-shm-usage")
 PAGE_RUNS = """
-const [rounds, done] = arguments;
-const image = new ImageData(320, 320);
-crypto.getRandomValues(new Uint32Array(image.data.buffer, 0, 16384));
+const [size, rounds, done] = arguments;
+const image = new ImageData(size[1], size[0]);
+for (let from = 0; from < image.data.length; from += 65536) {
+  crypto.getRandomValues(image.data.subarray(from, from + 65536));
+}
 (async () => {
   const found = [];
   for (let round = 0; round < rounds; round += 1) {
@@ -44,49 +52,65 @@ crypto.getRandomValues(new Uint32Array(image.data.buffer, 0, 16384));
   done(found);
 })();
 """
+Key = tuple[str, str, str]  # student, format, precision
 
 
-def engines_of(folder: Path, data: Path | None, targets: list[str]) -> dict[tuple[str, str, str], Engine]:
-    """Everything to be timed, by detector, format and precision; what is not installed is said and left out."""
-    found: dict[tuple[str, str, str], Engine] = {}
-    noise = torch.randint(0, 256, (4, 3, *SIZE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    for backbone in BACKBONES:
-        detector = lively(backbone)
-        integer = prepare_qat(detector)
+def students() -> dict[tuple[str, str], Detector]:
+    """Detectors by name and precision."""
+    found: dict[tuple[str, str], Detector] = {}
+    for name in STUDENTS:
+        detector, _ = load_detector(Path(f"zoo:{name}"))
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randint(0, 256, (4, 3, *detector.spec.size), generator=generator, dtype=torch.uint8)
+        integer = prepare_qat(detector.eval())
         calibrate(integer, [noise])
-        both: dict[str, Detector] = {"fp32": detector, "int8": integer}
+        found |= {(name, "fp32"): detector, (name, "int8"): integer}
+    return found
+
+
+def engines_of(folder: Path, data: Path | None, targets: list[str]) -> dict[Key, Engine]:
+    """Everything to be timed; what is not installed is said and left out."""
+    found: dict[Key, Engine] = {}
+    for (name, precision), detector in students().items():
         for target in targets:
-            for precision, own in both.items():
-                kind = FORMATS[target]
-                path = folder / f"{backbone.replace('/', '_')}-{precision}{kind.suffixes[0]}"
-                try:
-                    write_described(Exported(own), kind, describe(own, {}), path)
-                    found[backbone, target, precision] = Engine(path, spin=True)
-                except InputError as error:
-                    print(f"Without {backbone} {precision} as {target}: {error}")
-    if data:
+            kind = FORMATS[target]
+            path = folder / f"{name}-{precision}{kind.suffixes[0]}"
+            try:
+                write_described(Exported(detector, suppression=False), kind, describe(detector, {}), path)
+                found[name, target, precision] = Engine(path, spin=True)
+            except InputError as error:
+                print(f"Without {name} {precision} as {target}: {error}")
+    if data and "onnx" in targets:
         found[PEER, "onnx", "fp32"] = Engine(data / "peers" / f"{PEER}.onnx", spin=True)
     return found
 
 
-def page_milliseconds(folder: Path, rounds: int) -> dict[str, NDArray[np.float64]]:
-    """Times of pages in headless Chromium, a picture of 320x320 pixels from its pixels to its boxes, by detector."""
+def pages(folder: Path, rounds: int) -> dict[Key, NDArray[np.float64]]:
+    """Milliseconds of pages in Chromium, and of ONNX Runtime in turn with them."""
     from selenium.webdriver import Chrome, ChromeOptions, ChromeService
     from selenium.webdriver.support.ui import WebDriverWait
 
     options = ChromeOptions()
-    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-dev-shm-usage"):
+    for flag in FLAGS:
         options.add_argument(f"--{flag}")
-    driver = Chrome(options=options, service=ChromeService(shutil.which("chromedriver")))
+    driver: Any = Chrome(options=options, service=ChromeService(shutil.which("chromedriver")))
     driver.set_script_timeout(600)
-    found = {}
-    for backbone in BACKBONES:
-        path = folder / f"{backbone.replace('/', '_')}.web.html"
-        detector = lively(backbone)
-        write_described(Exported(detector), FORMATS["web"], describe(detector, {}), path)
-        driver.get(path.as_uri())
+    found: dict[Key, NDArray[np.float64]] = {}
+    for (name, precision), detector in students().items():
+        paths = {
+            target: folder / f"{name}-{precision}-whole{FORMATS[target].suffixes[0]}" for target in ("onnx", "web")
+        }
+        for target, path in paths.items():
+            write_described(Exported(detector), FORMATS[target], describe(detector, {}), path)
+        run = as_run(Engine(paths["onnx"], spin=True))
+        driver.get(paths["web"].as_uri())
         WebDriverWait(driver, 120).until(lambda one: one.execute_script("return 'ready' in document.body.dataset"))
-        found[backbone] = np.array(driver.execute_async_script(PAGE_RUNS, rounds))
+        driver.execute_async_script(PAGE_RUNS, list(detector.spec.size), WARM_UP)
+        own, native = [], []
+        for _ in range(rounds // IN_A_ROW):
+            own += driver.execute_async_script(PAGE_RUNS, list(detector.spec.size), IN_A_ROW)
+            native += (1000 * alternate({"onnx": run}, IN_A_ROW)["onnx"]).tolist()
+        found[name, "page", precision], found[name, "beside the page", precision] = np.array(own), np.array(native)
     driver.quit()
     return found
 
@@ -94,10 +118,8 @@ def page_milliseconds(folder: Path, rounds: int) -> dict[str, NDArray[np.float64
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=100)
-    parser.add_argument("--to", nargs="+", default=[name for name, one in FORMATS.items() if not one.elsewhere])
-    parser.add_argument(
-        "--page", action="store_true", help="in Chromium as well; it needs onnxruntime-web and selenium"
-    )
+    parser.add_argument("--to", nargs="*", default=TARGETS, help="formats; none: pages alone")
+    parser.add_argument("--page", action="store_true", help="in Chromium as well; it needs selenium and npm's packages")
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -107,17 +129,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         engines = engines_of(Path(folder), data, options.to)
         seconds = alternate({" ".join(key): as_run(one) for key, one in engines.items()}, options.rounds)
-        pages = page_milliseconds(Path(folder), options.rounds) if options.page else {}
+        times = {key: 1000 * seconds[" ".join(key)] for key in engines}
+        times |= pages(Path(folder), options.rounds) if options.page else {}
     load = os.getloadavg()[0]
     print(f"Load {load:.1f} on {os.cpu_count()} cores.")
-    times = {key: 1000 * np.array(seconds[" ".join(key)]) for key in engines}
-    times |= {(name, "web", "fp32"): own for name, own in pages.items()}
     shares = {key: [round(float(np.percentile(own, share)), 3) for share in (5, 50, 95)] for key, own in times.items()}
     for (name, target, precision), (low, median, high) in shares.items():
-        print(f"{name:<14} {target:<12} {precision:<6} {median:7.2f} ms   5 to 95 %: {low:.2f} to {high:.2f}")
-    for name in BACKBONES:  # what others do on the machine only ever adds to a time
-        least = min((own[0], *key[1:]) for key, own in shares.items() if key[0] == name)
-        print(f"{name}: take {least[1]} {least[2]}.")
+        print(f"{name:<8} {target:<16} {precision:<5} {median:6.2f} ms   5 to 95 %: {low:.2f} to {high:.2f}")
+    for name in STUDENTS:
+        native = [(own[1], *key[1:]) for key, own in shares.items() if key[0] == name and "page" not in key[1]]
+        if native:
+            print(f"{name}: take {min(native)[1]} {min(native)[2]}.")
+        for precision in ("fp32", "int8") if options.page else ():
+            own, beside = shares[name, "page", precision], shares[name, "beside the page", "fp32"]
+            ratios = own[1] / beside[1], own[0] / beside[0]
+            print(f"{name}: the {precision} page takes {ratios[0]:.1f} times ONNX Runtime's median in float; ", end="")
+            print(f"by 5th percentiles, which others on the machine lengthen less, {ratios[1]:.1f} times.")
     if options.json:
         print(json.dumps({"load": load, **{" ".join(key): own for key, own in shares.items()}}))
 

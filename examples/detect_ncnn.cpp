@@ -15,13 +15,14 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
 #include <string>
 #include <vector>
 
 namespace {
 
 constexpr unsigned char MEAN_COLOUR[3] = {124, 116, 104};
-constexpr float MAX_DETECTIONS = 100;
+constexpr size_t MAX_DETECTIONS = 100;
 
 struct Object {
     int label;
@@ -50,6 +51,16 @@ std::vector<unsigned char> read_picture(const std::string &name, int height, int
             fail("ends too early:", name);
     std::fclose(file);
     return pixels;
+}
+
+// The size of the input: it stands in the first layer's line, the third of the file.
+void read_size(const std::string &param, int *width, int *height) {
+    std::ifstream file(param);
+    std::string line;
+    for (int number = 0; number < 3; number++) std::getline(file, line);
+    size_t sides = line.find(" 0=");
+    if (sides == std::string::npos || std::sscanf(line.c_str() + sides, " 0=%d 1=%d", width, height) != 2)
+        fail("does not say how large its input is:", param);
 }
 
 float overlap(const Object &a, const Object &b) {
@@ -89,9 +100,8 @@ int main(int count, char **arguments) {
     if (net.load_param(param.c_str())) fail("cannot load the layers:", param);
     if (net.load_model(weights.c_str())) fail("cannot load the weights:", weights);
 
-    // The first layer says the size of the input.
-    const ncnn::Mat &input = net.blobs().at(net.input_indexes().at(0)).shape;
-    int width = input.w, height = input.h;
+    int width, height;
+    read_size(param, &width, &height);
     std::vector<unsigned char> pixels = read_picture(arguments[2], height, width);
     ncnn::Extractor extractor = net.create_extractor();
     extractor.input("images", ncnn::Mat::from_pixels(pixels.data(), ncnn::Mat::PIXEL_RGB, width, height));

@@ -26,7 +26,7 @@ SMALL = {
     "engines.py": ["--rounds", "1", "--to", "onnx", "--json"],
 }
 # They need what a clone does not have: a GPU's hours, another project's environment, a run, minutes.
-BY_HAND = {"gpu_informed.py", "yolo_peer.py", "serve_load.py", "arenas.py"}
+BY_HAND = {"gpu_informed.py", "yolo_peer.py", "serve_load.py", "arenas.py", "microcontrollers.py"}
 PARTS = {"torchvision_twin.py"}
 
 

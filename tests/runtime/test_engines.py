@@ -23,7 +23,7 @@ from qmimic.runtime.detector import ChangedFileWarning
 from qmimic.runtime.formats import FORMATS, Format, format_of
 from qmimic.runtime.onnx_engine import checksum
 from qmimic.ship.onnx_file import Exported
-from qmimic.ship.web_file import package
+from qmimic.ship.web_file import ONNXRUNTIME, packages
 from qmimic.ship.write import describe, write_described
 from tiny_detectors import lively, one_stage, some_images, tiny_spec
 
@@ -49,7 +49,7 @@ def shipped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     pytest.importorskip(PACKAGES[request.param])
     if request.param == "web":
         try:
-            package()
+            packages(ONNXRUNTIME)
         except InputError as error:
             pytest.skip(str(error))
     kind = FORMATS[request.param]
@@ -113,7 +113,7 @@ def test_copies_find_the_same(
     for other in (copy.deepcopy(detector), copy.copy(detector), pickle.loads(text)):
         assert rows(other, pictures[0]) == wanted
         assert other.metadata == detector.metadata
-        assert other._engine._options == (2, False)
+        assert other.engine._options == (2, False)
 
 
 def test_a_pickled_detector_is_not_loaded_from_another_file(shipped: Path, tmp_path: Path) -> None:

@@ -94,6 +94,23 @@ def test_a_float_file_detects_as_the_trained_model(backbone: str, levels: tuple[
     assert found.holds, found
 
 
+def test_a_grey_network_reads_brightness_in_float_and_on_integers(tmp_path: Path) -> None:
+    detector = one_stage(grey=True).eval()
+    images = pictures(detector)
+    found = compare(detector, written(detector, tmp_path / "a.tflite"), images)
+    assert found.holds, found
+    whole = on_grids(grey=True)
+    written(whole, tmp_path / "b.tflite")
+    wanted = simulated(whole, images)
+    assert rms(outputs(tmp_path / "b.tflite", images) * STEPS - wanted) < 0.7 * rms(
+        wanted - simulated(detector, images)
+    )
+    pixels_float = keep_float(whole, next(name for name in grid_names(whole) if name.startswith("backbone")))
+    assert isinstance(pixels_float, OneStage)
+    written(pixels_float, tmp_path / "c.tflite")
+    assert rms(outputs(tmp_path / "c.tflite", images) * STEPS - wanted) < rms(wanted)
+
+
 @pytest.mark.parametrize("upper", [None, 3])
 def test_a_quantized_map_is_in_the_file(upper: int | None, tmp_path: Path) -> None:
     detector = one_stage(levels=(16,)).eval()
@@ -200,7 +217,7 @@ def test_files_that_are_no_detector_of_ours(tmp_path: Path) -> None:
     source = builder.tensor((1, 4), np.float32)
     last = builder.operator("RELU", [source], builder.tensor((1, 4), np.float32))
     path.write_bytes(builder.finish(source, last))
-    with pytest.raises(InputError, match="is not a qmimic detector"):
+    with pytest.raises(InputError, match=r"another TensorFlow Lite model, which takes t0 float32 \[1, 4\]"):
         ShippedDetector(path)
 
 

@@ -14,7 +14,7 @@ from qmimic.errors import InputError
 from qmimic.runtime.engine import Engine
 from qmimic.runtime.metadata import INPUT, REGIONS
 from qmimic.ship.onnx_file import Exported, write
-from qmimic.ship.web_file import package
+from qmimic.ship.web_file import ONNXRUNTIME, packages
 from tiny_detectors import one_stage, some_images
 
 Arrays = list[NDArray[np.float32]]
@@ -40,7 +40,7 @@ def by_opencv(path: Path, pixels: NDArray[np.uint8]) -> Arrays:
 
 def by_node(path: Path, pixels: NDArray[np.uint8]) -> Arrays:
     try:
-        library = package() / "ort.node.min.mjs"
+        library = packages(ONNXRUNTIME) / "onnxruntime-web" / "dist" / "ort.node.min.mjs"
     except InputError as error:
         pytest.skip(str(error))
     node = shutil.which("node")

@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 
 from cli_cases import Refused
+from qmimic.compress.integer_grids import calibrate, prepare_qat
 from qmimic.data.letterbox import letterbox
+from qmimic.detectors.detector import Detector
 from qmimic.errors import InputError
 from qmimic.runtime import Detector as ShippedDetector
 from qmimic.runtime.formats import FORMATS, can_be_opened, format_of
@@ -59,6 +61,7 @@ const data = new DataTransfer();
 data.items.add(new File([bytes], name, { type }));
 document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: data, bubbles: true, cancelable: true }));
 """
+CLASSES = ("<!--</script>", "dog", "ox")
 PIXELS = """
 const [content, name, done] = [arguments[0], arguments[1], arguments[arguments.length - 1]];
 const image = new Image();
@@ -71,12 +74,16 @@ image.decode().then(async () => {
 """
 
 
-def needed() -> Path:
-    """A folder with onnxruntime-web, or the test is skipped."""
+def with_engine(engine: web_file.BrowserEngine, folder: Path) -> Path:
+    """A `node_modules` that has the packages of one engine alone; without them the test is skipped."""
     try:
-        return web_file.package()
+        place = web_file.packages(engine)
     except InputError as error:
         pytest.skip(str(error))
+    folder.mkdir()
+    name = engine.package.split("/")[0]
+    (folder / name).symlink_to(place / name)
+    return folder
 
 
 def picture(size: tuple[int, int], seed: int = 7) -> Image.Image:
@@ -90,16 +97,34 @@ def png(image: Image.Image) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-@pytest.fixture(scope="module", params=["one stage", "two stages"])
-def shipped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page, with <!--</script> as a name that a class may have."""
-    needed()
-    classes = ("<!--</script>", "dog", "ox")
-    one = request.param == "one stage"
-    detector = (one_stage(classes=classes) if one else lively(tiny_spec(classes=classes))).eval()
-    path = tmp_path_factory.mktemp("web") / "a.web.html"
+def on_grids(**settings: object) -> Detector:
+    detector = prepare_qat(one_stage(**settings).eval())
+    calibrate(detector, [some_images(7, 4)])
+    return detector
+
+
+def page_of(detector: Detector, path: Path) -> Path:
     write_described(Exported(detector), FORMATS["web"], describe(detector, {}), path)
     return path
+
+
+KINDS = {  # the detector, and the engine that its page has
+    "one stage": (lambda: one_stage(classes=CLASSES).eval(), web_file.LITERT),
+    "on integers": (lambda: on_grids(classes=CLASSES), web_file.LITERT),
+    "grey, on integers": (lambda: on_grids(classes=CLASSES, grey=True), web_file.LITERT),
+    "one stage by onnxruntime-web": (lambda: one_stage(classes=CLASSES).eval(), web_file.ONNXRUNTIME),
+    "two stages": (lambda: lively(tiny_spec(classes=CLASSES)).eval(), web_file.ONNXRUNTIME),
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def shipped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A page, with <!--</script> as a name that a class may have."""
+    made, engine = KINDS[request.param]
+    folder = tmp_path_factory.mktemp("web")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(web_file.VARIABLE, str(with_engine(engine, folder / "node_modules")))
+        return page_of(made(), folder / "a.web.html")
 
 
 @pytest.fixture(scope="module")
@@ -258,9 +283,13 @@ def test_what_is_no_picture_is_refused(page: Any) -> None:
 
 def test_a_model_that_was_changed_is_called_so(chromium: Any, shipped: Path, tmp_path: Path) -> None:
     content = shipped.read_bytes()
-    own = base64.b64encode(web_file.model_of(content, shipped).replace(b"detector.mean", b"detector.meal"))
+    model = web_file.model_of(content, shipped)
+    own = (
+        model.replace(b"detector.mean", b"detector.meal") if b"detector.mean" in model else model.replace(b"t7", b"t_")
+    )
+    assert own != model
     path = tmp_path / "b.web.html"
-    path.write_bytes(web_file.MODEL.sub(lambda found: found[1] + own + found[3], content))
+    path.write_bytes(web_file.MODEL.sub(lambda found: found[1] + base64.b64encode(own) + found[3], content))
     opened(chromium, path)
     assert "was changed since it was proved" in until(lambda: said(chromium))
     with pytest.warns(UserWarning, match="was changed since it was proved"):
@@ -276,24 +305,64 @@ def test_a_page_is_one_file_below_30_megabytes(shipped: Path) -> None:
     assert "{{" not in content.partition('<script id="library"')[0]
 
 
-def test_a_page_is_the_same_every_time(tmp_path: Path) -> None:
-    needed()
-    pages = []
-    for _ in range(2):
-        web_file.write(Exported(one_stage().eval()), tmp_path / "a.web.html")
-        pages.append((tmp_path / "a.web.html").read_bytes())
-    assert pages[0] == pages[1]
+@pytest.mark.parametrize("engine", [web_file.LITERT, web_file.ONNXRUNTIME], ids=lambda one: one.name)
+def test_a_page_is_the_same_every_time(
+    engine: web_file.BrowserEngine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(web_file.VARIABLE, str(with_engine(engine, tmp_path / "node_modules")))
+    first, second = (page_of(one_stage().eval(), tmp_path / "a.web.html").read_bytes() for _ in range(2))
+    assert first == second
 
 
-def test_the_command_writes_a_page(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_page_s_own_engine_proves_it_where_node_is(
+    shipped: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if not shutil.which("node"):
+        pytest.skip("there is no Node.js")
+    images = some_images(3, 5).permute(0, 2, 3, 1).contiguous().numpy()
+    detector = ShippedDetector(shipped)
+    kin = detector.engine.session
+    assert kin.engine.startswith(("ONNX Runtime 1", "LiteRT 2"))
+    wanted = [detector.raw(one[None]) for one in images]
+    assert sum(int((scores > 0.05).sum()) for _, scores, _ in wanted) > 10
+    own = FORMATS["web"].own_session(shipped, kin)
+    assert own is not None
+    assert " in Node.js " in own.engine
+    detector.engine.session = own
+    for one, (boxes, scores, labels) in zip(images, wanted, strict=True):
+        found = detector.raw(one[None])
+        np.testing.assert_allclose(found[1], scores, atol=1e-4)
+        np.testing.assert_allclose(found[0], boxes, atol=0.02)
+        np.testing.assert_array_equal(found[2], labels)
+    (tmp_path / "node").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "node").chmod(0o755)
+    for path in (f"{tmp_path}:{os.environ['PATH']}", str(tmp_path / "none")):
+        monkeypatch.setenv("PATH", path)
+        assert FORMATS["web"].own_session(shipped, kin) is None
+
+
+def test_what_a_page_brings_along_is_run_by_browsers_alone(
+    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "node").write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    (tmp_path / "node").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    ShippedDetector(shipped)(picture((50, 50)))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_command_writes_a_page(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from qmimic.cli import main
 
-    needed()
-    student = str(trained / "run" / "student.safetensors")
-    assert main(["export", student, "--to", "onnx,web", "--out", str(tmp_path)]) == 0
-    out = capsys.readouterr().out
-    assert "Take student.onnx on a machine like this one. Open student.web.html in a browser." in out
-    assert ShippedDetector(tmp_path / "student.web.html").metadata.parity["unmatched"] == 0
+    monkeypatch.setenv(web_file.VARIABLE, str(with_engine(web_file.ONNXRUNTIME, tmp_path / "node_modules")))
+    student, out = str(trained / "run" / "student.safetensors"), tmp_path / "out"
+    assert main(["export", student, "--to", "onnx,web", "--out", str(out)]) == 0
+    parity = ShippedDetector(out / "student.web.html").metadata.parity
+    assert parity["unmatched"] == 0
+    said = f"Open student.web.html in a browser; {parity['engine']} proved it."
+    assert f"Take student.onnx on a machine like this one. {said}" in capsys.readouterr().out
 
 
 def test_bad_input(trained: Path, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,9 +370,11 @@ def test_bad_input(trained: Path, tmp_path: Path, refused: Refused, monkeypatch:
     monkeypatch.setenv(web_file.VARIABLE, str(tmp_path))
     command = "export", student, "--to", "web", "--out", tmp_path / "out"
     assert f"onnxruntime-web is not in {tmp_path}: npm install onnxruntime-web" in refused(*command)
+    with pytest.raises(InputError, match=r"@litertjs/core is not in .*: npm install @litertjs/core"):
+        page_of(one_stage().eval(), tmp_path / "a.web.html")
     (tmp_path / "onnxruntime-web").mkdir()
     (tmp_path / "onnxruntime-web" / "package.json").write_text('{"version": "0.1"}')
-    assert "onnxruntime-web (version 0.1) lacks dist/ort.wasm.bundle.min.mjs" in refused(*command)
+    assert "onnxruntime-web (version 0.1) lacks onnxruntime-web/dist/ort.wasm.bundle.min.mjs" in refused(*command)
     assert "one picture at a time" in refused(*command, "--batch", "4")
     monkeypatch.delenv(web_file.VARIABLE)
     monkeypatch.chdir(tmp_path)

@@ -38,6 +38,7 @@ ALLOWED = {
     "ship/litert_file.py": "what it has just exported, in a folder of its own",
     "ship/ncnn_file.py": "what it has just exported, in a folder of its own",
     "ship/web_file.py": "what it has just exported, templates of the package, the library that the person installed",
+    "ship/page_in_node.py": "the answers of its own child, which runs the page that was just written",
     "ship/c_source.py": "the file that its engine has just opened and checked, a template of the package",
 }
 CALLS = {

@@ -15,7 +15,7 @@ from qmimic.bench.arena import arena_bytes, can_measure
 from qmimic.bench.timing import alternate
 from qmimic.errors import InputError
 from qmimic.runtime.engine import Engine
-from qmimic.runtime.formats import Arrays, bytes_of, can_be_opened, suffixes
+from qmimic.runtime.formats import Arrays, bytes_of, can_be_opened, format_of, suffixes
 from qmimic.runtime.metadata import from_properties
 from qmimic.zoo import DEPLOYED, located
 
@@ -34,6 +34,7 @@ class Cost:
             measured.
         kilobytes: size of the file, including a separate weights file.
         parameters, macs: as recorded in files that qmimic wrote; None for others.
+        proved: qmimic wrote the file, it passed its proof, and it was not changed since.
         arena: kilobytes of working memory on a microcontroller; None if it was not measured, see `bench.arena`.
     """
 
@@ -47,6 +48,7 @@ class Cost:
     kilobytes: float
     parameters: int | None
     macs: int | None
+    proved: bool = False
     arena: float | None = None
 
     @property
@@ -94,9 +96,9 @@ def measure(
             own = 1000 * seconds[str(path)] / pictures(engine)
             p50, p95 = (float(np.percentile(own, share)) for share in (50, 95))
             kilobytes = bytes_of(path) / 1000
-            pixels, numbers = megapixels(engine), _counts(engine, path)
+            pixels, said = megapixels(engine), _said(engine, path)
             costs = p50, p95, pixels, loads[path], peaks[path], kilobytes
-            found.append(Cost(path, count, *costs, *numbers, arenas.get(path)))
+            found.append(Cost(path, count, *costs, *said, arenas.get(path)))
     return found
 
 
@@ -104,13 +106,14 @@ def _after(watch: Callable[[int], None], before: int, done: int) -> None:
     watch(before + done)
 
 
-def _counts(engine: Engine, path: Path) -> tuple[int | None, int | None]:
-    """Parameters and multiply-accumulates, if qmimic wrote the file."""
+def _said(engine: Engine, path: Path) -> tuple[int | None, int | None, bool]:
+    """Parameters, multiply-accumulates and whether it passed its proof, if qmimic wrote the file."""
     try:
         metadata = from_properties(engine.properties, path)
+        whole = from_properties(engine.properties, path, format_of(path).checksum(path))
     except InputError:
-        return None, None
-    return metadata.parameters, metadata.macs
+        return None, None, False
+    return metadata.parameters, metadata.macs, bool(whole.parity)
 
 
 def files_of(paths: Sequence[Path]) -> list[Path]:

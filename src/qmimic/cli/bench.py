@@ -58,9 +58,14 @@ def _bench(options: argparse.Namespace) -> int:
         arena = (f"{one.arena:.0f}" if one.arena else "-",) if arenas else ()
         rows.append((name, str(one.threads), *times, *rest, macs, *arena))
     own = [one for one in costs if one.macs is not None]
-    best = min(own, key=lambda one: one.p50, default=None)
-    said = best and f"Of your files, {best.path.name} is the fastest here: {best.p50:.2f} ms, {best.threads} thread(s)."
-    out.result(table(heads, rows), *([said] if said and len(own) > 1 else []))
+    best = min((one for one in own if one.proved), key=lambda one: one.p50, default=None)
+    said = []
+    if best and len(own) > 1:
+        time = f"{best.p50:.2f} ms, {best.threads} thread(s)"
+        said.append(f"Of your files, {best.path.name} is the fastest here: {time}.")
+    if unproved := dict.fromkeys(one.path.name for one in own if not one.proved):
+        said.append(f"Without a proof, or changed since, and so not recommended: {', '.join(unproved)}.")
+    out.result(table(heads, rows), *([" ".join(said)] if said else []))
     fastest = best.path if best else None
     out.end({"files": [{**asdict(one), "ms_per_mpx": one.per_megapixel} for one in costs], "fastest": fastest})
     return 0

@@ -57,7 +57,7 @@ class Deployed:
         precision: fp32 or int8.
         bytes: of all its files.
         milliseconds: median of a picture, one thread, in an alternating run with the others; of a page, by
-            the engine that stands in for a browser's.
+            an engine that stands in for a browser's.
         proof: of fp32 the parity, of int8 the accuracy.
     """
 
@@ -144,7 +144,8 @@ def advice(files: Sequence[Deployed]) -> str:
         least = min(one.milliseconds for one in timed)
         best = min((one for one in timed if one.milliseconds <= FASTER * least), key=lambda one: one.bytes)
         said.append(f"Take {best.path.name} on a machine like this one.")
-    said += [f"Open {one.path.name} in a browser." for one in files if one not in timed]
+    pages = sorted((one for one in files if one not in timed), key=lambda one: one.milliseconds)
+    said += [f"Open {one.path.name} in a browser; {one.proof['engine']} proved it." for one in pages[:1]]
     for target in dict.fromkeys(one.target for one in timed):
         times = {one.precision: one.milliseconds for one in timed if one.target == target}
         if "int8" in times and times["fp32"] < FASTER * times["int8"]:

@@ -116,10 +116,12 @@ def _fit(
         nearest = min(table, key=budget.of)
         memory = f", {nearest.megabytes:.0f} MB of memory" if budget.megabytes else ""
         memory += f", {nearest.arena:.0f} kB of arena" if budget.arena else ""
+        slow = budget.milliseconds is not None and nearest.milliseconds > budget.milliseconds
+        faster = ", or use a faster machine" if slow else ""
         raise InputError(
             f"No network fits: the closest, {nearest.candidate} as {nearest.target} {nearest.precision}, takes "
             f"{nearest.milliseconds:.2f} ms and {nearest.kilobytes:.0f} kB{memory}: {budget.of(nearest):.1f} times the "
-            "limit; raise the limit, or use a faster machine."
+            f"limit; raise the limit{faster}."
         )
     # Where nothing is known of accuracy, more arithmetic is the better guess.
     by_macs = sorted({one.candidate: one.macs for one in fitting}.items(), key=lambda pair: -pair[1])

@@ -34,6 +34,7 @@ class Detector:
         threads: on which one picture is computed.
 
     Attributes:
+        engine: that runs the file.
         metadata: the file's description. If the file was changed since it was proved, `metadata.changed` is true,
             and a `ChangedFileWarning` is issued.
         batch: pictures that the graph takes at once; None: any number.
@@ -51,9 +52,9 @@ class Detector:
                 f"A detector is named by the path of its file, not by a {type(path).__name__}; pass a str or Path."
             )
         path = located(path, DEPLOYED)
-        self._engine = Engine(path, threads)
-        properties = self._engine.properties
-        inputs = self._engine.inputs
+        self.engine = Engine(path, threads)
+        properties = self.engine.properties
+        inputs = self.engine.inputs
         if KEY not in properties:
             takes = ", ".join(f"{name} {one}" for name, one in inputs.items())
             raise InputError(
@@ -118,7 +119,7 @@ class Detector:
         ):
             takes = f"{self.batch} at once" if self.batch else "1 or more at once"
             raise InputError(
-                f"batch={batch!r} is not possible: {self._engine.path.name} takes {takes} (see `export --batch`)."
+                f"batch={batch!r} is not possible: {self.engine.path.name} takes {takes} (see `export --batch`)."
             )
         rest = iter(pictures)
         while part := list(islice(rest, self.batch or batch or 1)):
@@ -151,7 +152,7 @@ class Detector:
         count = len(images)
         if self.batch:  # a graph with a fixed batch does not take fewer
             images = np.concatenate([images, np.repeat(images[:1], self.batch - count, 0)])
-        found = self._engine.run({INPUT: images})
+        found = self.engine.run({INPUT: images})
         if REGIONS[0] in found:  # suppression is left to the runtime
             pairs = zip(*(found[name] for name in REGIONS), strict=True)
             each = [detect(scores, boxes, self.metadata) for boxes, scores in pairs]

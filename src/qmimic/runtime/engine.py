@@ -23,6 +23,7 @@ class Engine:
     Attributes:
         inputs: by name.
         properties: that the file holds, as text.
+        session: that runs it. Another session of the same file may replace it; copies and forks do not keep that one.
 
     Raises:
         InputError: there is no such file, or its engine is not installed or cannot run it.
@@ -43,16 +44,16 @@ class Engine:
         if not is_there(path):
             raise InputError(f"There is no file {path}; name a file that `qmimic export` wrote.")
         open_file(path).close()  # an engine would wait on a named pipe for ever
-        self._session = own.open_file(path, *self._options)
+        self.session = own.open_file(path, *self._options)
         self._process = os.getpid()
-        self.inputs, self.properties = self._session.inputs, self._session.properties
+        self.inputs, self.properties = self.session.inputs, self.session.properties
 
     def run(self, feeds: Arrays) -> Arrays:
         """Outputs by name, from inputs by name. A fork of the process that loaded the file first loads it again."""
         if self._process != os.getpid():
-            _LEFT_BEHIND.append(self._session)
+            _LEFT_BEHIND.append(self.session)
             self._open(self.path)
-        return self._session.run(feeds)
+        return self.session.run(feeds)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _again, (self.path, *self._options, dict(self.properties))

@@ -9,14 +9,19 @@ The half that runs has
 The half that writes has
     write(exported, path) -> None                 see `qmimic.ship.onnx_file.Exported`; path has the first suffix
     describe(path, properties) -> None            put properties into such a file; its checksum stays the same
+    own_session(path, session) -> Session | None  of formats for other places: a file run by that place's engine, if it
+                                                  is installed; `session` is what the other half opened
 """
 
+import hashlib
+import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import numpy as np
@@ -28,7 +33,9 @@ from qmimic.tables import Table
 from qmimic.zoo import is_of_zoo
 
 Arrays = Mapping[str, NDArray[Any]]
-TRIAL_SECONDS = 60  # for a separate process to load a file that may crash it
+TRIAL_SECONDS = 30  # for a separate process to run a file that may crash it
+ALIVE = "alive"  # the last word of such a process
+_SURVIVED: set[bytes] = set()  # contents of files that crashed none
 
 
 @dataclass(frozen=True)
@@ -51,11 +58,13 @@ class Session:
         run: from inputs to outputs, by name; several threads may call it at once, and the caller owns the results.
         inputs: by name.
         properties: that the file holds, as text.
+        engine: what runs it, in words, where there is a choice.
     """
 
     run: Callable[[Arrays], Arrays]
     inputs: Mapping[str, Input]
     properties: Mapping[str, str]
+    engine: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,6 +109,11 @@ class Format:
     def describe(self, path: Path, properties: Mapping[str, str]) -> None:
         """Put properties into a file."""
         import_module(self.writes).describe(path, properties)
+
+    def own_session(self, path: Path, session: Session) -> Session | None:
+        """A file that was written here for another place, run by that place's engine if it is installed."""
+        found: Session | None = import_module(self.writes).own_session(path, session)
+        return found
 
     def files(self, path: Path) -> list[Path]:
         """The files that make up one of this format, `path` first."""
@@ -148,7 +162,7 @@ FORMATS: Table[Format] = Table(
             two_stages=False,
         ),
         "web": Format(
-            "onnxruntime-web",
+            "a browser",
             (".web.html",),
             "qmimic.runtime.web_engine",
             "qmimic.ship.web_file",
@@ -208,13 +222,37 @@ def bytes_of(path: Path) -> int:
     return sum(part.stat().st_size for part in format_of(path).files(path) if part.is_file())
 
 
-def survives(script: str, *arguments: str) -> bool:
-    """Whether a script succeeds in a separate process: for engines that a damaged file can crash."""
-    command = [sys.executable, "-c", script, *arguments]
+def require_survival(path: Path, engine: str, script: str, arguments: Sequence[str], *contents: bytes) -> None:
+    """Run a script in a separate process, for engines that a damaged file can crash.
+
+    Each content is tried once per process, and never where there is no Python interpreter to start, as in an
+    application that was frozen into one file.
+
+    Args:
+        path: of the file.
+        engine: its name.
+        script: Python code. Exceptions do not matter here: the engine raises them again.
+        arguments: for `sys.argv`.
+        contents: of the file and of those that belong to it; the script reads the first from its standard input.
+
+    Raises:
+        InputError: the process crashed, or did not end in time.
+    """
+    digest = b"".join(hashlib.sha256(one).digest() for one in contents)
+    if digest in _SURVIVED or getattr(sys, "frozen", False) or not sys.executable:
+        return
+    whole = f"try:\n{indent(script, ' ')}\nexcept Exception: pass\nprint('{ALIVE}')"
+    command = [sys.executable, "-c", whole, *arguments]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
-        return subprocess.run(command, capture_output=True, timeout=TRIAL_SECONDS, check=False).returncode == 0
-    except subprocess.TimeoutExpired:
-        return False
+        done = subprocess.run(
+            command, input=contents[0], capture_output=True, env=environment, timeout=TRIAL_SECONDS, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise InputError(f"{engine} does not finish running {path}; copy or export it again.") from error
+    if not done.stdout.strip().endswith(ALIVE.encode()):
+        raise InputError(f"{path} is damaged and crashes {engine}; copy or export it again.")
+    _SURVIVED.add(digest)
 
 
 def cannot_run(path: Path, engine: str, package: str, error: Exception) -> InputError:

@@ -2,32 +2,51 @@
 
 import hashlib
 from collections import deque
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from qmimic.errors import InputError
 from qmimic.files import LARGE, read_bytes
-from qmimic.runtime.formats import Arrays, Input, Session, cannot_run, refuse_other_kinds, survives
-from qmimic.runtime.metadata import GRAPH_SUM, INPUT, REGIONS, from_properties
-from qmimic.runtime.places import decode, place_count
+from qmimic.runtime.formats import Arrays, Input, Session, cannot_run, refuse_other_kinds, require_survival
+from qmimic.runtime.metadata import INPUT, KEY, REGIONS, Metadata, from_properties
+from qmimic.runtime.places import LOGIT_STEP, decode, place_count
 
-TRIAL = "import sys; from ai_edge_litert.interpreter import Interpreter as I; I(sys.argv[1]).allocate_tensors()"
+# Loads the model that comes on its standard input, and runs it once.
+TRIAL = """
+import sys
+import numpy as np
+from ai_edge_litert.interpreter import Interpreter
+model = Interpreter(model_content=sys.stdin.buffer.read(), num_threads=1)
+model.allocate_tensors()
+taken = model.get_input_details()[0]
+model.set_tensor(taken["index"], np.zeros(taken["shape"], taken["dtype"]))
+model.invoke()
+"""
 
 
 def open_file(path: Path, threads: int, spin: bool) -> Session:
-    """See `qmimic.runtime.formats`. Its threads sleep between runs in any case.
+    """See `qmimic.runtime.formats`. Its threads sleep between runs in any case."""
+    return open_model(path, read_bytes(path, LARGE), threads)
 
-    The interpreter ends the process over some damaged models. A file whose graph is not the one that was proved is
-    therefore loaded by another process first.
+
+def open_model(path: Path, content: bytes, threads: int) -> Session:
+    """A session of a model's bytes; `path` is how an error calls it.
+
+    The interpreter ends the process over some damaged models, so another process runs the model first.
     """
     litert, _ = _imported()
-    content = read_bytes(path, LARGE)
     properties = properties_of(content, path)
+    if KEY not in properties:
+        raise InputError(
+            f"{path} is not a qmimic detector but another TensorFlow Lite model, which takes "
+            f"{_taken(content, path)}; name a file that `qmimic export` wrote."
+        )
     metadata = from_properties(properties, path)
-    if properties.get(GRAPH_SUM) != checksum(path) and not survives(TRIAL, str(path)):
-        raise InputError(f"{path} was changed since it was written, and LiteRT cannot load it; export it again.")
+    require_survival(path, "LiteRT", TRIAL, [], content)
 
     def interpreter() -> Any:
         made = litert.Interpreter(model_content=content, num_threads=threads)
@@ -52,14 +71,29 @@ def open_file(path: Path, threads: int, spin: bool) -> Session:
             own = interpreter()
         try:
             pixels = feeds[INPUT]
-            own.set_tensor(taken["index"], pixels if taken["dtype"] == np.uint8 else (pixels ^ 128).view(np.int8))
+            if taken["dtype"] == np.int8:
+                pixels = (pixels ^ 128).view(np.int8)
+            own.set_tensor(taken["index"], pixels.astype(taken["dtype"], copy=False))
             own.invoke()
             outputs = own.get_tensor(given["index"])
         finally:
             free.append(own)
-        return dict(zip(REGIONS, decode(outputs, metadata), strict=True))
+        return regions(outputs, metadata)
 
-    return Session(run, {INPUT: Input(tuple(map(int, taken["shape"])), np.dtype(np.uint8))}, properties)
+    inputs = {INPUT: Input(tuple(map(int, taken["shape"])), np.dtype(np.uint8))}
+    return Session(run, inputs, properties, f"LiteRT {version('ai-edge-litert')}")
+
+
+def regions(outputs: NDArray[Any], metadata: Metadata) -> Arrays:
+    """Boxes and scores of a graph's outputs [1, N, K + 4]: floats, integers, or integers that were made floats."""
+    if outputs.dtype == np.float32 and metadata.precision == "int8":
+        outputs = np.rint(outputs / np.float32(LOGIT_STEP)).astype(np.int8)
+    return dict(zip(REGIONS, decode(outputs, metadata), strict=True))
+
+
+def is_model(content: bytes) -> bool:
+    """Whether bytes say that they are a model of LiteRT."""
+    return content[4:8] == b"TFL3"
 
 
 def properties_of(content: bytes, path: Path) -> dict[str, str]:
@@ -77,8 +111,13 @@ def properties_of(content: bytes, path: Path) -> dict[str, str]:
 
 
 def checksum(path: Path) -> str:
-    """See `qmimic.runtime.formats`: of every value of the model but its metadata, however the bytes lie in the file."""
-    model = parse(read_bytes(path, LARGE), path)
+    """See `qmimic.runtime.formats`."""
+    return checksum_of(read_bytes(path, LARGE), path)
+
+
+def checksum_of(content: bytes, path: Path) -> str:
+    """The checksum of every value of a model but its metadata, however the bytes lie in the file."""
+    model = parse(content, path)
     for entry in model.metadata or []:
         model.buffers[entry.buffer].data = None
     while model.buffers and model.buffers[-1].data is None:
@@ -89,10 +128,23 @@ def checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _taken(content: bytes, path: Path) -> str:
+    """The inputs of a model, as a person reads them."""
+    _, schema = _imported()
+    graph = parse(content, path).subgraphs[0]
+    kinds = {number: name.lower() for name, number in vars(schema.TensorType).items() if isinstance(number, int)}
+    try:
+        tensors = [graph.tensors[place] for place in graph.inputs]
+        said = [f"{_text(one.name)} {kinds.get(one.type, 'other')} {[*map(int, one.shape)]}" for one in tensors]
+    except (IndexError, TypeError, ValueError):
+        said = []
+    return ", ".join(said) or "nothing that can be read"
+
+
 def parse(content: bytes, path: Path) -> Any:
     """The model (`ModelT`) in a file's bytes. Raises: as `properties_of`."""
     _, schema = _imported()
-    if content[4:8] != b"TFL3":
+    if not is_model(content):
         refuse_other_kinds(path)
         raise InputError(f"{path} is not a model of LiteRT; name a file that `qmimic export --to litert` wrote.")
     try:

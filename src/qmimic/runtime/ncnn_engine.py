@@ -10,16 +10,24 @@ import numpy as np
 
 from qmimic.errors import InputError
 from qmimic.files import LARGE, read_bytes, read_json
-from qmimic.runtime.formats import Arrays, Input, Session, cannot_run, survives
+from qmimic.runtime.formats import Arrays, Input, Session, cannot_run, require_survival
 from qmimic.runtime.metadata import GRAPH_SUM, INPUT, REGIONS, WEIGHTS_SUM, from_properties
 
 WEIGHTS, SAID = ".bin", ".json"  # in the place of `.param`
 SPIN_MILLISECONDS = 20  # ncnn's own, that a thread waits for the next run
 HALVES = ("fp16_packed", "fp16_storage", "fp16_arithmetic", "bf16_storage", "bf16_packed")
+# Loads two files, and runs the net once.
 TRIAL = """
-import sys, ncnn
+import sys
+import ncnn, numpy as np
+layers, weights, width, height = sys.argv[1:5]
 net = ncnn.Net()
-sys.exit(net.load_param(sys.argv[1]) or net.load_model(sys.argv[2]))
+net.opt.num_threads, net.opt.use_vulkan_compute = 1, False
+if net.load_param(layers) == 0 and net.load_model(weights) == 0:
+    extractor = net.create_extractor()
+    pixels = np.zeros((int(height), int(width), 3), np.uint8)
+    extractor.input(sys.argv[5], ncnn.Mat.from_pixels(pixels, ncnn.Mat.PixelType.PIXEL_RGB, int(width), int(height)))
+    found = [np.array(extractor.extract(name)[1]) for name in sys.argv[6:]]
 """
 _PROCESS = os.getpid()  # that imported this module, and the engine with it
 
@@ -27,8 +35,7 @@ _PROCESS = os.getpid()  # that imported this module, and the engine with it
 def open_file(path: Path, threads: int, spin: bool) -> Session:
     """See `qmimic.runtime.formats`. Halves of floats are off: what is computed is what was proved.
 
-    ncnn ends the process over some damaged layers. A file that is not the one that was proved is therefore loaded by
-    another process first.
+    ncnn ends the process over some damaged layers, so another process runs the net first.
     """
     try:
         import ncnn
@@ -36,8 +43,10 @@ def open_file(path: Path, threads: int, spin: bool) -> Session:
         raise InputError("ncnn is not installed: pip install 'qmimic[ncnn]'.") from error
     properties = _properties(path)
     metadata = from_properties(properties, path)
-    if properties.get(GRAPH_SUM) != checksum(path) and not survives(TRIAL, str(path), str(beside(path, WEIGHTS))):
-        raise InputError(f"{path} was changed since it was written, and ncnn cannot load it; export it again.")
+    height, width = metadata.size
+    parts = path, beside(path, WEIGHTS)
+    given = [*map(str, (*parts, width, height)), INPUT, *REGIONS]
+    require_survival(path, "ncnn", TRIAL, given, *(read_bytes(one, LARGE) for one in parts))
     net = ncnn.Net()
     net.opt.num_threads = threads
     net.opt.use_vulkan_compute = False
@@ -56,7 +65,6 @@ def open_file(path: Path, threads: int, spin: bool) -> Session:
         raise cannot_run(path, engine, "ncnn", ValueError("its layers or weights cannot be read"))
     if sorted(net.output_names()) != sorted(REGIONS) or list(net.input_names()) != [INPUT]:
         raise cannot_run(path, engine, "ncnn", ValueError("it has other inputs and outputs"))
-    height, width = metadata.size
 
     def look(pixels: Any) -> Arrays:
         extractor = net.create_extractor()  # of a thread's own; the net is for all

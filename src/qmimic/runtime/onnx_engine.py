@@ -45,7 +45,8 @@ def open_model(path: Path, model: str | bytes, threads: int, spin: bool) -> Sess
         )
         for value in session.get_inputs()
     }
-    return Session(run, inputs, session.get_modelmeta().custom_metadata_map)
+    engine = f"ONNX Runtime {onnxruntime.__version__}"
+    return Session(run, inputs, session.get_modelmeta().custom_metadata_map, engine)
 
 
 def _numpy_type(kind: str) -> "np.dtype[np.generic] | None":

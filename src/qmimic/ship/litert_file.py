@@ -30,7 +30,16 @@ except ImportError as error:
 
 
 def write(exported: Exported, path: Path) -> None:
-    """See `qmimic.runtime.formats`.
+    """See `qmimic.runtime.formats`. Raises: as `model_of`."""
+    path.write_bytes(model_of(exported))
+
+
+def model_of(exported: Exported, float_ends: bool = False) -> bytes:
+    """The bytes of a model.
+
+    Args:
+        exported: the detector.
+        float_ends: a detector on integers takes its pixels as floats and gives floats, for runtimes that know no int8.
 
     Raises:
         InputError: the batch is not 1, or the graph has what the format lacks.
@@ -42,7 +51,7 @@ def write(exported: Exported, path: Path) -> None:
     network = _PlaceOutputs(with_summands(detector) if integers else detector).eval()
     images = torch.zeros(1, *detector.spec.size, 3, dtype=torch.uint8)
     program = torch.export.export(network, (images,)).run_decompositions({})
-    path.write_bytes(Lowering(program, integers).model())
+    return Lowering(program, integers).model(float_ends)
 
 
 def describe(path: Path, properties: Mapping[str, str]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.fx import Node
 
@@ -35,12 +36,14 @@ class Value:
         order: the dimensions of the program's value in the order in which they lie in the tensor.
         steps: of its integers; None: float.
         pixels: as the picture came: uint8, or 128 less as int8.
+        mix: weights [channels, 1] by which the channels are still to be summed, once it is known on which grid.
     """
 
     index: int
     order: tuple[int, ...]
     steps: Steps | None = None
     pixels: bool = False
+    mix: Tensor | None = None
 
 
 class Lowering:
@@ -70,6 +73,7 @@ class Lowering:
             aten.relu.default: self._relu,
             aten.add.Tensor: self._add,
             aten.sub.Tensor: self._sub,
+            aten.matmul.default: self._matmul,
             aten.max_pool2d.default: self._max_pool,
             aten.cat.default: self._cat,
             aten.view.default: self._view,
@@ -92,19 +96,32 @@ class Lowering:
             *(aten.permute.default, aten.clone.default, torch.ops.qmimic.enlarged.default),
         }
 
-    def model(self) -> bytes:
-        """The model's bytes. Raises InputError: the format lacks an operation of the program."""
+    def model(self, float_ends: bool = False) -> bytes:
+        """The model's bytes.
+
+        Args:
+            float_ends: on integers, pixels come as floats, and the outputs leave as floats.
+
+        Raises:
+            InputError: the format lacks an operation of the program.
+        """
         source = output = -1
         for node in self.graph.nodes:
             if node.op == "placeholder" and node.name in self.given:
                 self.constants[node] = self.given[node.name].detach()
             elif node.op == "placeholder":
+                order, steps = tuple(range(4)), PIXELS if self.integers else None
                 dtype = np.int8 if self.integers else np.uint8
-                source = self.builder.tensor(node.meta["val"].shape, dtype, PIXELS if self.integers else None, INPUT)
-                self.values[node] = Value(source, tuple(range(4)), PIXELS if self.integers else None, True)
+                own = Value(self.builder.tensor(node.meta["val"].shape, dtype, steps, INPUT), order, steps, True)
+                source = own.index
+                if self.integers and float_ends:
+                    source = self._like(own, None).index
+                    self.builder.operator("QUANTIZE", [source], own.index, "QuantizeOptions")
+                self.values[node] = own
             elif node.op == "output":
                 (last,) = node.args[0]
-                output = self._in_order(self.values[last]).index
+                ends = self._in_order(self.values[last])
+                output = self._as_float(ends).index if float_ends else ends.index
             else:
                 self._take(node)
         return self.builder.finish(source, output)
@@ -243,18 +260,29 @@ class Lowering:
             return self._arithmetic("SUB", "SubOptions")(node, x, mean)
         assert isinstance(mean, Node)
         channels = self.constants[mean].flatten().double()
-        # One multiplication a channel by 1, so that each channel has its own bias.
-        one = 127
-        count = len(channels)
-        ones = np.full((1, 1, 1, count), one, np.int8)
-        weights = self.builder.constant(ones, Steps((1 / one,) * count, 0, 3))
+        options = {"padding": 1, "strideH": 1, "strideW": 1}
+        if source.mix is None:  # one multiplication a channel by 1, so that each channel has its own bias
+            one, count = 127, len(channels)
+            kernel, axis = np.full((1, 1, 1, count), one, np.int8), 3
+            kind, table = "DEPTHWISE_CONV_2D", "DepthwiseConv2DOptions"
+            options |= {"depthMultiplier": 1}
+        else:
+            one, mixed = _as_fractions(source.mix)
+            count, kernel, axis = 1, mixed.reshape(1, 1, 1, -1), 0
+            kind, table = "CONV_2D", "Conv2DOptions"
+        weights = self.builder.constant(kernel, Steps((1 / one,) * count, 0, axis))
         offsets = (-channels * one).round().to(torch.int32).numpy()
         biases = self.builder.constant(offsets, Steps((1 / one,) * count))
         result = self._new(node, steps)
-        options = {"padding": 1, "strideH": 1, "strideW": 1, "depthMultiplier": 1}
-        inputs = [source.index, weights, biases]
-        self.builder.operator("DEPTHWISE_CONV_2D", inputs, result.index, "DepthwiseConv2DOptions", **options)
+        self.builder.operator(kind, [source.index, weights, biases], result.index, table, **options)
         return result
+
+    def _matmul(self, node: Node, x: Node, weights: Node) -> Value:
+        """Brightness of pixels, which costs nothing yet."""
+        source = self.values[x]
+        if not source.pixels or weights not in self.constants:
+            raise InputError("A .tflite file cannot hold this detector: it multiplies matrices that are not pixels.")
+        return replace(source, mix=self.constants[weights])
 
     def _add(self, node: Node, x: Node, y: Node | float) -> Value:
         steps = self._steps_of(node)
@@ -367,6 +395,14 @@ class Lowering:
         return Value(self.builder.tensor(self.builder.shape(value.index), dtype, steps), value.order, steps)
 
     def _as_float(self, value: Value) -> Value:
+        if value.mix is not None:
+            whole = self._as_float(replace(value, mix=None))
+            kernel = self.builder.constant(value.mix.float().numpy().reshape(1, 1, 1, -1))
+            none = self.builder.constant(np.zeros(1, np.float32))
+            index = self.builder.tensor((*self.builder.shape(whole.index)[:3], 1), np.float32)
+            sides = {"padding": 1, "strideH": 1, "strideW": 1}
+            self.builder.operator("CONV_2D", [whole.index, kernel, none], index, "Conv2DOptions", **sides)
+            return Value(index, value.order)
         if value.steps is None and not value.pixels:
             return value
         result = self._like(value, None)
@@ -428,3 +464,11 @@ class Lowering:
         if value.order != tuple(range(len(value.order))):
             raise InputError("A .tflite file cannot hold this detector: its outputs do not lie in their order.")
         return value
+
+
+def _as_fractions(weights: Tensor) -> tuple[int, NDArray[np.int8]]:
+    """Positive weights [n, 1] as integers up to 127 over one denominator, with the smallest error."""
+    exact = weights.flatten().double().numpy()
+    most = int(127 / exact.max())
+    one = min(range(1, most + 1), key=lambda whole: float(np.abs(np.rint(exact * whole) / whole - exact).max()))
+    return one, np.rint(exact * one).astype(np.int8)

@@ -98,6 +98,7 @@ class _Translation:
         self.renamed: dict[str, str] = {}  # of what costs no layer
         self.grids: dict[str, _Grid] = {}
         self.weights: dict[str, _Weights] = {}
+        self.brightness: set[str] = set()  # pixels in grey
         self.readers = Counter(name for node in graph.node for name in node.input)
         self.outputs = {value.name for value in graph.output}
         (taken,) = graph.input
@@ -176,6 +177,17 @@ class _Translation:
             self._add("Bias", [self._blob(first)], node.output[0], {0: bias.size}, bias.tobytes())
         else:
             self._add("BinaryOp", [self._blob(first), self._blob(second)], node.output[0], {0: kind})
+
+    def _multiply(self, node: onnx.NodeProto, _: dict[str, Any]) -> None:
+        """Colours times weights is brightness: the one product of matrices that a detector of one stage has."""
+        blob, values = self._blob(node.input[0]), self.constants.get(node.input[1])
+        if blob != INPUT or values is None or values.shape[1] != 1:
+            raise InputError(
+                "ncnn files have no such MatMul, which this detector needs; export it to onnx or openvino."
+            )
+        stored = FLOATS + values.astype(np.float32).tobytes()
+        self._add("Convolution", [blob], node.output[0], {0: 1, 1: 1, 6: values.size}, stored)
+        self.brightness.add(node.output[0])
 
     def _quantize(self, node: onnx.NodeProto, _: dict[str, Any]) -> None:
         scale, zero = (self.constants[name] for name in node.input[1:])
@@ -260,7 +272,8 @@ class _Translation:
         self._add("Crop", [self._blob(node.input[0])], node.output[0], dict(ranges))
 
     def _transpose(self, node: onnx.NodeProto, given: dict[str, Any]) -> None:
-        if node.input[0] == INPUT:  # what ncnn makes of pixels has its channels first, and is float
+        source = self.renamed.get(node.input[0], node.input[0])
+        if source in (INPUT, *self.brightness):  # what ncnn makes of pixels has its channels first, and is float
             self._same(node, given)
         elif list(given["perm"]) == [0, 2, 1]:
             self._add("Permute", [self._blob(node.input[0])], node.output[0], {0: 1})
@@ -314,6 +327,7 @@ TRANSLATIONS: Mapping[str, Callable[[_Translation, onnx.NodeProto, dict[str, Any
     "Conv": _Translation._convolve,
     "DequantizeLinear": _Translation._dequantize,
     "Exp": _Translation._unary,
+    "MatMul": _Translation._multiply,
     "MaxPool": _Translation._pool,
     "Min": _Translation._arithmetic,
     "Mul": _Translation._arithmetic,

@@ -1,29 +1,73 @@
-"""A detector as one HTML file: its model, onnxruntime-web and a page that needs no server and no network.
+"""A detector as one HTML file: its model, an engine for browsers and a page that needs no server and no network.
 
-The package is taken from where npm put it; nothing of it lies here. Its program is packed, and unpacked by the browser.
+LiteRT.js is the faster engine, and takes detectors of one stage; onnxruntime-web takes all. The packages are taken from
+where npm put them; nothing of them lies here. What is large is packed, and unpacked by the browser.
 """
 
 import base64
 import gzip
 import hashlib
+import importlib.util
 import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 
 import onnx
 
 from qmimic.errors import InputError
 from qmimic.files import read_json
+from qmimic.runtime import litert_engine
+from qmimic.runtime.formats import Session
 from qmimic.runtime.metadata import KEY
 from qmimic.runtime.web_engine import MODEL, model_of
+from qmimic.ship import page_in_node
 from qmimic.ship.onnx_file import Exported, build_graph
 
-PACKAGE = "onnxruntime-web"
 VARIABLE = "QMIMIC_NODE_MODULES"
-LIBRARY, PROGRAM = "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"
+
+
+@dataclass(frozen=True)
+class BrowserEngine:
+    """What runs models in a browser.
+
+    Attributes:
+        name: as a person calls it.
+        package: of npm, and the first to be there.
+        script: of the page, that knows it.
+        library: its modules, of which the page makes one, each below `node_modules`.
+        parts: its other files, below the package, by the name that the page has for them.
+    """
+
+    name: str
+    package: str
+    script: str
+    library: tuple[str, ...]
+    parts: Mapping[str, str]
+
+
+ONNXRUNTIME = BrowserEngine(
+    "onnxruntime-web",
+    "onnxruntime-web",
+    "onnxruntime.js",
+    ("onnxruntime-web/dist/ort.wasm.bundle.min.mjs",),
+    {"program": "dist/ort-wasm-simd-threaded.wasm"},
+)
+LITERT = BrowserEngine(
+    "LiteRT.js",
+    "@litertjs/core",
+    "litert.js",
+    ("@litertjs/wasm-utils/dist/index.js", "@litertjs/core/dist/index.js"),
+    {
+        "loader": "wasm/litert_wasm_internal.js",
+        "program": "wasm/litert_wasm_internal.wasm",
+        "loader-compat": "wasm/litert_wasm_compat_internal.js",  # for browsers without relaxed SIMD
+        "program-compat": "wasm/litert_wasm_compat_internal.wasm",
+    },
+)
 ABOUT = re.compile(rb'(<script id="about" type="application/json">)([^<]*)(</script>)')
 PAGE = Path(__file__).parent / "page"
 SERVED = Path(__file__).parents[1] / "serve" / "page"  # whose look it shares
@@ -33,18 +77,22 @@ def write(exported: Exported, path: Path) -> None:
     """See `qmimic.runtime.formats`.
 
     Raises:
-        InputError: onnxruntime-web is not there, the batch is not 1, or as `build_graph`.
+        InputError: no engine is there, the batch is not 1, or as `build_graph`.
     """
     if exported.batch != 1:
         raise InputError("A page looks at one picture at a time; leave --batch at 1.")
-    folder = package()
-    model = build_graph(replace(exported, suppression=True)).SerializeToString()
-    program = gzip.compress((folder / PROGRAM).read_bytes(), mtime=0)
+    engine, folder = engine_for(exported)
+    if engine is LITERT:
+        from qmimic.ship import litert_file
+
+        model = litert_file.model_of(exported, float_ends=True)
+    else:
+        model = build_graph(replace(exported, suppression=True)).SerializeToString()
+    scripts = SERVED / "palette.js", PAGE / "parts.js", PAGE / "resize.js", PAGE / engine.script, PAGE / "page.js"
     parts = {
         "style": (SERVED / "style.css").read_bytes() + (PAGE / "style.css").read_bytes(),
-        "script": b"\n".join(map(_plain, (SERVED / "palette.js", PAGE / "resize.js", PAGE / "page.js"))),
-        "library": base64.b64encode((folder / LIBRARY).read_bytes()),
-        "program": base64.b64encode(program),
+        "script": b"\n".join(_plain(one) for one in scripts),
+        "engine": _elements(engine, folder),
         "model": base64.b64encode(model),
     }
     page = (PAGE / "page.html").read_bytes()
@@ -53,41 +101,99 @@ def write(exported: Exported, path: Path) -> None:
     path.write_bytes(page)
 
 
+def _elements(engine: BrowserEngine, folder: Path) -> bytes:
+    """An engine as elements of a page."""
+    version = escape(str(read_json(folder / engine.package / "package.json").get("version", "")))
+    library = b"\n".join(_module(folder / one) for one in engine.library)
+    packed = {
+        "library": library,
+        **{id: (folder / engine.package / one).read_bytes() for id, one in engine.parts.items()},
+    }
+    return b"\n".join(
+        b'  <script id="%s" type="text/plain" data-name="%s">%s</script>'
+        % (name.encode(), f"{engine.name} {version}".encode(), base64.b64encode(gzip.compress(content, mtime=0)))
+        for name, content in packed.items()
+    )
+
+
 def describe(path: Path, properties: Mapping[str, str]) -> None:
     """Put properties into the model, and what the page shows of them beside it, with the model's checksum."""
     page = path.read_bytes()
-    model = onnx.load_from_string(model_of(page, path))
-    onnx.helper.set_model_props(model, dict(properties))
-    content = model.SerializeToString()
+    own = model_of(page, path)
+    if litert_engine.is_model(own):
+        from qmimic.ship.litert_model import with_properties
+
+        content = with_properties(litert_engine.parse(own, path), properties)
+    else:
+        model = onnx.load_from_string(own)
+        onnx.helper.set_model_props(model, dict(properties))
+        content = model.SerializeToString()
     about = {"sha256": hashlib.sha256(content).hexdigest(), **json.loads(properties[KEY])}
     said = json.dumps(about).replace("<", "\\u003c").encode()
     page = MODEL.sub(lambda found: found[1] + base64.b64encode(content) + found[3], page)
     path.write_bytes(ABOUT.sub(lambda found: found[1] + said + found[3], page))
 
 
-def package() -> Path:
-    """The files of onnxruntime-web: in the folder that QMIMIC_NODE_MODULES names, or as node looks for packages, in
-    `node_modules` here or above.
+def own_session(path: Path, session: Session) -> Session | None:
+    """See `qmimic.runtime.formats`: in Node.js."""
+    return page_in_node.session(path, session)
+
+
+def engine_for(exported: Exported) -> tuple[BrowserEngine, Path]:
+    """The fastest engine that is there and runs a detector, and the folder that has its packages.
 
     Raises:
-        InputError: they are not there.
+        InputError: there is none.
+    """
+    fast = bool(exported.detector.place_strides) and importlib.util.find_spec("ai_edge_litert") is not None
+    if not fast:
+        return ONNXRUNTIME, packages(ONNXRUNTIME)
+    try:
+        return LITERT, packages(LITERT)
+    except InputError as error:
+        try:
+            return ONNXRUNTIME, packages(ONNXRUNTIME)
+        except InputError:
+            raise error from None
+
+
+def packages(engine: BrowserEngine) -> Path:
+    """The `node_modules` that has an engine: what QMIMIC_NODE_MODULES names, or as node looks for it, here or above.
+
+    Raises:
+        InputError: it is nowhere.
     """
     named, here = os.environ.get(VARIABLE), Path.cwd()
     places = [Path(named)] if named else [one / "node_modules" for one in (here, *here.parents)]
     for place in places:
-        files = place / PACKAGE / "dist"
-        if (files / LIBRARY).is_file() and (files / PROGRAM).is_file():
-            return files
-    found = next((place / PACKAGE / "package.json" for place in places if (place / PACKAGE).is_dir()), None)
-    if found is not None:
-        version = read_json(found).get("version", "unknown") if found.is_file() else "unknown"
-        raise InputError(
-            f"{found.parent} (version {version}) lacks dist/{LIBRARY} or dist/{PROGRAM}: npm install {PACKAGE}@latest."
-        )
+        if not _missing(engine, place):
+            return place
+    for place in places:
+        about = place / engine.package / "package.json"
+        if about.parent.is_dir():
+            version = read_json(about).get("version", "unknown") if about.is_file() else "unknown"
+            has, latest = f"{about.parent} (version {version})", f"{engine.package}@latest"
+            raise InputError(f"{has} lacks {_missing(engine, place)}: npm install {latest}.")
     looked = f"in {places[0]}" if named else "in node_modules here or in a folder above"
     raise InputError(
-        f"{PACKAGE} is not {looked}: npm install {PACKAGE}, or name a node_modules folder that has it in {VARIABLE}."
+        f"{engine.package} is not {looked}: npm install {engine.package}, or name a node_modules folder that has it in "
+        f"{VARIABLE}."
     )
+
+
+def _missing(engine: BrowserEngine, folder: Path) -> str:
+    """The first file of an engine that a folder lacks; empty: it has all."""
+    files = *engine.library, *(f"{engine.package}/{one}" for one in engine.parts.values())
+    return next((one for one in files if not (folder / one).is_file()), "")
+
+
+def _module(path: Path) -> bytes:
+    """A module as one that others can follow in the same text: the last alone exports."""
+    text = path.read_text(encoding="utf-8")
+    text = re.sub(r'^import \{[^}]*\} from "@litertjs/[^"]*";$', "", text, flags=re.MULTILINE)
+    if path.parts[-3] == "wasm-utils":
+        text = re.sub(r"^export \{[^}]*\};$", "", text, flags=re.MULTILINE)
+    return re.sub(r"^//# sourceMappingURL=.*$", "", text, flags=re.MULTILINE).encode()
 
 
 def _plain(path: Path) -> bytes:

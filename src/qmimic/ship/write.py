@@ -46,7 +46,13 @@ def ship(exported: Exported, metadata: Metadata, kind: Format, path: Path, prove
         with tempfile.TemporaryDirectory(prefix=f".{path.name[:16]}-", dir=path.parent) as folder:
             temporary = Path(folder) / first.name
             write_described(exported, kind, metadata, temporary)
-            figures = dict(prove(ShippedDetector(temporary), first.name))
+            shipped = ShippedDetector(temporary)
+            engine = shipped.engine
+            if kind.elsewhere:
+                engine.session = kind.own_session(temporary, engine.session) or engine.session
+            figures = dict(prove(shipped, first.name))
+            if kind.elsewhere:
+                figures["engine"] = engine.session.engine
             label(temporary, kind, replace(metadata, parity=figures))
             for own in (*others, first):  # the one that a runtime opens last, so that it never finds half
                 with replacing(own) as place:

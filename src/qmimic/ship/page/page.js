@@ -1,17 +1,19 @@
-// The page: a picture, a video or the camera in, boxes out. The detector runs here, in WebAssembly, without a network.
+// The page: a picture, a video or the camera in, boxes out. The detector runs here, in WebAssembly, without a network: by
+// litert.js, or by onnxruntime.js in its place.
 
 import { style } from "../../serve/page/palette.js";
+import { detector } from "./litert.js";
+import { about, at, bytes } from "./parts.js";
 import { fitted, inner } from "./resize.js";
 
-const at = (id) => document.getElementById(id);
-const about = JSON.parse(at("about").textContent);
 const SHARE = 0.72; // of the window's height that a picture takes at most
 const REASONS = {
   NotAllowedError: "The camera was refused; allow it in the browser's address bar and start it again.",
   NotFoundError: "There is no camera; connect one.",
   NotReadableError: "Another program uses the camera; close it and start again.",
 };
-let session, Tensor;
+const [rows, columns] = about.size;
+let run = null; // from pixels to detections, once it is loaded
 let shown = null; // {image, width, height, name, found, milliseconds}
 let turn = 0; // of what is looked at; whatever began before it ends
 
@@ -28,53 +30,32 @@ function say(sentence) {
 
 // ---------------------------------------------------------------- the detector
 
-function bytes(id) {
-  const text = atob(at(id).textContent);
-  at(id).remove();
-  const content = new Uint8Array(text.length);
-  for (let place = 0; place < text.length; place += 1) content[place] = text.charCodeAt(place);
-  return content;
-}
-
 async function load() {
-  const library = URL.createObjectURL(new Blob([bytes("library")], { type: "text/javascript" }));
-  const ort = await import(library);
-  URL.revokeObjectURL(library);
-  const packed = new Blob([bytes("program")]).stream().pipeThrough(new DecompressionStream("gzip"));
-  ort.env.wasm.wasmBinary = await new Response(packed).arrayBuffer();
-  ort.env.wasm.numThreads = 1; // more need headers that a file does not have
-  ort.env.logLevel = "error";
   const model = bytes("model");
   if (crypto.subtle) {
     const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", model));
     const sum = Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
     if (sum !== about.sha256) complain("The model in this page was changed since it was proved; export it again.");
   }
-  Tensor = ort.Tensor;
-  session = await ort.InferenceSession.create(model);
+  run = await detector(model);
+  await detect(new ImageData(columns, rows)); // so that the first picture need not wait for what is made once
 }
 
 // Detections {class, label, score, box} of an ImageData, in its pixels, down to the model's own threshold
 async function detect(image) {
-  const [rows, columns] = about.size;
-  const images = new Tensor("uint8", fitted(image, about.size), [1, rows, columns, 3]);
   const begin = performance.now();
-  const { boxes, scores, labels } = await session.run({ images });
-  const milliseconds = performance.now() - begin;
+  const own = await run(fitted(image, about.size));
   const { width, height } = inner(image.width, image.height, about.size);
   const limits = [image.width, image.height];
   const factors = [image.width / width, image.height / height];
   const found = [];
-  for (let place = 0; place < scores.data.length && scores.data[place] >= 0; place += 1) {
-    const box = Array.from({ length: 4 }, (_, side) => {
-      return Math.min(limits[side % 2], Math.max(0, boxes.data[4 * place + side] * factors[side % 2]));
-    });
-    const label = Number(labels.data[place]);
-    if (box[2] > box[0] && box[3] > box[1]) {
-      found.push({ class: about.classes[label], label, score: scores.data[place], box });
+  for (const { label, score, box } of own) {
+    const placed = box.map((side, corner) => Math.min(limits[corner % 2], side * factors[corner % 2]));
+    if (placed[2] > placed[0] && placed[3] > placed[1]) {
+      found.push({ class: about.classes[label], label, score, box: placed });
     }
   }
-  return { found, milliseconds };
+  return { found, milliseconds: performance.now() - begin };
 }
 
 // ---------------------------------------------------------------- what is looked at
@@ -249,14 +230,14 @@ addEventListener("dragleave", () => document.body.classList.remove("over"));
 addEventListener("drop", (event) => {
   event.preventDefault();
   document.body.classList.remove("over");
-  if (event.dataTransfer.files[0] && session) open(event.dataTransfer.files[0]);
+  if (event.dataTransfer.files[0] && run) open(event.dataTransfer.files[0]);
 });
 addEventListener("paste", (event) => {
-  if (event.clipboardData.files[0] && session) open(event.clipboardData.files[0]);
+  if (event.clipboardData.files[0] && run) open(event.clipboardData.files[0]);
 });
 
-const [rows, columns] = about.size;
-at("facts").textContent = [about.backbone, about.precision, `${columns}×${rows}`, about.classes.join(", ")].join(" · ");
+const engine = at("library").dataset.name;
+at("facts").textContent = [about.backbone, about.precision, `${columns}×${rows}`, about.classes.join(", "), engine].join(" · ");
 document.title = `qmimic: ${about.classes.join(", ")}`;
 try {
   await load();

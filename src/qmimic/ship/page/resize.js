@@ -3,6 +3,7 @@
 
 const GAP = 3; // a side is shrunk by a whole factor until it is this many times too large
 const BITS = 22; // of a weight behind the point
+const HALF = 1 << (BITS - 1);
 const FILL = [124, 116, 104]; // the mean that the detector subtracts
 
 // {width, height} of a picture in an input, as Python rounds
@@ -21,10 +22,8 @@ function halfToEven(value) {
 // Pixels RGB uint8 [rows, columns, 3] of an ImageData
 export function fitted({ data, width, height }, size) {
   const wanted = inner(width, height, size);
-  let picture = { data: new Uint8Array(width * height * 3), width, height };
-  for (let from = 0, to = 0; from < data.length; from += 4) {
-    for (let channel = 0; channel < 3; channel += 1) picture.data[to++] = data[from + channel];
-  }
+  const [rows, columns] = size;
+  let picture = { data, width, height, step: 4 }; // from one pixel to the next
   if (width !== wanted.width || height !== wanted.height) {
     const across = Math.floor(width / wanted.width / GAP) || 1;
     const down = Math.floor(height / wanted.height / GAP) || 1;
@@ -34,13 +33,14 @@ export function fitted({ data, width, height }, size) {
       [wanted.height, Math.fround(height / down), false],
     ];
     // As Pillow does (13.0) with pictures that lose far more rows than columns: each pass rounds, so the order matters.
-    const rows = picture.height - wanted.height;
-    if (rows > 0 && rows > 2 * (picture.width - wanted.width)) sides.reverse();
+    const lost = picture.height - wanted.height;
+    if (lost > 0 && lost > 2 * (picture.width - wanted.width)) sides.reverse();
     for (const side of sides) picture = resampled(picture, ...side);
   }
-  const [rows, columns] = size;
+  picture = opaque(picture);
+  if (picture.width === columns && picture.height === rows) return picture.data;
   const pixels = new Uint8Array(rows * columns * 3);
-  for (let place = 0; place < pixels.length; place += 3) pixels.set(FILL, place);
+  for (let place = 0; place < pixels.length; place += 1) pixels[place] = FILL[place % 3];
   const row = 3 * picture.width;
   for (let y = 0; y < picture.height; y += 1) {
     pixels.set(picture.data.subarray(y * row, (y + 1) * row), y * 3 * columns);
@@ -48,26 +48,44 @@ export function fitted({ data, width, height }, size) {
   return pixels;
 }
 
+function opaque({ data, width, height, step }) {
+  if (step === 3) return { data, width, height, step };
+  const out = new Uint8Array(width * height * 3);
+  for (let from = 0, to = 0; from < data.length; from += 4, to += 3) {
+    out[to] = data[from];
+    out[to + 1] = data[from + 1];
+    out[to + 2] = data[from + 2];
+  }
+  return { data: out, width, height, step: 3 };
+}
+
 // Means of rectangles; those at the right and the lower edge may be smaller.
-function reduced({ data, width, height }, across, down) {
+function reduced({ data, width, height, step }, across, down) {
   const [columns, rows] = [Math.ceil(width / across), Math.ceil(height / down)];
   const out = new Uint8Array(columns * rows * 3);
   for (let y = 0, to = 0; y < rows; y += 1) {
     const bottom = Math.min(height, (y + 1) * down);
-    for (let x = 0; x < columns; x += 1) {
+    for (let x = 0; x < columns; x += 1, to += 3) {
       const right = Math.min(width, (x + 1) * across);
       const count = (bottom - y * down) * (right - x * across);
       const factor = Math.floor(2 ** 24 / count);
-      for (let channel = 0; channel < 3; channel += 1, to += 1) {
-        let sum = Math.floor(count / 2);
-        for (let v = y * down; v < bottom; v += 1) {
-          for (let u = x * across; u < right; u += 1) sum += data[3 * (v * width + u) + channel];
+      let red = Math.floor(count / 2);
+      let green = red;
+      let blue = red;
+      for (let v = y * down; v < bottom; v += 1) {
+        const end = step * (v * width + right);
+        for (let from = step * (v * width + x * across); from < end; from += step) {
+          red += data[from];
+          green += data[from + 1];
+          blue += data[from + 2];
         }
-        out[to] = Math.floor((sum * factor) / 2 ** 24);
       }
+      out[to] = Math.floor((red * factor) / 2 ** 24);
+      out[to + 1] = Math.floor((green * factor) / 2 ** 24);
+      out[to + 2] = Math.floor((blue * factor) / 2 ** 24);
     }
   }
-  return { data: out, width: columns, height: rows };
+  return { data: out, width: columns, height: rows, step: 3 };
 }
 
 // One side at another length; `span` of it, which need not be whole, is what the new length stands for.
@@ -75,36 +93,65 @@ function resampled(picture, length, span, across) {
   const own = across ? picture.width : picture.height;
   if (own === length && span === length) return picture;
   const taps = weights(own, span, length);
-  const [width, height] = across ? [length, picture.height] : [picture.width, length];
-  const out = new Uint8Array(width * height * 3);
-  const step = across ? 3 : 3 * picture.width; // from one entry of the side to the next
-  for (let y = 0, to = 0; y < height; y += 1) {
-    for (let x = 0; x < width; x += 1) {
-      const { first, values } = taps[across ? x : y];
-      const start = across ? 3 * (y * picture.width + first) : 3 * (first * picture.width + x);
-      for (let channel = 0; channel < 3; channel += 1, to += 1) {
-        let sum = 1 << (BITS - 1);
-        for (let tap = 0, from = start + channel; tap < values.length; tap += 1, from += step) {
-          sum += picture.data[from] * values[tap];
-        }
-        out[to] = Math.min(255, Math.max(0, sum >> BITS));
-      }
-    }
-  }
-  return { data: out, width, height };
+  if (across) return { data: narrowed(picture, taps), width: length, height: picture.height, step: 3 };
+  return { data: flattened(opaque(picture), taps), width: picture.width, height: length, step: 3 };
 }
 
-// For each new entry the first old one that counts, and integers for it and those behind it
+function narrowed({ data, width, height, step }, { firsts, counts, values, most }) {
+  const length = firsts.length;
+  const out = new Uint8ClampedArray(3 * length * height);
+  for (let y = 0, to = 0; y < height; y += 1) {
+    for (let x = 0; x < length; x += 1, to += 3) {
+      let red = HALF;
+      let green = HALF;
+      let blue = HALF;
+      const end = x * most + counts[x];
+      for (let tap = x * most, from = step * (y * width + firsts[x]); tap < end; tap += 1, from += step) {
+        const value = values[tap];
+        red += data[from] * value;
+        green += data[from + 1] * value;
+        blue += data[from + 2] * value;
+      }
+      out[to] = red >> BITS;
+      out[to + 1] = green >> BITS;
+      out[to + 2] = blue >> BITS;
+    }
+  }
+  return new Uint8Array(out.buffer);
+}
+
+function flattened({ data, width }, { firsts, counts, values, most }) {
+  const row = 3 * width;
+  const out = new Uint8ClampedArray(row * firsts.length);
+  const sums = new Int32Array(row);
+  for (let y = 0; y < firsts.length; y += 1) {
+    sums.fill(HALF);
+    for (let tap = 0; tap < counts[y]; tap += 1) {
+      const value = values[y * most + tap];
+      const from = (firsts[y] + tap) * row;
+      for (let x = 0; x < row; x += 1) sums[x] += data[from + x] * value;
+    }
+    for (let x = 0; x < row; x += 1) out[y * row + x] = sums[x] >> BITS;
+  }
+  return new Uint8Array(out.buffer);
+}
+
+// For each new entry the first old one that counts, how many count, and integers for them, `most` apart
 function weights(own, span, length) {
   const scale = span / length;
   const support = Math.max(1, scale);
-  return Array.from({ length }, (_, place) => {
+  const most = Math.ceil(2 * support) + 1;
+  const [firsts, counts, values] = [new Int32Array(length), new Int32Array(length), new Int32Array(length * most)];
+  for (let place = 0; place < length; place += 1) {
     const centre = (place + 0.5) * scale;
     const first = Math.max(0, Math.trunc(centre - support + 0.5));
     const count = Math.min(own, Math.trunc(centre + support + 0.5)) - first;
     const far = (tap) => Math.abs((tap + first - centre + 0.5) * (1 / support));
-    const values = Array.from({ length: count }, (_, tap) => Math.max(0, 1 - far(tap)));
-    const sum = values.reduce((total, value) => total + value, 0);
-    return { first, values: values.map((value) => Math.trunc(0.5 + (value / sum) * 2 ** BITS)) };
-  });
+    const exact = Array.from({ length: count }, (_, tap) => Math.max(0, 1 - far(tap)));
+    const sum = exact.reduce((total, value) => total + value, 0);
+    firsts[place] = first;
+    counts[place] = count;
+    exact.forEach((value, tap) => (values[place * most + tap] = Math.trunc(0.5 + (value / sum) * 2 ** BITS)));
+  }
+  return { firsts, counts, values, most };
 }
