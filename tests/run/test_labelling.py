@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import squares
 import torch
@@ -295,6 +296,21 @@ def test_a_file_without_a_map_teaches_by_labels_alone(make: Make) -> None:
 def test_shares_that_are_taken_for_pixels_are_named(make: Make, tmp_path: Path) -> None:
     path = squares.teacher(tmp_path / "shares.onnx", box=(0.25, 0.25, 0.75, 0.75))
     assert "are they shares (teacher.box_unit)?" in refusal(make(teacher={"file": str(path)}))
+
+
+def test_a_teacher_that_the_run_trained_and_that_finds_nothing_is_to_be_trained_for_longer(make: Make) -> None:
+    class Blind:
+        """It finds nothing."""
+
+        size = (64, 64)
+
+        def labeller(self, classes: tuple[str, ...]) -> Callable[[Tensor], list[Detections]]:
+            none = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
+            return lambda images: [none] * len(images)
+
+    prepared = prepare(make().changed({"teacher": Recipe().teacher}))
+    with pytest.raises(InputError, match=r"finds nothing on val .* Train it for longer \(teacher.steps\)"):
+        label(prepared, Blind(), "teacher", Silent())  # type: ignore[arg-type]
 
 
 def test_pictures_without_any_object_are_refused(make: Make, tmp_path: Path) -> None:

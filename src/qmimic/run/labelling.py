@@ -237,9 +237,10 @@ def _make(
     seen = {sample.image_id: one for sample, one in zip(known.samples, _found(known, find, None, watcher), strict=True)}
     own = thresholds(match(known.samples, seen, len(classes)), data.unlabelled_doubt)
     if all(one.score is None for one in own):
+        why = " Train it for longer (teacher.steps)." if prepared.recipe.trains_teacher else _hint(seen.values())
         raise InputError(
             f"The teacher finds nothing on {data.scored} that is right more often than not, so it cannot label "
-            f"pictures.{_hint(seen.values())}"
+            f"pictures.{why}"
         )
     cache = pixel_cache(pictures.dataset, UNLABELLED, prepared.recipe) if size == data.size else None
     loader = Loader(pictures.dataset, UNLABELLED, size, EVALUATION_BATCH, cache)
@@ -301,14 +302,13 @@ def _found(loader: Loader, find: Find, kept: RecordFile | None, watcher: Watcher
         watcher: told of progress.
     """
     parts = list(loader.parts())
-    before = [[kept.read(place) if kept else None for place in part] for part in parts]
     # A batch is looked at as a whole or not at all: convolutions may round otherwise for others.
-    missing = [part for part, own in zip(parts, before, strict=True) if any(one is None for one in own)]
-    batches = loader.batches(missing)
+    before = [_records(kept, part) for part in parts]
+    batches = loader.batches([part for part, own in zip(parts, before, strict=True) if own is None])
     watcher.start("labels", len(loader.samples), 0)
     for part, own in zip(parts, before, strict=True):
-        if part not in missing:
-            yield from (_of_record(one) for one in own if one is not None)
+        if own is not None:
+            yield from map(_of_record, own)
             continue
         batch = next(batches)
         for place, one, placed in zip(part, find(batch.images), batch.placed, strict=True):
@@ -319,6 +319,12 @@ def _found(loader: Loader, find: Find, kept: RecordFile | None, watcher: Watcher
                 found = _of_record(record)
             yield found
         watcher.step(part[-1] + 1, len(part), 0.0)
+
+
+def _records(kept: RecordFile | None, part: range) -> list[NDArray[np.uint8]] | None:
+    """What is kept of the images of a batch; None if one of them is missing."""
+    found = [record for place in part if kept and (record := kept.read(place)) is not None]
+    return found if len(found) == len(part) else None
 
 
 def _as_record(found: Detections, length: int) -> NDArray[np.uint8]:
@@ -336,7 +342,7 @@ def _of_record(record: NDArray[np.uint8]) -> Detections:
 
 
 def _hint(found: Iterable[Detections]) -> str:
-    """What may be wrong with a teacher's boxes, a sentence with a space before it; empty where nothing strikes."""
+    """What may be wrong with the boxes of a teacher's file, a sentence with a space before it."""
     boxes = np.concatenate([np.zeros((0, 4), np.float32), *(one.boxes for one in found)])
     if not len(boxes):
         return (
