@@ -29,6 +29,7 @@ from qmimic.detectors.quantize import Quantizer
 from qmimic.distill.distiller import Sides
 from qmimic.distill.mimic import Mimic, mean_of_regions, squared_distance
 from qmimic.distill.regions import choose_regions
+from qmimic.distill.teacher import DetectorTeacher
 from qmimic.errors import InputError
 from qmimic.files import replacing
 
@@ -85,7 +86,7 @@ def look(run: Path) -> Seen:
     prefix = "module.distiller."
     weights = {name: value for name, value in read_tensors(saved[-1]).tensors.items() if name.startswith(prefix)}
     ones = tuple(torch.ones(()) for _ in teacher.strides)
-    sides = Sides.between(student, teacher, ones, teacher.quantizer, recipe.seed)
+    sides = Sides.between(student, DetectorTeacher(teacher, bf16=False), ones, teacher.quantizer, recipe.seed)
     mimic = Mimic(recipe.mimic, sides)
     mimic.load_state_dict({name.removeprefix(prefix): value for name, value in weights.items()})
     loader = Loader(load_dataset(recipe.data.root), recipe.data.val, recipe.data.size, PICTURE + 1)

@@ -132,7 +132,7 @@ def test_what_has_no_c_source(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is not an int8 \.tflite"):
         write_c(tmp_path / "a.tflite")
     written(on_grids(backbone="yunet/32"), tmp_path / "b.tflite")
-    with pytest.raises(InputError, match="less than 6 times as many pixels"):
+    with pytest.raises(InputError, match="choose a camera size below 6 times"):
         write_c(tmp_path / "b.tflite", (480, 640))
     assert not list(tmp_path.glob("*.c"))
     assert Detector(tmp_path / "b.tflite").metadata.precision == "int8"
