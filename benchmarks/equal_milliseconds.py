@@ -146,7 +146,7 @@ def yolo(options: argparse.Namespace, multiples: tuple[float, float]) -> Kind:
 def choose(options: argparse.Namespace) -> tuple[list[Kind], dict[str, float]]:
     """The networks to train, and the milliseconds of all that were timed."""
     dataset: Dataset = options.dataset
-    groups = {"ours": [ours(options, one, True, dataset.classes) for one in ONE_STAGE]}
+    groups = {"ours": [ours(options, one, True, dataset.classes) for one in options.backbones]}
     if options.yolo:
         groups["yolo"] = [yolo(options, one) for one in MULTIPLES]
     first = ours(options, "resnet18/16", False, dataset.classes)
@@ -167,6 +167,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="folder of a dataset, or synthetic:digits")
     parser.add_argument("--size", type=int, default=192, help="pixels of a side")
+    parser.add_argument("--backbones", nargs="+", default=ONE_STAGE, help="of one stage, to choose from")
     parser.add_argument("--epochs", type=int, default=300)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--out", type=Path, required=True)

@@ -21,7 +21,7 @@ SMALL = {
     "one_stage.py": ["--backbones", "repvgg/24", "--rounds", "1", "--json"],
     "equal_milliseconds.py": [
         *("--data", "synthetic:digits", "--size", "64", "--seeds", "1", "--steps", "2", "--rounds", "1"),
-        *("--out", "out", "--json"),
+        *("--backbones", "repvgg/24", "--out", "out", "--json"),
     ],
     "engines.py": ["--rounds", "1", "--to", "onnx", "--json"],
 }
