@@ -17,8 +17,8 @@ os.environ |= {"YOLO_OFFLINE": "true", "YOLO_AUTOINSTALL": "false"}
 
 import torch
 import yaml
-from ultralytics import YOLO, settings  # type: ignore[import-not-found, unused-ignore]
-from ultralytics.nn import tasks  # type: ignore[import-not-found, unused-ignore]
+from ultralytics import YOLO, settings
+from ultralytics.nn import tasks
 
 
 def network(folder: Path, depth: float, width: float, classes: int) -> YOLO:

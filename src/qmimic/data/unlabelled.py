@@ -61,7 +61,9 @@ def pictures_of(root: Path, labelled: Dataset, config: DataConfig) -> Unlabelled
     left["format_not_read"] = sum(path.suffix.lower() in NOT_READ for path in files)
     files = [path for path in files if path.suffix.lower() not in NOT_READ]
     if not files:
-        raise InputError(f"{root} holds no picture ({', '.join(FORMATS)}); set data.unlabelled to a folder of some.")
+        raise InputError(
+            f"{root} holds no picture ({', '.join(FORMATS)}); name a folder of pictures in data.unlabelled."
+        )
     sizes = {size for path in files if (size := _size(path, root))}
     others = {split: _of_sizes(labelled, split, sizes) for split in (TRAIN, VAL)}
     beside = {sample.image: labelled.root for own in others.values() for sample in own if sample.image}

@@ -67,7 +67,7 @@ def collect(run: FinishedRun, say: Callable[[str], None]) -> Facts:
 
     Args:
         run: as read.
-        say: called with a sentence before anything slow.
+        say: told, in a sentence, what slow work comes next.
     """
     deployed, said = deployed_files(run)
     dataset = _or_reason(lambda: open_dataset(run.recipe.data))

@@ -53,7 +53,7 @@ def read_labels(recipe: Recipe, dataset: Dataset, folder: Path, say: Callable[[s
         recipe: of the run.
         dataset: that the recipe names.
         folder: of the run.
-        say: called with a sentence before anything slow.
+        say: told, in a sentence, what slow work comes next.
 
     Raises:
         InputError: the folder cannot be read.

@@ -150,7 +150,7 @@ def judge(
         run: finished.
         dataset: the recipe's.
         deployed: files of the run; float ones detect what their networks do and are skipped.
-        say: called with a sentence before anything slow.
+        say: told, in a sentence, what slow work comes next.
 
     Returns:
         The results, and sentences on what disagrees with the run's own table.

@@ -64,7 +64,7 @@ def write_report(folder: Path, out: Path | None = None, say: Callable[[str], Non
     Args:
         folder: of the run.
         out: the HTML file; None: `report.html` in the folder.
-        say: called with a sentence before anything slow.
+        say: told, in a sentence, what slow work comes next.
 
     Returns:
         The file.
@@ -85,7 +85,7 @@ def report_of(folder: Path, wanted: bool, say: Callable[[str], None]) -> Path | 
     Args:
         folder: of the run.
         wanted: `run.report` of its recipe.
-        say: called with a sentence before anything slow, and if there is no report.
+        say: told, in a sentence, what slow work comes next, and why there is no report.
     """
     if not wanted or not (folder / RESULTS).is_file():
         return None

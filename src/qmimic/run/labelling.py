@@ -1,10 +1,10 @@
 """A teacher labels pictures that nobody has labelled, and a student learns from them beside the labelled ones.
 
-From which score on a teacher's box is taken for an object is chosen on val, class by class: the best F1 of those from
-which on at least half of its boxes are right. Boxes from a share of that score on (`data.unlabelled_doubt`) are in
-doubt, and count neither as objects nor as background. Pictures in which nothing is taken are left out: where a teacher
-finds nothing it may have missed something. The student learns from what was written to disk, read back, so that a run
-that goes on sees the same.
+A box counts as an object if its score reaches a threshold. The threshold is chosen on val for each class: the one with
+the best F1 among those at which at least half of the boxes are right. A box that reaches only a share of the threshold
+(`data.unlabelled_doubt`) is in doubt, and counts neither as an object nor as background. Pictures without any object
+are left out, because the teacher may have missed something there. The student learns from the labels as they were
+written to disk, so that a resumed run sees the same ones.
 """
 
 import hashlib
@@ -50,7 +50,7 @@ FILE = f"instances_{UNLABELLED}.json"
 ROW = 6  # numbers of a detection that is kept: box, score, label
 DRAWN = 12  # pictures
 TINY = 4.0  # pixels
-SAME_OBJECT = 0.5  # IoU of two boxes that are one object's, whatever their classes
+SAME_OBJECT = 0.5  # IoU from which two boxes show the same object, whatever their classes
 
 Find = Callable[[Tensor], list[Detections]]
 Count = Annotated[int, Field(ge=0)]
@@ -231,7 +231,7 @@ def _make(
     size: tuple[int, int],
     watcher: Watcher,
 ) -> None:
-    """Label and write; the facts come last: that they are there means that all is."""
+    """Label and write. The facts are written last, so where they exist, everything does."""
     data, classes = prepared.recipe.data, prepared.dataset.classes
     known = prepared.val if size == data.size else Loader(prepared.dataset, VAL, size, EVALUATION_BATCH)
     seen = {sample.image_id: one for sample, one in zip(known.samples, _found(known, find, None, watcher), strict=True)}
@@ -274,7 +274,7 @@ def _make(
 
 
 def _one_an_object(found: Detections, taken: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """What is taken, bool [D], without boxes of another class on an object that a better one is taken for."""
+    """What is taken, bool [D]: of boxes of several classes on one object, only the one with the best score."""
     places = np.flatnonzero(taken)
     boxes, scores = (torch.from_numpy(values[places]) for values in (found.boxes, found.scores))
     kept = np.zeros(len(taken), np.bool_)

@@ -1,4 +1,4 @@
-"""From which score on a detector's boxes are taken for objects, class by class, by what it finds on known pictures."""
+"""The score at which a detector's boxes count as objects, chosen for each class on pictures with labels."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from qmimic.scores.curves import best_cut
 from qmimic.scores.matches import Matches
 
 LEAST_BOXES = 20  # labelled boxes of a class that has a threshold of its own
-LEAST_PRECISION = 0.5  # of what is taken: a label that is rather wrong than right teaches the wrong thing
+LEAST_PRECISION = 0.5  # of what is taken: labels that are more often wrong than right teach the wrong thing
 
 
 @dataclass(frozen=True)
@@ -17,8 +17,8 @@ class Threshold:
     """Of a class.
 
     Attributes:
-        score: the lowest of a detection that is taken; None where none is.
-        doubt: the lowest of a detection that may be an object all the same.
+        score: the lowest score that is taken; None if no detection is taken.
+        doubt: the lowest score of a detection that may still be an object.
         own: chosen by the boxes of this class alone; else by those of all classes together.
         boxes: labelled boxes of the class that are to be found.
         precision, recall: of the detections that are taken, 0..1; None where nothing can be counted.
@@ -33,14 +33,14 @@ class Threshold:
 
 
 def thresholds(matches: Matches, doubt: float) -> tuple[Threshold, ...]:
-    """The threshold of the best F1 for each class, of those from which on at least half of the detections are right.
+    """The threshold with the best F1 for each class, among those at which at least half of the detections are right.
 
     Classes with fewer than `LEAST_BOXES` boxes share one of all classes together.
 
     Args:
         matches: of a split whose truth is known.
-        doubt: share of the threshold from which on a detection may be an object, 0..1; where none is taken, of that
-            of the best F1.
+        doubt: share of the threshold, 0..1, at which a detection may be an object; where none is taken, of the
+            threshold with the best F1.
     """
 
     def cut(which: NDArray[np.bool_], positives: int, least: float) -> float | None:

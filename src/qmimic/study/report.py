@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -205,8 +205,13 @@ def verdicts(study: Study, arms: Sequence[ArmSummary]) -> list[str]:
     """What the intervals say in words, one sentence for each point of the grid."""
     points: dict[str, list[ArmSummary]] = defaultdict(list)
     for own in arms:
-        points["".join(f" at {key} {value}" for key, value in own.point.items())].append(own)
+        points[_place(own.point)].append(own)
     return [_verdict(study.compared_to, place, group) for place, group in points.items()]
+
+
+def _place(point: Mapping[str, Any]) -> str:
+    """A point of the grid as the end of a sentence; empty without a grid."""
+    return "".join(f" at {key} {value}" for key, value in point.items())
 
 
 def _verdict(control: str, place: str, group: Sequence[ArmSummary]) -> str:
@@ -231,7 +236,7 @@ def orders(study: Study, results: Sequence[dict[str, Any]]) -> list[str]:
     """
     points: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for row in results:
-        points["".join(f" at {key} {value}" for key, value in row["point"].items())][row["arm"]].append(row)
+        points[_place(row["point"])][row["arm"]].append(row)
     said = []
     for place, arms in points.items():
         names = [study.compared_to, *study.order]

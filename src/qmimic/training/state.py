@@ -68,7 +68,7 @@ def load_checkpoint(
     Args: as `save_checkpoint`, and the steps of the whole schedule.
 
     Returns:
-        Steps done; 0 if there is no checkpoint, and then nothing has changed.
+        Steps done; 0 without a checkpoint, which leaves everything as it was.
     """
     parts: list[nn.Module | torch.optim.Optimizer] = [module, optimizer, *([] if average is None else [average])]
     for path in reversed(_named(folder, NAME)):
