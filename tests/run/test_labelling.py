@@ -24,8 +24,9 @@ from qmimic.report.page import write_report
 from qmimic.run import labelling
 from qmimic.run.cleaning import WHOLE, clean, plan_cleaning
 from qmimic.run.folder import RESULTS
-from qmimic.run.labelling import FILE, TeacherLabels, label, read_facts
+from qmimic.run.labelling import label
 from qmimic.run.prepare import prepare
+from qmimic.run.teacher_labels import FILE, TeacherLabels, read_facts
 from qmimic.training.progress import Silent
 
 TOOL = Path(__file__).parents[2] / "tools" / "kill_and_resume.py"

@@ -17,8 +17,8 @@ from qmimic.report.maps import Maps, feature_maps
 from qmimic.report.mistakes import WorstImage, worst_images
 from qmimic.report.networks import DeployedFile, Scored, deployed_files, judge
 from qmimic.run.folder import ENVIRONMENT, FinishedRun
-from qmimic.run.labelling import Facts as LabelFacts
-from qmimic.run.labelling import read_facts
+from qmimic.run.teacher_labels import Facts as LabelFacts
+from qmimic.run.teacher_labels import read_facts
 from qmimic.training.log import LOG, read_log
 
 T = TypeVar("T")

@@ -29,8 +29,9 @@ from qmimic.errors import InputError
 from qmimic.files import MissingError
 from qmimic.run.folder import RECIPE, StageResult, read_stage, stage_folder, stage_result, write_stage
 from qmimic.run.keys import Parents, pruned_key, quantized_key, student_key, teacher_key
-from qmimic.run.labelling import TeacherLabels, label
+from qmimic.run.labelling import label
 from qmimic.run.prepare import Prepared
+from qmimic.run.teacher_labels import TeacherLabels
 from qmimic.run.teaching import Lesson, OpenedTeacher, open_teacher, taught
 from qmimic.run.tracking import scores_of, trackers_of
 from qmimic.run.validation import Validation

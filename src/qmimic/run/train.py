@@ -17,7 +17,6 @@ from qmimic.draw import contact_sheet, draw
 from qmimic.errors import InputError
 from qmimic.files import replacing, write_text
 from qmimic.run.folder import DATA, ENVIRONMENT, FAILURE, RECIPE, StageResult, mark_begun, ranked, write_results
-from qmimic.run.labelling import write_facts
 from qmimic.run.lock import exclusive_lock
 from qmimic.run.prepare import Prepared, environment, prepare
 from qmimic.run.stages import (
@@ -28,6 +27,7 @@ from qmimic.run.stages import (
     teachers_of,
     train_student,
 )
+from qmimic.run.teacher_labels import write_facts
 from qmimic.run.teaching import require_teachable
 from qmimic.tables import TIMM, parse_backbone
 from qmimic.training.log import LOG, draw_curves, read_log
