@@ -97,6 +97,7 @@ def test_detections_are_those_of_all_boxes_suppressed_one_by_one(seed: int, sett
         assert int(valid.sum()) == len(keep) > 0
         torch.testing.assert_close(found.scores[image][valid], scores[image, place, label][keep])
         torch.testing.assert_close(found.boxes[image][valid], own[keep])
+        assert found.labels[image][valid].tolist() == label[keep].tolist()
 
 
 def learns(detector: OneStage, images: Tensor, targets: Targets, steps: int = 150) -> list[float]:

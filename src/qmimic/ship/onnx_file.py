@@ -32,12 +32,14 @@ class Exported:
         batch: images at once; None: any number.
         suppression: whether detections are suppressed in the graph.
         opset: of the graph.
+        by_rows: how pixels are centred, see `Detector.centred`.
     """
 
     detector: Detector
     batch: int | None = 1
     suppression: bool = True
     opset: int = OPSET
+    by_rows: bool = False
 
     @cached_property
     def graph(self) -> onnx.ModelProto:
@@ -52,7 +54,7 @@ def build_graph(exported: Exported) -> onnx.ModelProto:
         InputError: the detector cannot be exported, see `ShippedNetwork`; or not in this opset.
     """
     detector, batch = exported.detector, exported.batch
-    network = ShippedNetwork(detector, exported.suppression).eval()
+    network = ShippedNetwork(detector, exported.suppression, exported.by_rows).eval()
     height, width = detector.spec.size
     images = torch.zeros(batch or 2, height, width, 3, dtype=torch.uint8)
     free = None if batch else ({0: torch.export.Dim("batch")},)
