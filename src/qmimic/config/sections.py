@@ -218,6 +218,9 @@ class TeacherConfig(ScheduleConfig, TeacherFileConfig):
     detector: Annotated[str, InTable(ARCHITECTURES)] | None = Field(
         None, description="the teacher's architecture; null: detector.architecture"
     )
+    scale: Advanced[Literal[1, 2, 4]] = Field(
+        1, description="how many times as high and wide as the student it sees its pictures; 2: mimic over scales"
+    )
     weights: str | None = Field(None, description=WEIGHTS)
     frozen_stages: Advanced[int] = Field(
         0, ge=0, le=64, description="first stages of the backbone that keep their weights"
@@ -392,6 +395,12 @@ class Recipe(Section):
         if "labelled" in self.baselines and self.data.unlabelled is None:
             raise ValueError(
                 "baselines: labelled is the student without unlabelled pictures; set data.unlabelled, or leave it out"
+            )
+        cut = next((name for name in self.baselines if ARMS[name].pruned), None)
+        if self.teacher.scale != 1 and (cut or self.pruning.method != "none"):
+            raise ValueError(
+                f"{cut or 'pruning.method=' + self.pruning.method} makes a student that sees pictures as its teacher "
+                f"did, and teacher.scale={self.teacher.scale} makes them larger: set teacher.scale=1, or leave it out"
             )
         if self.pruning.method != "none" and self.student.weights:
             raise ValueError("student.weights and pruning.method exclude each other: set one of them")

@@ -123,6 +123,7 @@ class Sides:
         anchors: widths and heights of the student's anchors, pixels; empty of a student without anchors.
         second_stage: of the student, see `Detector.second_stage`.
         heads: of the teacher.
+        enlarged: whether a level of the student's is brought up to the teacher's stride, which its outputs do not have.
     """
 
     student_channels: tuple[int, ...]
@@ -137,6 +138,7 @@ class Sides:
     anchors: tuple[tuple[float, float], ...] = ()
     second_stage: str | None = None
     heads: Heads = Heads()
+    enlarged: bool = False
 
     @classmethod
     def between(

@@ -10,7 +10,7 @@ from qmimic.data.loader import Loader
 from qmimic.detectors.detector import Detector
 from qmimic.distill.mimic import Mimic
 from qmimic.distill.regions import choose_regions
-from qmimic.distill.teacher import DetectorTeacher, Teacher
+from qmimic.distill.teacher import Teacher
 from qmimic.tables import MODES
 
 NEAR = 0.3  # absolute: the paper's section 4 counts entries with |f_t - f_s| below it
@@ -93,11 +93,11 @@ def region_pairs(student: Detector, teacher: Teacher, distiller: Mimic, loader: 
     """A student's and a teacher's maps on the regions of a split, batch by batch and level by level, as the images are.
 
     Regions are the recipe's; where it has none (the whole map), the teacher's and the ground truth serve, or the ground
-    truth alone where the teacher is a file.
+    truth alone where the teacher shows no regions.
     """
     config = distiller.config
     if config.regions == "map":
-        whose = "teacher" if isinstance(teacher, DetectorTeacher) else "ground_truth"
+        whose = "teacher" if teacher.has_regions else "ground_truth"
         config = config.model_copy(update={"regions": whose})
     device, q = student.device, distiller.quantizer
     generator = torch.Generator(device).manual_seed(0)

@@ -108,6 +108,10 @@ class OnnxTeacher:
             found = Proposals(found.boxes.to(images.device), found.valid.to(images.device))
         return TeacherView(Features.of(maps, self._strides), found)
 
+    def exact(self) -> "OnnxTeacher":
+        """See `Teacher.exact`."""
+        return self
+
     def labeller(self, classes: Sequence[str]) -> Callable[[Tensor], list[Detections]]:
         """See `Labeller`.
 

@@ -24,7 +24,7 @@ class Outputs(Distiller):
     """Scores and boxes of the places on the levels that both have.
 
     Raises:
-        InputError: one of the two is not a one-stage detector, or they have no level in common.
+        InputError: one of the two is not a one-stage detector, or they have no level in common by themselves.
     """
 
     def __init__(self, config: MimicConfig, sides: Sides) -> None:
@@ -34,6 +34,11 @@ class Outputs(Distiller):
             raise InputError(
                 f"mimic.distiller=outputs compares what two one-stage detectors say at each place, and the {one} is "
                 "not one: set detector.architecture=one_stage for both, or take another distiller."
+            )
+        if sides.enlarged:
+            raise InputError(
+                "mimic.distiller=outputs compares places, and no level of the student has the teacher's stride in the "
+                "student's pixels (teacher.scale): set detector.levels, or take another distiller."
             )
         if config.map_steps:
             raise InputError("mimic.distiller=outputs has no phase of maps alone; set mimic.map_steps=0.")

@@ -52,6 +52,10 @@ class Teacher(Protocol):
         """
         ...
 
+    def exact(self) -> "Teacher":
+        """The same teacher computed in float32, for what is measured and not learnt from; itself if it always is."""
+        ...
+
 
 @runtime_checkable
 class Labeller(Protocol):
@@ -129,6 +133,10 @@ class DetectorTeacher:
         places = self.heads.places
         return TeacherView(features, found, partial(torch.no_grad()(places), features) if places else None)
 
+    def exact(self) -> "DetectorTeacher":
+        """See `Teacher.exact`."""
+        return DetectorTeacher(self.detector, bf16=False)
+
     def _precision(self, like: Tensor) -> torch.autocast:
         return torch.autocast(like.device.type, torch.bfloat16, enabled=self.bf16)
 
@@ -141,8 +149,3 @@ class DetectorTeacher:
             return [unpad(output, row) for row in range(len(images))]
 
         return find
-
-
-def in_float32(teacher: Teacher) -> Teacher:
-    """The same teacher, computed in float32 where it is computed in bf16: for what is measured and not learnt from."""
-    return DetectorTeacher(teacher.detector, bf16=False) if isinstance(teacher, DetectorTeacher) else teacher

@@ -105,8 +105,12 @@ def feature_maps(run: FinishedRun, dataset: Dataset, say: Callable[[str], None])
     """The maps of the first val image with a labelled box, and matching by level.
 
     Raises:
-        InputError: a network or an image cannot be read, or there is no quantized teacher.
+        InputError: a network or an image cannot be read, there is no quantized teacher, or it saw larger pictures.
     """
+    if run.recipe.teacher.scale != 1:
+        raise InputError(
+            "The teacher saw larger pictures than the student (teacher.scale): their maps are not compared."
+        )
     by_name = {result.name: result for result in run.results}
     if not {"teacher", "quantized_teacher", "student"} <= set(by_name):
         raise InputError("The run does not have a teacher, a quantized teacher and a student to compare.")

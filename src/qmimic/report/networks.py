@@ -208,7 +208,8 @@ def _found(
     found: dict[str, Mapping[str, Detections]] = {}
     for result in run.results:
         detector = detector_of(run, result)
-        found[result.title] = keep(result.name, result.key, partial(detect_all, detector, loader))
+        own = loader if detector.spec.size == loader.size else Loader(dataset, VAL, detector.spec.size, BATCH)
+        found[result.title] = keep(result.name, result.key, partial(detect_all, detector, own))
     for file in deployed:
         fits = (file.metadata.classes, file.metadata.size) == (dataset.classes, run.recipe.data.size)
         if file.metadata.precision != "fp32" and fits:

@@ -43,7 +43,7 @@ INT8_VERSION = 1  # when the same detector would get other grids
 OF_UNLABELLED = ("unlabelled", "unlabelled_share", "unlabelled_doubt")  # that students alone see
 # Settings since VERSION, which count only where they are set.
 LATER = {
-    *(f"teacher.{name}" for name in ("frozen_stages", "frozen_norm", "detector")),
+    *(f"teacher.{name}" for name in ("frozen_stages", "frozen_norm", "detector", "scale")),
     *(f"teacher.{name}" for name in ("kind", *TeacherFileConfig.model_fields)),
     *(f"detector.{name}" for name in ("anchor_cells", "anchor_ratios", "levels")),
     *(f"data.{name}" for name in ("label_share", *OF_UNLABELLED)),

@@ -71,6 +71,16 @@ class Prepared:
         own = self.detector.model_copy(update={"architecture": self.recipe.teacher_architecture})
         return self._spec(own, self.recipe.teacher.backbone)
 
+    def for_teacher(self) -> "Prepared":
+        """The same with pictures as large as the teacher sees them (`teacher.scale`) and detectors that fit them."""
+        scale = self.recipe.teacher.scale
+        if scale == 1:
+            return self
+        height, width = self.recipe.data.size
+        recipe = self.recipe.changed({"data.size": (scale * height, scale * width), "teacher.scale": 1})
+        train, val, detector, key = _at_its_size(recipe, self.dataset)
+        return replace(self, recipe=recipe, train=train, val=val, detector=detector, key=key)
+
     def _spec(self, detector: DetectorConfig, backbone: str) -> DetectorSpec:
         return spec_for(detector, backbone, self.dataset.classes, self.recipe.data.size, self.recipe.data.grey)
 
@@ -91,7 +101,6 @@ def prepare(recipe: Recipe) -> Prepared:
         import_module("timm")  # an extra: that it is missing must not wait for a stage
     for own in (recipe.teacher, recipe.student):
         located(own.weights or "", TRAINED)  # nor that the zoo does not have a name
-    architectures = [ARCHITECTURES[name] for name in (recipe.detector.architecture, recipe.teacher_architecture)]
     require(recipe.run.trackers)
     keep_freed_memory()
     number, about_threads = threads.choose(recipe.run, recipe.folder)
@@ -108,28 +117,38 @@ def prepare(recipe: Recipe) -> Prepared:
     data = recipe.data
     dataset, unlabelled = open_with_unlabelled(data)
     _check_classes(dataset, data)
-    train = Loader(dataset, TRAIN, data.size, recipe.student.batch_size, pixel_cache(dataset, TRAIN, recipe))
-    val = Loader(dataset, VAL, data.size, EVALUATION_BATCH, pixel_cache(dataset, VAL, recipe))
-    splits = in_columns(dataset.splits, dataset.root)
-    sizes = box_sizes(splits[TRAIN], data.size)
-    if not len(sizes):
-        raise InputError(
-            f"No image of the split {data.train!r} of {data.root} has a box to learn from; label some objects first."
-        )
-    detector = recipe.detector
-    for architecture in architectures:  # each fills in what it knows and finds open
-        detector = architecture.fitted(detector, sizes, data.size)
-    try:  # what the architecture refuses must not wait for a stage
-        spec_for(detector, recipe.student.backbone, dataset.classes, data.size, data.grey)
-    except ValidationError as error:
-        raise InputError(explain(error)) from error
-    key = data_key(dataset_fingerprint(dataset), data, detector)
-    said = remarks(recipe.detector, detector, data.size, int(splits[TRAIN].counts.max()))
+    train, val, detector, key = _at_its_size(recipe, dataset)
+    objects = int(in_columns(dataset.splits, dataset.root)[TRAIN].counts.max())
+    said = remarks(recipe.detector, detector, data.size, objects)
     capped = limits(detector, ARCHITECTURES[detector.architecture].spec.model_fields)
     about_data = chosen.remarks(dataset, capped, data.allow_capped)
     about_others = unlabelled.remarks if unlabelled else ()
     told = (*([about_threads] if about_threads else []), *about_data, *about_others, *said)
     return Prepared(recipe, dataset, train, val, detector, key, accelerator, told, unlabelled)
+
+
+def _at_its_size(recipe: Recipe, dataset: Dataset) -> tuple[Loader, Loader, DetectorConfig, str]:
+    """What of a run depends on the size of its pictures: the two loaders, the detectors' settings, the data's key.
+
+    Raises:
+        InputError: no box to learn from, or the architecture refuses the size.
+    """
+    data = recipe.data
+    train = Loader(dataset, TRAIN, data.size, recipe.student.batch_size, pixel_cache(dataset, TRAIN, recipe))
+    val = Loader(dataset, VAL, data.size, EVALUATION_BATCH, pixel_cache(dataset, VAL, recipe))
+    sizes = box_sizes(in_columns(dataset.splits, dataset.root)[TRAIN], data.size)
+    if not len(sizes):
+        raise InputError(
+            f"No image of the split {data.train!r} of {data.root} has a box to learn from; label some objects first."
+        )
+    detector = recipe.detector
+    for name in (detector.architecture, recipe.teacher_architecture):  # each fills in what it knows and finds open
+        detector = ARCHITECTURES[name].fitted(detector, sizes, data.size)
+    try:  # what the architecture refuses must not wait for a stage
+        spec_for(detector, recipe.student.backbone, dataset.classes, data.size, data.grey)
+    except ValidationError as error:
+        raise InputError(explain(error)) from error
+    return train, val, detector, data_key(dataset_fingerprint(dataset), data, detector)
 
 
 def remarks(given: DetectorConfig, fitted: DetectorConfig, size: tuple[int, int], objects: int) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ overwrite each other.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ from qmimic.detectors.pretrained import load_backbone
 from qmimic.detectors.quantize import Quantizer, absolute_stride
 from qmimic.distill.matching import matching
 from qmimic.distill.mimic import Mimic
-from qmimic.distill.teacher import DetectorTeacher, Teacher, in_float32
+from qmimic.distill.scales import of_scale
+from qmimic.distill.teacher import DetectorTeacher, Teacher
 from qmimic.errors import InputError
 from qmimic.files import MissingError
 from qmimic.run.folder import RECIPE, StageResult, read_stage, stage_folder, stage_result, write_stage
@@ -71,7 +72,7 @@ class Teachers:
         def teacher() -> Teacher:
             detector, _ = load_detector(master.file)
             detector.to(prepared.accelerator.device)
-            return DetectorTeacher(detector, prepared.bf16(recipe.teacher.backbone))
+            return of_scale(DetectorTeacher(detector, prepared.bf16(recipe.teacher.backbone)), recipe.teacher.scale)
 
         def quantizer() -> Quantizer:
             detector, _ = load_detector(self.quantized.file)
@@ -87,6 +88,7 @@ def train_teacher(prepared: Prepared, watcher: Watcher) -> Stage:
     Raises:
         InputError: its mAP on val is below `teacher.min_map`, or training failed.
     """
+    prepared = prepared.for_teacher()
     recipe = prepared.recipe
     config = recipe.teacher
     key = teacher_key(recipe, prepared.key, prepared.bf16(config.backbone))
@@ -112,6 +114,7 @@ def train_teacher(prepared: Prepared, watcher: Watcher) -> Stage:
 
 def quantize_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> Stage:
     """Quantize the teacher's map and go on training it, so that its heads work on quantized maps."""
+    prepared = prepared.for_teacher()
     recipe = prepared.recipe
     config = recipe.quantized_teacher
     backbone = recipe.teacher.backbone
@@ -224,7 +227,7 @@ def teachers_of(prepared: Prepared, watcher: Watcher) -> Teachers | OpenedTeache
     """
     kind = prepared.recipe.teacher.kind
     if not prepared.recipe.trains_teacher:
-        opened = open_teacher(prepared)
+        opened = open_teacher(prepared.for_teacher())
         watcher.say(f"The teacher is {prepared.recipe.teacher.file}, as it is (teacher.kind={kind}).")
         return opened
     teacher = train_teacher(prepared, watcher)
@@ -271,7 +274,10 @@ def train_student(
         grid=lesson.grid_key if lesson else None,
         start=start.result.key if start else None,
     )
-    if labels and recipe.data.unlabelled is not None:  # what was cut out of the teacher was so by the labelled pictures
+    if lesson and imitates:  # the student's views are made of what the teacher sees
+        prepared = replace(prepared, train=prepared.for_teacher().train)
+    # What was cut out of the teacher was so by the labelled pictures.
+    if labels and recipe.data.unlabelled is not None:
         prepared = labels.joined(prepared)
     key = student_key(recipe, prepared.key, prepared.bf16(config.backbone), parents)
 
@@ -294,8 +300,8 @@ def _lesson_learnt(trained: Objective, prepared: Prepared) -> dict[str, float]:
     if not isinstance(trained, DistillationObjective):
         return {}
     measured = trained.dose.overall()
-    if isinstance(trained.distiller, Mimic):
-        counts = matching(trained.detector, in_float32(trained.teacher), trained.distiller, prepared.val)
+    if isinstance(trained.distiller, Mimic) and trained.scale == 1:
+        counts = matching(trained.detector, trained.teacher.exact(), trained.distiller, prepared.val)
         measured |= {
             "matching": counts.ratio,
             "matching_nonzero": counts.nonzero_ratio,

@@ -114,9 +114,10 @@ class TeacherLabels:
 
     def joined(self, prepared: Prepared) -> Prepared:
         """The run, whose training batches are mixed of labelled pictures and of those of these that got a label."""
-        recipe = prepared.recipe
+        size = prepared.train.size
+        recipe = prepared.recipe.changed({"data.size": size})
         cache = pixel_cache(self.pictures.dataset, UNLABELLED, recipe)
-        others = Loader(self.dataset, UNLABELLED, recipe.data.size, prepared.train.batch_size, cache)
+        others = Loader(self.dataset, UNLABELLED, size, prepared.train.batch_size, cache)
         objects = [bool((~sample.difficult).any()) for sample in self.dataset.splits[UNLABELLED]]
         train = Mixture(prepared.train, others, np.flatnonzero(objects), recipe.data.unlabelled_share)
         return replace(prepared, train=train, key=mixed_key(recipe, prepared.key, self.key))

@@ -1,7 +1,7 @@
 """What a student's stage needs to be taught: teacher, distiller, and a bank where one can serve."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +15,8 @@ from qmimic.detectors.evaluation import level_rms
 from qmimic.detectors.quantize import Quantizer, absolute_stride
 from qmimic.distill.bank import Bank, Layout, channels_last, layout_of, record_bytes
 from qmimic.distill.distiller import Distiller, Sides, Target
-from qmimic.distill.teacher import DetectorTeacher, Teacher, in_float32
+from qmimic.distill.scales import Enlarger, of_scale
+from qmimic.distill.teacher import DetectorTeacher, Teacher
 from qmimic.errors import InputError
 from qmimic.run.keys import bank_key, opened_key
 from qmimic.run.prepare import Prepared
@@ -59,7 +60,8 @@ class OpenedTeacher:
 
     def lesson(self, prepared: Prepared) -> Lesson:
         """The same for every student."""
-        return Lesson(self.key, self.key, lambda: self.teacher, lambda: self.quantizer)
+        teacher = of_scale(self.teacher, prepared.recipe.teacher.scale)
+        return Lesson(self.key, self.key, lambda: teacher, lambda: self.quantizer)
 
 
 def open_teacher(prepared: Prepared) -> OpenedTeacher:
@@ -95,13 +97,28 @@ def require_teachable(prepared: Prepared, teacher: Teacher | None = None) -> Non
     """
     recipe = prepared.recipe
     student = build(prepared.spec(recipe.student.backbone))
-    teacher = teacher or DetectorTeacher(build(prepared.teacher_spec), bf16=False)
+    teacher = teacher or DetectorTeacher(build(prepared.for_teacher().teacher_spec), bf16=False)
+    teacher = of_scale(teacher, recipe.teacher.scale)
     ones = tuple(torch.ones(()) for _ in teacher.strides)
-    _distiller(recipe, student, teacher, ones, Quantizer(recipe.quantizer, torch.ones(1)))
+    _distiller(
+        recipe, student, _enlarger(recipe, student, teacher), teacher, ones, Quantizer(recipe.quantizer, torch.ones(1))
+    )
+
+
+def _enlarger(recipe: Recipe, student: Detector, teacher: Teacher) -> Enlarger | None:
+    """What brings the student's map up to a teacher's that sees larger pictures; None where it sees the same ones."""
+    if recipe.teacher.scale == 1:
+        return None
+    return Enlarger(student.channels, student.strides, teacher.strides)
 
 
 def _distiller(
-    recipe: Recipe, student: Detector, teacher: Teacher, rms: tuple[Tensor, ...], quantizer: Quantizer
+    recipe: Recipe,
+    student: Detector,
+    enlarger: Enlarger | None,
+    teacher: Teacher,
+    rms: tuple[Tensor, ...],
+    quantizer: Quantizer,
 ) -> Distiller:
     """The recipe's distiller between two networks; errors as `require_teachable`."""
     kind = recipe.mimic.distiller
@@ -110,7 +127,10 @@ def _distiller(
             "A student imitates a map: name the output with the teacher's in teacher.maps, or set mimic.mode=none to "
             "learn from its labels alone (data.unlabelled)."
         )
-    distiller: Distiller = DISTILLERS[kind](recipe.mimic, Sides.between(student, teacher, rms, quantizer, recipe.seed))
+    sides = Sides.between(student, teacher, rms, quantizer, recipe.seed)
+    if enlarger:
+        sides = replace(sides, student_strides=enlarger.strides, enlarged=enlarger.level is not None)
+    distiller: Distiller = DISTILLERS[kind](recipe.mimic, sides)
     if distiller.teacher_regions and not teacher.has_regions:
         raise InputError(
             f"mimic.distiller={kind} needs to know where the teacher sees objects, and teacher.kind="
@@ -135,15 +155,26 @@ def taught(prepared: Prepared, student: Detector, lesson: Lesson, watcher: Watch
     recipe = prepared.recipe
     teacher = lesson.teacher()
     rms = tuple(one.square().mean().sqrt() for one in _rms(prepared, teacher))
-    distiller = _distiller(recipe, student, teacher, rms, lesson.quantizer())
+    enlarger = _enlarger(recipe, student, teacher)
+    distiller = _distiller(recipe, student, enlarger, teacher, rms, lesson.quantizer())
     bank = _bank(prepared, teacher, distiller, lesson.key, watcher)
     closing_from = recipe.student.closing_from
-    return DistillationObjective(student, distiller, teacher, bank, recipe.mimic, recipe.augment, closing_from)
+    return DistillationObjective(
+        student,
+        distiller,
+        teacher,
+        bank,
+        recipe.mimic,
+        recipe.augment,
+        closing_from,
+        scale=recipe.teacher.scale,
+        enlarger=enlarger,
+    )
 
 
 def _rms(prepared: Prepared, teacher: Teacher) -> tuple[Tensor, ...]:
     """Of every channel of each level, float32 [C]; in float32, however the teacher is computed in training."""
-    exact = in_float32(teacher)
+    exact = teacher.exact()
     loader = prepared.train.with_batch_size(prepared.recipe.student.batch_size)
     device = prepared.accelerator.device
     return level_rms(lambda images: exact.look(images.to(device), False).features, loader)

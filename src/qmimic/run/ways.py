@@ -66,6 +66,9 @@ def best_way(recipe: Recipe, named: Sequence[str], watcher: Watcher) -> tuple[Re
         tried = []
         for name, settings in known.items():
             own = replace(prepared, recipe=recipe.changed({**settings, **short}))
+            if recipe.teacher.scale != 1 and own.recipe.pruning.method != "none":
+                watcher.say(f"{name} is not tried: a pruned student would see the larger pictures of teacher.scale.")
+                continue
             try:
                 if own.recipe.pruning.method != "none":
                     macs_to_prune_to(own)

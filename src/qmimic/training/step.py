@@ -17,6 +17,7 @@ from qmimic.detectors.detector import Detector
 from qmimic.distill.bank import Bank, channels_last
 from qmimic.distill.distiller import Distiller, StudentView, Target
 from qmimic.distill.dose import Dose
+from qmimic.distill.scales import Enlarger, smaller
 from qmimic.distill.teacher import Teacher
 from qmimic.processes import Share, Source
 
@@ -92,6 +93,9 @@ class DistillationObjective(nn.Module):
         config: lambda and phases.
         augmentation: how views are drawn.
         closing_from: share of the steps after which only exact views are drawn.
+        scale: how many times as high and wide as the student the teacher sees a picture; images and targets of a step
+            are as the teacher sees them.
+        enlarger: brings the student's map up to the teacher's; None: levels are compared as they are.
     """
 
     def __init__(
@@ -103,8 +107,11 @@ class DistillationObjective(nn.Module):
         config: MimicConfig,
         augmentation: AugmentConfig,
         closing_from: float = 1.0,
+        scale: int = 1,
+        enlarger: Enlarger | None = None,
     ) -> None:
         super().__init__()
+        self.scale, self.enlarger = scale, enlarger
         self.detector = student
         self.distiller = distiller
         self.teacher = teacher
@@ -129,14 +136,15 @@ class DistillationObjective(nn.Module):
         # 1. Views, and the student's levels.
         config = closing(self.augmentation) if progress >= self.closing_from else self.augmentation
         views = augment(images, targets, config, generators.views)
-        raw = student.raw_features(views.images)
+        own = smaller(views, self.scale)
+        raw = student.raw_features(own.images)
 
         # 2. Detection losses; if the student has a quantizer, its heads see quantized levels.
         losses: dict[str, Tensor] = {}
         regions = dense = on_regions = None
         if phase != "map":
             seen = student.quantize(raw)
-            output = student.losses(seen, views.targets, generators.samples)
+            output = student.losses(seen, own.targets, generators.samples)
             losses, dense = dict(output.losses), output.dense
             if phase == "joint" and self.distiller.student_regions:
                 regions = output.proposals or student.propose(seen)
@@ -145,10 +153,11 @@ class DistillationObjective(nn.Module):
             return losses
 
         # 3. The teacher's target; from the bank if it has been computed before.
-        target = self.target(views, indices)
+        target = self.target(views, own.targets, indices)
 
         # 4. The distillation loss, weighted by its dose.
-        view = StudentView(raw, regions, views.targets, generators.samples, phase == "map", dense, on_regions)
+        shown = self.enlarger(raw) if self.enlarger else raw
+        view = StudentView(shown, regions, own.targets, generators.samples, phase == "map", dense, on_regions)
         distance = self.distiller.loss(view, target)
         if losses:
             losses["distillation"] = self.dose.weighed(raw.maps, torch.stack(list(losses.values())).sum(), distance)
@@ -156,13 +165,19 @@ class DistillationObjective(nn.Module):
             losses["distillation"] = self.dose.weight() * distance
         return losses
 
-    def target(self, views: Views, indices: Tensor | None) -> Target:
-        """The distiller's target of a batch of views. Args as `forward`."""
+    def target(self, views: Views, truth: Targets, indices: Tensor | None) -> Target:
+        """The distiller's target of a batch.
+
+        Args:
+            views: as the teacher sees them.
+            truth: their ground truth as the student sees it.
+            indices: as `forward`.
+        """
 
         @torch.no_grad()
         def compute() -> Target:
             seen = self.teacher.look(views.images, self.distiller.teacher_regions)
-            return channels_last(self.distiller.target(seen, views.targets))
+            return channels_last(self.distiller.target(seen, truth))
 
         if self.bank is None or indices is None or views.kinds is None:
             return compute()
