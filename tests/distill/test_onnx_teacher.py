@@ -105,3 +105,68 @@ def test_regions_without_boxes_are_refused(tmp_path: Path) -> None:
     teacher = OnnxTeacher(config(a_file(tmp_path / "teacher.onnx")), SIZE)
     with pytest.raises(InputError, match=r"mimic.regions=teacher needs the teacher's boxes: name its output in"):
         teacher.look(pictures(), True)
+
+
+def with_more_inputs(path: Path) -> Path:
+    """A graph that takes a picture, its size and a mask, as exports of RT-DETR and DETR do.
+
+    Its boxes are shares of the size; its one score is the mean of the mask.
+    """
+    inputs = [
+        helper.make_tensor_value_info("mask", TensorProto.BOOL, ["batch", "height", "width"]),
+        helper.make_tensor_value_info("picture", TensorProto.FLOAT, ["batch", 3, "height", "width"]),
+        helper.make_tensor_value_info("sizes", TensorProto.INT64, ["batch", 2]),
+    ]
+    nodes = [
+        helper.make_node("AveragePool", ["picture"], ["map"], kernel_shape=[16, 16], strides=[16, 16]),
+        helper.make_node("Cast", ["sizes"], ["wide"], to=TensorProto.FLOAT),
+        helper.make_node("Concat", ["wide", "wide"], ["four"], axis=1),
+        helper.make_node("Unsqueeze", ["four", "one"], ["row"]),
+        helper.make_node("Mul", ["row", "shares"], ["boxes"]),
+        helper.make_node("Cast", ["mask"], ["kept"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["kept"], ["mean"], axes=[1, 2], keepdims=0),
+        helper.make_node("Reshape", ["mean", "column"], ["scores"]),
+    ]
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("map", "boxes", "scores")]
+    values = {
+        "one": np.array([1]),
+        "column": np.array([-1, 1, 1]),
+        "shares": np.array([0.25, 0.5, 0.5, 1], np.float32),
+    }
+    graph = helper.make_graph(
+        nodes, "teacher", inputs, outputs, [numpy_helper.from_array(value, name) for name, value in values.items()]
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def test_other_inputs_take_what_the_recipe_says(tmp_path: Path) -> None:
+    path = with_more_inputs(tmp_path / "a.onnx")
+    inputs = {"sizes": [SIZE[1], SIZE[0]], "mask": 1}
+    teacher = OnnxTeacher(config(path, boxes="boxes", scores="scores", inputs=inputs), SIZE)
+    seen = teacher.look(pictures(3), True)
+    assert seen.features.map.shape == (3, 3, 4, 6)
+    assert seen.regions is not None
+    assert seen.regions.boxes.tolist() == [[[24, 32, 48, 64]]] * 3
+    assert seen.regions.valid.all()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, r"takes 3 inputs \(mask, picture, sizes\); say in teacher.inputs"),
+        ({"sizes": [96, 64]}, r"takes 3 inputs"),
+        ({"sizes": [96, 64], "mask": 1, "picture": 0}, r"say in teacher.inputs"),
+        ({"size": [96, 64], "mask": 1}, r"no input 'size'; it has: mask, picture, sizes"),
+        ({"sizes": [96, 64, 3], "mask": 1}, r"gives sizes of .* \[96, 64, 3\]; it takes int64 of shape \['any', 2\]"),
+        ({"sizes": [96.5, 64], "mask": 1}, r"it takes int64"),
+        ({"sizes": ["a", "b"], "mask": 1}, r"it takes int64"),
+        ({"sizes": [[1, 2], [3]], "mask": 1}, r"it takes int64"),
+        ({"sizes": {"a": 1}, "mask": 1}, r"it takes int64"),
+        ({"sizes": None, "mask": 1}, r"it takes int64"),
+        ({"sizes": [96, 64], "mask": 0.5}, r"it takes bool"),
+    ],
+)
+def test_other_inputs_that_do_not_fit_are_refused(tmp_path: Path, inputs: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        OnnxTeacher(config(with_more_inputs(tmp_path / "a.onnx"), inputs=inputs), SIZE)

@@ -86,6 +86,7 @@ OTHER: dict[str, Any] = {  # where the kind of a key does not give another value
     "detector.levels": [8, 16],
     "augment.scale": [0.5, 2.0],
     "teacher.backbone": "vgg16/2",
+    "teacher.inputs": {"sizes": [640, 640]},
     "teacher.maps": ["map"],
     "teacher.mean": [1, 2, 3],
     "teacher.detector": "rfcn",

@@ -119,6 +119,9 @@ class TeacherFileConfig(Section):
     size: Advanced[tuple[Pixels, Pixels] | None] = Field(
         None, description="onnx: height and width of the pictures that it labels, where it has no map; null: data.size"
     )
+    inputs: Advanced[dict[str, Any]] = Field(
+        {}, description="onnx: what it takes beside the picture, by name: numbers for each picture, or one everywhere"
+    )
     maps: Advanced[tuple[str, ...]] = Field((), description="onnx: its outputs that are maps, by growing stride")
     boxes: Advanced[str | None] = Field(None, description="onnx: output of boxes, see box_format and box_unit")
     scores: Advanced[str | None] = Field(

@@ -17,6 +17,7 @@ from qmimic.detections import Detections
 from qmimic.distill.distiller import Heads, TeacherView
 from qmimic.distill.file_boxes import Found, class_places, clipped, corners, detections, found_in, outputs_of, scores_of
 from qmimic.errors import InputError
+from qmimic.runtime.formats import Input
 from qmimic.runtime.onnx_engine import open_file
 from qmimic.tables import near
 
@@ -24,8 +25,9 @@ from qmimic.tables import near
 class OnnxTeacher:
     """An ONNX detector by ONNX Runtime: its maps are the levels, its boxes the regions, and labels of pictures.
 
-    It takes one picture tensor, [B, 3, H, W] or [B, H, W, 3], B free, 1 or not there, float32 or uint8. Its maps are
-    [B, C, h, w]; how its boxes lie is declared in the recipe, see `file_boxes`.
+    It takes pictures [B, 3, H, W] or [B, H, W, 3], B free, 1 or not there, float32 or uint8, and beside them what the
+    recipe says (`teacher.inputs`). Its maps are [B, C, h, w]; how its boxes lie is declared in the recipe, see
+    `file_boxes`.
 
     Args:
         config: the recipe's `teacher`: file, outputs and how pixels are made into its input.
@@ -47,12 +49,7 @@ class OnnxTeacher:
         self.config, self.size = config, config.size or size
         self.path = Path(config.file)
         self.engine = open_file(self.path, torch.get_num_threads(), spin=False)
-        if len(self.engine.inputs) != 1:
-            listed = ", ".join(self.engine.inputs)
-            raise InputError(
-                f"{self.path} takes {len(self.engine.inputs)} inputs ({listed}); a teacher takes one picture."
-            )
-        ((self.name, self.input),) = self.engine.inputs.items()
+        self.name, self.input = self._picture()
         if self.input.dtype is None or self.input.dtype.kind not in "uf":
             raise InputError(f"{self.path} takes {self.input.dtype}; a teacher takes uint8 or float pictures.")
         self.single = len(self.input.shape) == 3  # as torchvision's detectors
@@ -148,10 +145,44 @@ class OnnxTeacher:
         if self.channels_last:
             fed = np.ascontiguousarray(fed.transpose(0, 2, 3, 1))
         fed = fed[0] if self.single else fed
+        others = {name: self._other(name, value, len(pixels)) for name, value in config.inputs.items()}
         try:
-            return dict(self.engine.run({self.name: fed}))
+            return dict(self.engine.run({self.name: fed, **others}))
         except Exception as error:  # ONNX Runtime's exceptions have no common type but this
             raise InputError(f"{self.path} cannot be run on pictures of {self.size}: {str(error)[:200]}") from error
+
+    def _picture(self) -> tuple[str, Input]:
+        """The input that takes the picture: the one that the recipe says nothing of."""
+        inputs = self.engine.inputs
+        if strange := [name for name in self.config.inputs if name not in inputs]:
+            raise InputError(f"{self.path} has no input {strange[0]!r}; it has: {', '.join(inputs)}.")
+        pictures = [(name, one) for name, one in inputs.items() if name not in self.config.inputs]
+        if len(pictures) != 1:
+            raise InputError(
+                f"{self.path} takes {len(inputs)} inputs ({', '.join(inputs)}); say in teacher.inputs what all but the "
+                "picture take, such as {orig_target_sizes: [640, 640]}."
+            )
+        return pictures[0]
+
+    def _other(self, name: str, value: object, batch: int) -> NDArray[np.generic]:
+        """What another input takes for `batch` pictures: the numbers for each of them, or one number everywhere.
+
+        Where an input leaves its shape open, its first side is the batch and the next two are the pictures' size.
+        """
+        kind = self.engine.inputs[name]
+        open_sides = iter((batch, *self.size))
+        shape = tuple(next(open_sides, 1) if side is None else side for side in kind.shape)
+        try:
+            raw = np.array(value)
+            given = raw.astype(kind.dtype)
+            if given.dtype.kind != "f" and not np.array_equal(given, raw):
+                raise ValueError("a fraction where whole numbers are taken")
+            return np.ascontiguousarray(np.broadcast_to(given, shape))
+        except (ValueError, TypeError, OverflowError) as error:
+            raise InputError(
+                f"teacher.inputs gives {name} of {self.path} {str(value)[:60]}; it takes {kind.dtype} of shape "
+                f"{[side or 'any' for side in kind.shape]}."
+            ) from error
 
     def _layout(self, shape: tuple[int | None, ...]) -> bool:
         """Whether pictures are [B, H, W, 3]."""
