@@ -60,6 +60,8 @@ def train(options: argparse.Namespace) -> dict[str, object]:
             one.boxes.xyxy.tolist(), one.boxes.conf.tolist(), one.boxes.cls.tolist(), strict=True
         ):
             bbox = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+            if min(bbox[2:]) <= 0:  # its distances have no sign: a young network's boxes may be turned inside out
+                continue
             name = {"file_name": Path(one.path).name, "category": one.names[int(label)]}
             entries.append({**name, "bbox": bbox, "score": score})
     (options.out / "detections.json").write_text(json.dumps(entries), encoding="utf-8")
