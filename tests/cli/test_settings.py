@@ -153,6 +153,7 @@ ONLY_WITH: dict[str, tuple[Any, dict[str, Any]]] = {
     "teacher.suppress": (0.7, LABELS),
     "teacher.drop_other_classes": (True, LABELS),
     **{f"data.{name}": (0.3, {"data.unlabelled": "frames"}) for name in ("unlabelled_share", "unlabelled_doubt")},
+    "teacher.inputs": ({"sizes": [640, 640]}, BOX_FILE),
     "teacher.maps": (["a"], BOX_FILE),
     "teacher.mean": ([1, 1, 1], BOX_FILE),
     "teacher.std": ([1, 1, 1], BOX_FILE),
