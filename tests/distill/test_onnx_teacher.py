@@ -151,6 +151,16 @@ def test_other_inputs_take_what_the_recipe_says(tmp_path: Path) -> None:
     assert seen.regions.valid.all()
 
 
+def test_an_input_too_large_to_fill_is_refused(tmp_path: Path) -> None:
+    path = with_more_inputs(tmp_path / "a.onnx")
+    model = onnx.load(path)
+    sides = model.graph.input[0].type.tensor_type.shape.dim  # the mask's
+    sides[1].dim_value = sides[2].dim_value = 1 << 20
+    onnx.save(model, path)
+    with pytest.raises(InputError, match=r"more than 16,777,216 a picture"):
+        OnnxTeacher(config(path, inputs={"sizes": [96, 64], "mask": 1}), SIZE)
+
+
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [

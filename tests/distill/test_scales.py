@@ -1,5 +1,7 @@
 """Mimic over scales: the teacher in the student's pixels, the student's smaller views, and the deconvolution."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,7 @@ from qmimic.distill.distiller import Sides
 from qmimic.distill.mimic import Mimic
 from qmimic.distill.scales import Enlarger, LargerTeacher, bilinear, of_scale, smaller
 from qmimic.distill.teacher import DetectorTeacher
+from qmimic.errors import InputError
 from qmimic.training.step import DetectionObjective, DistillationObjective, StepGenerators
 from tiny_detectors import lively, tiny_spec
 
@@ -138,3 +141,11 @@ def test_a_step_learns_what_two_networks_see_at_two_sizes(regions: str) -> None:
     found["distillation"].backward()
     assert enlarger.deconvolution.weight.grad.abs().sum() > 0
     assert all(one.grad is None for one in teacher.teacher.detector.parameters())
+
+
+@pytest.mark.parametrize(("strides", "scale"), [((2,), 4), ((6, 12), 4), ((3,), 2)])
+def test_maps_between_the_students_pixels_are_refused(strides: tuple[int, ...], scale: int) -> None:
+    teacher = SimpleNamespace(strides=strides)
+    with pytest.raises(InputError, match=rf"must be multiples of {scale}; one is {strides[0]}"):
+        of_scale(teacher, scale)
+    assert of_scale(teacher, 1) is teacher

@@ -60,6 +60,15 @@ def test_it_is_another_student_than_one_on_the_teachers_pictures(make_recipe: Ma
     assert all(keys[0][name] != keys[1][name] for name in ("teacher", "quantized_teacher", "student"))
 
 
+@pytest.mark.parametrize("distiller", ["cross_head", "two_stage_mimic", "focal_global"])
+def test_other_distillers_work_over_scales(make_recipe: MakeRecipe, tmp_path: Path, distiller: str) -> None:
+    """Two of them lend the teacher's head, which knows its own pixels alone."""
+    mimic = {"distiller": distiller, "map_steps": 0, "last_step": 1}
+    result = train(over_scales(make_recipe, tmp_path, mimic=mimic), Silent()).results[-1]
+    assert result.distillation_share is not None
+    assert result.distillation_share > 0
+
+
 def test_killed_over_scales_it_ends_in_the_same_weights(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     whole = train(over_scales(make_recipe, tmp_path / "whole"), Silent())
     killed = over_scales(make_recipe, tmp_path / "killed")

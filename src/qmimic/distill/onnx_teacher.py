@@ -3,6 +3,7 @@
 Nothing of it is trained or shipped, and so nothing of its licence comes near the student's file.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from qmimic.errors import InputError
 from qmimic.runtime.formats import Input
 from qmimic.runtime.onnx_engine import open_file
 from qmimic.tables import near
+
+MOST_NUMBERS = 1 << 24  # a picture, of an input beside it: more than the largest picture has
 
 
 class OnnxTeacher:
@@ -172,6 +175,11 @@ class OnnxTeacher:
         kind = self.engine.inputs[name]
         open_sides = iter((batch, *self.size))
         shape = tuple(next(open_sides, 1) if side is None else side for side in kind.shape)
+        if math.prod(shape) > batch * MOST_NUMBERS:
+            raise InputError(
+                f"{name} of {self.path} takes {list(shape)} numbers, more than {MOST_NUMBERS:,} a picture; take "
+                "another file."
+            )
         try:
             raw = np.array(value)
             given = raw.astype(kind.dtype)

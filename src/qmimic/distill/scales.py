@@ -16,6 +16,7 @@ from qmimic.contracts import Features, Proposals
 from qmimic.data.augment import Views
 from qmimic.distill.distiller import Heads, TeacherView
 from qmimic.distill.teacher import Teacher
+from qmimic.errors import InputError
 
 
 class LargerTeacher:
@@ -75,7 +76,16 @@ class LargerTeacher:
 
 
 def of_scale(teacher: Teacher, scale: int) -> Teacher:
-    """A teacher that sees pictures `scale` times as large as its student, as the student's distiller takes it."""
+    """A teacher that sees pictures `scale` times as large as its student, as the student's distiller takes it.
+
+    Raises:
+        InputError: the stride of one of its maps is no whole number of the student's pixels.
+    """
+    if odd := [stride for stride in teacher.strides if stride % scale]:
+        raise InputError(
+            f"With teacher.scale={scale}, the strides of the teacher's maps must be multiples of {scale}; one is "
+            f"{odd[0]}. Take a coarser map or a smaller scale."
+        )
     return teacher if scale == 1 else LargerTeacher(teacher, scale)
 
 
