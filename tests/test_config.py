@@ -10,7 +10,7 @@ import yaml
 
 from qmimic.cli import main
 from qmimic.config import Recipe, fingerprint, load_recipe, recipe_from, save_recipe, settings
-from qmimic.config.sections import GONE
+from qmimic.config.recipe import GONE
 from qmimic.errors import InputError
 
 RECIPES = Path(__file__).parents[1] / "recipes"

@@ -16,7 +16,7 @@ from qmimic.run import search as fit
 from qmimic.run.candidates import Budget, Candidate, Option, candidates
 from qmimic.run.deploy import Deployed
 from qmimic.run.folder import StageResult
-from qmimic.run.stages import Stage
+from qmimic.run.stage import Stage
 from qmimic.run.train import RunResult
 from qmimic.run.ways import WAYS, best_way
 from qmimic.tables import ARCHITECTURES

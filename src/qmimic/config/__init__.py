@@ -18,13 +18,13 @@ from qmimic.config.reading import put as put
 from qmimic.config.reading import recipe_from as recipe_from
 from qmimic.config.reading import recipe_text as recipe_text
 from qmimic.config.reading import save_recipe as save_recipe
+from qmimic.config.recipe import Recipe as Recipe
 from qmimic.config.sections import REST as REST
 from qmimic.config.sections import AugmentConfig as AugmentConfig
 from qmimic.config.sections import DataConfig as DataConfig
 from qmimic.config.sections import DetectorConfig as DetectorConfig
 from qmimic.config.sections import FineTuningConfig as FineTuningConfig
 from qmimic.config.sections import Int8Config as Int8Config
-from qmimic.config.sections import Recipe as Recipe
 from qmimic.config.sections import RunConfig as RunConfig
 from qmimic.config.sections import ScheduleConfig as ScheduleConfig
 from qmimic.config.sections import StudentConfig as StudentConfig

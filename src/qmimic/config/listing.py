@@ -8,7 +8,7 @@ from typing import Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from qmimic.config.base import ADVANCED, InTable, Section
-from qmimic.config.sections import Recipe
+from qmimic.config.recipe import Recipe
 
 BOOLEAN = ("true", "false")
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from qmimic.config.base import Section
 from qmimic.config.listing import settings
-from qmimic.config.sections import Recipe
+from qmimic.config.recipe import Recipe
 from qmimic.errors import InputError
 from qmimic.files import MissingError, read_bytes, write_text
 from qmimic.tables import look_up, near, unknown

@@ -26,7 +26,7 @@ from qmimic.config import (
     TeacherFileConfig,
     fingerprint,
 )
-from qmimic.config.sections import GONE
+from qmimic.config.recipe import GONE
 from qmimic.data.faults import limits
 from qmimic.data.letterbox import PIXELS
 from qmimic.detectors.levels import COARSE

@@ -1,12 +1,6 @@
-"""The stages of a run: teacher, quantized teacher, students. Each is done once, and kept under its fingerprint.
+"""The stages of a run: teacher, quantized teacher, pruned teacher, students."""
 
-A stage's folder is named by all that decides its result, so that equal recipes share it and different ones never
-overwrite each other.
-"""
-
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from qmimic import processes
@@ -14,12 +8,12 @@ from qmimic.arms import QUANTIZED_TEACHER, TEACHER, pruned_stage
 from qmimic.compress.cost import equal_share
 from qmimic.compress.lasso import prune_by_lasso
 from qmimic.compress.taylor import prune_by_taylor
-from qmimic.config import ScheduleConfig, TeacherConfig
-from qmimic.detectors.build import build, mac_count, parameter_count
+from qmimic.config import TeacherConfig
+from qmimic.detectors.build import build, mac_count
 from qmimic.detectors.channels import channel_groups
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.evaluation import channel_rms
-from qmimic.detectors.files import load_detector, save_detector
+from qmimic.detectors.files import load_detector
 from qmimic.detectors.pretrained import load_backbone
 from qmimic.detectors.quantize import Quantizer, absolute_stride
 from qmimic.distill.matching import matching
@@ -27,34 +21,17 @@ from qmimic.distill.mimic import Mimic
 from qmimic.distill.scales import of_scale
 from qmimic.distill.teacher import DetectorTeacher, Teacher
 from qmimic.errors import InputError
-from qmimic.files import MissingError
-from qmimic.run.folder import RECIPE, StageResult, read_stage, stage_folder, stage_result, write_stage
+from qmimic.run.folder import stage_folder
 from qmimic.run.keys import Parents, pruned_key, quantized_key, student_key, teacher_key
 from qmimic.run.labelling import label
 from qmimic.run.prepare import Prepared
+from qmimic.run.stage import Stage, once, run_stage, write_detector
 from qmimic.run.teacher_labels import TeacherLabels
 from qmimic.run.teaching import Lesson, OpenedTeacher, open_teacher, taught
-from qmimic.run.tracking import scores_of, trackers_of
 from qmimic.run.validation import Validation
-from qmimic.scores.summary import Scores
 from qmimic.tables import MODES
-from qmimic.training.loop import Job, Objective, Watcher, step_generators, train_network
+from qmimic.training.loop import Objective, Watcher, step_generators
 from qmimic.training.step import DetectionObjective, DistillationObjective
-
-DETECTOR = "detector.safetensors"
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A finished stage: its result, and the folder with `detector.safetensors`, log and checkpoints."""
-
-    result: StageResult
-    folder: Path
-
-    @property
-    def file(self) -> Path:
-        """The trained detector."""
-        return self.folder / DETECTOR
 
 
 @dataclass(frozen=True)
@@ -100,7 +77,7 @@ def train_teacher(prepared: Prepared, watcher: Watcher) -> Stage:
         _freeze(detector, config)
         return DetectionObjective(detector, recipe.augment, config.closing_from)
 
-    stage = _run(prepared, TEACHER, key, config, config.backbone, objective, watcher)
+    stage = run_stage(prepared, TEACHER, key, config, config.backbone, objective, watcher)
     map50 = stage.result.map50
     watcher.say(f"The teacher ({config.backbone}) reaches {100 * map50:.1f} mAP@0.5 on {recipe.data.scored}.")
     if map50 < config.min_map:
@@ -140,7 +117,7 @@ def quantize_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> St
     def extra(_: Objective) -> dict[str, Any]:
         return {"map50_before": before[0]}
 
-    stage = _run(prepared, QUANTIZED_TEACHER, key, config.schedule, backbone, objective, watcher, extra)
+    stage = run_stage(prepared, QUANTIZED_TEACHER, key, config.schedule, backbone, objective, watcher, extra)
     result = stage.result
     watcher.say(
         f"Quantized, the teacher has {100 * (result.map50_before or 0):.1f} mAP@0.5 before fine-tuning "
@@ -209,9 +186,9 @@ def prune_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> Stage
         if prepared.accelerator.is_main_process:
             with processes.apart():
                 detector = pruned()
-                _write(prepared, name, key, detector, Validation(prepared).scores(detector), folder, {})
+                write_detector(prepared, name, key, detector, Validation(prepared).scores(detector), folder, {})
 
-    stage = _once(prepared, folder, watcher, work)
+    stage = once(prepared, folder, watcher, work)
     watcher.say(
         f"Pruned by {config.method} to {stage.result.macs / 1e6:.1f} MMACs, the teacher has "
         f"{100 * stage.result.map50:.1f} mAP@0.5 before further training."
@@ -292,7 +269,7 @@ def train_student(
     def extra(trained: Objective) -> dict[str, Any]:
         return {"mode": mimic.mode, **_lesson_learnt(trained, prepared)}
 
-    return _run(prepared, name, key, config, config.backbone, objective, watcher, extra)
+    return run_stage(prepared, name, key, config, config.backbone, objective, watcher, extra)
 
 
 def _lesson_learnt(trained: Objective, prepared: Prepared) -> dict[str, float]:
@@ -319,98 +296,3 @@ def _untrained(prepared: Prepared, start: Stage | None) -> Detector:
     if config.weights:
         load_backbone(student, config.weights)
     return student
-
-
-def _run(
-    prepared: Prepared,
-    name: str,
-    key: str,
-    schedule: ScheduleConfig,
-    backbone: str,
-    make: Callable[[], Objective],
-    watcher: Watcher,
-    extra: Callable[[Objective], dict[str, Any]] = lambda _: {},
-) -> Stage:
-    """Run a stage, or find it finished; resume from its last checkpoint if it was interrupted."""
-    folder = stage_folder(prepared.recipe.folder, name, key)
-
-    def work() -> None:
-        objective = make()
-        with trackers_of(prepared, name, key, folder, watcher) as trackers:
-            job = Job(name, folder, key, prepared.recipe.seed, schedule, prepared.bf16(backbone), trackers)
-            trained, validation = objective.detector.eval(), Validation(prepared)
-            if schedule.steps:
-                loader = prepared.train.with_batch_size(schedule.batch_size)
-                trained = train_network(job, objective, loader, validation, prepared.accelerator, watcher)
-            objective.eval()
-            if prepared.accelerator.is_main_process:
-                with processes.apart():
-                    scores = validation.scores(trained)
-                    trackers.end(scores_of(_write(prepared, name, key, trained, scores, folder, extra(objective))))
-
-    return _once(prepared, folder, watcher, work)
-
-
-def _once(prepared: Prepared, folder: Path, watcher: Watcher, work: Callable[[], None]) -> Stage:
-    """A stage that is found finished, or is run by `work`, which all processes call; the main one writes."""
-    done = _finished(folder, watcher.say)
-    # All processes have looked before one of them writes: they must take the same way.
-    prepared.accelerator.wait_for_everyone()
-    if done:
-        watcher.say(f"{done.name} was trained before; it is reused from {folder}.")
-        return Stage(done, folder)
-    _say_again(folder, watcher)
-    work()
-    prepared.accelerator.wait_for_everyone()
-    result = _finished(folder, watcher.say)
-    if result is None:
-        raise InputError(f"{folder} lacks what the main process wrote; put run.dir on a disk that all processes share.")
-    return Stage(result, folder)
-
-
-def _say_again(folder: Path, watcher: Watcher) -> None:
-    """Say that a stage is trained again if it was finished before with other settings, data or another version."""
-    name, _, key = folder.name.rpartition("-")
-    others = [one for one in folder.parent.glob(f"{name}-*") if one.name.rpartition("-")[0] == name and one != folder]
-    # In a study's folder, stages of many recipes lie side by side.
-    if (folder.parents[1] / RECIPE).is_file() and any(read_stage(one) for one in others):
-        watcher.say(
-            f"{name} is trained again: the one from before had other settings, other data or another version of "
-            f"qmimic (its key is now {key})."
-        )
-
-
-def _write(
-    prepared: Prepared, name: str, key: str, trained: Detector, scores: Scores, folder: Path, extra: dict[str, Any]
-) -> StageResult:
-    """Write a detector with its result, the mark of a finished stage."""
-    file = folder / DETECTOR
-    notes = {"stage": name, "key": key, "map50": scores.voc_map50, "seed": prepared.recipe.seed}
-    save_detector(trained, file, notes)
-    result = StageResult(
-        name=name,
-        key=key,
-        backbone=f"{trained.spec.backbone} pruned" if trained.spec.channels else trained.spec.backbone,
-        map50=scores.voc_map50,
-        map07=scores.voc07_map50,
-        coco_map=scores.coco_map,
-        parameters=parameter_count(trained),
-        macs=mac_count(trained),
-        bytes=file.stat().st_size,
-        **extra,
-    )
-    write_stage(folder, result)  # last: its presence means done
-    return result
-
-
-def _finished(folder: Path, say: Callable[[str], None]) -> StageResult | None:
-    """The result of a stage that is done and whole. One that was damaged since is done again, from its checkpoints."""
-    try:
-        result = stage_result(folder)
-        load_detector(folder / DETECTOR)
-    except MissingError:
-        return None
-    except InputError as error:
-        say(f"{folder.name} was done before and cannot be used, so it is done again: {error}")
-        return None
-    return result

@@ -19,8 +19,8 @@ from qmimic.files import replacing, write_text
 from qmimic.run.folder import DATA, ENVIRONMENT, FAILURE, RECIPE, StageResult, mark_begun, ranked, write_results
 from qmimic.run.lock import exclusive_lock
 from qmimic.run.prepare import Prepared, environment, prepare
+from qmimic.run.stage import Stage
 from qmimic.run.stages import (
-    Stage,
     Teachers,
     labels_of,
     macs_to_prune_to,
