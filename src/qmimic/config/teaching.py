@@ -122,7 +122,9 @@ class TeacherFileConfig(Section):
     inputs: Advanced[dict[str, Any]] = Field(
         {}, description="onnx: what it takes beside the picture, by name: numbers for each picture, or one everywhere"
     )
-    maps: Advanced[tuple[str, ...]] = Field((), description="onnx: its outputs that are maps, by growing stride")
+    maps: Advanced[tuple[str, ...]] = Field(
+        (), description="onnx: its maps, by growing stride: outputs, or what it computes on the way"
+    )
     boxes: Advanced[str | None] = Field(None, description="onnx: output of boxes, see box_format and box_unit")
     scores: Advanced[str | None] = Field(
         None, description="onnx: output of their scores, one a box or one a class; boxes are ordered by the best"

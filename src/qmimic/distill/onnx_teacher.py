@@ -4,7 +4,7 @@ Nothing of it is trained or shipped, and so nothing of its licence comes near th
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,9 @@ from qmimic.contracts import Features, Proposals
 from qmimic.detections import Detections
 from qmimic.distill.distiller import Heads, TeacherView
 from qmimic.distill.file_boxes import Found, class_places, clipped, corners, detections, found_in, outputs_of, scores_of
+from qmimic.distill.inner_maps import branching_maps, open_giving, stride_of
 from qmimic.errors import InputError
 from qmimic.runtime.formats import Input
-from qmimic.runtime.onnx_engine import open_file
 from qmimic.tables import near
 
 MOST_NUMBERS = 1 << 24  # a picture, of an input beside it: more than the largest picture has
@@ -51,18 +51,16 @@ class OnnxTeacher:
             )
         self.config, self.size = config, config.size or size
         self.path = Path(config.file)
-        self.engine = open_file(self.path, torch.get_num_threads(), spin=False)
+        self.engine = open_giving(self.path, config.maps, torch.get_num_threads())
         self.name, self.input = self._picture()
         if self.input.dtype is None or self.input.dtype.kind not in "uf":
             raise InputError(f"{self.path} takes {self.input.dtype}; a teacher takes uint8 or float pictures.")
         self.single = len(self.input.shape) == 3  # as torchvision's detectors
         self.channels_last = self._layout((1, *self.input.shape) if self.single else self.input.shape)
         seen = self._run(np.zeros((1, 3, *self.size), np.float32))
-        for output in (*config.maps, *outputs_of(config)):
-            if output not in seen:
-                meant = near(output, seen)
-                hint = f"did you mean {meant}? " if meant else ""
-                raise InputError(f"{self.path} has no output {output!r}; {hint}It has: {', '.join(seen)}.")
+        for name in (*config.maps, *outputs_of(config)):
+            if name not in seen:
+                raise InputError(self._lacks(name, seen))
         levels = [self._level(name, seen[name]) for name in config.maps]
         self._channels, self._strides = tuple(one[0] for one in levels), tuple(one[1] for one in levels)
         if list(self._strides) != sorted(set(self._strides)):
@@ -205,11 +203,24 @@ class OnnxTeacher:
             )
         return last
 
+    def _lacks(self, name: str, seen: Mapping[str, NDArray[np.generic]]) -> str:
+        """The message about a name that the file does not have: its outputs, and for a map those inside it."""
+        computed: Mapping[str, NDArray[np.generic]] = {}
+        if name in self.config.maps:
+            self.engine = open_giving(self.path, None, torch.get_num_threads())
+            computed = self._run(np.zeros((1, 3, *self.size), np.float32))
+        meant = near(name, {**seen, **computed})
+        hint = f"did you mean {meant}? It" if meant else "it"
+        said = f"{self.path} has no output {name!r}; {hint} has: {', '.join(seen)}."
+        inside = branching_maps(self.path, computed, self.size) if computed else {}
+        maps = [f"{own} (stride {stride}, {channels} channels)" for stride, (own, channels) in inside.items()]
+        return said + (f" Maps inside it can be named too: {', '.join(maps)}." if maps else "")
+
     def _level(self, name: str, seen: NDArray[np.generic]) -> tuple[int, int]:
         """Channels and stride of a map."""
         height, width = self.size
-        stride = height // seen.shape[2] if seen.ndim == 4 and seen.shape[2] else 0
-        if not stride or (stride * seen.shape[2], stride * seen.shape[3]) != (height, width):
+        stride = stride_of(seen, self.size)
+        if stride is None:
             raise InputError(
                 f"The output {name!r} of {self.path} has shape {list(seen.shape)}; a map is [B, C, H/stride, W/stride] "
                 f"of pictures of {height} x {width} pixels."

@@ -20,8 +20,15 @@ def open_file(path: Path, threads: int, spin: bool) -> Session:
     return open_model(path, str(path), threads, spin)
 
 
-def open_model(path: Path, model: str | bytes, threads: int, spin: bool) -> Session:
-    """A session for a model, given by its file name or bytes; errors call it `path`."""
+def open_model(path: Path, model: str | bytes, threads: int, spin: bool, folder: Path | None = None) -> Session:
+    """A session for a model, given by its file name or bytes; errors call it `path`.
+
+    Args:
+        path: name of the model.
+        model: its file or bytes.
+        threads, spin: see `qmimic.runtime.formats`.
+        folder: where a model that is given by bytes may have weights in files of their own; None: nowhere.
+    """
     try:
         import onnxruntime
     except ImportError as error:
@@ -29,6 +36,8 @@ def open_model(path: Path, model: str | bytes, threads: int, spin: bool) -> Sess
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    if folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     options.log_severity_level = 3  # its warnings are for people who build graphs
     try:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
