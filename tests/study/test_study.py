@@ -7,17 +7,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
-from study_cases import STUDY, run_here, study_file, without_times
+from study_cases import STUDY, Here, run_here, study_file, without_times
 
 from qmimic.cli import main
 from qmimic.errors import InputError
 from qmimic.study import worker
 from qmimic.study.report import report
 from qmimic.study.schedule import run_study
-from qmimic.study.spec import expand, load_study
+from qmimic.study.spec import expand, jobs_of, load_study
 from qmimic.study.table import names, read_jobs, read_results, update
 
 
@@ -207,3 +207,33 @@ def test_a_table_of_another_study_format_is_refused(tmp_path: Path) -> None:
         table.execute('INSERT INTO study VALUES (\'{"name": "x"}\')')
     with pytest.raises(InputError, match="describes an invalid study"):
         report([tmp_path], tmp_path / "r.md")
+
+
+def test_banks_go_when_all_students_of_their_seed_are_done(tmp_path: Path) -> None:
+    path, folder = (
+        study_file(
+            tmp_path, STUDY.replace("set: {", "set: {augment.scale: [1, 1], augment.shift: 0, augment.colour: 0, ")
+        ),
+        tmp_path / "out",
+    )
+    study = load_study(path)
+    runs = expand(study, path, folder)
+    seed_of = {job.id: run.seed for run in runs for job in jobs_of(run)}
+    filled: dict[int, int] = {}
+    banks: list[tuple[int, int]] = []
+
+    class Counting(Here):
+        started: ClassVar[list[str]] = []
+
+        def __init__(self, folder: Path, job: str, log: Path) -> None:
+            before = len(list((folder / "bank").glob("*.bin")))
+            super().__init__(folder, job, log)
+            seed = seed_of[job]
+            filled[seed] = max(filled.get(seed, 0), len(list((folder / "bank").glob("*.bin"))))
+            banks.append((seed, before))
+
+    run_study(study, runs, folder, 1, lambda jobs: None, Counting)
+    assert all(filled[seed] for seed in study.seeds), "its students do keep what their teacher sees"
+    firsts = [next(before for seed, before in banks if seed == own) for own in study.seeds]
+    assert firsts == [0, 0], "a seed begins without the banks of the one before"
+    assert not list((folder / "bank").iterdir())

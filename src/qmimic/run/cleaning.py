@@ -13,6 +13,7 @@ from qmimic.arms import ARMS, STUDENT, TEACHER_STAGES
 from qmimic.data.splits import UNLABELLED
 from qmimic.errors import InputError
 from qmimic.run.folder import (
+    BANK,
     DEPLOY,
     LABELS,
     LABELS_FACTS,
@@ -22,7 +23,7 @@ from qmimic.run.folder import (
     TRACKERS,
     read_run,
 )
-from qmimic.run.listing import BANK, PIXELS, WINNER, kind_of, list_runs, look, usage
+from qmimic.run.listing import PIXELS, WINNER, kind_of, list_runs, look, usage
 from qmimic.run.lock import exclusive_lock, taken
 from qmimic.training.log import LOG
 

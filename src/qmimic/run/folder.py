@@ -21,6 +21,7 @@ from qmimic.files import MissingError, is_there, read_json, write_text
 from qmimic.tables import MODES
 
 DEPLOY = "deploy"
+BANK = "bank"  # what teachers see, kept as long as students want it
 AGAIN = "begun again"  # in the results of a run that was started once more
 RECIPE, RESULTS, STAGES, STAGE_RESULT = "recipe.yaml", "results.json", "stages", "result.json"
 ENVIRONMENT, FAILURE, DATA = "environment.json", "failed.txt", "data.json"
@@ -28,7 +29,7 @@ ENVIRONMENT, FAILURE, DATA = "environment.json", "failed.txt", "data.json"
 LABELS, LABELS_FACTS, LABELS_PICTURE = "unlabelled", "unlabelled.json", "labels.png"
 # What a run, a fit or a study makes in its folder, and what trackers make there. None of it may be a link.
 OURS = frozenset(
-    {STAGES, DEPLOY, LABELS, "bank", "pixels", "report", "winner", "jobs", "logs", "study.sqlite", "mlflow.db"}
+    {STAGES, DEPLOY, LABELS, BANK, "pixels", "report", "winner", "jobs", "logs", "study.sqlite", "mlflow.db"}
     | {f"study.sqlite-{kind}" for kind in ("journal", "wal", "shm")}
 )
 TRACKERS = frozenset({"wandb", "mlruns", "mlartifacts", "trackio"})

@@ -31,7 +31,7 @@ from qmimic.distill.teacher import Labeller, Teacher
 from qmimic.draw import contact_sheet, draw
 from qmimic.errors import InputError
 from qmimic.files import replacing, write_text
-from qmimic.run.folder import LABELS, LABELS_PICTURE
+from qmimic.run.folder import BANK, LABELS, LABELS_PICTURE
 from qmimic.run.keys import found_key, labels_key
 from qmimic.run.prepare import EVALUATION_BATCH, Prepared, pixel_cache
 from qmimic.run.teacher_labels import FACTS, FILE, Facts, Labelled, TeacherLabels, as_coco, checksum, read_labels
@@ -163,7 +163,7 @@ def _kept(prepared: Prepared, key: str, pictures: int) -> RecordFile | None:
     if not recipe.run.bank_mib:
         return None
     length = 4 * (1 + ROW * recipe.detector.max_detections)
-    path = recipe.folder / "bank" / f"{found_key(key)}.bin"
+    path = recipe.folder / BANK / f"{found_key(key)}.bin"
     return RecordFile(path, pictures, length, "file of what the teacher finds", "run.bank_mib")
 
 

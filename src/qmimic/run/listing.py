@@ -18,6 +18,7 @@ from qmimic.config import load_recipe
 from qmimic.errors import InputError
 from qmimic.files import is_there, parse_json, read_bytes, read_json
 from qmimic.run.folder import (
+    BANK,
     ENVIRONMENT,
     FAILURE,
     RECIPE,
@@ -31,7 +32,7 @@ from qmimic.run.folder import (
 from qmimic.run.lock import taken
 from qmimic.training.log import LOG, read_log
 
-BANK, PIXELS, WINNER = "bank", "pixels", "winner"
+PIXELS, WINNER = "pixels", "winner"
 STUDY, FIT, COSTS = "study.sqlite", "fit.json", "costs.json"
 MAX_SHOWN = 300  # characters of what a run says of itself
 QUERY_SECONDS = 5.0

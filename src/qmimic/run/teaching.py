@@ -18,6 +18,7 @@ from qmimic.distill.distiller import Distiller, Sides, Target
 from qmimic.distill.scales import Enlarger, of_scale
 from qmimic.distill.teacher import DetectorTeacher, Teacher
 from qmimic.errors import InputError
+from qmimic.run.folder import BANK
 from qmimic.run.keys import bank_key, opened_key
 from qmimic.run.prepare import Prepared
 from qmimic.tables import DISTILLERS, TEACHERS
@@ -200,7 +201,7 @@ def _bank(prepared: Prepared, teacher: Teacher, distiller: Distiller, key: str, 
             f"{recipe.run.bank_mib}."
         )
         return None
-    path = recipe.folder / "bank" / f"{_name(prepared, distiller, layout, views, key)}.bin"
+    path = recipe.folder / BANK / f"{_name(prepared, distiller, layout, views, key)}.bin"
     watcher.say(
         f"The teacher bank: {size / 1e6:.1f} MB in {path}, {record_bytes(layout):,} bytes for each of "
         f"{records:,} views, filled as they come up."

@@ -1,5 +1,7 @@
 """Running a study's jobs side by side, each in its own process, one seed after another."""
 
+import contextlib
+import math
 import os
 import subprocess
 import sys
@@ -9,8 +11,9 @@ from pathlib import Path
 from typing import Protocol
 
 from qmimic.files import appending, open_file
+from qmimic.run.folder import BANK
 from qmimic.run.lock import exclusive_lock
-from qmimic.study.spec import Run, Study
+from qmimic.study.spec import Run, Study, jobs_of
 from qmimic.study.table import JobRow, plan, read_jobs, update
 
 POLL_SECONDS = 0.3
@@ -82,6 +85,10 @@ def run_study(
         plan(folder, study, runs)
         (folder / "logs").mkdir(exist_ok=True)
         active: dict[str, Worker] = {}
+        began: dict[str, float] = {}
+        of_seed: dict[int, set[str]] = {}
+        for run in runs:
+            of_seed.setdefault(run.seed, set()).update(job.id for job in jobs_of(run))
         try:
             while True:
                 for job, worker in list(active.items()):
@@ -91,8 +98,15 @@ def run_study(
                         _settle(folder, job, code)
                 jobs = _without_hope(folder)
                 show(jobs)
+                settled = {job.id for job in jobs if job.status in ("done", "failed")}
+                finished = [seed for seed, own in of_seed.items() if own <= settled]
+                if finished:
+                    _remove_banks(folder / BANK, min((began[job] for job in active), default=math.inf))
+                    for seed in finished:
+                        del of_seed[seed]
                 for row in ready(jobs)[: workers - len(active)]:
                     update(folder, row.id, status="running")
+                    began[row.id] = time.time()
                     active[row.id] = start(folder, row.id, folder / "logs" / f"{row.id}.log")
                 if not active:
                     return jobs
@@ -108,6 +122,18 @@ def ready(jobs: list[JobRow]) -> list[JobRow]:
     """Waiting jobs whose prerequisite is done, in the order of the plan."""
     done = {job.id for job in jobs if job.status == "done"}
     return [job for job in jobs if job.status == "waiting" and (not job.needs or job.needs in done)]
+
+
+def _remove_banks(folder: Path, before: float) -> None:
+    """Remove the banks that nothing has been written into since a time; each may have hundreds of megabytes.
+
+    A bank serves one teacher, and a teacher one seed. One that is still read stays open there; should it be wanted
+    again, it is filled again.
+    """
+    with contextlib.suppress(FileNotFoundError):  # there are none, or another process has removed it
+        for path in folder.iterdir():
+            if path.suffix == ".bin" and path.lstat().st_mtime < before:
+                path.unlink()
 
 
 def _settle(folder: Path, job: str, code: int) -> None:
