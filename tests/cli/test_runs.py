@@ -21,6 +21,7 @@ from qmimic.cli import main
 from qmimic.run.cleaning import clean, plan_cleaning
 from qmimic.run.folder import read_run
 from qmimic.run.listing import list_runs
+from qmimic.runtime.formats import FORMATS
 
 
 @pytest.fixture
@@ -146,6 +147,18 @@ def test_cleaning_takes_banks_and_pixels(runs: Path, capsys: pytest.CaptureFixtu
     assert len(after) < len(before)
     assert main(["runs", "clean", "--in", str(runs), "--yes"]) == 0
     assert "nothing to remove" in capsys.readouterr().out
+
+
+def test_all_that_export_writes_goes_with_its_run(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    deploy = runs / "one" / "deploy"
+    deploy.mkdir()
+    endings = [suffix for kind in FORMATS.values() for suffix in kind.suffixes]
+    for name in (*(f"student{ending}" for ending in endings), "parity.json", "s.h", "s_data.c", "s_detect.c"):
+        (deploy / name).write_bytes(b"")
+    (deploy / "firmware.ino").write_bytes(b"")
+    assert main(["runs", "clean", "one", "--in", str(runs), "--all", "--yes"]) == 0
+    assert "keeps what qmimic did not make: deploy/firmware.ino" in " ".join(capsys.readouterr().out.split())
+    assert [path.name for path in deploy.iterdir()] == ["firmware.ino"]
 
 
 def test_what_is_cleaned_is_made_again(runs: Path, trained: Path) -> None:

@@ -25,12 +25,15 @@ from qmimic.run.folder import (
 )
 from qmimic.run.listing import PIXELS, WINNER, kind_of, list_runs, look, usage
 from qmimic.run.lock import exclusive_lock, taken
+from qmimic.runtime.formats import FORMATS
 from qmimic.training.log import LOG
 
 WHOLE = "whole"
 NAME, KEY = r"[A-Za-z0-9_.-]+", r"[0-9a-f]{12}"
 STAGE = rf"{STAGES}/{NAME}-{KEY}"
 MADE = re.compile(rf"{NAME}-{KEY}")  # folders of stages
+# What export writes: files of every format, the proofs of them, and C source.
+DEPLOYED = (*(suffix for one in FORMATS.values() for suffix in one.suffixes), ".json", ".h", ".c")
 FILES = re.compile(  # that we make, by their path below a run's, a fit's or a study's folder
     "|".join(
         (
@@ -40,7 +43,7 @@ FILES = re.compile(  # that we make, by their path below a run's, a fit's or a s
             rf"({BANK}|{PIXELS})/{KEY}\.bin|logs/{NAME}\.log",
             rf"report/((data|latency|matching)\.json|{NAME}-{KEY}\.safetensors)",
             rf"{LABELS_FACTS}|{LABELS}/{KEY}/(labels\.json|{LABELS_PICTURE}|instances_{UNLABELLED}\.json)",
-            rf"{DEPLOY}/({NAME}\.(onnx|xml|bin|pte|json))",
+            rf"{DEPLOY}/{NAME}({'|'.join(map(re.escape, DEPLOYED))})",
             rf"{STAGE}/(detector\.safetensors|result\.json|log\.jsonl|checkpoints/step-\d+\.safetensors)",
             rf"({STAGE}/tensorboard|{'|'.join(TRACKERS)})/.+",  # what trackers write, they name
             r"(.*/)?\.[^/]{0,16}-[0-9a-f]{16}(\.[a-z]+)?",  # what a killed process was about to write
