@@ -26,7 +26,7 @@ COLOURS = (
     "#D55E00",
     "#000000",
 )  # Okabe and Ito, colour-blind safe
-MARKERS = "osD^"  # change when all colours are taken
+MARKERS = "osD^vP"
 
 
 @dataclass(frozen=True)
@@ -344,13 +344,13 @@ def draw_gains(study: Study, arms: Sequence[ArmSummary], path: Path) -> None:
 
 def draw_cost(arms: Sequence[ArmSummary], path: Path) -> None:
     """mAP@0.5 with its interval against multiply-accumulates, one colour per arm."""
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     names = list(dict.fromkeys(own.arm for own in arms if own.score.count))
+    figure, axes = plt.subplots(figsize=(9, max(4.5, 0.6 + 0.22 * len(names))), layout="constrained")
     for number, name in enumerate(names):
         own = sorted((o for o in arms if o.arm == name and o.score.count), key=lambda o: o.macs)
         margins = [0 if math.isnan(o.score.margin) else 100 * o.score.margin for o in own]
         # Arms of equal cost would cover each other.
-        nudge = 1 + 0.012 * (number - (len(names) - 1) / 2)
+        nudge = 1 + min(0.012, 0.2 / len(names)) * (number - (len(names) - 1) / 2)
         axes.errorbar(
             [o.macs / 1e6 * nudge for o in own],
             [100 * o.score.mean for o in own],
@@ -371,7 +371,7 @@ def draw_cost(arms: Sequence[ArmSummary], path: Path) -> None:
     axes.set_xlabel("multiply-accumulates per image, millions")
     axes.set_ylabel("mAP@0.5, % (mean and 95 % interval)")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    figure.legend(frameon=False, loc="outside right upper")
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=150)
     plt.close(figure)
