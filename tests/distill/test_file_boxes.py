@@ -226,6 +226,11 @@ ROWS = {"rows": "r", "row_layout": ("box", "scores")}
             {"r": torch.zeros(1, 3, 7)},
             r"it is \[B, columns, N\] of 4 columns and one a class",
         ),
+        (
+            {**ROWS, "classes": ("a", None)},
+            {"r": torch.zeros(1, 6, 9)},
+            "6 columns, as .* say, lie on its other side: set teacher.transposed=true",
+        ),
         (ROWS, {"r": torch.zeros(2, 3, 7)}, "is of 2 pictures, not of 1"),
         ({"boxes": "b"}, {"b": torch.zeros(1, 4, 8)}, r"'b' has shape \[1, 4, 8\]; boxes are"),
         (
@@ -256,6 +261,29 @@ def test_numbers_that_are_no_scores_or_no_classes_are_refused() -> None:
     config = TeacherFileConfig(rows="r", row_layout=("box", "score", "label"))
     with pytest.raises(InputError, match=r"has the class number 2, and teacher.classes names those from 0 to 1"):
         detections(found_in(config, {"r": tensor([[0, 0, 9, 9, 0.9, 2]])}, 1), config, (0, 1), SIZE)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_scores_that_would_be_activated_twice_are_refused(activation: Any) -> None:
+    config = TeacherFileConfig(rows="r", row_layout=("box", "scores"), activation=activation)
+    rows = torch.cat(
+        [tensor([[0, 0, 9, 9]]).expand(20, 4), torch.linspace(0, 1, 40, dtype=torch.float32).reshape(20, 2)], 1
+    )
+    with pytest.raises(InputError, match=r"go from 0 to 1 as they stand in the file; set teacher.activation=none"):
+        detections(found_in(config, {"r": rows}, 1), config, (0, 1), SIZE)
+
+
+def test_numbers_of_boxes_that_are_read_as_scores_are_refused() -> None:
+    config = TeacherFileConfig(rows="r", row_layout=("scores", "box"))
+    with pytest.raises(InputError, match=r"scores go from 0 to 90, .*; these are no scores: see teacher.row_layout"):
+        detections(found_in(config, {"r": tensor([[0, 90, 0.1, 0.2, 9, 9]])}, 1), config, (0, 1), SIZE)
+
+
+def test_pixels_that_are_read_as_shares_are_refused() -> None:
+    config = TeacherFileConfig(rows="r", row_layout=("box", "scores"), box_unit="shares")
+    rows = tensor([[0, 0, 30, 30, 0.9], [5, 5, 60, 40, 0.5], [0, 0, 1, 1, 0.1]])
+    with pytest.raises(InputError, match=r"a number above 4, so they are in pixels; set teacher.box_unit=pixels"):
+        detections(found_in(config, {"r": rows}, 1), config, (0,), SIZE)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ from onnx import TensorProto, helper, numpy_helper
 from torch.nn import functional as F
 
 from qmimic.config import TeacherConfig
-from qmimic.distill.inner_maps import open_giving
 from qmimic.distill.onnx_teacher import OnnxTeacher
 from qmimic.errors import InputError
 
@@ -92,8 +91,85 @@ def test_a_wrong_name_is_told_where_heads_branch_off(tmp_path: Path) -> None:
 def test_a_value_inside_that_is_no_map_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "big.onnx"
     a_detector(path)
-    with pytest.raises(InputError, match=r"'boxes' of .* has shape \[1, 384, 4\]; a map is"):
+    with pytest.raises(InputError, match=r"'boxes' of .* has shape \[2, 384, 4\]; a map is"):
         teacher_of(path, "boxes")
+
+
+def a_graph(path: Path, *nodes: onnx.NodeProto, batch: int | str = "batch") -> None:
+    """A file whose output is the picture, and whose nodes compute something besides."""
+    graph = helper.make_graph(
+        [*nodes, helper.make_node("Identity", ["picture"], ["same"])],
+        "strange",
+        [helper.make_tensor_value_info("picture", TensorProto.FLOAT, [batch, 3, *SIZE])],
+        [helper.make_tensor_value_info("same", TensorProto.FLOAT, [batch, 3, *SIZE])],
+        [numpy_helper.from_array(np.array([0], np.int64), "none"), numpy_helper.from_array(np.array(True), "yes")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+
+
+def branch(name: str) -> onnx.GraphProto:
+    node = helper.make_node("Relu", ["picture"], [name])
+    return helper.make_graph([node], name, [], [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)])
+
+
+STRANGE = {
+    "list": ([helper.make_node("SequenceConstruct", ["picture"], ["it"])], "is a sequence; a map has numbers"),
+    "whole numbers": ([helper.make_node("Cast", ["picture"], ["it"], to=TensorProto.INT64)], "is int64; a map has"),
+    "no channels": (
+        [helper.make_node("Gather", ["picture", "nothing"], ["it"], axis=1)],
+        r"has shape \[2, 0, 64, 96\]",
+    ),
+    "twice as many": ([helper.make_node("Concat", ["picture", "picture"], ["it"], axis=0)], "4 entries for 2 pictures"),
+    "one for all": ([helper.make_node("Gather", ["picture", "none"], ["it"], axis=0)], "1 entries for 2 pictures"),
+    "in a branch": (
+        [helper.make_node("If", ["yes"], ["chosen"], then_branch=branch("it"), else_branch=branch("other"))],
+        "'it' lies in a branch or a loop",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STRANGE)
+def test_what_no_student_can_imitate_is_refused_before_any_training(tmp_path: Path, case: str) -> None:
+    nodes, said = STRANGE[case]
+    path = tmp_path / "strange.onnx"
+    if case == "no channels":
+        nothing = helper.make_node(
+            "ConstantOfShape", ["none"], ["nothing"], value=helper.make_tensor("v", TensorProto.INT64, [1], [0])
+        )
+        nodes = [nothing, *nodes]
+    a_graph(path, *nodes)
+    with pytest.raises(InputError, match=said):
+        teacher_of(path, "it")
+
+
+def test_two_maps_of_one_stride_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "big.onnx"
+    a_detector(path)
+    with pytest.raises(InputError, match=r"one map of each: /neck/act has 4, /stem/act has 2\."):
+        teacher_of(path, "/neck/act", "/stem/act")
+
+
+def test_a_file_of_several_pictures_at_once_is_refused(tmp_path: Path) -> None:
+    a_graph(tmp_path / "four.onnx", batch=4)
+    with pytest.raises(InputError, match="takes 4 pictures at once; export it for 1, or for any number"):
+        teacher_of(tmp_path / "four.onnx", "same")
+
+
+@pytest.mark.parametrize("kept", [None, 100])
+def test_weights_that_are_missing_or_cut_short_are_named(tmp_path: Path, kept: int | None) -> None:
+    path, beside = tmp_path / "big.onnx", tmp_path / "big.onnx.data"
+    a_detector(path, beside=True)
+    content = beside.read_bytes()
+    beside.unlink()
+    if kept is not None:
+        beside.write_bytes(content[:kept])
+    said = (
+        r"needs [\d,]+ bytes of weights in .*big\.onnx\.data, which has 100"
+        if kept
+        else r"needs its weights in .*big\.onnx\.data: "
+    )
+    with pytest.raises(InputError, match=said):
+        teacher_of(path, "/neck/act")
 
 
 def test_weights_of_another_folder_are_not_read(tmp_path: Path) -> None:
@@ -106,12 +182,13 @@ def test_weights_of_another_folder_are_not_read(tmp_path: Path) -> None:
         for entry in value.external_data:
             entry.value = "../secret.data" if entry.key == "location" else entry.value
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(InputError, match=r"big\.onnx"):
+    with pytest.raises(InputError, match=r"needs its weights in .*secret\.data: .*Copy both files into one folder"):
         teacher_of(path, "/neck/act")
 
 
-def test_garbage_is_refused_by_the_engine(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"no protobuf at all" * 100, b"", b"PK\x03\x04 a zip file of weights"])
+def test_what_is_no_onnx_file_is_called_so(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "big.onnx"
-    path.write_bytes(b"no protobuf at all" * 100)
-    with pytest.raises(InputError, match=r"big\.onnx"):
-        open_giving(path, ("map",), 1)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"teacher.file: .*big\.onnx is not an ONNX file, or is cut short; name"):
+        teacher_of(path, "map")

@@ -166,7 +166,10 @@ def test_an_input_too_large_to_fill_is_refused(tmp_path: Path) -> None:
     [
         ({}, r"takes 3 inputs \(mask, picture, sizes\); say in teacher.inputs"),
         ({"sizes": [96, 64]}, r"takes 3 inputs"),
-        ({"sizes": [96, 64], "mask": 1, "picture": 0}, r"say in teacher.inputs"),
+        (
+            {"sizes": [96, 64], "mask": 1, "picture": 0},
+            r"names every input of .* \(mask, picture, sizes\); leave out the picture's",
+        ),
         ({"size": [96, 64], "mask": 1}, r"no input 'size'; it has: mask, picture, sizes"),
         ({"sizes": [96, 64, 3], "mask": 1}, r"gives sizes of .* \[96, 64, 3\]; it takes int64 of shape \['any', 2\]"),
         ({"sizes": [96.5, 64], "mask": 1}, r"it takes int64"),

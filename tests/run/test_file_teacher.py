@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -10,6 +11,8 @@ from onnx import TensorProto, helper, numpy_helper
 import qmimic
 from qmimic.config import Recipe
 from qmimic.errors import InputError
+from qmimic.run.train import train
+from qmimic.training.progress import Silent
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -49,3 +52,58 @@ def test_nothing_is_cut_out_of_a_file(make_recipe: MakeRecipe, tmp_path: Path) -
     recipe = make_recipe(teacher=teacher).model_copy(update={"baselines": ("taylor",)})
     with pytest.raises(InputError, match="taylor is cut out of a teacher that the run trains"):
         qmimic.train(recipe)
+
+
+def with_map(path: Path, *nodes: onnx.NodeProto) -> Path:
+    """The same graph, whose map goes through these nodes, from `map` to `it`."""
+    model = onnx.load(a_file(path))
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.array(value, np.float32), name)
+        for name, value in (("zero", 0), ("minus", -1), ("half", 0.55))
+    )
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("nodes", "said"),
+    [
+        ([helper.make_node("Mul", ["map", "zero"], ["it"])], "'it' is 0 everywhere on training pictures"),
+        (
+            [helper.make_node("Mul", ["map", "zero"], ["none"]), helper.make_node("Div", ["none", "none"], ["it"])],
+            "'it' has values that are no numbers",
+        ),
+        ([helper.make_node("Mul", ["map", "minus"], ["it"])], "'it' has nothing above 0, as Q and the adaptor need it"),
+    ],
+)
+def test_a_map_that_nobody_can_learn_from_is_refused(
+    make_recipe: MakeRecipe, tmp_path: Path, nodes: list[onnx.NodeProto], said: str
+) -> None:
+    changes = {
+        "teacher": {"kind": "onnx", "file": str(with_map(tmp_path / "teacher.onnx", *nodes)), "maps": ["it"]},
+        "mimic": {"regions": "ground_truth", "map_steps": 0, "last_step": 1},
+    }
+    recipe = make_recipe(**changes)
+    with pytest.raises(InputError, match=said):
+        qmimic.train(recipe)
+    assert not list(recipe.folder.rglob("*.safetensors"))
+
+
+@pytest.mark.parametrize("relu", [True, False])
+def test_what_lies_below_0_is_said(make_recipe: MakeRecipe, tmp_path: Path, relu: bool) -> None:
+    path = with_map(tmp_path / "teacher.onnx", helper.make_node("Sub", ["map", "half"], ["it"]))
+    changes = {
+        "teacher": {"kind": "onnx", "file": str(path), "maps": ["it"]},
+        "mimic": {
+            "mode": "mimic", "adaptor_relu": relu, "regions": "ground_truth", "map_steps": 0, "last_step": 1,
+        },
+    }  # fmt: skip
+    said: list[str] = []
+
+    class Heard(Silent):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    train(make_recipe(**changes).model_copy(update={"baselines": ()}), Heard())
+    assert any("of the entries of it are below 0" in text for text in said) == relu

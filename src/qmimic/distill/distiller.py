@@ -171,7 +171,9 @@ class Sides:
         if not found:
             raise InputError(
                 f"The student's maps have output strides {', '.join(map(str, own))} and the teacher's "
-                f"{', '.join(map(str, others))}; a student can only be taught on a stride that both have."
+                f"{', '.join(map(str, others))}; a student can only be taught on a stride that both have. Set "
+                "detector.output_stride (two stages) or detector.levels (one stage), or name another map of a file in "
+                "teacher.maps."
             )
         return found
 

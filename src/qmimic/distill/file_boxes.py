@@ -17,6 +17,8 @@ from qmimic.detections import Detections
 from qmimic.errors import InputError
 from qmimic.tables import near
 
+MOST_LOGIT, MOST_SHARE = 60.0, 4.0  # of numbers that can be what the recipe says
+SEVERAL = 16  # scores, which are not between 0 and 1 by chance
 LEAST_SCORE, MOST_BOXES = 0.01, 300  # of a picture's detections
 WIDTHS: Mapping[Column, int] = {"box": 4, "scores": 0, "score": 1, "label": 1, "objectness": 1, "skip": 1}  # columns
 
@@ -82,7 +84,9 @@ def found_in(config: TeacherFileConfig, outputs: Mapping[str, Tensor], batch: in
     boxes = outputs[config.boxes].float()
     boxes = boxes.squeeze(2) if boxes.ndim == 4 else boxes  # one box for all classes
     if boxes.ndim not in (2, 3) or boxes.shape[-1] != 4:
-        raise _misshapen(config.boxes, boxes, "boxes are [B, N, 4] or [N, 4]")
+        raise _misshapen(
+            config.boxes, boxes, "boxes are [B, N, 4] or [N, 4]; name an output of boxes and scores in teacher.rows"
+        )
     boxes = _of_batch(config.boxes, boxes, batch)
     count = boxes.shape[1]
     scores = labels = None
@@ -111,6 +115,14 @@ def _of_rows(config: TeacherFileConfig, rows: Tensor, batch: int) -> Found:
         wanted = f"{columns - classes} columns" + (" and one a class" if "scores" in layout else "")
         lying = "[B, columns, N]" if config.transposed else "[B, N, columns]"
         raise _misshapen(config.rows, rows, f"with teacher.row_layout=[{', '.join(layout)}] it is {lying} of {wanted}")
+    named = columns - classes + len(config.classes)
+    if "scores" in layout and config.classes and rows.shape[-1 if config.transposed else -2] == named != columns:
+        raise _misshapen(
+            config.rows,
+            rows,
+            f"{named} columns, as teacher.row_layout and teacher.classes say, lie on its other side: set "
+            f"teacher.transposed={str(not config.transposed).lower()}",
+        )
     rows = _of_batch(config.rows, rows, batch)
     rows = rows.transpose(1, 2) if config.transposed else rows
     parts = rows.split([classes if name == "scores" else WIDTHS[name] for name in layout], 2)
@@ -168,7 +180,7 @@ def scores_of(found: Found, config: TeacherFileConfig, valid: Tensor) -> Tensor:
         valid: bool [B, N]; what only fills up a list may have any score.
 
     Raises:
-        InputError: those of the others are not from 0 to 1.
+        InputError: those of the others are not from 0 to 1, or were so before they were made scores of.
     """
     assert found.scores is not None, "the file has scores"
 
@@ -177,15 +189,24 @@ def scores_of(found: Found, config: TeacherFileConfig, valid: Tensor) -> Tensor:
             return values.softmax(-1)
         return values.sigmoid() if config.activation == "sigmoid" else values
 
+    raw = found.scores[valid]
+    if config.activation != "none" and raw.numel() >= SEVERAL and float(raw.min()) >= 0 and float(raw.max()) <= 1:
+        raise InputError(
+            f"The teacher's scores go from {float(raw.min()):.3g} to {float(raw.max()):.3g} as they stand in the file; "
+            f"set teacher.activation=none instead of {config.activation}."
+        )
     scores = activated(found.scores)
     if found.objectness is not None:
         own = found.objectness.sigmoid() if config.activation != "none" else found.objectness
         scores = scores * own[..., None]
     known = scores[valid]
     if len(known) and not (float(known.min()) >= -1.0001 and float(known.max()) <= 1.0001):
+        mended = "set teacher.activation to sigmoid or softmax"
+        if max(-float(known.min()), float(known.max())) > MOST_LOGIT:
+            mended = f"these are no scores: see {'teacher.row_layout' if config.rows else 'teacher.scores'}"
         raise InputError(
-            f"The teacher's scores go from {float(known.min()):.3g} to {float(known.max()):.3g}, not from 0 to 1; set "
-            "teacher.activation to sigmoid or softmax."
+            f"The teacher's scores go from {float(known.min()):.3g} to {float(known.max()):.3g}, not from 0 to 1; "
+            f"{mended}."
         )
     return scores
 
@@ -206,7 +227,8 @@ def class_places(config: TeacherFileConfig, columns: int | None, classes: Sequen
         named = f"names {len(config.classes)}" if config.classes else "names none"
         raise InputError(
             f"The teacher's boxes have {has} and teacher.classes {named}; write there the data's name of each in the "
-            f"file's order, or null for what is none of theirs ({', '.join(classes)})."
+            f"file's order, or null for what is none of theirs ({', '.join(classes)})"
+            f"{', or change teacher.row_layout' if config.rows else ''}."
         )
     strange = [name for name in config.classes if name is not None and name not in classes]
     if strange and not config.drop_other_classes:
@@ -237,8 +259,14 @@ def detections(
         size: height and width of its input, pixels.
 
     Raises:
-        InputError: scores are not from 0 to 1, or a class has a number that is not named.
+        InputError: scores are not from 0 to 1, shares are pixels, or a class has a number that is not named.
     """
+    known_ones = found.boxes[found.boxes.isfinite().all(-1)]
+    if config.box_unit == "shares" and len(known_ones) and float(known_ones.amax(-1).median()) > MOST_SHARE:
+        raise InputError(
+            f"Most of the teacher's boxes have a number above {MOST_SHARE:g}, so they are in pixels; set "
+            "teacher.box_unit=pixels."
+        )
     boxes, valid = clipped(corners(found.boxes, config, size), size)
     scores, known = scores_of(found, config, valid), torch.tensor(places)
     if found.labels is None:

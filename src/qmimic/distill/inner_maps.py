@@ -4,8 +4,9 @@ Detectors are exported with their boxes alone, so the map that a student could i
 in memory gets it as one; the file stays as it is.
 """
 
+import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from google.protobuf.message import DecodeError, EncodeError
 from numpy.typing import NDArray
 
 from qmimic.errors import InputError
+from qmimic.files import open_file as open_there
 from qmimic.files import read_bytes
 from qmimic.runtime.formats import Session
 from qmimic.runtime.onnx_engine import open_file, open_model
@@ -30,12 +32,9 @@ def open_giving(path: Path, names: Sequence[str] | None, threads: int) -> Sessio
         threads: of the session.
 
     Raises:
-        InputError: the file cannot be read or run, or is too large for this.
+        InputError: the file cannot be read or run, lacks its weights, or is too large for this.
     """
-    try:
-        model = _model(path)
-    except DecodeError:  # ONNX Runtime says what is wrong with it
-        return open_file(path, threads, spin=False)
+    model = _model(path)
     outputs = {value.name for value in model.graph.output}
     computed = [name for node in model.graph.node for name in node.output if name and name not in outputs]
     inside = [name for name in computed if names is None or name in names]
@@ -53,7 +52,45 @@ def open_giving(path: Path, names: Sequence[str] | None, threads: int) -> Sessio
 
 
 def _model(path: Path) -> onnx.ModelProto:
-    return onnx.load_model_from_string(read_bytes(path, MOST_BYTES))
+    try:
+        model = onnx.load_model_from_string(read_bytes(path, MOST_BYTES))
+    except DecodeError as error:
+        raise _no_model(path) from error
+    if not model.graph.node:
+        raise _no_model(path)
+    for value in model.graph.initializer:
+        own = {entry.key: entry.value for entry in value.external_data}
+        if "location" in own:
+            _require_weights(path, path.parent / own["location"], own)
+    return model
+
+
+def _no_model(path: Path) -> InputError:
+    return InputError(f"{path} is not an ONNX file, or is cut short; name a detector's .onnx file.")
+
+
+def _require_weights(path: Path, beside: Path, own: Mapping[str, str]) -> None:
+    """Weights in a file of their own: it must be there, in the model's folder, and as long as the model says."""
+    try:
+        with open_there(beside, path.parent) as file:
+            size = os.fstat(file.fileno()).st_size
+        needed = int(own.get("offset", 0)) + int(own.get("length", 0))
+    except InputError as error:
+        raise InputError(f"{path} needs its weights in {beside}: {error} Copy both files into one folder.") from error
+    except ValueError as error:
+        raise _no_model(path) from error
+    if size < needed:
+        raise InputError(f"{path} needs {needed:,} bytes of weights in {beside}, which has {size:,}; copy it again.")
+
+
+def lies_in_a_branch(path: Path, name: str) -> bool:
+    """Whether a value is computed in a branch or a loop of the graph, from where it cannot be given."""
+
+    def within(nodes: Iterable[onnx.NodeProto]) -> bool:
+        graphs = [own.g for node in nodes for own in node.attribute if own.HasField("g")]
+        return any(any(name in node.output for node in one.node) or within(one.node) for one in graphs)
+
+    return within(_model(path).graph.node)
 
 
 def branching_maps(
@@ -61,7 +98,8 @@ def branching_maps(
 ) -> dict[int, tuple[str, int]]:
     """Maps inside a file that a student could imitate: of each stride the last one that several convolutions read.
 
-    From such maps a detector's heads branch off. A stride without one has its last map.
+    From such maps a detector's heads branch off. A stride without one has its last map. What is pooled to one place is
+    no map.
 
     Args:
         path: of the file.
@@ -77,7 +115,7 @@ def branching_maps(
     for name in (name for node in nodes for name in node.output):
         value = values.get(name)
         stride = None if value is None else stride_of(value, size)
-        if value is None or stride is None or stride < 2:
+        if value is None or stride is None or stride < 2 or value.shape[2:] == (1, 1):
             continue
         several = min(readers[name], 2)
         if stride not in found or several >= found[stride][0]:
@@ -87,7 +125,7 @@ def branching_maps(
 
 def stride_of(value: NDArray[np.generic], size: tuple[int, int]) -> int | None:
     """The stride of a map [B, C, H/stride, W/stride] of pictures of H x W pixels; None of what is no such map."""
-    if not isinstance(value, np.ndarray) or value.ndim != 4 or value.dtype.kind != "f" or not value.shape[2]:
+    if not isinstance(value, np.ndarray) or value.ndim != 4 or value.dtype.kind != "f" or not all(value.shape):
         return None
     stride = size[0] // value.shape[2]
     return stride if stride and (stride * value.shape[2], stride * value.shape[3]) == size else None

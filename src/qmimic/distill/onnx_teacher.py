@@ -17,11 +17,13 @@ from qmimic.contracts import Features, Proposals
 from qmimic.detections import Detections
 from qmimic.distill.distiller import Heads, TeacherView
 from qmimic.distill.file_boxes import Found, class_places, clipped, corners, detections, found_in, outputs_of, scores_of
-from qmimic.distill.inner_maps import branching_maps, open_giving, stride_of
+from qmimic.distill.inner_maps import branching_maps, lies_in_a_branch, open_giving, stride_of
 from qmimic.errors import InputError
 from qmimic.runtime.formats import Input
 from qmimic.tables import near
 
+MULTIPLE = 32  # pixels; what most detectors want of an input's sides
+MOST_SAID = 200  # characters of an engine's message, whose end says what is wrong
 MOST_NUMBERS = 1 << 24  # a picture, of an input beside it: more than the largest picture has
 
 
@@ -51,21 +53,30 @@ class OnnxTeacher:
             )
         self.config, self.size = config, config.size or size
         self.path = Path(config.file)
-        self.engine = open_giving(self.path, config.maps, torch.get_num_threads())
+        try:
+            self.engine = open_giving(self.path, config.maps, torch.get_num_threads())
+        except InputError as error:
+            raise InputError(f"teacher.file: {error}") from error
         self.name, self.input = self._picture()
         if self.input.dtype is None or self.input.dtype.kind not in "uf":
             raise InputError(f"{self.path} takes {self.input.dtype}; a teacher takes uint8 or float pictures.")
         self.single = len(self.input.shape) == 3  # as torchvision's detectors
         self.channels_last = self._layout((1, *self.input.shape) if self.single else self.input.shape)
-        seen = self._run(np.zeros((1, 3, *self.size), np.float32))
+        at_once = None if self.single else self.input.shape[0]
+        if at_once not in (None, 1):
+            raise InputError(f"{self.path} takes {at_once} pictures at once; export it for 1, or for any number.")
+        # Two pictures, where it takes them, show what belongs to a picture.
+        self._probe = np.zeros((1 if self.single or at_once else 2, 3, *self.size), np.float32)
+        seen = self._run(self._probe)
         for name in (*config.maps, *outputs_of(config)):
             if name not in seen:
                 raise InputError(self._lacks(name, seen))
         levels = [self._level(name, seen[name]) for name in config.maps]
         self._channels, self._strides = tuple(one[0] for one in levels), tuple(one[1] for one in levels)
         if list(self._strides) != sorted(set(self._strides)):
-            raise InputError(f"teacher.maps must be in growing order of stride; these have {self._strides}.")
-        self._columns = self._found([seen], 1).columns if outputs_of(config) else None
+            have = ", ".join(f"{name} has {stride}" for name, stride in zip(config.maps, self._strides, strict=True))
+            raise InputError(f"teacher.maps must be in growing order of stride, one map of each: {have}.")
+        self._columns = self._found([seen], len(self._probe)).columns if outputs_of(config) else None
 
     place_strides: tuple[int, ...] = ()
     heads = Heads()
@@ -93,8 +104,8 @@ class OnnxTeacher:
         """
         if regions and not outputs_of(self.config):
             raise InputError(
-                "mimic.regions=teacher needs the teacher's boxes: name its output in teacher.boxes, or set "
-                "mimic.regions=ground_truth or student."
+                "mimic.regions=teacher needs the teacher's boxes: name its output in teacher.boxes or teacher.rows, or "
+                "set mimic.regions=ground_truth or student."
             )
         parts = self._seen(images)
         maps = [
@@ -150,7 +161,12 @@ class OnnxTeacher:
         try:
             return dict(self.engine.run({self.name: fed, **others}))
         except Exception as error:  # ONNX Runtime's exceptions have no common type but this
-            raise InputError(f"{self.path} cannot be run on pictures of {self.size}: {str(error)[:200]}") from error
+            reason = " ".join(str(error).split())
+            sides = [MULTIPLE * max(1, round(side / MULTIPLE)) for side in self.size]
+            advice = f"; try sides that are multiples of {MULTIPLE}, as {sides}" if sides != list(self.size) else ""
+            raise InputError(
+                f"{self.path} cannot be run on pictures of {list(self.size)}{advice} ({reason[-MOST_SAID:]})."
+            ) from error
 
     def _picture(self) -> tuple[str, Input]:
         """The input that takes the picture: the one that the recipe says nothing of."""
@@ -159,6 +175,10 @@ class OnnxTeacher:
             raise InputError(f"{self.path} has no input {strange[0]!r}; it has: {', '.join(inputs)}.")
         pictures = [(name, one) for name, one in inputs.items() if name not in self.config.inputs]
         if len(pictures) != 1:
+            if not pictures:
+                raise InputError(
+                    f"teacher.inputs names every input of {self.path} ({', '.join(inputs)}); leave out the picture's."
+                )
             raise InputError(
                 f"{self.path} takes {len(inputs)} inputs ({', '.join(inputs)}); say in teacher.inputs what all but the "
                 "picture take, such as {orig_target_sizes: [640, 640]}."
@@ -208,7 +228,11 @@ class OnnxTeacher:
         computed: Mapping[str, NDArray[np.generic]] = {}
         if name in self.config.maps:
             self.engine = open_giving(self.path, None, torch.get_num_threads())
-            computed = self._run(np.zeros((1, 3, *self.size), np.float32))
+            computed = self._run(self._probe)
+        if lies_in_a_branch(self.path, name):
+            return (
+                f"{name!r} lies in a branch or a loop of {self.path}, from where it cannot be given; name another map."
+            )
         meant = near(name, {**seen, **computed})
         hint = f"did you mean {meant}? It" if meant else "it"
         said = f"{self.path} has no output {name!r}; {hint} has: {', '.join(seen)}."
@@ -219,6 +243,14 @@ class OnnxTeacher:
     def _level(self, name: str, seen: NDArray[np.generic]) -> tuple[int, int]:
         """Channels and stride of a map."""
         height, width = self.size
+        if not isinstance(seen, np.ndarray) or seen.dtype.kind != "f":
+            kind = seen.dtype if isinstance(seen, np.ndarray) else "a sequence"
+            raise InputError(f"The output {name!r} of {self.path} is {kind}; a map has numbers of a float type.")
+        if seen.ndim == 4 and seen.shape[0] != len(self._probe):
+            raise InputError(
+                f"The output {name!r} of {self.path} has {seen.shape[0]} entries for {len(self._probe)} pictures; a "
+                "map is [B, C, H/stride, W/stride] of B pictures."
+            )
         stride = stride_of(seen, self.size)
         if stride is None:
             raise InputError(

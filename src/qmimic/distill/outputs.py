@@ -32,8 +32,9 @@ class Outputs(Distiller):
         if not all(sides.dense):
             one = "student" if sides.dense[1] else "teacher"
             raise InputError(
-                f"mimic.distiller=outputs compares what two one-stage detectors say at each place, and the {one} is "
-                "not one: set detector.architecture=one_stage for both, or take another distiller."
+                f"mimic.distiller=outputs compares what two one-stage detectors of ours say at each place, and the "
+                f"{one} is not one (a file never is): set detector.architecture=one_stage and teacher.kind=detector, "
+                "or take another distiller."
             )
         if sides.enlarged:
             raise InputError(

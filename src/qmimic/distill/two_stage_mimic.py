@@ -42,7 +42,8 @@ class TwoStageMimic(Mimic):
             one = "student" if own is None else "teacher"
             raise InputError(
                 f"mimic.distiller=two_stage_mimic compares what two second stages say of regions, and the {one} has "
-                "none: set detector.architecture=faster_rcnn or rfcn for both, or take another distiller."
+                "none that can be asked (a file never has): set detector.architecture=faster_rcnn or rfcn and "
+                "teacher.kind=detector, or take another distiller."
             )
         if own != others:
             raise InputError(

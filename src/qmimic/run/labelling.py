@@ -131,6 +131,7 @@ def _make(
         raise InputError(
             f"In none of the {len(found):,} pictures of data.unlabelled does the teacher find an object, from the "
             f"scores {', '.join(levels)} on; name pictures of the same kind as those with labels, or leave it out."
+            + ("" if prepared.recipe.trains_teacher else _hint(seen.values()))
         )
     text = json.dumps(as_coco(pictures.samples, found, taken, classes))
     write_text(folder / FILE, text)
@@ -226,7 +227,10 @@ def _hint(found: Iterable[Detections]) -> str:
         )
     if (boxes[:, 2:] - boxes[:, :2]).max() < TINY:
         return f" None of its boxes is {TINY:g} pixels wide or high: are they shares (teacher.box_unit)?"
-    return " Few of its boxes fit the labels: check teacher.box_format, box_unit and the order of teacher.classes."
+    return (
+        " Few of its boxes fit the labels: check teacher.box_format, box_unit, the order of teacher.classes, and what "
+        "its pixels are made into (teacher.mean, std, bgr)."
+    )
 
 
 def _drawn(

@@ -26,6 +26,7 @@ from qmimic.training.loop import Watcher
 from qmimic.training.step import DistillationObjective
 
 BATCHES_MEASURED = 4
+NOTABLE = 0.01  # share of a map's squares
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,41 @@ def open_teacher(prepared: Prepared) -> OpenedTeacher:
             "student.quantize_map takes its grid from the teacher's map: name the output with it in teacher.maps, or "
             "set student.quantize_map=false and leave quantized out of baselines."
         )
-    rms = torch.cat(_rms(prepared, teacher)) if teacher.channels else torch.ones(1)
-    quantizer = Quantizer(recipe.quantizer, absolute_stride(recipe.quantizer, rms))
+    levels = _rms(prepared, teacher) if teacher.channels else (torch.ones(1),)
+    for name, level in zip(recipe.teacher.maps, levels, strict=False):
+        if not level.isfinite().all():
+            raise InputError(f"The map {name!r} has values that are no numbers on training pictures; name another map.")
+        if not level.any():
+            raise InputError(f"The map {name!r} is 0 everywhere on training pictures; name another map.")
+    quantizer = Quantizer(recipe.quantizer, absolute_stride(recipe.quantizer, torch.cat(levels)))
     return OpenedTeacher(teacher, opened_key(recipe, prepared.key), quantizer)
+
+
+@torch.no_grad()
+def remarks_on_maps(prepared: Prepared, opened: OpenedTeacher) -> list[str]:
+    """Sentences on maps of a file with much below 0, which neither a quantized map nor an adaptor with a ReLU has.
+
+    Raises:
+        InputError: a map has nothing above 0, so that nothing would be left of it.
+    """
+    found: list[str] = []
+    names, mimic = prepared.recipe.teacher.maps, prepared.recipe.mimic
+    if not names or (mimic.mode == "mimic" and not mimic.adaptor_relu):
+        return found
+    images = next(iter(prepared.train.once())).images
+    for name, map_ in zip(names, opened.teacher.look(images, False).features.maps, strict=True):
+        values = map_.double()
+        lost = float(values.clamp(max=0).square().sum() / values.square().sum())
+        if lost == 1:
+            raise InputError(f"The map {name!r} has nothing above 0, as Q and the adaptor need it; name another map.")
+        if lost > NOTABLE:
+            share = float((values < 0).double().mean())
+            found.append(
+                f"{100 * share:.0f} % of the entries of {name} are below 0 ({100 * lost:.0f} % of its squares), which "
+                "Q and the adaptor's ReLU make 0: name a map behind a ReLU, or compare it as it is by "
+                "mimic.mode=mimic mimic.adaptor_relu=false."
+            )
+    return found
 
 
 def require_teachable(prepared: Prepared, teacher: Teacher | None = None) -> None:
@@ -136,7 +169,7 @@ def _distiller(
         raise InputError(
             f"mimic.distiller={kind} needs to know where the teacher sees objects, and teacher.kind="
             f"{recipe.teacher.kind} shows no regions: set mimic.regions=ground_truth or student, or name the output "
-            "with its boxes (teacher.boxes)."
+            "with its boxes (teacher.boxes, or teacher.rows)."
         )
     return distiller
 

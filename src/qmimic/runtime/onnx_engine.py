@@ -38,7 +38,7 @@ def open_model(path: Path, model: str | bytes, threads: int, spin: bool, folder:
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
     if folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
-    options.log_severity_level = 3  # its warnings are for people who build graphs
+    options.log_severity_level = 4  # what it warns of is for people who build graphs; errors are raised besides
     try:
         session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions have no narrower common type
