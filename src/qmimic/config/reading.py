@@ -167,7 +167,7 @@ def explain(error: ValidationError) -> str:
     if first["type"] in ("model_type", "dict_type"):
         message = "needs `name: value` pairs"
     if first["type"] in ("tuple_type", "list_type"):
-        message = f"needs a list, such as [{given}]"
+        message, given = f"needs a list, such as [{given}, ...]", None
     shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) and len(repr(given)) < 200 else ""
     return f"{key}: {message}{shown}." if key and not message.startswith(key) else f"{message}."
 

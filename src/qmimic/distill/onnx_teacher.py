@@ -53,6 +53,8 @@ class OnnxTeacher:
             )
         self.config, self.size = config, config.size or size
         self.path = Path(config.file)
+        if self.path.is_dir():
+            raise InputError(f"teacher.file names the folder {self.path}; name the .onnx file in it.")
         try:
             self.engine = open_giving(self.path, config.maps, torch.get_num_threads())
         except InputError as error:
@@ -165,7 +167,7 @@ class OnnxTeacher:
             sides = [MULTIPLE * max(1, round(side / MULTIPLE)) for side in self.size]
             advice = f"; try sides that are multiples of {MULTIPLE}, as {sides}" if sides != list(self.size) else ""
             raise InputError(
-                f"{self.path} cannot be run on pictures of {list(self.size)}{advice} ({reason[-MOST_SAID:]})."
+                f"{self.path} cannot be run on pictures of {list(self.size)}{advice} ({reason[-MOST_SAID:].lstrip()})."
             ) from error
 
     def _picture(self) -> tuple[str, Input]:
