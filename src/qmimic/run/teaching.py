@@ -101,7 +101,7 @@ def remarks_on_maps(prepared: Prepared, opened: OpenedTeacher) -> list[str]:
     """
     found: list[str] = []
     names, mimic = prepared.recipe.teacher.maps, prepared.recipe.mimic
-    if not names or (mimic.mode == "mimic" and not mimic.adaptor_relu):
+    if not names or mimic.mode == "none" or (mimic.mode == "mimic" and not mimic.adaptor_relu):
         return found
     images = next(iter(prepared.train.once())).images
     for name, map_ in zip(names, opened.teacher.look(images, False).features.maps, strict=True):
