@@ -282,7 +282,7 @@ def refusal(recipe: Recipe) -> str:
         ({"classes": ["red", "zebra"]}, "The teacher has classes that the data lack: zebra; the data have red, blue."),
         ({"classes": ["red"]}, "boxes have 2 scores of classes and teacher.classes names 1"),
         ({"classes": ["blue", "red"]}, "right more often than not, so it cannot label pictures. Few of its boxes fit"),
-        ({"box_unit": "shares"}, "It gives no box inside of a picture: check teacher.box_format and"),
+        ({"box_unit": "shares"}, "a number above 4, so they are in pixels; set teacher.box_unit=pixels"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused(make: Make, changes: dict[str, Any], said: str) -> None:

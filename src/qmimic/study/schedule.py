@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -18,6 +19,7 @@ from qmimic.study.table import JobRow, plan, read_jobs, update
 
 POLL_SECONDS = 0.3
 LOG_END = 1 << 16  # bytes read from the end of a log
+BANK_NAME = re.compile(r"[0-9a-f]{12}\.bin")
 NEED_FAILED = "The job that it depends on failed: "
 
 
@@ -131,8 +133,8 @@ def _remove_banks(folder: Path, before: float) -> None:
     again, it is filled again.
     """
     with contextlib.suppress(FileNotFoundError):  # there are none, or another process has removed it
-        for path in folder.iterdir():
-            if path.suffix == ".bin" and path.lstat().st_mtime < before:
+        for path in folder.iterdir() if not folder.is_symlink() else ():
+            if BANK_NAME.fullmatch(path.name) and path.lstat().st_mtime < before:
                 path.unlink()
 
 
