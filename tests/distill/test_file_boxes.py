@@ -275,7 +275,7 @@ def test_scores_that_would_be_activated_twice_are_refused(activation: Any) -> No
 
 def test_numbers_of_boxes_that_are_read_as_scores_are_refused() -> None:
     config = TeacherFileConfig(rows="r", row_layout=("scores", "box"))
-    with pytest.raises(InputError, match=r"scores go from 0 to 90, .*; these are no scores: see teacher.row_layout"):
+    with pytest.raises(InputError, match=r"scores go from 0 to 90, .*; these are not scores; check teacher.row_layout"):
         detections(found_in(config, {"r": tensor([[0, 90, 0.1, 0.2, 9, 9]])}, 1), config, (0, 1), SIZE)
 
 

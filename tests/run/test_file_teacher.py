@@ -72,7 +72,7 @@ def with_map(path: Path, *nodes: onnx.NodeProto) -> Path:
         ([helper.make_node("Mul", ["map", "zero"], ["it"])], "'it' is 0 everywhere on training pictures"),
         (
             [helper.make_node("Mul", ["map", "zero"], ["none"]), helper.make_node("Div", ["none", "none"], ["it"])],
-            "'it' has values that are no numbers",
+            "'it' has NaN or infinite values",
         ),
         ([helper.make_node("Mul", ["map", "minus"], ["it"])], "'it' has nothing above 0, as Q and the adaptor need it"),
     ],

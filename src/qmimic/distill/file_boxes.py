@@ -203,7 +203,7 @@ def scores_of(found: Found, config: TeacherFileConfig, valid: Tensor) -> Tensor:
     if len(known) and not (float(known.min()) >= -1.0001 and float(known.max()) <= 1.0001):
         mended = "set teacher.activation to sigmoid or softmax"
         if max(-float(known.min()), float(known.max())) > MOST_LOGIT:
-            mended = f"these are no scores: see {'teacher.row_layout' if config.rows else 'teacher.scores'}"
+            mended = f"these are not scores; check {'teacher.row_layout' if config.rows else 'teacher.scores'}"
         raise InputError(
             f"The teacher's scores go from {float(known.min()):.3g} to {float(known.max()):.3g}, not from 0 to 1; "
             f"{mended}."

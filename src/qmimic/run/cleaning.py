@@ -15,6 +15,7 @@ from qmimic.errors import InputError
 from qmimic.run.folder import (
     BANK,
     DEPLOY,
+    KEY,
     LABELS,
     LABELS_FACTS,
     LABELS_PICTURE,
@@ -29,7 +30,7 @@ from qmimic.runtime.formats import FORMATS
 from qmimic.training.log import LOG
 
 WHOLE = "whole"
-NAME, KEY = r"[A-Za-z0-9_.-]+", r"[0-9a-f]{12}"
+NAME = r"[A-Za-z0-9_.-]+"
 STAGE = rf"{STAGES}/{NAME}-{KEY}"
 MADE = re.compile(rf"{NAME}-{KEY}")  # folders of stages
 # What export writes: files of every format, the proofs of them, and C source.

@@ -21,6 +21,7 @@ from qmimic.files import MissingError, is_there, read_json, write_text
 from qmimic.tables import MODES
 
 DEPLOY = "deploy"
+KEY = r"[0-9a-f]{12}"  # the form of a fingerprint in names
 BANK = "bank"  # what teachers see, kept as long as students want it
 AGAIN = "begun again"  # in the results of a run that was started once more
 RECIPE, RESULTS, STAGES, STAGE_RESULT = "recipe.yaml", "results.json", "stages", "result.json"

@@ -85,7 +85,7 @@ def open_teacher(prepared: Prepared) -> OpenedTeacher:
     levels = _rms(prepared, teacher) if teacher.channels else (torch.ones(1),)
     for name, level in zip(recipe.teacher.maps, levels, strict=False):
         if not level.isfinite().all():
-            raise InputError(f"The map {name!r} has values that are no numbers on training pictures; name another map.")
+            raise InputError(f"The map {name!r} has NaN or infinite values on training pictures; name another map.")
         if not level.any():
             raise InputError(f"The map {name!r} is 0 everywhere on training pictures; name another map.")
     quantizer = Quantizer(recipe.quantizer, absolute_stride(recipe.quantizer, torch.cat(levels)))

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Protocol
 
 from qmimic.files import appending, open_file
-from qmimic.run.folder import BANK
+from qmimic.run.folder import BANK, KEY
 from qmimic.run.lock import exclusive_lock
 from qmimic.study.spec import Run, Study, jobs_of
 from qmimic.study.table import JobRow, plan, read_jobs, update
 
 POLL_SECONDS = 0.3
 LOG_END = 1 << 16  # bytes read from the end of a log
-BANK_NAME = re.compile(r"[0-9a-f]{12}\.bin")
+BANK_NAME = re.compile(rf"{KEY}\.bin")
 NEED_FAILED = "The job that it depends on failed: "
 
 
