@@ -133,6 +133,13 @@ def test_a_section_as_a_value_is_its_keys() -> None:
 
 # Every key that only some recipes read: a value that is not its default, and what makes it read.
 BOX_FILE = {"teacher.kind": "onnx", "baselines": []}
+GRIDS = {
+    **BOX_FILE,
+    "teacher.box_format": "distances",
+    "teacher.box_unit": "strides",
+    "teacher.grid_strides": [8, 16],
+    "teacher.grid_point": 0,
+}
 LABELS = {**BOX_FILE, "data.unlabelled": "frames"}
 ONLY_WITH: dict[str, tuple[Any, dict[str, Any]]] = {
     **{f"pruning.{name}": (7, {"baselines": ["taylor"]}) for name in ("rounds", "steps", "cost_weight")},
@@ -142,6 +149,10 @@ ONLY_WITH: dict[str, tuple[Any, dict[str, Any]]] = {
     **{f"teacher.{name}": ("a.onnx", BOX_FILE) for name in ("file", "boxes")},
     "teacher.scores": ("s", {**BOX_FILE, "teacher.boxes": "b"}),
     "teacher.labels": ("l", {**LABELS, "teacher.boxes": "b", "teacher.scores": "s"}),
+    "teacher.objectness": ("o", {**BOX_FILE, "teacher.boxes": "b", "teacher.scores": "s"}),
+    "teacher.grid_strides": ([8], GRIDS),
+    "teacher.grid_point": (0.5, GRIDS),
+    "teacher.bins": (8, GRIDS),
     "teacher.rows": ("r", {**BOX_FILE, "teacher.row_layout": ["box", "scores"]}),
     "teacher.row_layout": (["box", "scores"], {**BOX_FILE, "teacher.rows": "r"}),
     "teacher.transposed": (True, {**BOX_FILE, "teacher.rows": "r", "teacher.row_layout": ["box", "scores"]}),

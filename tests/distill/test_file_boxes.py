@@ -63,7 +63,7 @@ def plain(boxes: np.ndarray[Any, Any], scores: np.ndarray[Any, Any]) -> list[tup
 
 
 def same(config: TeacherFileConfig, outputs: dict[str, Tensor], wanted: list[tuple[int, float, list[float]]]) -> None:
-    (found,) = detections(found_in(config, outputs, 1), config, range(KINDS), SIZE)
+    (found,) = detections(found_in(config, outputs, 1, SIZE), config, range(KINDS), SIZE)
     assert found.labels.tolist() == [row[0] for row in wanted]
     np.testing.assert_allclose(found.scores, [row[1] for row in wanted], rtol=1e-4)
     np.testing.assert_allclose(found.boxes, [row[2] for row in wanted], atol=1e-3)
@@ -136,7 +136,7 @@ def test_boxes_and_scores_apart(own: Any, kind: str, unit: str, activation: str)
         classes=("a", "b", "c") + ((None,) if activation == "softmax" else ()),
     )  # fmt: skip
     outputs = {"b": tensor(as_format(boxes, kind, unit)[None]), "s": tensor(raw[None])}
-    found = found_in(config, outputs, 1)
+    found = found_in(config, outputs, 1, SIZE)
     (one,) = detections(found, config, class_places(config, found.columns, ("a", "b", "c")), SIZE)
     assert one.labels.tolist() == [row[0] for row in plain(boxes, known)]
     np.testing.assert_allclose(one.boxes, [row[2] for row in plain(boxes, known)], atol=1e-3)
@@ -145,14 +145,16 @@ def test_boxes_and_scores_apart(own: Any, kind: str, unit: str, activation: str)
 def test_columns_stand_in_the_order_that_the_recipe_says() -> None:
     """YOLOv7 end to end: [N, 7], the number of the picture first and the score last."""
     config = TeacherFileConfig(rows="r", row_layout=("skip", "box", "label", "score"))
-    (found,) = detections(found_in(config, {"r": tensor([[0, 1, 2, 20, 30, 2, 0.75]])}, 1), config, range(KINDS), SIZE)
+    (found,) = detections(
+        found_in(config, {"r": tensor([[0, 1, 2, 20, 30, 2, 0.75]])}, 1, SIZE), config, range(KINDS), SIZE
+    )
     assert (found.boxes.tolist(), found.labels.tolist(), found.scores.tolist()) == ([[1, 2, 20, 30]], [2], [0.75])
 
 
 def test_scores_and_class_numbers_apart_and_padding_between_pictures() -> None:
     config = TeacherFileConfig(boxes="b", scores="s", labels="l", suppress=1)
-    first = found_in(config, {"b": tensor([[1, 2, 20, 30]]), "s": tensor([0.5]), "l": tensor([2])}, 1)
-    none = found_in(config, {"b": torch.zeros(0, 4), "s": torch.zeros(0), "l": torch.zeros(0)}, 1)
+    first = found_in(config, {"b": tensor([[1, 2, 20, 30]]), "s": tensor([0.5]), "l": tensor([2])}, 1, SIZE)
+    none = found_in(config, {"b": torch.zeros(0, 4), "s": torch.zeros(0), "l": torch.zeros(0)}, 1, SIZE)
     joined = Found.joined([none, first])
     empty, full = detections(joined, config, range(KINDS), SIZE)
     assert len(empty) == 0
@@ -162,7 +164,7 @@ def test_scores_and_class_numbers_apart_and_padding_between_pictures() -> None:
 def test_what_overlaps_is_suppressed_within_a_class_alone() -> None:
     rows = tensor([[0, 0, 20, 20, 0.9, 0], [1, 0, 20, 20, 0.8, 0], [1, 0, 20, 20, 0.7, 1]])
     config = TeacherFileConfig(rows="r", row_layout=("box", "score", "label"))
-    (found,) = detections(found_in(config, {"r": rows}, 1), config, range(KINDS), SIZE)
+    (found,) = detections(found_in(config, {"r": rows}, 1, SIZE), config, range(KINDS), SIZE)
     assert found.labels.tolist() == [0, 1]
     np.testing.assert_allclose(found.scores, [0.9, 0.7])
 
@@ -174,12 +176,12 @@ def test_a_class_that_is_left_out_is_no_other_class_either() -> None:
     places = class_places(config, 4, ("dog", "cat"))
     assert places == (1, -1, 0, -1)
     rows = tensor([[0, 0, 20, 20, 0.1, 0.9, 0.2, 0.95], [30, 0, 50, 20, 0.1, 0.0, 0.0, 0.0]])
-    (found,) = detections(found_in(config, {"r": rows}, 1), config, places, SIZE)
+    (found,) = detections(found_in(config, {"r": rows}, 1, SIZE), config, places, SIZE)
     assert found.labels.tolist() == [0, 1]
     np.testing.assert_allclose(found.scores, [0.2, 0.1], rtol=1e-6)
     numbered = TeacherFileConfig(rows="r", row_layout=("box", "score", "label"), classes=(None, "cat"))
     (found,) = detections(
-        found_in(numbered, {"r": tensor([[0, 0, 9, 9, 0.9, 0], [0, 0, 9, 9, 0.5, 1]])}, 1),
+        found_in(numbered, {"r": tensor([[0, 0, 9, 9, 0.9, 0], [0, 0, 9, 9, 0.5, 1]])}, 1, SIZE),
         numbered, class_places(numbered, None, ("cat",)), SIZE,
     )  # fmt: skip
     assert found.labels.tolist() == [0]
@@ -248,19 +250,19 @@ ROWS = {"rows": "r", "row_layout": ("box", "scores")}
 def test_another_shape_than_declared_is_refused(settings: Any, outputs: dict[str, Tensor], said: str | None) -> None:
     config = TeacherFileConfig(**settings)
     if said is None:
-        assert found_in(config, outputs, 1).columns == 1
+        assert found_in(config, outputs, 1, SIZE).columns == 1
         return
     with pytest.raises(InputError, match=said):
-        found_in(config, outputs, 1)
+        found_in(config, outputs, 1, SIZE)
 
 
 def test_numbers_that_are_no_scores_or_no_classes_are_refused() -> None:
     config = TeacherFileConfig(rows="r", row_layout=("box", "scores"))
     with pytest.raises(InputError, match=r"scores go from -3 to 5, not from 0 to 1; set teacher.activation"):
-        detections(found_in(config, {"r": tensor([[0, 0, 9, 9, -3, 5]])}, 1), config, (0, 1), SIZE)
+        detections(found_in(config, {"r": tensor([[0, 0, 9, 9, -3, 5]])}, 1, SIZE), config, (0, 1), SIZE)
     config = TeacherFileConfig(rows="r", row_layout=("box", "score", "label"))
     with pytest.raises(InputError, match=r"has the class number 2, and teacher.classes names those from 0 to 1"):
-        detections(found_in(config, {"r": tensor([[0, 0, 9, 9, 0.9, 2]])}, 1), config, (0, 1), SIZE)
+        detections(found_in(config, {"r": tensor([[0, 0, 9, 9, 0.9, 2]])}, 1, SIZE), config, (0, 1), SIZE)
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
@@ -270,32 +272,36 @@ def test_scores_that_would_be_activated_twice_are_refused(activation: Any) -> No
         [tensor([[0, 0, 9, 9]]).expand(20, 4), torch.linspace(0, 1, 40, dtype=torch.float32).reshape(20, 2)], 1
     )
     with pytest.raises(InputError, match=r"go from 0 to 1 as they stand in the file; set teacher.activation=none"):
-        detections(found_in(config, {"r": rows}, 1), config, (0, 1), SIZE)
+        detections(found_in(config, {"r": rows}, 1, SIZE), config, (0, 1), SIZE)
 
 
 def test_numbers_of_boxes_that_are_read_as_scores_are_refused() -> None:
     config = TeacherFileConfig(rows="r", row_layout=("scores", "box"))
     with pytest.raises(InputError, match=r"scores go from 0 to 90, .*; these are not scores; check teacher.row_layout"):
-        detections(found_in(config, {"r": tensor([[0, 90, 0.1, 0.2, 9, 9]])}, 1), config, (0, 1), SIZE)
+        detections(found_in(config, {"r": tensor([[0, 90, 0.1, 0.2, 9, 9]])}, 1, SIZE), config, (0, 1), SIZE)
 
 
 def test_pixels_that_are_read_as_shares_are_refused() -> None:
     config = TeacherFileConfig(rows="r", row_layout=("box", "scores"), box_unit="shares")
     rows = tensor([[0, 0, 30, 30, 0.9], [5, 5, 60, 40, 0.5], [0, 0, 1, 1, 0.1]])
     with pytest.raises(InputError, match=r"a number above 4, so they are in pixels; set teacher.box_unit=pixels"):
-        detections(found_in(config, {"r": rows}, 1), config, (0,), SIZE)
+        detections(found_in(config, {"r": rows}, 1, SIZE), config, (0,), SIZE)
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
         ({"rows": "r"}, "rows and row_layout go together"),
-        ({"rows": "r", "row_layout": ("box", "scores"), "boxes": "b"}, "leave out boxes, scores and labels"),
+        (
+            {"rows": "r", "row_layout": ("box", "scores"), "boxes": "b"},
+            "leave out boxes, scores, objectness and labels",
+        ),
         ({"rows": "r", "row_layout": ("box", "score")}, "needs box and scores, or box, score and label, each once"),
         ({"rows": "r", "row_layout": ("box", "scores", "label")}, "needs box and scores, or box, score and label"),
         ({"transposed": True}, "transposed is how teacher.rows lie"),
-        ({"scores": "s"}, "are those of teacher.boxes"),
-        ({"boxes": "b", "labels": "l"}, "needs the boxes' scores"),
+        ({"scores": "s"}, "and labels are those of teacher.boxes"),
+        ({"boxes": "b", "labels": "l"}, "need the boxes' scores"),
+        ({"boxes": "b", "objectness": "o"}, "need the boxes' scores"),
         ({"maps": ("m",), "size": (64, 64)}, "only without a map"),
     ],
 )

@@ -88,6 +88,7 @@ OTHER: dict[str, Any] = {  # where the kind of a key does not give another value
     "teacher.backbone": "vgg16/2",
     "teacher.inputs": {"sizes": [640, 640]},
     "teacher.maps": ["map"],
+    "teacher.grid_strides": [8, 16],
     "teacher.mean": [1, 2, 3],
     "teacher.detector": "rfcn",
     "student.backbone": "vgg16/32",
@@ -100,9 +101,12 @@ OTHER: dict[str, Any] = {  # where the kind of a key does not give another value
     "run.trackers": [],
     "run.precision": "bf16",
 }
+GRIDS = {"box_format": "distances", "box_unit": "strides", "grid_strides": [8], "grid_point": 1}
 OUTPUTS: dict[str, dict[str, Any]] = {  # what has to be set beside a setting of a teacher that is a file
     "teacher.scores": {"boxes": "b"},
     "teacher.labels": {"boxes": "b", "scores": "s"},
+    "teacher.objectness": {"boxes": "b", "scores": "s"},
+    **dict.fromkeys(("teacher.grid_strides", "teacher.grid_point", "teacher.bins"), GRIDS),
     "teacher.row_layout": {"rows": "r", "row_layout": ["box", "score", "label"]},
     "teacher.transposed": {"rows": "r", "row_layout": ["box", "score", "label"]},
     "teacher.rows": {"rows": "r", "row_layout": ["box", "score", "label"]},

@@ -29,7 +29,7 @@ from qmimic.config.sections import RunConfig as RunConfig
 from qmimic.config.sections import ScheduleConfig as ScheduleConfig
 from qmimic.config.sections import StudentConfig as StudentConfig
 from qmimic.config.sections import TeacherConfig as TeacherConfig
+from qmimic.config.teacher_file import TeacherFileConfig as TeacherFileConfig
 from qmimic.config.teaching import MimicConfig as MimicConfig
 from qmimic.config.teaching import PruningConfig as PruningConfig
 from qmimic.config.teaching import QuantizerConfig as QuantizerConfig
-from qmimic.config.teaching import TeacherFileConfig as TeacherFileConfig

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from qmimic.config.base import Advanced, BackboneName, InputSize, InTable, Levels, Section, Share, Side
-from qmimic.config.teaching import TeacherFileConfig
+from qmimic.config.teacher_file import TeacherFileConfig, check_outputs
 from qmimic.tables import (
     ARCHITECTURES,
     ROI_POOLINGS,
@@ -233,25 +233,7 @@ class TeacherConfig(ScheduleConfig, TeacherFileConfig):
     def _outputs(self) -> "TeacherConfig":
         if self.kind == "detector":  # who sets one of these means another kind, and is told so
             return self
-        if self.rows and (self.boxes or self.scores or self.labels):
-            raise ValueError("teacher.rows holds boxes and scores in one output: leave out boxes, scores and labels")
-        if bool(self.rows) != bool(self.row_layout):
-            raise ValueError(
-                "teacher.rows and row_layout go together: name the output, and what stands in its rows, such as "
-                "[box, scores]"
-            )
-        own = sorted(one for one in self.row_layout if one not in ("skip", "objectness"))
-        whole = own in (["box", "scores"], ["box", "label", "score"]) and self.row_layout.count("objectness") < 2
-        if self.rows and not whole:
-            raise ValueError(
-                "teacher.row_layout needs box and scores, or box, score and label, each once; objectness at most once"
-            )
-        if self.transposed and not self.rows:
-            raise ValueError("teacher.transposed is how teacher.rows lie: name that output, or leave it out")
-        if (self.scores or self.labels) and not self.boxes:
-            raise ValueError("teacher.scores and labels are those of teacher.boxes: name that output too")
-        if self.labels and not self.scores:
-            raise ValueError("teacher.labels needs the boxes' scores: name their output in teacher.scores")
+        check_outputs(self)
         if self.size and self.maps:
             raise ValueError("teacher.size differs from data.size only without a map: leave out size, or maps")
         return self

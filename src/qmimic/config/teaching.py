@@ -8,9 +8,6 @@ from pydantic import Field, model_validator
 from qmimic.config.base import Advanced, InTable, Section, check_own
 from qmimic.tables import DICTIONARIES, DISTANCES, DISTILLERS, MODES, REGION_POOLINGS
 
-Pixels = Annotated[int, Field(ge=16, le=4096)]
-Column = Literal["box", "scores", "score", "label", "objectness", "skip"]
-
 
 class QuantizerConfig(Section):
     """How a feature map is quantized."""
@@ -110,58 +107,6 @@ class MimicConfig(Section):
                 raise ValueError(f"mimic.{name} has no effect with mimic.distiller={self.distiller}; leave it out")
         check_own(self.settings, kind.Settings, "mimic.settings", f"mimic.distiller={self.distiller}")
         return self
-
-
-class TeacherFileConfig(Section):
-    """A teacher that is a file: what its outputs are, which nothing in the file says."""
-
-    file: Advanced[str | None] = Field(None, description="onnx: the teacher's file")
-    size: Advanced[tuple[Pixels, Pixels] | None] = Field(
-        None, description="onnx: height and width of the pictures that it labels, where it has no map; null: data.size"
-    )
-    inputs: Advanced[dict[str, Any]] = Field(
-        {}, description="onnx: what it takes beside the picture, by name: numbers for each picture, or one everywhere"
-    )
-    maps: Advanced[tuple[str, ...]] = Field(
-        (), description="onnx: its maps, by growing stride: outputs, or what it computes on the way"
-    )
-    boxes: Advanced[str | None] = Field(None, description="onnx: output of boxes, see box_format and box_unit")
-    scores: Advanced[str | None] = Field(
-        None, description="onnx: output of their scores, one a box or one a class; boxes are ordered by the best"
-    )
-    labels: Advanced[str | None] = Field(None, description="onnx: output of class numbers, where scores has one a box")
-    rows: Advanced[str | None] = Field(None, description="onnx: one output of boxes and scores, in place of these")
-    row_layout: Advanced[tuple[Column, ...]] = Field(
-        (),
-        description="onnx: what stands in each of teacher.rows, in order: box, then scores (one a class), or score and "
-        "label; objectness, by which scores are multiplied; skip",
-    )
-    transposed: Advanced[bool] = Field(
-        False, description="onnx: in teacher.rows a box is a column, as in B x 84 x N, and not a row"
-    )
-    box_format: Advanced[Literal["xyxy", "yxyx", "cxcywh", "xywh"]] = Field(
-        "xyxy", description="onnx: the four numbers of a box: corners, or centre or corner with width and height"
-    )
-    box_unit: Advanced[Literal["pixels", "shares"]] = Field(
-        "pixels", description="onnx: pixels of its input, or shares of its input's width and height"
-    )
-    activation: Advanced[Literal["none", "sigmoid", "softmax"]] = Field(
-        "none", description="onnx: what makes its scores ones from 0 to 1"
-    )
-    suppress: Advanced[float] = Field(
-        0.5, gt=0, le=1, description="onnx: largest IoU of two of its boxes of a class; 1: all stay"
-    )
-    classes: Advanced[tuple[str | None, ...]] = Field(
-        (), description="onnx: class of each score or class number, by the data's names; null: left out, as background"
-    )
-    drop_other_classes: Advanced[bool] = Field(
-        False, description="onnx: leave out its boxes of classes that the data lack, instead of refusing it"
-    )
-    mean: Advanced[tuple[float, float, float]] = Field((0, 0, 0), description="onnx: subtracted from pixels 0..255")
-    std: Advanced[tuple[float, float, float]] = Field(
-        (255, 255, 255), description="onnx: by which they are then divided"
-    )
-    bgr: Advanced[bool] = Field(False, description="onnx: whether it takes blue, green, red")
 
 
 class PruningConfig(Section):

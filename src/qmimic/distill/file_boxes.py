@@ -4,7 +4,7 @@ Nothing is guessed: layout, format and unit of boxes, what makes scores of its n
 in the recipe's `teacher` (`TeacherFileConfig`), and what contradicts the file is refused.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,13 +12,15 @@ from torch import Tensor
 from torchvision.ops import batched_nms
 
 from qmimic.config import TeacherFileConfig
-from qmimic.config.teaching import Column
+from qmimic.config.teacher_file import Column, names_of
 from qmimic.detections import Detections
+from qmimic.distill.file_grids import by_cells, decoded, grids_of
 from qmimic.errors import InputError
 from qmimic.tables import near
 
 MOST_LOGIT, MOST_SHARE = 60.0, 4.0  # of numbers that can be what the recipe says
 SEVERAL = 16  # scores, which are not between 0 and 1 by chance
+KINDS_OF_OUTPUTS = ("rows", "boxes", "scores", "objectness", "labels")
 LEAST_SCORE, MOST_BOXES = 0.01, 300  # of a picture's detections
 WIDTHS: Mapping[Column, int] = {"box": 4, "scores": 0, "score": 1, "label": 1, "objectness": 1, "skip": 1}  # columns
 
@@ -28,7 +30,8 @@ class Found:
     """What a file says of some pictures, before anything is made of it.
 
     Attributes:
-        boxes: float32 [B, N, 4], as they stand in the file; NaN where a picture has fewer than others.
+        boxes: float32 [B, N, 4], as they stand in the file, [B, N, 4 * bins] of distributions; NaN where a picture has
+            fewer than others.
         scores: float32 [B, N, K], one for each class, or one for all (K = 1); None of a file without scores.
         objectness: float32 [B, N], by which they are multiplied; None of a file without.
         labels: float32 [B, N], class numbers; None where scores are by class.
@@ -53,83 +56,122 @@ class Found:
             filler = values.new_full((len(values), most - values.shape[1], *values.shape[2:]), torch.nan)
             return torch.cat([values, filler], 1)
 
+        return cls._together(parts, lambda own: torch.cat([padded(one) for one in own]))
+
+    @classmethod
+    def beside(cls, levels: Sequence["Found"]) -> "Found":
+        """Of several levels of the same pictures, one after another.
+
+        Raises:
+            InputError: they have scores of different classes.
+        """
+        if len({level.columns for level in levels}) > 1:
+            counts = ", ".join(str(level.columns) for level in levels)
+            raise InputError(
+                f"The teacher's levels have scores of {counts} classes; name outputs of one kind in teacher.scores."
+            )
+        return cls._together(levels, lambda own: torch.cat(list(own), 1))
+
+    @classmethod
+    def _together(cls, parts: Sequence["Found"], join: Callable[[Sequence[Tensor]], Tensor]) -> "Found":
         def of(name: str) -> Tensor | None:
             own = [getattr(part, name) for part in parts]
-            return None if own[0] is None else torch.cat([padded(one) for one in own])
+            return None if own[0] is None else join(own)
 
         boxes = of("boxes")
         assert boxes is not None, "every file has boxes"
         return cls(boxes, of("scores"), of("objectness"), of("labels"))
 
 
-def outputs_of(config: TeacherFileConfig) -> tuple[str, ...]:
-    """The outputs that a recipe names for boxes."""
-    return tuple(filter(None, (config.boxes, config.scores, config.labels, config.rows)))
-
-
-def found_in(config: TeacherFileConfig, outputs: Mapping[str, Tensor], batch: int) -> Found:
+def found_in(config: TeacherFileConfig, outputs: Mapping[str, Tensor], batch: int, size: tuple[int, int]) -> Found:
     """The boxes of one call of the file.
 
     Args:
         config: which output is what.
-        outputs: by name, as they came: [B, N, ...], or [N, ...] of one picture.
+        outputs: by name, as they came: [B, N, ...], or [N, ...] of one picture; on grids also maps.
         batch: B, pictures of this call.
+        size: height and width of its input, pixels.
 
     Raises:
         InputError: an output has another shape than the recipe says.
     """
-    if config.rows:
-        return _of_rows(config, outputs[config.rows].float(), batch)
-    assert config.boxes is not None, "boxes or rows are named"
-    boxes = outputs[config.boxes].float()
+    own = {name: outputs[name].float() for name in config.outputs}
+    grids = grids_of(config, size)
+    levels = []
+    for place in range(config.level_count):
+        named = {kind: names_of(getattr(config, kind))[place : place + 1] for kind in KINDS_OF_OUTPUTS}
+        names = {kind: one[0] for kind, one in named.items() if one}
+        if grids:
+            level = grids[place : place + 1] if config.level_count > 1 else grids
+            laid = {name: by_cells(name, own[name], level, config.transposed, batch) for name in names.values()}
+            own = {**own, **laid}
+        levels.append((_of_rows if config.rows else _of_boxes)(config, names, own, batch))
+    return Found.beside(levels)
+
+
+def _of_boxes(config: TeacherFileConfig, names: Mapping[str, str], outputs: Mapping[str, Tensor], batch: int) -> Found:
+    """Of one level whose boxes and scores are apart."""
+    boxes = outputs[names["boxes"]]
     boxes = boxes.squeeze(2) if boxes.ndim == 4 else boxes  # one box for all classes
-    if boxes.ndim not in (2, 3) or boxes.shape[-1] != 4:
+    wide = 4 * config.bins
+    if boxes.ndim not in (2, 3) or boxes.shape[-1] != wide:
+        bins = "" if wide == 4 else f", of {config.bins} bins a side"
         raise _misshapen(
-            config.boxes, boxes, "boxes are [B, N, 4] or [N, 4]; name an output of boxes and scores in teacher.rows"
+            names["boxes"],
+            boxes,
+            f"boxes are [B, N, {wide}] or [N, {wide}]{bins}; name an output of boxes and scores in teacher.rows",
         )
-    boxes = _of_batch(config.boxes, boxes, batch)
+    boxes = _of_batch(names["boxes"], boxes, batch)
     count = boxes.shape[1]
     scores = labels = None
-    if config.scores:
-        own = outputs[config.scores].float()
+    if "scores" in names:
+        own = outputs[names["scores"]]
         columns = own.shape[-1] if own.ndim == 3 or (own.ndim == 2 and boxes.shape[:2] != own.shape) else 1
         if own.numel() != batch * count * columns:
-            raise _misshapen(config.scores, own, f"scores of {count} boxes are [B, N], [B, N, K] or [N]")
+            raise _misshapen(names["scores"], own, f"scores of {count} boxes are [B, N], [B, N, K] or [N]")
         scores = own.reshape(batch, count, columns)
-    if config.labels:
-        numbers = outputs[config.labels].float()
-        if numbers.numel() != batch * count or (scores is not None and scores.shape[2] != 1):
-            raise _misshapen(
-                config.labels, numbers, f"class numbers of {count} boxes are [B, N] or [N], with one score"
-            )
-        labels = numbers.reshape(batch, count)
-    return Found(boxes, scores, None, labels)
+
+    def one_a_box(kind: str, said: str) -> Tensor | None:
+        if kind not in names:
+            return None
+        numbers = outputs[names[kind]]
+        if numbers.numel() != batch * count:
+            raise _misshapen(names[kind], numbers, f"{said} of {count} boxes are [B, N] or [N]")
+        return numbers.reshape(batch, count)
+
+    labels = one_a_box("labels", "class numbers")
+    if labels is not None and scores is not None and scores.shape[2] != 1:
+        raise _misshapen(names["scores"], scores, f"with class numbers, scores of {count} boxes are [B, N] or [N]")
+    return Found(boxes, scores, one_a_box("objectness", "numbers of objectness"), labels)
 
 
-def _of_rows(config: TeacherFileConfig, rows: Tensor, batch: int) -> Found:
-    assert config.rows is not None
-    columns = rows.shape[-2 if config.transposed else -1] if rows.ndim in (2, 3) else 0
+def _of_rows(config: TeacherFileConfig, names: Mapping[str, str], outputs: Mapping[str, Tensor], batch: int) -> Found:
+    """Of one level whose boxes and scores stand in one output."""
+    name, rows = names["rows"], outputs[names["rows"]]
+    transposed = config.transposed and not config.grid_strides  # those on grids are laid out already
+    columns = rows.shape[-2 if transposed else -1] if rows.ndim in (2, 3) else 0
     layout = config.row_layout
-    classes = columns - sum(WIDTHS[name] for name in layout)
+    widths = {**WIDTHS, "box": 4 * config.bins}
+    classes = columns - sum(widths[column] for column in layout)
     if (classes < 1) if "scores" in layout else classes:
         wanted = f"{columns - classes} columns" + (" and one a class" if "scores" in layout else "")
-        lying = "[B, columns, N]" if config.transposed else "[B, N, columns]"
-        raise _misshapen(config.rows, rows, f"with teacher.row_layout=[{', '.join(layout)}] it is {lying} of {wanted}")
+        lying = "[B, columns, N]" if transposed else "[B, N, columns]"
+        raise _misshapen(name, rows, f"with teacher.row_layout=[{', '.join(layout)}] it is {lying} of {wanted}")
     named = columns - classes + len(config.classes)
-    if "scores" in layout and config.classes and rows.shape[-1 if config.transposed else -2] == named != columns:
+    if "scores" in layout and config.classes and rows.shape[-1 if transposed else -2] == named != columns:
         raise _misshapen(
-            config.rows,
+            name,
             rows,
             f"{named} columns, as teacher.row_layout and teacher.classes say, lie on its other side: set "
-            f"teacher.transposed={str(not config.transposed).lower()}",
+            f"teacher.transposed={str(not transposed).lower()}",
         )
-    rows = _of_batch(config.rows, rows, batch)
-    rows = rows.transpose(1, 2) if config.transposed else rows
-    parts = rows.split([classes if name == "scores" else WIDTHS[name] for name in layout], 2)
+    rows = _of_batch(name, rows, batch)
+    rows = rows.transpose(1, 2) if transposed else rows
+    parts = rows.split([classes if column == "scores" else widths[column] for column in layout], 2)
     own = dict(zip(layout, parts, strict=True))
 
-    def one(name: str) -> Tensor | None:
-        return own[name][..., 0] if name in own else None
+    def one(column: Column) -> Tensor | None:
+        return own[column][..., 0] if column in own else None
 
     return Found(own["box"], own["scores"] if "scores" in own else own["score"], one("objectness"), one("label"))
 
@@ -147,13 +189,15 @@ def _misshapen(name: str, values: Tensor, wanted: str) -> InputError:
 
 
 def corners(boxes: Tensor, config: TeacherFileConfig, size: tuple[int, int]) -> Tensor:
-    """Boxes [..., 4] as the file has them, as xyxy in pixels of its input, float32 [..., 4]; not clipped.
+    """Boxes as the file has them, as xyxy in pixels of its input, float32 [..., 4]; not clipped.
 
     Args:
-        boxes: of the file.
-        config: `box_format` and `box_unit`.
+        boxes: of the file, [..., 4]; on grids [..., N, 4 * bins] with all their cells.
+        config: `box_format` and `box_unit`, and the grids.
         size: height and width of its input, pixels.
     """
+    if config.grid_strides:
+        return decoded(boxes, config, size)
     first, second = boxes[..., :2], boxes[..., 2:]
     if config.box_format == "cxcywh":
         first, second = first - second / 2, first + second / 2

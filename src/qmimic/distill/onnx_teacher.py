@@ -16,7 +16,7 @@ from qmimic.config import TeacherConfig
 from qmimic.contracts import Features, Proposals
 from qmimic.detections import Detections
 from qmimic.distill.distiller import Heads, TeacherView
-from qmimic.distill.file_boxes import Found, class_places, clipped, corners, detections, found_in, outputs_of, scores_of
+from qmimic.distill.file_boxes import Found, class_places, clipped, corners, detections, found_in, scores_of
 from qmimic.distill.inner_maps import branching_maps, lies_in_a_branch, open_giving, stride_of
 from qmimic.errors import InputError
 from qmimic.runtime.formats import Input
@@ -46,7 +46,7 @@ class OnnxTeacher:
     """
 
     def __init__(self, config: TeacherConfig, size: tuple[int, int]) -> None:
-        if not config.file or not (config.maps or outputs_of(config)):
+        if not config.file or not (config.maps or config.outputs):
             raise InputError(
                 "teacher.kind=onnx needs teacher.file, and the output with its map in teacher.maps, or those with its "
                 "boxes."
@@ -70,7 +70,7 @@ class OnnxTeacher:
         # Two pictures, where it takes them, show what belongs to a picture.
         self._probe = np.zeros((1 if self.single or at_once else 2, 3, *self.size), np.float32)
         seen = self._run(self._probe)
-        for name in (*config.maps, *outputs_of(config)):
+        for name in (*config.maps, *config.outputs):
             if name not in seen:
                 raise InputError(self._lacks(name, seen))
         levels = [self._level(name, seen[name]) for name in config.maps]
@@ -78,7 +78,7 @@ class OnnxTeacher:
         if list(self._strides) != sorted(set(self._strides)):
             have = ", ".join(f"{name} has {stride}" for name, stride in zip(config.maps, self._strides, strict=True))
             raise InputError(f"teacher.maps must be in growing order of stride, one map of each: {have}.")
-        self._columns = self._found([seen], len(self._probe)).columns if outputs_of(config) else None
+        self._columns = self._found([seen], len(self._probe)).columns if config.outputs else None
 
     place_strides: tuple[int, ...] = ()
     heads = Heads()
@@ -86,7 +86,7 @@ class OnnxTeacher:
     @property
     def has_regions(self) -> bool:
         """See `Teacher`: where its boxes are named."""
-        return bool(outputs_of(self.config))
+        return bool(self.config.outputs)
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -104,7 +104,7 @@ class OnnxTeacher:
         Raises:
             InputError: regions are wanted, and no output with boxes was named.
         """
-        if regions and not outputs_of(self.config):
+        if regions and not self.config.outputs:
             raise InputError(
                 "mimic.regions=teacher needs the teacher's boxes: name its output in teacher.boxes or teacher.rows, or "
                 "set mimic.regions=ground_truth or student."
@@ -263,10 +263,10 @@ class OnnxTeacher:
 
     def _found(self, parts: list[dict[str, NDArray[np.generic]]], batch: int) -> Found:
         """Boxes of a batch that was looked at in parts."""
-        names = outputs_of(self.config)
+        names = self.config.outputs
         tensors = [{name: torch.from_numpy(part[name].astype(np.float32)) for name in names} for part in parts]
         try:
-            return Found.joined([found_in(self.config, one, batch // len(parts)) for one in tensors])
+            return Found.joined([found_in(self.config, one, batch // len(parts), self.size) for one in tensors])
         except InputError as error:
             raise InputError(f"{self.path}: {error}") from error
 

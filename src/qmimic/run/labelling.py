@@ -228,8 +228,8 @@ def _hint(found: Iterable[Detections]) -> str:
     if (boxes[:, 2:] - boxes[:, :2]).max() < TINY:
         return f" None of its boxes is {TINY:g} pixels wide or high: are they shares (teacher.box_unit)?"
     return (
-        " Few of its boxes fit the labels: check teacher.box_format, box_unit, the order of teacher.classes, and what "
-        "its pixels are made into (teacher.mean, std, bgr)."
+        " Few of its boxes fit the labels: check teacher.box_format, box_unit, the order of teacher.classes, what its "
+        "pixels are made into (teacher.mean, std, bgr), and whether it decodes its boxes (teacher.grid_strides)."
     )
 
 

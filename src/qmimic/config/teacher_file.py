@@ -1,0 +1,189 @@
+"""A teacher that is a file: which of its outputs is what, and what its numbers mean, as nothing in the file says."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from qmimic.config.base import Advanced, Section
+
+Pixels = Annotated[int, Field(ge=16, le=4096)]
+Column = Literal["box", "scores", "score", "label", "objectness", "skip"]
+Outputs = str | tuple[str, ...]  # of an ONNX file: one for all boxes, or one for each level
+OF_GRIDS = ("distances", "offsets")  # formats of boxes that are said from the cell on which they lie
+
+
+class TeacherFileConfig(Section):
+    """A teacher that is a file: what its outputs are, which nothing in the file says."""
+
+    file: Advanced[str | None] = Field(None, description="onnx: the teacher's file")
+    size: Advanced[tuple[Pixels, Pixels] | None] = Field(
+        None, description="onnx: height and width of the pictures that it labels, where it has no map; null: data.size"
+    )
+    inputs: Advanced[dict[str, Any]] = Field(
+        {}, description="onnx: what it takes beside the picture, by name: numbers for each picture, or one everywhere"
+    )
+    maps: Advanced[tuple[str, ...]] = Field(
+        (), description="onnx: its maps, by growing stride: outputs, or what it computes on the way"
+    )
+    boxes: Advanced[Outputs | None] = Field(
+        None, description="onnx: output of boxes, see box_format and box_unit; a list where each level has its own"
+    )
+    scores: Advanced[Outputs | None] = Field(
+        None, description="onnx: output of their scores, one a box or one a class; boxes are ordered by the best"
+    )
+    objectness: Advanced[Outputs | None] = Field(
+        None, description="onnx: output of numbers by which scores are multiplied, one a box"
+    )
+    labels: Advanced[Outputs | None] = Field(
+        None, description="onnx: output of class numbers, where scores has one a box"
+    )
+    rows: Advanced[Outputs | None] = Field(None, description="onnx: one output of boxes and scores, in place of these")
+    row_layout: Advanced[tuple[Column, ...]] = Field(
+        (),
+        description="onnx: what stands in each of teacher.rows, in order: box, then scores (one a class), or score and "
+        "label; objectness, by which scores are multiplied; skip",
+    )
+    transposed: Advanced[bool] = Field(
+        False,
+        description="onnx: in teacher.rows, or on its grids, a box is a column, as in B x 84 x N, and not a row",
+    )
+    box_format: Advanced[Literal["xyxy", "yxyx", "cxcywh", "xywh", "distances", "offsets"]] = Field(
+        "xyxy",
+        description="onnx: the four numbers of a box: corners, or centre or corner with width and height; on its grids "
+        "distances (left, top, right, bottom) or offsets (centre, and logarithms of width and height) from a point",
+    )
+    box_unit: Advanced[Literal["pixels", "shares", "strides"]] = Field(
+        "pixels",
+        description="onnx: pixels of its input, shares of its input's width and height, or strides of its grids",
+    )
+    grid_strides: Advanced[tuple[Annotated[int, Field(ge=1, le=1024)], ...]] = Field(
+        (), max_length=16, description="onnx: strides of the grids on whose cells its boxes lie, in their order, where "
+        "the file does not decode them",
+    )  # fmt: skip
+    grid_point: Advanced[float | None] = Field(
+        None, ge=0, le=1, description="onnx: where in a grid's cell its point lies; 0: corner, 0.5: centre"
+    )
+    bins: Advanced[int] = Field(
+        1, ge=1, le=64, description="onnx: numbers of a distance, whose softmax weights 0, 1, 2, ..; 1: the distance"
+    )
+    activation: Advanced[Literal["none", "sigmoid", "softmax"]] = Field(
+        "none", description="onnx: what makes its scores ones from 0 to 1"
+    )
+    suppress: Advanced[float] = Field(
+        0.5, gt=0, le=1, description="onnx: largest IoU of two of its boxes of a class; 1: all stay"
+    )
+    classes: Advanced[tuple[str | None, ...]] = Field(
+        (), description="onnx: class of each score or class number, by the data's names; null: left out, as background"
+    )
+    drop_other_classes: Advanced[bool] = Field(
+        False, description="onnx: leave out its boxes of classes that the data lack, instead of refusing it"
+    )
+    mean: Advanced[tuple[float, float, float]] = Field((0, 0, 0), description="onnx: subtracted from pixels 0..255")
+    std: Advanced[tuple[float, float, float]] = Field(
+        (255, 255, 255), description="onnx: by which they are then divided"
+    )
+    bgr: Advanced[bool] = Field(False, description="onnx: whether it takes blue, green, red")
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Every output that is named for boxes."""
+        named = (self.boxes, self.scores, self.objectness, self.labels, self.rows)
+        return tuple(name for own in named for name in names_of(own))
+
+    @property
+    def level_count(self) -> int:
+        """In how many outputs the boxes lie: each level's own, or all of them in one."""
+        return len(names_of(self.rows or self.boxes))
+
+
+def names_of(outputs: Outputs | None) -> tuple[str, ...]:
+    """The outputs of each level, in order, as a recipe names them; none where it names none."""
+    return () if outputs is None else (outputs,) if isinstance(outputs, str) else outputs
+
+
+def check_outputs(teacher: TeacherFileConfig) -> None:
+    """Check that what is said of the outputs goes together.
+
+    Raises:
+        ValueError: it does not; a sentence without its stop.
+    """
+    for check in (_check_rows, _check_boxes, _check_levels, _check_grids):
+        check(teacher)
+
+
+def _check_rows(teacher: TeacherFileConfig) -> None:
+    if teacher.rows and (teacher.boxes or teacher.scores or teacher.labels or teacher.objectness):
+        raise ValueError(
+            "teacher.rows holds boxes and scores in one output: leave out boxes, scores, objectness and labels"
+        )
+    if bool(teacher.rows) != bool(teacher.row_layout):
+        raise ValueError(
+            "teacher.rows and row_layout go together: name the output, and what stands in its rows, such as "
+            "[box, scores]"
+        )
+    own = sorted(one for one in teacher.row_layout if one not in ("skip", "objectness"))
+    whole = own in (["box", "scores"], ["box", "label", "score"]) and teacher.row_layout.count("objectness") < 2
+    if teacher.rows and not whole:
+        raise ValueError(
+            "teacher.row_layout needs box and scores, or box, score and label, each once; objectness at most once"
+        )
+    if teacher.transposed and not (teacher.rows or teacher.grid_strides):
+        raise ValueError("teacher.transposed is how teacher.rows lie: name that output, or leave it out")
+
+
+def _check_boxes(teacher: TeacherFileConfig) -> None:
+    if (teacher.scores or teacher.labels or teacher.objectness) and not teacher.boxes:
+        raise ValueError("teacher.scores, objectness and labels are those of teacher.boxes: name that output too")
+    if (teacher.labels or teacher.objectness) and not teacher.scores:
+        raise ValueError("teacher.labels and objectness need the boxes' scores: name their output in teacher.scores")
+
+
+def _check_levels(teacher: TeacherFileConfig) -> None:
+    """Outputs of levels are as many of each kind, one for each grid where there are grids."""
+    named = {name: names_of(getattr(teacher, name)) for name in ("rows", "boxes", "scores", "objectness", "labels")}
+    counts = {name: len(own) for name, own in named.items() if own}
+    if len(set(counts.values())) > 1:
+        said = " and ".join(f"{count} for {name}" for name, count in counts.items())
+        raise ValueError(f"teacher names outputs of levels, {said}; name as many for each, in the same order")
+    if (twice := _twice(teacher.outputs)) is not None:
+        raise ValueError(f"teacher names the output {twice!r} twice; each holds one thing of one level")
+    grids = len(teacher.grid_strides)
+    if grids and counts and teacher.level_count not in (1, grids):
+        raise ValueError(
+            f"teacher.grid_strides are those of {grids} grids, and {teacher.level_count} outputs are named; name one "
+            "for each grid, or one for all"
+        )
+
+
+def _check_grids(teacher: TeacherFileConfig) -> None:
+    raw = teacher.box_format in OF_GRIDS
+    if raw != bool(teacher.grid_strides):
+        if raw:
+            raise ValueError(
+                f"teacher.box_format={teacher.box_format} says boxes from the cells of grids: set "
+                "teacher.grid_strides, such as [8, 16, 32]"
+            )
+        raise ValueError(
+            "teacher.grid_strides are for boxes that the file does not decode: set teacher.box_format to distances or "
+            "offsets, or leave them out"
+        )
+    if (twice := _twice(teacher.grid_strides)) is not None:
+        raise ValueError(f"teacher.grid_strides has {twice} twice; each grid has its own stride")
+    if raw and teacher.grid_point is None:
+        raise ValueError(
+            "teacher.grid_point says from where in its cell a box is measured: set it to 0.5 for the centre, or to 0 "
+            "for the corner"
+        )
+    units = {"distances": ("strides", "pixels"), "offsets": ("strides",)}.get(teacher.box_format, ("pixels", "shares"))
+    if teacher.box_unit not in units:
+        raise ValueError(f"teacher.box_format={teacher.box_format} is in {' or '.join(units)}: set teacher.box_unit")
+    if not raw and teacher.grid_point is not None:
+        raise ValueError("teacher.grid_point is that of the cells of teacher.grid_strides: leave it out, or set these")
+    if teacher.bins > 1 and teacher.box_format != "distances":
+        raise ValueError("teacher.bins are those of distances: set teacher.box_format=distances, or leave them out")
+
+
+def _twice(values: Sequence[Any]) -> Any | None:
+    """The first value that stands there a second time."""
+    return next((value for place, value in enumerate(values) if value in values[:place]), None)

@@ -1,0 +1,251 @@
+"""Boxes on grids: each layout of raw outputs says the same as boxes written down plainly, cell by cell."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+
+from qmimic.config import TeacherConfig, TeacherFileConfig
+from qmimic.detections import Detections
+from qmimic.distill.file_boxes import LEAST_SCORE, MOST_BOXES, Found, class_places, detections, found_in
+from qmimic.distill.onnx_teacher import OnnxTeacher
+from qmimic.errors import InputError
+from qmimic.runtime.onnx_engine import open_file
+
+SIZE = (64, 88)  # height and width; 88 is no multiple of 16 or 32, so that the last cells are cut
+HEIGHT, WIDTH = SIZE
+STRIDES = (16, 32, 8)  # not in order, as some files have them
+CLASSES = ("a", "b", "c")
+BINS = 7
+YUNET = {"boxes": "bbox", "scores": "cls", "objectness": "obj"}
+
+Thing = tuple[int, int, int, tuple[float, float, float, float], tuple[float, ...]]
+
+
+def side(stride: int) -> tuple[int, int]:
+    """Rows and columns of a grid."""
+    return math.ceil(HEIGHT / stride), math.ceil(WIDTH / stride)
+
+
+@st.composite
+def things(draw: st.DrawFn) -> list[Thing]:
+    """Some cells (grid, row, column), a box around each one's centre in pixels, and its scores, which all differ."""
+    count = draw(st.integers(1, 5))
+    ranks = draw(st.permutations(range(count * len(CLASSES))))
+    found: dict[tuple[int, int, int], Thing] = {}
+    for place in range(count):
+        grid = draw(st.integers(0, 2))
+        stride = STRIDES[grid]
+        row, column = draw(st.integers(0, HEIGHT // stride - 1)), draw(st.integers(0, WIDTH // stride - 1))
+        sides = [draw(st.floats(0.25, BINS - 1.25, width=32)) * stride for _ in range(4)]
+        x, y = (column + 0.5) * stride, (row + 0.5) * stride
+        own = ranks[place * len(CLASSES) : (place + 1) * len(CLASSES)]
+        scores = tuple((rank + 3) / (count * len(CLASSES) + 4) for rank in own)
+        found[(grid, row, column)] = (
+            grid,
+            row,
+            column,
+            (x - sides[0], y - sides[1], x + sides[2], y + sides[3]),
+            scores,
+        )
+    return list(found.values())
+
+
+def numbers_of(thing: Thing, config: TeacherFileConfig) -> list[float]:
+    """A box as its cell says it."""
+    grid, row, column, (x1, y1, x2, y2), _ = thing
+    stride = STRIDES[grid]
+    assert config.grid_point is not None
+    x, y = (column + config.grid_point) * stride, (row + config.grid_point) * stride
+    if config.box_format == "offsets":
+        centre = [((x1 + x2) / 2 - x) / stride, ((y1 + y2) / 2 - y) / stride]
+        return [*centre, math.log((x2 - x1) / stride), math.log((y2 - y1) / stride)]
+    unit = stride if config.box_unit == "strides" else 1
+    sides = [(x - x1) / unit, (y - y1) / unit, (x2 - x) / unit, (y2 - y) / unit]
+    if config.bins == 1:
+        return sides
+    logits = []
+    for one in sides:  # a mean of two neighbours, and hardly anything of all others
+        weights = [max(0.0, 1 - abs(one - own)) for own in range(config.bins)]
+        logits += [math.log(weight + 1e-12) + 2 for weight in weights]
+    return logits
+
+
+def levels(own: list[Thing], config: TeacherFileConfig, kind: str) -> list[np.ndarray[Any, Any]]:
+    """One map [h, w, C] a grid: of boxes, scores or objectness, where nothing is found 0 or a score near 0."""
+    wide = {"boxes": 4 * config.bins, "scores": len(CLASSES), "objectness": 1}[kind]
+    found = [np.full((*side(stride), wide), 0.0 if kind == "boxes" else 1e-4) for stride in STRIDES]
+    for thing in own:
+        values = {"boxes": numbers_of(thing, config), "scores": [one / 0.9 for one in thing[4]], "objectness": [0.9]}
+        found[thing[0]][thing[1], thing[2]] = values[kind]
+    return found
+
+
+def laid(maps: list[np.ndarray[Any, Any]], config: TeacherFileConfig, as_map: bool) -> list[Tensor]:
+    """As a file of one picture gives them."""
+    values = []
+    for own in maps:
+        laid_out = own if as_map else own.reshape(-1, own.shape[-1])
+        values.append(torch.from_numpy(np.moveaxis(laid_out, -1, 0) if config.transposed else laid_out)[None].float())
+    return values
+
+
+def plain(own: list[Thing]) -> list[tuple[int, float, list[float]]]:
+    """Class, score and box, cut at the picture, the best first."""
+    rows = []
+    for *_, (x1, y1, x2, y2), scores in own:
+        best = max(range(len(scores)), key=scores.__getitem__)
+        rows.append((best, scores[best], [max(x1, 0), max(y1, 0), min(x2, WIDTH), min(y2, HEIGHT)]))
+    return sorted(rows, key=lambda row: -row[1])
+
+
+def same(found: Found, config: TeacherFileConfig, own: list[Thing]) -> None:
+    (one,) = detections(found, config, class_places(config, found.columns, CLASSES), SIZE)
+    compare(one, plain(own))
+
+
+def compare(found: Detections, wanted: list[tuple[int, float, list[float]]]) -> None:
+    assert found.labels.tolist() == [row[0] for row in wanted]
+    np.testing.assert_allclose(found.scores, [row[1] for row in wanted], rtol=1e-3)
+    np.testing.assert_allclose(found.boxes, np.array([row[2] for row in wanted]).reshape(-1, 4), atol=1e-2)
+
+
+FORMATS = st.sampled_from(
+    [("offsets", "strides", 1), ("distances", "strides", 1), ("distances", "pixels", 1), ("distances", "strides", BINS)]
+)
+
+
+def config_of(said: tuple[str, str, int], point: float, transposed: bool, **names: Any) -> TeacherConfig:
+    return TeacherConfig(
+        kind="onnx", box_format=said[0], box_unit=said[1], bins=said[2], grid_strides=STRIDES, grid_point=point,
+        transposed=transposed, suppress=1, classes=CLASSES, **names,
+    )  # fmt: skip
+
+
+@settings(max_examples=80, deadline=None)
+@given(things(), FORMATS, st.booleans(), st.booleans())
+def test_outputs_of_each_level(own: list[Thing], said: tuple[str, str, int], transposed: bool, as_map: bool) -> None:
+    """YuNet's and PicoDet's: boxes, scores and objectness apart, as lists of cells or as maps."""
+    kinds = ("boxes", "scores", "objectness")
+    config = config_of(said, 0.5, transposed, **{kind: tuple(f"{kind}{place}" for place in range(3)) for kind in kinds})
+    outputs = {
+        f"{kind}{place}": values
+        for kind in kinds
+        for place, values in enumerate(laid(levels(own, config, kind), config, as_map))
+    }
+    same(found_in(config, outputs, 1, SIZE), config, own)
+
+
+@settings(max_examples=80, deadline=None)
+@given(things(), FORMATS, st.booleans(), st.booleans())
+def test_rows_of_all_levels(own: list[Thing], said: tuple[str, str, int], transposed: bool, apart: bool) -> None:
+    """YOLOX's [1, N, 5 + K] and NanoDet's: everything of a cell in one row, of all grids or of each."""
+    names = ("r0", "r1", "r2") if apart else "rows"
+    config = config_of(said, 0.5, transposed, rows=names, row_layout=("scores", "objectness", "box"))
+    kinds = [levels(own, config, kind) for kind in ("scores", "objectness", "boxes")]
+    rows = laid([np.concatenate(level, -1) for level in zip(*kinds, strict=True)], config, as_map=False)
+    outputs = dict(zip(names, rows, strict=True)) if apart else {"rows": torch.cat(rows, 2 if transposed else 1)}
+    same(found_in(config, outputs, 1, SIZE), config, own)
+
+
+@settings(max_examples=30, deadline=None)
+@given(things(), st.sampled_from([0.0, 0.25, 1.0]))
+def test_the_point_of_a_cell(own: list[Thing], point: float) -> None:
+    config = config_of(("offsets", "strides", 1), point, False, boxes=("a", "b", "c"), scores=("d", "e", "f"))
+    outputs = dict(zip("abc", laid(levels(own, config, "boxes"), config, False), strict=True))
+    halves = [values * 0.9 for values in levels(own, config, "scores")]
+    outputs |= dict(zip("def", laid(halves, config, False), strict=True))
+    same(found_in(config, outputs, 1, SIZE), config, own)
+
+
+GRIDS: dict[str, Any] = {"box_format": "distances", "box_unit": "strides", "grid_strides": (8, 16), "grid_point": 0.5}
+NAMED: dict[str, Any] = {**GRIDS, "boxes": ("a", "b"), "scores": ("c", "d")}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"grid_strides": ()}, "box_format=distances says boxes from the cells of grids: set teacher.grid_strides"),
+        ({"box_format": "cxcywh"}, "grid_strides are for boxes that the file does not decode: set teacher.box_format"),
+        ({"grid_point": None}, "grid_point says from where in its cell a box is measured: set it to 0.5 for the"),
+        ({"grid_strides": (8, 8)}, "grid_strides has 8 twice"),
+        ({"grid_strides": (8, 16, 32)}, "those of 3 grids, and 2 outputs are named; name one for each grid, or one"),
+        ({"box_format": "offsets", "box_unit": "pixels"}, "box_format=offsets is in strides: set teacher.box_unit"),
+        ({"box_unit": "shares"}, "box_format=distances is in strides or pixels: set teacher.box_unit"),
+        ({"box_format": "offsets", "bins": 4}, "bins are those of distances"),
+        ({"scores": "c"}, "names outputs of levels, 2 for boxes and 1 for scores; name as many for each"),
+        ({"scores": ("c", "a")}, "names the output 'a' twice"),
+    ],
+)
+def test_what_contradicts_itself_is_refused(changes: dict[str, Any], said: str) -> None:
+    TeacherConfig(kind="onnx", **NAMED)
+    with pytest.raises(ValueError, match=said):
+        TeacherConfig(kind="onnx", **{**NAMED, **changes})
+    plain_ones = {"boxes": "a", "grid_point": 0.5}
+    with pytest.raises(ValueError, match=r"grid_point is that of the cells of teacher.grid_strides"):
+        TeacherConfig(kind="onnx", **plain_ones)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "said"),
+    [
+        ({"a": (1, 88, 4), "b": (1, 24, 4), "c": (1, 88, 2), "d": (1, 24, 2)}, None),
+        ({"b": (1, 25, 4)}, r"'b' has shape \[1, 25, 4\]; on the grid of stride 16 it is \[B, N, C\] with N = 24, or"),
+        ({"a": (1, 4, 88)}, r"\[B, h, w, C\] with h, w = 8, 11; set teacher.transposed=true"),
+        ({"c": (1, 2, 8, 11)}, r"'c' has shape \[1, 2, 8, 11\]; .*set teacher.transposed=true"),
+        ({"a": (1, 24, 4), "b": (1, 88, 4)}, "check teacher.grid_strides, and that they stand in the outputs' order"),
+        ({"a": (1, 88, 32)}, r"'a' has shape \[1, 88, 32\]; boxes are \[B, N, 4\]"),
+        ({"a": (2, 88, 4)}, "'a' has shape .*; check teacher.grid_strides"),
+        ({"d": (1, 24, 3)}, "levels have scores of 2, 3 classes"),
+    ],
+)
+def test_another_shape_than_declared_is_refused(shapes: dict[str, tuple[int, ...]], said: str | None) -> None:
+    right = {"a": (1, 88, 4), "b": (1, 24, 4), "c": (1, 88, 2), "d": (1, 24, 2)}
+    outputs = {name: torch.zeros(*shape) for name, shape in {**right, **shapes}.items()}
+    config = TeacherConfig(kind="onnx", **NAMED)
+    if said is None:
+        assert found_in(config, outputs, 1, SIZE).boxes.shape == (1, 112, 4)
+        return
+    with pytest.raises(InputError, match=said):
+        found_in(config, outputs, 1, SIZE)
+
+
+def test_yunet_as_a_plain_loop_reads_it(real_data: Path) -> None:
+    """A real file that decodes nothing, against OpenCV's rule for it (`FaceDetectorYN`), one cell after another."""
+    path = real_data / "peers" / "yunet_n.onnx"
+    names = {kind: tuple(f"{own}_{stride}" for stride in (8, 16, 32)) for kind, own in YUNET.items()}
+    config = TeacherConfig(
+        kind="onnx", file=str(path), box_format="offsets", box_unit="strides", grid_strides=(8, 16, 32), grid_point=0,
+        std=(1, 1, 1), bgr=True, classes=("face",), suppress=1, **names,
+    )  # fmt: skip
+    files = sorted((real_data / "raccoon" / "JPEGImages").iterdir())[:6]
+    opened = [np.array(Image.open(one).convert("RGB").resize((320, 320))) for one in files]
+    pictures = torch.from_numpy(np.stack(opened)).permute(0, 3, 1, 2)
+    teacher = OnnxTeacher(config, (320, 320))
+    session = open_file(path, 1, spin=False)
+    count = 0
+    for picture, found in zip(pictures, teacher.labeller(["face"])(pictures), strict=True):
+        fed = picture.flip(0)[None].float().numpy()
+        seen = session.run({next(iter(session.inputs)): fed})
+        wanted = []
+        for stride in (8, 16, 32):
+            columns = 320 // stride
+            for place in range(columns * columns):
+                score = float(seen[f"cls_{stride}"][0, place, 0] * seen[f"obj_{stride}"][0, place, 0])
+                x, y, width, height = (float(one) for one in seen[f"bbox_{stride}"][0, place])
+                x, y = (place % columns + x) * stride, (place // columns + y) * stride
+                width, height = math.exp(width) * stride, math.exp(height) * stride
+                box = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
+                box = [min(max(one, 0), 320) for one in box]
+                if score >= LEAST_SCORE and box[2] > box[0] and box[3] > box[1]:
+                    wanted.append((0, score, box))
+        count += len(wanted)
+        compare(found, sorted(wanted, key=lambda row: -row[1])[:MOST_BOXES])
+    assert count >= 6
