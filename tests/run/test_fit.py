@@ -18,7 +18,7 @@ from qmimic.run.deploy import Deployed
 from qmimic.run.folder import StageResult
 from qmimic.run.stage import Stage
 from qmimic.run.train import RunResult
-from qmimic.run.ways import WAYS, best_way
+from qmimic.run.ways import TIMES, WAYS, best_way
 from qmimic.tables import ARCHITECTURES
 from qmimic.training.progress import Silent
 
@@ -117,6 +117,7 @@ def test_who_chooses_a_way_gets_it(overrides: list[str], why: str) -> None:
 def test_pictures_without_labels_are_one_way_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     recipe = load_recipe(None, ["data.unlabelled=frames", f"run.dir={tmp_path}", "baselines=[scratch,labelled]"])
     tried: list[tuple[str, Recipe]] = []
+    best = ["try-teachers_labels_alone"]
 
     @dataclass(frozen=True)
     class Ready:
@@ -124,7 +125,7 @@ def test_pictures_without_labels_are_one_way_more(monkeypatch: pytest.MonkeyPatc
 
     def short(own: Ready, name: str, *_: object) -> Stage:
         tried.append((name, own.recipe))
-        score = 0.5 if name == "try-teachers_labels_alone" else 0.4
+        score = 0.5 if name == best[-1] else 0.4
         return Stage(StageResult(name, "key", "resnet18/16", score, score, score, 1, 1, 1), tmp_path)
 
     def impossible(own: Ready) -> None:
@@ -140,12 +141,23 @@ def test_pictures_without_labels_are_one_way_more(monkeypatch: pytest.MonkeyPatc
     found, ways = best_way(recipe, [], listener)
     assert [one.name for one in ways] == [*(name for name in WAYS if name != "outputs"), "teacher's labels alone"]
     assert "outputs is not tried: They are of two stages." in listener.said
-    assert all(own.student.steps == 300 and own.baselines == () for _, own in tried)
-    assert [own.data.unlabelled for _, own in tried] == [None, *["frames"] * (len(tried) - 1)]
+    long = "try-alone-twice_the_steps"
+    assert [(own.student.steps, own.baselines) for _, own in tried] == [
+        (600 if name == long else 300, ()) for name, _ in tried
+    ]
+    assert [own.data.unlabelled for _, own in tried] == [
+        None if name in ("try-alone", long) else "frames" for name, _ in tried
+    ]
     assert (found.mimic.mode, found.data.unlabelled, found.student.steps) == ("none", "frames", 1200)
     monkeypatch.setattr("qmimic.run.ways.LABELS_ALONE", {})
     alone, _ = best_way(recipe, [], listener)
     assert (alone.data.unlabelled, alone.baselines) == (None, ("scratch",))
+    best.append(long)
+    longer, _ = best_way(recipe, [], listener)
+    assert (longer.student.steps, longer.mimic.mode, longer.data.unlabelled) == (2400, "none", None)
+    kept, ways = best_way(recipe, ["student.steps"], listener)
+    assert kept.student.steps == 1200
+    assert set(WAYS) - {one.name for one in ways} == {"outputs", *TIMES}
 
 
 @pytest.fixture
@@ -173,8 +185,9 @@ def test_a_budget_becomes_a_file(trained: Path, tmp_path: Path, capsys: pytest.C
     arms = json.loads((tmp_path / "fit/winner/results.json").read_text())["stages"]
     assert [one["name"] for one in arms] == ["teacher", "quantized_teacher", "scratch", "taylor", "student"]
     # How the winner is taught was tried too: outputs are those of one stage, and the winner has two.
+    # The length was set, so no other is tried.
     ways = {one["name"] for one in plain["ways"]}
-    assert ways == set(WAYS) - {"outputs"}
+    assert ways == set(WAYS) - {"outputs", *TIMES}
     assert {one["steps"] for one in plain["ways"]} == {1}
     assert "Ways to teach the winner" in said
     assert max(plain["ways"], key=lambda one: one["map50"])["name"] in ways

@@ -1,4 +1,8 @@
-"""How the student that a search found is taught: short trainings of each way, the best of which is taken in full."""
+"""How the student that a search found is taught: short trainings of each way, the best of which is taken in full.
+
+Teaching takes time, and so does the teacher. So training alone for twice as long, which costs about as much as being
+taught, is one of the ways.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,6 +18,7 @@ from qmimic.training.loop import Watcher
 
 SHORTER = 4  # times; than the student's training
 SEARCHED = ("mimic.mode", "mimic.distiller", "pruning.method")  # who sets one of these has chosen a way
+LENGTH = "student.steps"
 _CUT, _WHOLE = {"pruning.method": "taylor"}, {"pruning.method": "none"}
 WAYS: Mapping[str, Mapping[str, object]] = {
     "alone": {**_WHOLE, "mimic.mode": "none", "data.unlabelled": None},
@@ -21,9 +26,11 @@ WAYS: Mapping[str, Mapping[str, object]] = {
     "channel_wise": {**_WHOLE, "mimic.mode": "mimic", "mimic.distiller": "channel_wise"},
     "pearson": {**_WHOLE, "mimic.mode": "mimic", "mimic.distiller": "pearson"},
     "outputs": {**_WHOLE, "mimic.mode": "mimic", "mimic.distiller": "outputs"},
+    "alone, twice the steps": {**_WHOLE, "mimic.mode": "none", "data.unlabelled": None},
     "pruned": {**_CUT, "mimic.mode": "none"},
     "pruned, quantization mimic": {**_CUT, "mimic.mode": "quantization"},
 }
+TIMES = {"alone, twice the steps": 2}  # the student's steps; tried where nobody set these
 LABELS_ALONE = {"teacher's labels alone": {**_WHOLE, "mimic.mode": "none"}}  # where there are pictures without labels
 
 
@@ -42,7 +49,7 @@ class Way:
 
 
 def best_way(recipe: Recipe, named: Sequence[str], watcher: Watcher) -> tuple[Recipe, tuple[Way, ...]]:
-    """The recipe, taught in the way that is the best on val after a quarter of its steps; and all that were tried.
+    """The recipe, taught in the way that is the best on val after a quarter of its training; and all that were tried.
 
     Ways that these networks do not allow are passed over, and that is said.
 
@@ -56,15 +63,17 @@ def best_way(recipe: Recipe, named: Sequence[str], watcher: Watcher) -> tuple[Re
         why = f"{' and '.join(chosen)} are set" if chosen else f"teacher.kind={recipe.teacher.kind}"
         watcher.say(f"It is taught as the recipe says ({why}); no other way is tried.")
         return recipe, ()
-    steps = math.ceil(recipe.student.steps / SHORTER)
-    short = {"student.steps": steps, "student.evaluate_every": steps, "student.closing_steps": 0, "baselines": ()}
     known = {**WAYS, **(LABELS_ALONE if recipe.data.unlabelled is not None else {})}
+    if LENGTH in named:
+        known = {name: settings for name, settings in known.items() if name not in TIMES}
     with exclusive_lock(recipe.folder):
         prepared = prepare(recipe)
         teachers = teachers_of(prepared, watcher)
         labels = labels_of(prepared, teachers, watcher)
         tried = []
         for name, settings in known.items():
+            steps = math.ceil(TIMES.get(name, 1) * recipe.student.steps / SHORTER)
+            short = {LENGTH: steps, "student.evaluate_every": steps, "student.closing_steps": 0, "baselines": ()}
             own = replace(prepared, recipe=recipe.changed({**settings, **short}))
             if recipe.teacher.scale != 1 and own.recipe.pruning.method != "none":
                 watcher.say(f"{name} is not tried: a pruned student would see the larger pictures of teacher.scale.")
@@ -83,7 +92,7 @@ def best_way(recipe: Recipe, named: Sequence[str], watcher: Watcher) -> tuple[Re
             watcher.say(f"{name}: {100 * score:.1f} mAP@0.5 after {steps} steps.")
     best = max(tried, key=lambda way: way.map50)
     watcher.say(f"The student is taught in full as the best of these was: {best.name}.")
-    whole = recipe.changed(known[best.name])
+    whole = recipe.changed({**known[best.name], LENGTH: TIMES.get(best.name, 1) * recipe.student.steps})
     if whole.data.unlabelled is None:  # then there is no other student without them
         whole = whole.changed({"baselines": tuple(name for name in whole.baselines if name != "labelled")})
     return whole, tuple(tried)
