@@ -64,6 +64,8 @@ def test_a_student_is_as_its_card_says(name: str) -> None:
     assert notes["map50"] == pytest.approx(card.map50_float, abs=1e-4)
     assert own.parity["map50"] == pytest.approx(card.map50, abs=1e-3)
     assert card.low <= card.map50 <= card.high
+    assert len(card.map50_of_seeds) == len(set(card.seeds))
+    assert card.map50_of_seeds[0] == card.map50
     recipe = load_recipe(RECIPES / f"{name}.yaml", [])
     assert card.recipe == f"recipes/zoo/{name}.yaml"
     assert (recipe.student.backbone, recipe.data.size, recipe.seed) == (card.backbone, card.size, card.seeds[0])

@@ -3,6 +3,7 @@
 Finished trainings are not repeated, so an interrupted call continues where it was.
 
     python tools/make_zoo.py --data FOLDER pcb cells
+    python tools/make_zoo.py --data FOLDER cells --also 1 2      # further seeds, for the card alone
 
 FOLDER holds the datasets under the names in the recipes. Everything on a card is measured here: mAP@0.5 of the shipped
 int8 file on val, with its bootstrap interval; the parity of its float twin; its time beside the other students'.
@@ -14,8 +15,9 @@ import json
 import os
 import platform
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,15 +27,17 @@ from qmimic.bench.measure import as_run
 from qmimic.bench.timing import alternate
 from qmimic.config import Recipe, load_recipe
 from qmimic.data.chosen import open_dataset
+from qmimic.data.sample import Dataset
 from qmimic.data.splits import TRAIN, VAL
 from qmimic.detectors.build import mac_count, parameter_count
 from qmimic.detectors.files import load_detector, save_detector
-from qmimic.run.deploy import deploy
+from qmimic.run.deploy import Deployed, deploy
 from qmimic.runtime.engine import Engine
-from qmimic.scores.bootstrap import draws, interval, mean_ap
+from qmimic.scores.bootstrap import Interval, draws, interval, mean_ap
 from qmimic.scores.matches import match
 from qmimic.training.progress import Silent
 from qmimic.zoo import CARDS, DEPLOYED, FOLDER, TRAINED, Card
+from qmimic.zoo import cards as of_zoo
 
 RECIPES = Path(__file__).parents[1] / "recipes" / "zoo"
 MOST = 150_000  # bytes of a shipped file
@@ -52,25 +56,50 @@ def recipe_of(name: str, data: Path, runs: Path) -> Recipe:
     return recipe.changed({"data.root": root if root.startswith("synthetic:") else str(data / root)})
 
 
+def shipped(recipe: Recipe) -> tuple[Path, list[Deployed]]:
+    """Train a student; its file, and those that ship."""
+    run = train(recipe)
+    overrides = [f"int8.max_loss={recipe.int8.max_loss}"]
+    return run.student, deploy(run.student, None, recipe.data.root, overrides, 1, True, ["onnx"], True, Silent())
+
+
+def of_int8(files: list[Deployed]) -> Deployed:
+    """The integer file among those that ship."""
+    (own,) = (one for one in files if one.precision == "int8")
+    return own
+
+
+def scored(path: Path, dataset: Dataset) -> Interval:
+    """mAP@0.5 of a file on val, 0..1, with its interval over val's pictures."""
+    matches = match(dataset.splits[VAL], detect(path, dataset, VAL), len(dataset.classes))
+    images = len(dataset.splits[VAL])
+    (own,) = mean_ap(matches, np.ones((1, images), np.uint8))
+    return interval(float(own), mean_ap(matches, draws(images)))
+
+
+def of_seeds(card: Card, recipe: Recipe, seeds: list[int]) -> Card:
+    """The card with what further seeds come to."""
+    known = dict(zip(card.seeds, card.map50_of_seeds, strict=True))
+    dataset = open_dataset(recipe.data)
+    for seed in seeds:
+        own = recipe.changed({"seed": seed, "run.dir": f"{recipe.folder}-seed{seed}"})
+        known[seed] = round(scored(of_int8(shipped(own)[1]).path, dataset).value, 4)
+        print(f"seed {seed}: {100 * known[seed]:.1f} mAP@0.5", flush=True)
+    return replace(card, seeds=tuple(known), map50_of_seeds=tuple(known.values()))
+
+
 def made(name: str, recipe: Recipe) -> Card:
     """Train, ship and describe a student; its milliseconds are measured later."""
-    run = train(recipe)
-    detector, notes = load_detector(run.student)
-    data = recipe.data.root
-    overrides = [f"int8.max_loss={recipe.int8.max_loss}"]
-    files = deploy(run.student, None, data, overrides, 1, True, ["onnx"], True, Silent())
+    path, files = shipped(recipe)
+    detector, notes = load_detector(path)
     proof = {one.precision: one.proof for one in files}
-    (shipped,) = (one for one in files if one.precision == "int8")
-    if shipped.bytes > MOST:
-        raise SystemExit(f"{name} has {shipped.bytes:,} bytes, above {MOST:,}; make it narrower.")
-    shutil.copyfile(shipped.path, FOLDER / f"{name}{DEPLOYED}")
+    own = of_int8(files)
+    if own.bytes > MOST:
+        raise SystemExit(f"{name} has {own.bytes:,} bytes, above {MOST:,}; make it narrower.")
+    shutil.copyfile(own.path, FOLDER / f"{name}{DEPLOYED}")
     save_detector(detector, FOLDER / f"{name}{TRAINED}", notes)
     dataset = open_dataset(recipe.data)
-    images = len(dataset.splits[VAL])
-    found = detect(FOLDER / f"{name}{DEPLOYED}", dataset, VAL)
-    matches = match(dataset.splits[VAL], found, len(dataset.classes))
-    (own,) = mean_ap(matches, np.ones((1, images), np.uint8))
-    span = interval(float(own), mean_ap(matches, draws(images)))
+    span = scored(FOLDER / f"{name}{DEPLOYED}", dataset)
     about, called, licence, source = ABOUT[name]
     student = recipe.student
     return Card(
@@ -88,11 +117,12 @@ def made(name: str, recipe: Recipe) -> Card:
         map50=round(span.value, 4),
         low=round(span.low, 4),
         high=round(span.high, 4),
+        map50_of_seeds=(round(span.value, 4),),
         map50_float=round(float(notes["map50"]), 4),
-        images=images,
+        images=len(dataset.splits[VAL]),
         parameters=parameter_count(detector),
         macs=mac_count(detector),
-        bytes=shipped.bytes,
+        bytes=own.bytes,
         milliseconds=0.0,
         machine="",
         parity=dict(proof["fp32"]),
@@ -105,20 +135,29 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="students; none: all")
     parser.add_argument("--data", type=Path, required=True, help="folder of the datasets")
     parser.add_argument("--runs", type=Path, default=Path("runs/zoo"), help="folder for the runs")
+    parser.add_argument("--also", nargs="+", type=int, default=[], help="only train these seeds too, for the cards")
     options = parser.parse_args()
     torch.set_num_threads(1)
     file = FOLDER / CARDS
     cards = json.loads(file.read_text()) if file.exists() else {}
     for name in options.names or ABOUT:
-        cards[name] = asdict(made(name, recipe_of(name, options.data, options.runs)))
+        recipe = recipe_of(name, options.data, options.runs)
+        card = of_seeds(of_zoo()[name], recipe, options.also) if options.also else made(name, recipe)
+        cards[name] = asdict(card)
         print(f"{name}: {100 * cards[name]['map50']:.1f} mAP@0.5, {cards[name]['bytes']:,} bytes", flush=True)
     cards = {name: cards[name] for name in ABOUT if name in cards}
+    if not options.also:
+        time(cards)
+    file.write_text(json.dumps(cards, indent=1) + "\n")
+
+
+def time(cards: dict[str, dict[str, Any]]) -> None:
+    """Measure the students' milliseconds side by side, and note them on their cards."""
     seconds = alternate({name: as_run(Engine(FOLDER / f"{name}{DEPLOYED}")) for name in cards}, 200)
     for name, own in seconds.items():
         cards[name]["milliseconds"] = round(1000 * float(np.median(own)), 2)
         load = f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
         cards[name]["machine"] = f"{platform.machine()}, one thread, median of 200 alternating runs, {load}"
-    file.write_text(json.dumps(cards, indent=1) + "\n")
 
 
 if __name__ == "__main__":

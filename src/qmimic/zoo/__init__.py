@@ -35,6 +35,7 @@ class Card:
         epochs: how often each training picture was seen.
         map50, low, high: mAP@0.5 of the shipped file on val, 0..1, and its 95 % interval over resamples of val's
             pictures.
+        map50_of_seeds: mAP@0.5 of each seed's int8 file on val, 0..1.
         map50_float: of the trained detector, on the same pictures.
         images: number of val's pictures.
         parameters, macs: number of weights, and multiply-accumulates per picture.
@@ -59,6 +60,7 @@ class Card:
     map50: float
     low: float
     high: float
+    map50_of_seeds: tuple[float, ...]
     map50_float: float
     images: int
     parameters: int
@@ -81,7 +83,7 @@ def cards() -> dict[str, Card]:
     try:
         plain: dict[str, dict[str, Any]] = parse_json(read_bytes(path).decode(), str(path))
         for own in plain.values():
-            own |= {key: tuple(own[key]) for key in ("classes", "size", "seeds")}
+            own |= {key: tuple(own[key]) for key in ("classes", "size", "seeds", "map50_of_seeds")}
         return {name: Card(**own) for name, own in plain.items()}
     except (AttributeError, TypeError, KeyError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is damaged ({error}); install qmimic again.") from error
