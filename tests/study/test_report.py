@@ -12,8 +12,10 @@ from scipy import stats
 
 from qmimic.errors import InputError
 from qmimic.scores.statistics import estimate, interval
-from qmimic.study.report import draw_cost, draw_gains, markdown, note_of, orders, report, summarize
+from qmimic.study.figures import draw_cost, draw_gains
+from qmimic.study.report import markdown, note_of, report
 from qmimic.study.spec import Study
+from qmimic.study.summary import orders, summarize
 
 SCORES = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=3, max_size=8)
 

@@ -45,7 +45,8 @@ def _study(options: argparse.Namespace) -> int:
 
 def _report(out: "Output", folders: list[Path], path: Path) -> None:
     from qmimic.cli.output import table
-    from qmimic.study.report import as_json, orders, report, short_table, summarize, verdicts
+    from qmimic.study.report import as_json, report, short_table
+    from qmimic.study.summary import orders, summarize, verdicts
     from qmimic.study.table import read_results, read_study
 
     report(folders, path)

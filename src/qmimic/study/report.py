@@ -1,120 +1,22 @@
-"""A study's table as statistics, Markdown and plots: means, paired differences to the control, intervals."""
+"""A study's table as Markdown, JSON and short tables, each from the same summary."""
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import pairwise
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 
-from qmimic.files import is_there, read_text, replacing, write_text
-from qmimic.scores.statistics import CONFIDENCE, Estimate, estimate, interval, percent
+from qmimic.files import is_there, read_text, write_text
+from qmimic.scores.statistics import CONFIDENCE, interval, percent
+from qmimic.study.figures import draw_cost, draw_gains
 from qmimic.study.spec import Study
+from qmimic.study.summary import ArmSummary, orders, summarize, verdicts
 from qmimic.study.table import read_results, read_study
 
 MANY = 10  # comparisons, from which on some come out by chance
-COLOURS = (
-    "#0072B2",
-    "#E69F00",
-    "#009E73",
-    "#CC79A7",
-    "#56B4E9",
-    "#D55E00",
-    "#000000",
-)  # Okabe and Ito, colour-blind safe
-MARKERS = "osD^vP"
-
-
-@dataclass(frozen=True)
-class ArmSummary:
-    """One arm at one point of the grid.
-
-    Attributes:
-        arm, point: which.
-        score: mAP@0.5, 0..1; gain: its paired difference to the control, None for the control itself.
-        of_teacher: mean of its mAP@0.5 over that of the teacher of the same seed and fold; None without one.
-        matching, matching_nonzero: means, None without a mimic.
-        backbone, parameters, macs, bytes: of its network.
-        failed: runs that are missing because they failed, and why the first did.
-    """
-
-    arm: str
-    point: dict[str, Any]
-    score: Estimate
-    gain: Estimate | None
-    of_teacher: float | None
-    matching: float | None
-    matching_nonzero: float | None
-    backbone: str
-    parameters: int
-    macs: int
-    bytes: int
-    failed: tuple[str, ...]
-
-
-def repetitions(rows: Sequence[dict[str, Any]]) -> dict[int, float]:
-    """mAP@0.5 by repetition: each seed, averaged over its folds; with a single seed, each fold.
-
-    Folds of one seed share most of their training images, and seeds share them all: counting folds times seeds as
-    independent would make intervals too narrow. A seed with a missing fold is left out.
-    """
-    by_seed: dict[int, dict[int, float | None]] = defaultdict(dict)
-    for row in rows:
-        by_seed[row["seed"]][row["fold"]] = row["map50"] if row["status"] == "done" else None
-    if len(by_seed) == 1:
-        by_seed = {fold: {fold: value} for own in by_seed.values() for fold, value in own.items()}
-    whole = {seed: [value for value in own.values() if value is not None] for seed, own in by_seed.items()}
-    return {seed: float(np.mean(values)) for seed, values in whole.items() if len(values) == len(by_seed[seed])}
-
-
-def summarize(study: Study, results: Sequence[dict[str, Any]]) -> list[ArmSummary]:
-    """A summary of every arm at every point, in the study's order."""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    teachers: dict[tuple[int, int], set[float]] = defaultdict(set)
-    for row in results:
-        if row["teacher_map50"]:
-            teachers[row["seed"], row["fold"]].add(row["teacher_map50"])
-        groups[repr(row["point"]), row["arm"]].append(row)
-    found = []
-    for (point, arm), rows in groups.items():
-        own = repetitions(rows)
-        control = repetitions(groups[point, study.compared_to])
-        pairs = [value - control[key] for key, value in own.items() if key in control]
-        done = [row for row in rows if row["status"] == "done"]
-        shares = []
-        for row in done:
-            # A student without a teacher is compared with the others' teacher, if they all have the same.
-            known = {row["teacher_map50"]} if row["teacher_map50"] else teachers[row["seed"], row["fold"]]
-            shares += [row["map50"] / one for one in known if len(known) == 1]
-        some: dict[str, Any] = done[0] if done else {"backbone": "-", "parameters": 0, "macs": 0, "bytes": 0}
-        found.append(
-            ArmSummary(
-                arm=arm,
-                point=rows[0]["point"],
-                score=estimate(list(own.values())),
-                gain=None if arm == study.compared_to else estimate(pairs),
-                of_teacher=float(np.mean(shares)) if shares else None,
-                matching=_mean(done, "matching"),
-                matching_nonzero=_mean(done, "matching_nonzero"),
-                backbone=some["backbone"],
-                parameters=some["parameters"],
-                macs=some["macs"],
-                bytes=some["bytes"],
-                failed=tuple(row["error"] for row in rows if row["status"] == "failed"),
-            )
-        )
-    return found
-
-
-def _mean(rows: Sequence[dict[str, Any]], column: str) -> float | None:
-    values = [row[column] for row in rows if row.get(column) is not None]
-    return float(np.mean(values)) if values else None
-
-
 NOTE, MAX_NOTE_BYTES = "note.md", 1 << 16
 
 
@@ -149,7 +51,7 @@ def markdown(study: Study, results: Sequence[dict[str, Any]], note: str = "") ->
     begun = [own for own in arms if own.score.count or own.failed]
     lines += ["", *_table(study, begun), ""]
     if len(begun) < len(arms):
-        lines += [f"Not run yet: {', '.join(_label(own) for own in arms if own not in begun)}.", ""]
+        lines += [f"Not run yet: {', '.join(own.title for own in arms if own not in begun)}.", ""]
     lines += [*verdicts(study, arms), *orders(study, results)]
     compared = sum(own.gain is not None and own.gain.count > 1 for own in arms)
     if compared >= MANY:
@@ -198,63 +100,6 @@ def _teachers(study: Study, results: Sequence[dict[str, Any]], arms: Sequence[Ar
                 f"They are weaker than {study.compared_to}, so there is nothing to learn from them: train them for "
                 "longer, or start them from published weights (teacher.weights)."
             )
-    return said
-
-
-def verdicts(study: Study, arms: Sequence[ArmSummary]) -> list[str]:
-    """What the intervals say in words, one sentence for each point of the grid."""
-    points: dict[str, list[ArmSummary]] = defaultdict(list)
-    for own in arms:
-        points[_place(own.point)].append(own)
-    return [_verdict(study.compared_to, place, group) for place, group in points.items()]
-
-
-def _place(point: Mapping[str, Any]) -> str:
-    """A point of the grid as the end of a sentence; empty without a grid."""
-    return "".join(f" at {key} {value}" for key, value in point.items())
-
-
-def _verdict(control: str, place: str, group: Sequence[ArmSummary]) -> str:
-    told: dict[str, list[str]] = {"above": [], "below": [], "not distinguishable from": []}
-    for own in group:
-        if own.gain is not None and own.gain.count > 1:
-            low, high = own.gain.mean - own.gain.margin, own.gain.mean + own.gain.margin
-            told["above" if low > 0 else "below" if high < 0 else "not distinguishable from"].append(own.arm)
-    said = [
-        f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} {word} {control}"
-        for word, names in told.items()
-        if names
-    ]
-    return f"By these intervals{place}: {'; '.join(said) or 'nothing can be said yet'}.\n"
-
-
-def orders(study: Study, results: Sequence[dict[str, Any]]) -> list[str]:
-    """Whether the order that the study asks about appears, one sentence for each point that has the arms twice.
-
-    It appears where every arm is above the one before by its interval, and is refuted where no interval reaches what is
-    claimed.
-    """
-    points: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    for row in results:
-        points[_place(row["point"])][row["arm"]].append(row)
-    said = []
-    for place, arms in points.items():
-        names = [study.compared_to, *study.order]
-        scores = [repetitions(arms[name]) for name in names]
-        steps = [estimate([own[key] - before[key] for key in own if key in before]) for before, own in pairwise(scores)]
-        if not steps or any(step.count < 2 for step in steps):
-            continue
-        if all(step.mean > step.margin for step in steps):
-            verdict = "The order appears"
-        elif all(
-            100 * (step.mean + step.margin) < least for step, least in zip(steps, study.order.values(), strict=True)
-        ):
-            verdict = "The order is refuted here"
-        else:
-            verdict = "The order neither appears nor is refuted"
-        pairs = zip(names, names[1:], steps, study.order.values(), strict=False)
-        each = (f"{own} over {before} {interval(step)}, claimed {least:g}" for before, own, step, least in pairs)
-        said.append(f"{verdict}{place}: {'; '.join(each)}.\n")
     return said
 
 
@@ -322,63 +167,6 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_without_nan(own) for own in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def draw_gains(study: Study, arms: Sequence[ArmSummary], path: Path) -> None:
-    """Differences to the control with their intervals, one row for each arm and point."""
-    shown = [own for own in arms if own.gain is not None and own.gain.count]
-    figure, axes = plt.subplots(figsize=(7, 1.2 + 0.35 * max(1, len(shown))), layout="constrained")
-    for row, own in enumerate(reversed(shown)):
-        assert own.gain is not None
-        margin = 0 if math.isnan(own.gain.margin) else 100 * own.gain.margin
-        axes.errorbar(100 * own.gain.mean, row, xerr=margin, fmt="o", color=COLOURS[0], capsize=3)
-    axes.axvline(0, color="0.6", linewidth=1)
-    axes.set_yticks(range(len(shown)), [_label(own) for own in reversed(shown)])
-    axes.set_ylim(-0.6, len(shown) - 0.4)
-    figure.supxlabel(f"mAP@0.5 above {study.compared_to}, points (mean and 95 % interval)", fontsize="medium")
-    axes.spines[["top", "right"]].set_visible(False)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=150)
-    plt.close(figure)
-
-
-def draw_cost(arms: Sequence[ArmSummary], path: Path) -> None:
-    """mAP@0.5 with its interval against multiply-accumulates, one colour per arm."""
-    names = list(dict.fromkeys(own.arm for own in arms if own.score.count))
-    figure, axes = plt.subplots(figsize=(9, max(4.5, 0.6 + 0.22 * len(names))), layout="constrained")
-    for number, name in enumerate(names):
-        own = sorted((o for o in arms if o.arm == name and o.score.count), key=lambda o: o.macs)
-        margins = [0 if math.isnan(o.score.margin) else 100 * o.score.margin for o in own]
-        # Arms of equal cost would cover each other.
-        nudge = 1 + min(0.012, 0.2 / len(names)) * (number - (len(names) - 1) / 2)
-        axes.errorbar(
-            [o.macs / 1e6 * nudge for o in own],
-            [100 * o.score.mean for o in own],
-            yerr=margins,
-            fmt=f"{MARKERS[number // len(COLOURS) % len(MARKERS)]}-",
-            color=COLOURS[number % len(COLOURS)],
-            capsize=3,
-            label=name,
-        )
-    axes.set_xscale("log")
-    ticks: list[float] = []
-    for cost in sorted(own.macs / 1e6 for own in arms if own.score.count):
-        if not ticks or cost > 1.2 * ticks[-1]:  # costs of one width differ by a few per cent
-            ticks.append(cost)
-    axes.set_xticks(ticks, [f"{cost:.3g}" for cost in ticks])
-    axes.minorticks_off()
-    axes.set_ylim(top=min(axes.get_ylim()[1], 101))  # with few seeds an interval may extend above 100 %
-    axes.set_xlabel("multiply-accumulates per image, millions")
-    axes.set_ylabel("mAP@0.5, % (mean and 95 % interval)")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(frameon=False, loc="outside right upper")
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=150)
-    plt.close(figure)
-
-
-def _label(own: ArmSummary) -> str:
-    return own.arm + "".join(f", {key.split('.')[-1]} {value}" for key, value in own.point.items())
 
 
 def report(folders: Sequence[Path], out: Path) -> str:
