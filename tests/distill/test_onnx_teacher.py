@@ -8,9 +8,11 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from qmimic.config import TeacherConfig
+from qmimic.config import DataConfig, TeacherConfig
+from qmimic.data.chosen import open_dataset
 from qmimic.distill.onnx_teacher import OnnxTeacher
 from qmimic.errors import InputError
+from qmimic.runtime import Detector
 
 SIZE = (64, 96)
 BOXES = np.array([[4, 5, 30, 40], [10, 10, 200, 50], [8, 8, 8, 20]], np.float32)  # the last one has no width
@@ -183,3 +185,22 @@ def test_an_input_too_large_to_fill_is_refused(tmp_path: Path) -> None:
 def test_other_inputs_that_do_not_fit_are_refused(tmp_path: Path, inputs: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         OnnxTeacher(config(with_more_inputs(tmp_path / "a.onnx"), inputs=inputs), SIZE)
+
+
+def test_a_file_of_ours_finds_what_it_ships_to_find() -> None:
+    shipped = Detector("zoo:digits")
+    classes = shipped.metadata.classes
+    settings = TeacherConfig(
+        kind="onnx", file="zoo:digits", boxes="boxes", scores="scores", labels="labels", classes=classes, suppress=1
+    )
+    dataset = open_dataset(DataConfig(root="synthetic:digits"))
+    samples = dataset.splits["val"][:4]
+    pictures = np.stack([dataset.load(sample) for sample in samples])
+    assert pictures.shape[1:3] == shipped.metadata.size
+    find = OnnxTeacher(settings, shipped.metadata.size).labeller(classes)
+    for picture, found in zip(pictures, find(torch.from_numpy(pictures).permute(0, 3, 1, 2)), strict=True):
+        wanted = shipped(picture)
+        assert len(found) == len(wanted.scores) > 0
+        np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-6)
+        assert found.labels.tolist() == wanted.labels.tolist()
+        np.testing.assert_allclose(found.boxes, wanted.boxes, atol=1e-3)

@@ -5,7 +5,6 @@ Nothing of it is trained or shipped, and so nothing of its licence comes near th
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,6 +20,7 @@ from qmimic.distill.inner_maps import branching_maps, lies_in_a_branch, open_giv
 from qmimic.errors import InputError
 from qmimic.runtime.formats import Input
 from qmimic.tables import near
+from qmimic.zoo import DEPLOYED, located
 
 MULTIPLE = 32  # pixels; what most detectors want of an input's sides
 MOST_SAID = 200  # characters of an engine's message, whose end says what is wrong
@@ -52,7 +52,7 @@ class OnnxTeacher:
                 "boxes."
             )
         self.config, self.size = config, config.size or size
-        self.path = Path(config.file)
+        self.path = located(config.file, DEPLOYED)
         if self.path.is_dir():
             raise InputError(f"teacher.file names the folder {self.path}; name the .onnx file in it.")
         try:

@@ -34,7 +34,7 @@ from qmimic.detectors.pretrained import PRETRAINED
 from qmimic.errors import InputError
 from qmimic.extras import version_of
 from qmimic.files import MissingError, open_file
-from qmimic.zoo import TRAINED, located
+from qmimic.zoo import DEPLOYED, TRAINED, located
 
 VERSION = 2  # raised when the same recipe would give other weights
 TAUGHT_VERSION = 1  # the same for students that are taught
@@ -57,8 +57,12 @@ REPORT_VERSION = 2  # when a report would show something else of the same networ
 ENGINE_PACKAGES = ("qmimic", "onnxruntime", "openvino", "executorch", "ai-edge-litert", "tflite-micro", "ncnn")
 
 
-def weights_key(path: str | None) -> str | None:
+def weights_key(path: str | None, kind: str = TRAINED) -> str | None:
     """A fingerprint of a file of weights; None where no file is named, and timm's own by the backbone's name alone.
+
+    Args:
+        path: of the file, or a student of the zoo.
+        kind: which of the zoo's files is meant.
 
     Raises:
         InputError: the file cannot be read.
@@ -66,7 +70,7 @@ def weights_key(path: str | None) -> str | None:
     if path is None or path == PRETRAINED:
         return path
     try:
-        with open_file(located(path, TRAINED)) as file:
+        with open_file(located(path, kind)) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()[:16]
     except MissingError as error:
         raise InputError(f"Cannot read the weights {path}: there is no such file; name a file of weights.") from error
@@ -266,7 +270,7 @@ def _schedule(config: FineTuningConfig, *left_out: str) -> Mapping[str, object]:
     """A network's settings, with the content of its weights in their path's place."""
     plain = _plain(config, *left_out)
     if "file" in plain:
-        plain["file"] = weights_key(plain["file"])
+        plain["file"] = weights_key(plain["file"], DEPLOYED)
     return {**plain, "weights": weights_key(plain["weights"])} if "weights" in plain else plain
 
 
