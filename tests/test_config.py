@@ -341,6 +341,15 @@ def test_defaults_in_the_help_are_what_one_types(capsys: pytest.CaptureFixture[s
     assert load_recipe(None, overrides) == Recipe()
 
 
+def test_an_optional_choice_names_its_choices() -> None:
+    assert "'soft'; Known: none, sigmoid" in refusal("teacher.kind=onnx", "teacher.objectness_activation=soft")
+    assert "Known: 16, 8" in refusal("detector.output_stride=soft")
+
+
+def test_a_list_that_is_too_short_is_named() -> None:
+    assert "teacher.size: needs more values than the 1 given" in refusal("teacher.kind=onnx", "teacher.size=[64]")
+
+
 def test_the_schema_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["schema"]) == 0
     assert SCHEMA.read_text() == capsys.readouterr().out, "run `qmimic schema > recipes/recipe.schema.json`"

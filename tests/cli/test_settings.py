@@ -150,6 +150,10 @@ ONLY_WITH: dict[str, tuple[Any, dict[str, Any]]] = {
     "teacher.scores": ("s", {**BOX_FILE, "teacher.boxes": "b"}),
     "teacher.labels": ("l", {**LABELS, "teacher.boxes": "b", "teacher.scores": "s"}),
     "teacher.objectness": ("o", {**BOX_FILE, "teacher.boxes": "b", "teacher.scores": "s"}),
+    "teacher.objectness_activation": (
+        "none",
+        {**BOX_FILE, "teacher.boxes": "b", "teacher.scores": "s", "teacher.objectness": "o"},
+    ),
     "teacher.grid_strides": ([8], GRIDS),
     "teacher.grid_point": (0.5, GRIDS),
     "teacher.bins": (8, GRIDS),

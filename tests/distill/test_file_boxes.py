@@ -1,5 +1,6 @@
 """Boxes of foreign detectors: each common layout says the same as boxes written down plainly."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,10 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
 from qmimic.config import TeacherConfig, TeacherFileConfig
-from qmimic.distill.file_boxes import Found, class_places, corners, detections, found_in
+from qmimic.detections import Detections
+from qmimic.distill.file_boxes import corners, detections, regions, suspicion
+from qmimic.distill.file_outputs import Found, found_in
+from qmimic.distill.file_scores import class_places
 from qmimic.errors import InputError
 
 SIZE = (64, 96)  # height and width
@@ -316,3 +320,62 @@ def test_corners_undo_every_format(shares: Any, kind: str, unit: str) -> None:
     boxes = np.concatenate([np.minimum(first, second), np.maximum(first, second)], 1)
     config = TeacherFileConfig(box_format=kind, box_unit=unit)
     np.testing.assert_allclose(corners(tensor(as_format(boxes, kind, unit)), config, SIZE).numpy(), boxes, atol=1e-3)
+
+
+def test_regions_are_suppressed_as_labels_are() -> None:
+    boxes = tensor([[[0, 0, 20, 20], [1, 0, 20, 20], [40, 0, 60, 20], [0, 1, 20, 20]]])
+    found = Found(boxes, tensor([[[0.8, 0.1], [0.9, 0.2], [0.3, 0.1], [0.1, 0.7]]]))
+    config = TeacherFileConfig(classes=("cat", "dog"))
+    kept = regions(found, config, SIZE)
+    assert kept.boxes[0][kept.valid[0]].tolist() == [[1, 0, 20, 20], [0, 1, 20, 20], [40, 0, 60, 20]]
+    every = regions(found, TeacherFileConfig(suppress=1), SIZE)
+    assert every.boxes[0][every.valid[0]].tolist() == boxes[0][[1, 0, 3, 2]].tolist()
+
+
+@pytest.mark.parametrize(("kind", "given"), [("none", [0.5]), ("sigmoid", [0.0])])
+def test_objectness_has_an_activation_of_its_own(kind: Any, given: list[float]) -> None:
+    config = TeacherFileConfig(
+        boxes="b", scores="s", objectness="o", activation="sigmoid", objectness_activation=kind, suppress=1
+    )
+    outputs = {"b": tensor([[0, 0, 9, 9]]), "s": tensor([[2.0, -2.0]]), "o": tensor(given)}
+    (found,) = detections(found_in(config, outputs, 1, SIZE), config, (0, 1), SIZE)
+    np.testing.assert_allclose(found.scores, [0.5 / (1 + np.exp(-2))], rtol=1e-5)
+
+
+def test_objectness_that_needs_another_activation_is_refused() -> None:
+    layout = {"boxes": "b", "scores": "s", "objectness": "o"}
+    shares, logits = torch.linspace(0, 1, 20), torch.linspace(-4, 4, 20)
+    boxes = tensor([[0, 0, 9, 9]] * 20)
+    outputs = {"b": boxes, "s": torch.stack([logits, logits], 1), "o": shares}
+    config = TeacherFileConfig(**layout, activation="sigmoid")
+    with pytest.raises(
+        InputError, match=r"objectness goes from 0 to 1 as it stands .*objectness_activation=none instead"
+    ):
+        detections(found_in(config, outputs, 1, SIZE), config, (0, 1), SIZE)
+    config = TeacherFileConfig(**layout)
+    outputs = {"b": boxes, "s": torch.stack([shares, shares], 1), "o": logits}
+    with pytest.raises(
+        InputError, match=r"goes from -4 to 4, not from 0 to 1; set teacher.objectness_activation=sigmoid"
+    ):
+        detections(found_in(config, outputs, 1, SIZE), config, (0, 1), SIZE)
+
+
+def test_scores_that_are_no_numbers_are_refused() -> None:
+    config = TeacherFileConfig(rows="r", row_layout=("box", "scores"))
+    with pytest.raises(InputError, match=r"scores hold NaN, which is no number; check what its pixels are made into"):
+        detections(found_in(config, {"r": tensor([[0, 0, 9, 9, np.nan, 0.5]])}, 1, SIZE), config, (0, 1), SIZE)
+
+
+@pytest.mark.parametrize(
+    ("boxes", "settings", "said"),
+    [
+        ([], {}, "no box inside of a picture with a score of at least 0.01"),
+        ([[0, 0, 1, 1]], {}, "are they shares .* or does it not decode them"),
+        ([[0, 0, 30, 30]], {}, "and whether it decodes its boxes"),
+        ([[0, 0, 1, 1]], {"grid_strides": (8,)}, "grid_point, the order of grid_strides and of classes"),
+    ],
+)
+def test_what_may_be_wrong_is_said_by_what_is_found(boxes: list[list[int]], settings: Any, said: str) -> None:
+    own = np.array(boxes, np.float32).reshape(-1, 4)
+    found = Detections(own, np.ones(len(own), np.float32), np.zeros(len(own), np.int64))
+    assert re.search(said, suspicion([found], TeacherFileConfig(**settings)))

@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from qmimic.config import TeacherConfig, TeacherFileConfig
+from qmimic.config import TeacherConfig, TeacherFileConfig, recipe_from
 from qmimic.detections import Detections
-from qmimic.distill.file_boxes import LEAST_SCORE, MOST_BOXES, Found, class_places, detections, found_in
+from qmimic.distill.file_boxes import LEAST_SCORE, MOST_BOXES, detections
+from qmimic.distill.file_outputs import Found, found_in
+from qmimic.distill.file_scores import class_places
 from qmimic.distill.onnx_teacher import OnnxTeacher
 from qmimic.errors import InputError
 from qmimic.runtime.onnx_engine import open_file
@@ -176,10 +178,14 @@ NAMED: dict[str, Any] = {**GRIDS, "boxes": ("a", "b"), "scores": ("c", "d")}
         ({"box_format": "cxcywh"}, "grid_strides are for boxes that the file does not decode: set teacher.box_format"),
         ({"grid_point": None}, "grid_point says from where in its cell a box is measured: set it to 0.5 for the"),
         ({"grid_strides": (8, 8)}, "grid_strides has 8 twice"),
-        ({"grid_strides": (8, 16, 32)}, "those of 3 grids, and 2 outputs are named; name one for each grid, or one"),
+        ({"grid_strides": (8, 16, 32)}, "grid_strides has 3 strides, and 2 outputs are named; name one for each grid"),
         ({"box_format": "offsets", "box_unit": "pixels"}, "box_format=offsets is in strides: set teacher.box_unit"),
         ({"box_unit": "shares"}, "box_format=distances is in strides or pixels: set teacher.box_unit"),
         ({"box_format": "offsets", "bins": 4}, "bins are those of distances"),
+        ({"box_unit": "pixels", "bins": 4}, "distances with teacher.bins is in strides: set teacher.box_unit=strides"),
+        ({"boxes": ()}, "teacher.boxes names no output; name one, or leave it out"),
+        ({"objectness_activation": "none"}, "is that of an objectness: name its output, or its column"),
+        ({"grid_strides": tuple(range(1, 18))}, "has 17 strides; name 16 at most"),
         ({"scores": "c"}, "names outputs of levels, 2 for boxes and 1 for scores; name as many for each"),
         ({"scores": ("c", "a")}, "names the output 'a' twice"),
     ],
@@ -193,28 +199,63 @@ def test_what_contradicts_itself_is_refused(changes: dict[str, Any], said: str) 
         TeacherConfig(kind="onnx", **plain_ones)
 
 
+RIGHT = {"a": (1, 88, 4), "b": (1, 24, 4), "c": (1, 88, 2), "d": (1, 24, 2)}
+
+
 @pytest.mark.parametrize(
     ("shapes", "said"),
     [
-        ({"a": (1, 88, 4), "b": (1, 24, 4), "c": (1, 88, 2), "d": (1, 24, 2)}, None),
         ({"b": (1, 25, 4)}, r"'b' has shape \[1, 25, 4\]; on the grid of stride 16 it is \[B, N, C\] with N = 24, or"),
         ({"a": (1, 4, 88)}, r"\[B, h, w, C\] with h, w = 8, 11; set teacher.transposed=true"),
         ({"c": (1, 2, 8, 11)}, r"'c' has shape \[1, 2, 8, 11\]; .*set teacher.transposed=true"),
         ({"a": (1, 24, 4), "b": (1, 88, 4)}, "check teacher.grid_strides, and that they stand in the outputs' order"),
-        ({"a": (1, 88, 32)}, r"'a' has shape \[1, 88, 32\]; boxes are \[B, N, 4\]"),
-        ({"a": (2, 88, 4)}, "'a' has shape .*; check teacher.grid_strides"),
+        ({"a": (1, 22, 4)}, r"'a' has shape \[1, 22, 4\]; on the grid .*, and that they stand in the outputs' order"),
+        ({"a": (1, 88, 32)}, r"'a' has shape \[1, 88, 32\]; it has 32 numbers for each box: set teacher.bins=8"),
+        ({"a": (1, 88, 10)}, r"teacher.boxes has 4 numbers for each cell, and this one 10; name another output"),
+        ({"a": (2, 88, 4)}, "it is of 2 pictures, not of 1: export it for one picture, or for any number"),
+        ({"a": (1, 8, 11, 1, 4)}, "it has 5 dimensions"),
         ({"d": (1, 24, 3)}, "levels have scores of 2, 3 classes"),
+        ({"b": (1, 20, 4)}, "leaves out the cells that the picture's border cuts, so take sides that 16 divides"),
     ],
 )
-def test_another_shape_than_declared_is_refused(shapes: dict[str, tuple[int, ...]], said: str | None) -> None:
-    right = {"a": (1, 88, 4), "b": (1, 24, 4), "c": (1, 88, 2), "d": (1, 24, 2)}
-    outputs = {name: torch.zeros(*shape) for name, shape in {**right, **shapes}.items()}
+def test_another_shape_than_declared_is_refused(shapes: dict[str, tuple[int, ...]], said: str) -> None:
     config = TeacherConfig(kind="onnx", **NAMED)
-    if said is None:
-        assert found_in(config, outputs, 1, SIZE).boxes.shape == (1, 112, 4)
-        return
+    assert found_in(config, {name: torch.zeros(*one) for name, one in RIGHT.items()}, 1, SIZE).boxes.shape[1] == 112
+    outputs = {name: torch.zeros(*shape) for name, shape in {**RIGHT, **shapes}.items()}
     with pytest.raises(InputError, match=said):
         found_in(config, outputs, 1, SIZE)
+
+
+def test_an_output_of_one_grid_where_all_are_meant() -> None:
+    config = TeacherConfig(kind="onnx", **{**GRIDS, "boxes": "a"})
+    with pytest.raises(InputError, match=r"on the grids of strides 8, 16 .* one grid alone, so name a list of"):
+        found_in(config, {"a": torch.zeros(1, 88, 4)}, 1, SIZE)
+
+
+@pytest.mark.parametrize(("bins", "columns"), [(8, 35), (4, 35), (1, 35), (1, 67)])
+def test_rows_say_how_many_bins_are_left(bins: int, columns: int) -> None:
+    config = TeacherConfig(
+        kind="onnx", **GRIDS, rows="r", row_layout=("scores", "box"), bins=bins, classes=("a", "b", "c")
+    )
+    outputs = {"r": torch.zeros(1, 112, columns)}
+    if columns == 3 + 4 * bins:
+        assert found_in(config, outputs, 1, SIZE).columns == 3
+        return
+    with pytest.raises(InputError, match=rf"{columns - 3} columns are left .* set teacher.bins={columns // 4},"):
+        found_in(config, outputs, 1, SIZE)
+
+
+def test_no_box_that_is_a_number_is_refused() -> None:
+    config = TeacherConfig(kind="onnx", **NAMED)
+    outputs = {name: torch.full(shape, math.nan) for name, shape in RIGHT.items()}
+    with pytest.raises(InputError, match="boxes are all NaN, which is no number; check what its pixels"):
+        found_in(config, outputs, 1, SIZE)
+
+
+def test_names_that_are_numbers_are_names() -> None:
+    """PyTorch numbers the values that it does not name, and YAML reads numbers."""
+    config = recipe_from({"teacher": {"kind": "onnx", "boxes": [792, "814"], "maps": [291]}}, "the test").teacher
+    assert (config.boxes, config.maps) == (("792", "814"), ("291",))
 
 
 def test_yunet_as_a_plain_loop_reads_it(real_data: Path) -> None:

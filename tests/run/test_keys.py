@@ -106,6 +106,7 @@ OUTPUTS: dict[str, dict[str, Any]] = {  # what has to be set beside a setting of
     "teacher.scores": {"boxes": "b"},
     "teacher.labels": {"boxes": "b", "scores": "s"},
     "teacher.objectness": {"boxes": "b", "scores": "s"},
+    "teacher.objectness_activation": {"boxes": "b", "scores": "s", "objectness": "o"},
     **dict.fromkeys(("teacher.grid_strides", "teacher.grid_point", "teacher.bins"), GRIDS),
     "teacher.row_layout": {"rows": "r", "row_layout": ["box", "score", "label"]},
     "teacher.transposed": {"rows": "r", "row_layout": ["box", "score", "label"]},

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import UnionType
 from typing import Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -53,14 +54,17 @@ def settings(section: type[Section] = Recipe, prefix: str = "") -> Iterator[Sett
 
 
 def _choices(field: FieldInfo) -> tuple[str, ...]:
-    either = get_args(field.annotation) if get_origin(field.annotation) is Union else ()
+    either = get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else ()
     told = [*field.metadata, *(one for kind in either for one in getattr(kind, "__metadata__", ()))]
     tables = [one.table for one in told if isinstance(one, InTable)]
     if tables:
         return tuple(tables[0])
     if field.annotation is bool:
         return BOOLEAN
-    return tuple(map(str, get_args(field.annotation))) if get_origin(field.annotation) is Literal else ()
+    kinds = [kind for kind in (either or (field.annotation,)) if kind is not type(None)]
+    if any(get_origin(kind) is not Literal for kind in kinds):
+        return ()
+    return tuple(str(one) for kind in kinds for one in get_args(kind))
 
 
 def _plain(value: object) -> str:

@@ -164,6 +164,8 @@ def explain(error: ValidationError) -> str:
         return message if first["ctx"]["names"] in (key, parent) else f"{key}: {message}"
     if first["type"] == "literal_error" and isinstance(given, str) and key in known:
         return unknown(key, given, known[key].choices)
+    if first["type"] == "missing" and last.isdigit():
+        return f"{parent}: needs more values than the {last} given."
     if first["type"] in ("model_type", "dict_type"):
         message = "needs `name: value` pairs"
     if first["type"] in ("tuple_type", "list_type"):

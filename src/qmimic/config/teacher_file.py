@@ -3,13 +3,23 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from qmimic.config.base import Advanced, Section
 
 Pixels = Annotated[int, Field(ge=16, le=4096)]
 Column = Literal["box", "scores", "score", "label", "objectness", "skip"]
-Outputs = str | tuple[str, ...]  # of an ONNX file: one for all boxes, or one for each level
+
+
+def _as_text(value: Any) -> Any:
+    """A name that YAML reads as a number, as exporters number what they do not name."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Name = Annotated[str, BeforeValidator(_as_text)]
+Outputs = Name | tuple[Name, ...]  # of an ONNX file: one for all boxes, or one for each level
+KINDS_OF_OUTPUTS = ("rows", "boxes", "scores", "objectness", "labels")
+MOST_GRIDS = 16
 OF_GRIDS = ("distances", "offsets")  # formats of boxes that are said from the cell on which they lie
 
 
@@ -23,7 +33,7 @@ class TeacherFileConfig(Section):
     inputs: Advanced[dict[str, Any]] = Field(
         {}, description="onnx: what it takes beside the picture, by name: numbers for each picture, or one everywhere"
     )
-    maps: Advanced[tuple[str, ...]] = Field(
+    maps: Advanced[tuple[Name, ...]] = Field(
         (), description="onnx: its maps, by growing stride: outputs, or what it computes on the way"
     )
     boxes: Advanced[Outputs | None] = Field(
@@ -58,9 +68,10 @@ class TeacherFileConfig(Section):
         description="onnx: pixels of its input, shares of its input's width and height, or strides of its grids",
     )
     grid_strides: Advanced[tuple[Annotated[int, Field(ge=1, le=1024)], ...]] = Field(
-        (), max_length=16, description="onnx: strides of the grids on whose cells its boxes lie, in their order, where "
-        "the file does not decode them",
-    )  # fmt: skip
+        (),
+        description="onnx: strides of the grids on whose cells its boxes lie, in their order, where the file does not "
+        "decode them",
+    )
     grid_point: Advanced[float | None] = Field(
         None, ge=0, le=1, description="onnx: where in a grid's cell its point lies; 0: corner, 0.5: centre"
     )
@@ -69,6 +80,9 @@ class TeacherFileConfig(Section):
     )
     activation: Advanced[Literal["none", "sigmoid", "softmax"]] = Field(
         "none", description="onnx: what makes its scores ones from 0 to 1"
+    )
+    objectness_activation: Advanced[Literal["none", "sigmoid"] | None] = Field(
+        None, description="onnx: the same of objectness; null: as activation has it, sigmoid beside softmax"
     )
     suppress: Advanced[float] = Field(
         0.5, gt=0, le=1, description="onnx: largest IoU of two of its boxes of a class; 1: all stay"
@@ -92,6 +106,11 @@ class TeacherFileConfig(Section):
         return tuple(name for own in named for name in names_of(own))
 
     @property
+    def objectness_needs_sigmoid(self) -> bool:
+        """Whether the file gives logits of objectness."""
+        return (self.objectness_activation or self.activation) != "none"
+
+    @property
     def level_count(self) -> int:
         """In how many outputs the boxes lie: each level's own, or all of them in one."""
         return len(names_of(self.rows or self.boxes))
@@ -108,7 +127,10 @@ def check_outputs(teacher: TeacherFileConfig) -> None:
     Raises:
         ValueError: it does not; a sentence without its stop.
     """
-    for check in (_check_rows, _check_boxes, _check_levels, _check_grids):
+    empty = next((name for name in KINDS_OF_OUTPUTS if getattr(teacher, name) in ((), "")), None)
+    if empty:
+        raise ValueError(f"teacher.{empty} names no output; name one, or leave it out")
+    for check in (_check_rows, _check_boxes, _check_grids, _check_levels):
         check(teacher)
 
 
@@ -133,6 +155,8 @@ def _check_rows(teacher: TeacherFileConfig) -> None:
 
 
 def _check_boxes(teacher: TeacherFileConfig) -> None:
+    if teacher.objectness_activation and not (teacher.objectness or "objectness" in teacher.row_layout):
+        raise ValueError("teacher.objectness_activation is that of an objectness: name its output, or its column")
     if (teacher.scores or teacher.labels or teacher.objectness) and not teacher.boxes:
         raise ValueError("teacher.scores, objectness and labels are those of teacher.boxes: name that output too")
     if (teacher.labels or teacher.objectness) and not teacher.scores:
@@ -141,7 +165,7 @@ def _check_boxes(teacher: TeacherFileConfig) -> None:
 
 def _check_levels(teacher: TeacherFileConfig) -> None:
     """Outputs of levels are as many of each kind, one for each grid where there are grids."""
-    named = {name: names_of(getattr(teacher, name)) for name in ("rows", "boxes", "scores", "objectness", "labels")}
+    named = {name: names_of(getattr(teacher, name)) for name in KINDS_OF_OUTPUTS}
     counts = {name: len(own) for name, own in named.items() if own}
     if len(set(counts.values())) > 1:
         said = " and ".join(f"{count} for {name}" for name, count in counts.items())
@@ -151,13 +175,15 @@ def _check_levels(teacher: TeacherFileConfig) -> None:
     grids = len(teacher.grid_strides)
     if grids and counts and teacher.level_count not in (1, grids):
         raise ValueError(
-            f"teacher.grid_strides are those of {grids} grids, and {teacher.level_count} outputs are named; name one "
-            "for each grid, or one for all"
+            f"teacher.grid_strides has {grids} {'stride' if grids == 1 else 'strides'}, and {teacher.level_count} "
+            "outputs are named; name one for each grid, or one for all"
         )
 
 
 def _check_grids(teacher: TeacherFileConfig) -> None:
     raw = teacher.box_format in OF_GRIDS
+    if teacher.bins > 1 and teacher.box_format != "distances":
+        raise ValueError("teacher.bins are those of distances: set teacher.box_format=distances, or leave them out")
     if raw != bool(teacher.grid_strides):
         if raw:
             raise ValueError(
@@ -168,6 +194,8 @@ def _check_grids(teacher: TeacherFileConfig) -> None:
             "teacher.grid_strides are for boxes that the file does not decode: set teacher.box_format to distances or "
             "offsets, or leave them out"
         )
+    if len(teacher.grid_strides) > MOST_GRIDS:
+        raise ValueError(f"teacher.grid_strides has {len(teacher.grid_strides)} strides; name {MOST_GRIDS} at most")
     if (twice := _twice(teacher.grid_strides)) is not None:
         raise ValueError(f"teacher.grid_strides has {twice} twice; each grid has its own stride")
     if raw and teacher.grid_point is None:
@@ -175,13 +203,15 @@ def _check_grids(teacher: TeacherFileConfig) -> None:
             "teacher.grid_point says from where in its cell a box is measured: set it to 0.5 for the centre, or to 0 "
             "for the corner"
         )
-    units = {"distances": ("strides", "pixels"), "offsets": ("strides",)}.get(teacher.box_format, ("pixels", "shares"))
+    units: tuple[str, ...] = ("pixels", "shares")
+    what = f"teacher.box_format={teacher.box_format}"
+    if raw:
+        units = ("strides", "pixels") if teacher.box_format == "distances" and teacher.bins == 1 else ("strides",)
+        what += " with teacher.bins" if teacher.bins > 1 else ""
     if teacher.box_unit not in units:
-        raise ValueError(f"teacher.box_format={teacher.box_format} is in {' or '.join(units)}: set teacher.box_unit")
+        raise ValueError(f"{what} is in {' or '.join(units)}: set teacher.box_unit={units[0]}")
     if not raw and teacher.grid_point is not None:
         raise ValueError("teacher.grid_point is that of the cells of teacher.grid_strides: leave it out, or set these")
-    if teacher.bins > 1 and teacher.box_format != "distances":
-        raise ValueError("teacher.bins are those of distances: set teacher.box_format=distances, or leave them out")
 
 
 def _twice(values: Sequence[Any]) -> Any | None:

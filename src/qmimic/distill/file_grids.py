@@ -23,16 +23,23 @@ class Grid:
         height: cells from top to bottom.
         width: cells from left to right.
         stride: side of a cell, pixels of the file's input.
+        floor: rows and columns of whole cells, without those that the border cuts.
     """
 
     height: int
     width: int
     stride: int
+    floor: tuple[int, int]
 
     @property
     def cells(self) -> int:
         """How many there are."""
         return self.height * self.width
+
+    @property
+    def floor_cells(self) -> int:
+        """How many are whole."""
+        return self.floor[0] * self.floor[1]
 
 
 def grids_of(config: TeacherFileConfig, size: tuple[int, int]) -> tuple[Grid, ...]:
@@ -42,7 +49,11 @@ def grids_of(config: TeacherFileConfig, size: tuple[int, int]) -> tuple[Grid, ..
         config: `grid_strides`.
         size: height and width of the file's input, pixels; a cell that it cuts counts as one.
     """
-    return tuple(Grid(-(-size[0] // stride), -(-size[1] // stride), stride) for stride in config.grid_strides)
+    height, width = size
+    return tuple(
+        Grid(-(-height // stride), -(-width // stride), stride, (height // stride, width // stride))
+        for stride in config.grid_strides
+    )
 
 
 def by_cells(name: str, values: Tensor, grids: Sequence[Grid], transposed: bool, batch: int) -> Tensor:
@@ -50,7 +61,8 @@ def by_cells(name: str, values: Tensor, grids: Sequence[Grid], transposed: bool,
 
     Args:
         name: of the output, for messages.
-        values: a list [B, N, C] or [B, N], of one picture also [N, C], or of one grid a map [B, h, w, C].
+        values: a list [B, N, C] or [B, N], of one picture also [N, C] or [N], or of one grid a map [B, h, w, C] or
+            [B, h, w].
         grids: that it holds, one after another.
         transposed: a list is [B, C, N] and a map [B, C, h, w].
         batch: B.
@@ -60,31 +72,47 @@ def by_cells(name: str, values: Tensor, grids: Sequence[Grid], transposed: bool,
     """
     cells = sum(grid.cells for grid in grids)
     sides = (grids[0].height, grids[0].width) if len(grids) == 1 else None
+    places = ((cells,), sides)
+    if batch == 1 and tuple(values.shape[:1]) == (cells,) and values.ndim < 3:
+        values = values[None]
+    if values.ndim > 1 and values.shape[0] == batch:
+        if tuple(values.shape[1:]) in places:
+            return values.reshape(batch, cells, 1)
+        if tuple(values.shape[2:] if transposed else values.shape[1:-1]) in places:
+            return values.flatten(2).transpose(1, 2) if transposed else values.flatten(1, -2)
+    raise InputError(
+        f"The teacher's output {name!r} has shape {list(values.shape)}; {_wanted(grids, transposed)}; "
+        f"{_advice(values, grids, transposed, batch)}."
+    )
+
+
+def _wanted(grids: Sequence[Grid], transposed: bool) -> str:
+    """The shape of an output of some grids, in words."""
+    cells, strides = sum(grid.cells for grid in grids), ", ".join(str(grid.stride) for grid in grids)
     lists, maps = ("[B, C, N]", "[B, C, h, w]") if transposed else ("[B, N, C]", "[B, h, w, C]")
-    wanted = f"{lists} with N = {cells:,}" + (f", or {maps} with h, w = {sides[0]}, {sides[1]}" if sides else "")
+    if len(grids) > 1:
+        return f"on the grids of strides {strides} it is {lists} with N = {cells:,}"
+    return (
+        f"on the grid of stride {strides} it is {lists} with N = {cells:,}, or {maps} with h, w = {grids[0].height}, "
+        f"{grids[0].width}"
+    )
 
-    def misshapen(advice: str) -> InputError:
-        strides = ", ".join(str(grid.stride) for grid in grids)
-        return InputError(
-            f"The teacher's output {name!r} has shape {list(values.shape)}; on the grid of stride {strides} it is "
-            f"{wanted}; {advice}."
-        )
 
-    if values.numel() == batch * cells:
-        return values.reshape(batch, cells, 1)
-    if values.ndim == 2 and batch == 1:
-        return by_cells(name, values[None], grids, transposed, batch)
-    if values.ndim not in (3, 4) or values.shape[0] != batch:
-        raise misshapen("check teacher.grid_strides")
-    flat = values.flatten(2).transpose(1, 2) if transposed else values.flatten(1, -2)
-    places = values.shape[2:] if transposed else values.shape[1:-1]
-    others = values.shape[1:-1] if transposed else values.shape[2:]
-    fitting = ((cells,), sides)
-    if tuple(places) in fitting:
-        return flat
-    if tuple(others) in fitting:
-        raise misshapen(f"set teacher.transposed={str(not transposed).lower()}")
-    raise misshapen("check teacher.grid_strides, and that they stand in the outputs' order")
+def _advice(values: Tensor, grids: Sequence[Grid], transposed: bool, batch: int) -> str:
+    """What may be wrong with an output of another shape, as advice."""
+    if values.ndim > 4:
+        return f"it has {values.ndim} dimensions, so export it with the classes and boxes of a cell in one of them"
+    if values.ndim > 1 and values.shape[0] != batch:
+        return f"it is of {values.shape[0]} pictures, not of {batch}: export it for one picture, or for any number"
+    sides = set(values.shape[1:])
+    others = tuple(values.shape[1:-1] if transposed else values.shape[2:])
+    if others in ((sum(grid.cells for grid in grids),), *((grid.height, grid.width) for grid in grids)):
+        return f"set teacher.transposed={str(not transposed).lower()}"
+    if len(grids) > 1 and any({grid.cells} & sides or {grid.height, grid.width} <= sides for grid in grids):
+        return "it holds one grid alone, so name a list of outputs, one for each grid"
+    if any({grid.floor_cells} & sides or set(grid.floor) <= sides for grid in grids if grid.floor_cells != grid.cells):
+        return f"it leaves out the cells that the picture's border cuts, so take sides that {grids[0].stride} divides"
+    return "check teacher.grid_strides" + (", and that they stand in the outputs' order" if values.ndim > 2 else "")
 
 
 def decoded(raw: Tensor, config: TeacherFileConfig, size: tuple[int, int]) -> Tensor:

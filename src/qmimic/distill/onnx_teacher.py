@@ -15,7 +15,10 @@ from qmimic.config import TeacherConfig
 from qmimic.contracts import Features, Proposals
 from qmimic.detections import Detections
 from qmimic.distill.distiller import Heads, TeacherView
-from qmimic.distill.file_boxes import Found, class_places, clipped, corners, detections, found_in, scores_of
+from qmimic.distill.file_boxes import detections
+from qmimic.distill.file_boxes import regions as file_regions
+from qmimic.distill.file_outputs import Found, found_in
+from qmimic.distill.file_scores import class_places
 from qmimic.distill.inner_maps import branching_maps, lies_in_a_branch, open_giving, stride_of
 from qmimic.errors import InputError
 from qmimic.runtime.formats import Input
@@ -32,7 +35,7 @@ class OnnxTeacher:
 
     It takes pictures [B, 3, H, W] or [B, H, W, 3], B free, 1 or not there, float32 or uint8, and beside them what the
     recipe says (`teacher.inputs`). Its maps are [B, C, h, w]; how its boxes lie is declared in the recipe, see
-    `file_boxes`.
+    `file_outputs`.
 
     Args:
         config: the recipe's `teacher`: file, outputs and how pixels are made into its input.
@@ -114,7 +117,7 @@ class OnnxTeacher:
             torch.from_numpy(np.concatenate([part[name] for part in parts]).astype(np.float32)).to(images.device)
             for name in self.config.maps
         ]
-        found = self._regions(self._found(parts, len(images))) if regions else None
+        found = file_regions(self._found(parts, len(images)), self.config, self.size) if regions else None
         if found is not None:
             found = Proposals(found.boxes.to(images.device), found.valid.to(images.device))
         return TeacherView(Features.of(maps, self._strides), found)
@@ -269,14 +272,3 @@ class OnnxTeacher:
             return Found.joined([found_in(self.config, one, batch // len(parts), self.size) for one in tensors])
         except InputError as error:
             raise InputError(f"{self.path}: {error}") from error
-
-    def _regions(self, found: Found) -> Proposals:
-        boxes, valid = clipped(corners(found.boxes, self.config, self.size), self.size)
-        if found.scores is not None:
-            plain = self.config.activation == "none" and found.objectness is None
-            scores = found.scores if plain else scores_of(found, self.config, valid)
-            if self._columns == len(self.config.classes):  # what is no class is no object
-                scores = scores[..., [name is not None for name in self.config.classes]]
-            order = scores.amax(2).masked_fill(~valid, -torch.inf).argsort(dim=1, descending=True, stable=True)
-            boxes, valid = boxes.gather(1, order[..., None].expand(-1, -1, 4)), valid.gather(1, order)
-        return Proposals(torch.where(valid[..., None], boxes, 0.0), valid)

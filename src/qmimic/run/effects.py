@@ -24,7 +24,7 @@ from qmimic.errors import InputError
 from qmimic.run.folder import ENVIRONMENT
 from qmimic.tables import ARCHITECTURES
 
-OF_LABELS = ("size", "labels", "suppress", "drop_other_classes")  # of a teacher that is a file
+OF_LABELS = ("size", "labels", "drop_other_classes")  # of a teacher that is a file
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,12 @@ def _has_teacher(recipe: Recipe) -> bool:
     return any(own.needs_teachers for own in _students(recipe))
 
 
+def _mimicking(recipe: Recipe) -> list[Recipe]:
+    return [own for own in _students(recipe) if own.mimic.mode != "none"]
+
+
 def _mimics(recipe: Recipe) -> bool:
-    return any(own.mimic.mode != "none" for own in _students(recipe))
+    return bool(_mimicking(recipe))
 
 
 def _imitates(recipe: Recipe) -> bool:
@@ -93,6 +97,14 @@ READERS = (
         _in("teacher", OF_LABELS),
         lambda recipe: recipe.data.unlabelled is not None,
         "the teacher's file labels nothing: set data.unlabelled",
+    ),
+    Reader(
+        _in("teacher", ("suppress",)),
+        lambda recipe: (
+            recipe.data.unlabelled is not None or any(one.mimic.regions == "teacher" for one in _mimicking(recipe))
+        ),
+        "the teacher's file labels nothing, and none of its boxes is a region: set data.unlabelled, or "
+        "mimic.regions=teacher",
     ),
     Reader(("mimic",), _mimics, "no student imitates a teacher: set mimic.mode", but=("mimic.mode",)),
     Reader(

@@ -38,6 +38,7 @@ from qmimic.zoo import DEPLOYED, TRAINED, located
 
 VERSION = 2  # raised when the same recipe would give other weights
 TAUGHT_VERSION = 1  # the same for students that are taught
+FILE_VERSION = 1  # for teachers that are a file
 TAYLOR_VERSION = 1  # and for teachers pruned by Taylor expansion
 INT8_VERSION = 1  # when the same detector would get other grids
 OF_UNLABELLED = ("unlabelled", "unlabelled_share", "unlabelled_doubt")  # that students alone see
@@ -100,7 +101,7 @@ def teacher_key(recipe: Recipe, data: str, bf16: bool) -> str:
 
 def opened_key(recipe: Recipe, data: str) -> str:
     """A teacher that is a file, with its quantizer. Args: as `student_key`."""
-    return fingerprint(VERSION, data, _schedule(recipe.teacher, "min_map"), recipe.quantizer)
+    return fingerprint(VERSION, FILE_VERSION, data, _schedule(recipe.teacher, "min_map"), recipe.quantizer)
 
 
 def quantized_key(recipe: Recipe, teacher: str) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from qmimic import processes
+from qmimic.config import Recipe
 from qmimic.data.chosen import dataset_fingerprint
 from qmimic.data.loader import Loader
 from qmimic.data.records import RecordFile
@@ -27,6 +28,7 @@ from qmimic.data.sample import has_area
 from qmimic.data.splits import UNLABELLED, VAL
 from qmimic.data.unlabelled import Unlabelled
 from qmimic.detections import Detections
+from qmimic.distill.file_boxes import suspicion
 from qmimic.distill.teacher import Labeller, Teacher
 from qmimic.draw import contact_sheet, draw
 from qmimic.errors import InputError
@@ -41,7 +43,6 @@ from qmimic.training.loop import Watcher
 
 ROW = 6  # numbers of a detection that is kept: box, score, label
 DRAWN = 12  # pictures
-TINY = 4.0  # pixels
 SAME_OBJECT = 0.5  # IoU from which two boxes show the same object, whatever their classes
 
 Find = Callable[[Tensor], list[Detections]]
@@ -112,7 +113,7 @@ def _make(
     seen = {sample.image_id: one for sample, one in zip(known.samples, _found(known, find, None, watcher), strict=True)}
     own = thresholds(match(known.samples, seen, len(classes)), data.unlabelled_doubt)
     if all(one.score is None for one in own):
-        why = " Train it for longer (teacher.steps)." if prepared.recipe.trains_teacher else _hint(seen.values())
+        why = _advice(prepared.recipe, seen.values()) or " Train it for longer (teacher.steps)."
         raise InputError(
             f"The teacher finds nothing on {data.scored} that is right more often than not, so it cannot label "
             f"pictures.{why}"
@@ -131,7 +132,7 @@ def _make(
         raise InputError(
             f"In none of the {len(found):,} pictures of data.unlabelled does the teacher find an object, from the "
             f"scores {', '.join(levels)} on; name pictures of the same kind as those with labels, or leave it out."
-            + ("" if prepared.recipe.trains_teacher else _hint(seen.values()))
+            + _advice(prepared.recipe, seen.values())
         )
     text = json.dumps(as_coco(pictures.samples, found, taken, classes))
     write_text(folder / FILE, text)
@@ -217,20 +218,9 @@ def _of_record(record: NDArray[np.uint8]) -> Detections:
     return Detections(rows[:, :4].copy(), rows[:, 4].copy(), rows[:, 5].astype(np.int64))
 
 
-def _hint(found: Iterable[Detections]) -> str:
-    """What may be wrong with the boxes of a teacher's file, a sentence with a space before it."""
-    boxes = np.concatenate([np.zeros((0, 4), np.float32), *(one.boxes for one in found)])
-    if not len(boxes):
-        return (
-            " It gives no box inside of a picture: check teacher.box_format and box_unit, and what its pixels are made "
-            "into (teacher.mean, std, bgr)."
-        )
-    if (boxes[:, 2:] - boxes[:, :2]).max() < TINY:
-        return f" None of its boxes is {TINY:g} pixels wide or high: are they shares (teacher.box_unit)?"
-    return (
-        " Few of its boxes fit the labels: check teacher.box_format, box_unit, the order of teacher.classes, what its "
-        "pixels are made into (teacher.mean, std, bgr), and whether it decodes its boxes (teacher.grid_strides)."
-    )
+def _advice(recipe: Recipe, found: Iterable[Detections]) -> str:
+    """What may be wrong with a teacher's file, a sentence with a space before it; empty where the run trains it."""
+    return "" if recipe.trains_teacher else f" {suspicion(list(found), recipe.teacher)}"
 
 
 def _drawn(

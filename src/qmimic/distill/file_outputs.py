@@ -1,0 +1,227 @@
+"""From the outputs of a foreign detector to what they hold: boxes, scores, objectness and class numbers.
+
+Nothing is guessed: which output is what and how it lies stands in the recipe's `teacher` (`TeacherFileConfig`), and
+what contradicts the file is refused.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from qmimic.config import TeacherFileConfig
+from qmimic.config.teacher_file import KINDS_OF_OUTPUTS, Column, names_of
+from qmimic.distill.file_grids import by_cells, grids_of
+from qmimic.errors import InputError
+
+WIDTHS: Mapping[Column, int] = {"box": 4, "scores": 0, "score": 1, "label": 1, "objectness": 1, "skip": 1}  # columns
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a file says of some pictures, before anything is made of it.
+
+    Attributes:
+        boxes: float32 [B, N, 4], as they stand in the file, [B, N, 4 * bins] of distributions; NaN where a picture has
+            fewer than others.
+        scores: float32 [B, N, K], one for each class, or one for all (K = 1); None of a file without scores.
+        objectness: float32 [B, N], by which they are multiplied; None of a file without.
+        labels: float32 [B, N], class numbers; None where scores are by class.
+    """
+
+    boxes: Tensor
+    scores: Tensor | None = None
+    objectness: Tensor | None = None
+    labels: Tensor | None = None
+
+    @property
+    def columns(self) -> int | None:
+        """For how many classes there are scores; None where boxes have numbers of classes, or no scores."""
+        return None if self.scores is None or self.labels is not None else self.scores.shape[2]
+
+    @classmethod
+    def joined(cls, parts: Sequence["Found"]) -> "Found":
+        """Of several batches, padded to the most boxes of one."""
+        most = max(part.boxes.shape[1] for part in parts)
+
+        def padded(values: Tensor) -> Tensor:
+            filler = values.new_full((len(values), most - values.shape[1], *values.shape[2:]), torch.nan)
+            return torch.cat([values, filler], 1)
+
+        return cls._together(parts, lambda own: torch.cat([padded(one) for one in own]))
+
+    @classmethod
+    def beside(cls, levels: Sequence["Found"]) -> "Found":
+        """Of several levels of the same pictures, one after another.
+
+        Raises:
+            InputError: they have scores of different classes.
+        """
+        if len({level.columns for level in levels}) > 1:
+            counts = ", ".join(str(level.columns) for level in levels)
+            raise InputError(
+                f"The teacher's levels have scores of {counts} classes; name outputs of one kind in teacher.scores."
+            )
+        return cls._together(levels, lambda own: torch.cat(list(own), 1))
+
+    @classmethod
+    def _together(cls, parts: Sequence["Found"], join: Callable[[Sequence[Tensor]], Tensor]) -> "Found":
+        def of(name: str) -> Tensor | None:
+            own = [getattr(part, name) for part in parts]
+            return None if own[0] is None else join(own)
+
+        boxes = of("boxes")
+        assert boxes is not None, "every file has boxes"
+        return cls(boxes, of("scores"), of("objectness"), of("labels"))
+
+
+@dataclass(frozen=True)
+class Level:
+    """The outputs of one level, or of all levels together.
+
+    Attributes:
+        config: which output is what.
+        names: of the outputs, by what they hold.
+        given: the outputs by name, as they came.
+        laid: the same; those on grids as [B, N, C].
+        batch: B, pictures.
+    """
+
+    config: TeacherFileConfig
+    names: Mapping[str, str]
+    given: Mapping[str, Tensor]
+    laid: Mapping[str, Tensor]
+    batch: int
+
+    def of(self, kind: str) -> Tensor:
+        """The output that holds something."""
+        return self.laid[self.names[kind]]
+
+    def misshapen(self, kind: str, wanted: str) -> InputError:
+        """The error about an output of another shape than declared."""
+        name = self.names[kind]
+        return InputError(f"The teacher's output {name!r} has shape {list(self.given[name].shape)}; {wanted}.")
+
+    def batched(self, kind: str, values: Tensor) -> Tensor:
+        """Values [B, N, ..] that a file of one picture may give as [N, ..]."""
+        values = values[None] if values.ndim == 2 else values
+        if len(values) != self.batch:
+            raise InputError(
+                f"The teacher's output {self.names[kind]!r} is of {len(values)} pictures, not of {self.batch}; export "
+                "it for one picture, or for any number."
+            )
+        return values
+
+
+def found_in(config: TeacherFileConfig, outputs: Mapping[str, Tensor], batch: int, size: tuple[int, int]) -> Found:
+    """The boxes of one call of the file.
+
+    Args:
+        config: which output is what.
+        outputs: by name, as they came: [B, N, ...], or [N, ...] of one picture; on grids also maps.
+        batch: B, pictures of this call.
+        size: height and width of its input, pixels.
+
+    Raises:
+        InputError: an output has another shape than the recipe says, or no box is a number.
+    """
+    given = {name: outputs[name].float() for name in config.outputs}
+    grids = grids_of(config, size)
+    levels = []
+    for place in range(config.level_count):
+        named = {kind: names_of(getattr(config, kind))[place : place + 1] for kind in KINDS_OF_OUTPUTS}
+        names = {kind: one[0] for kind, one in named.items() if one}
+        laid = given
+        if grids:
+            own = grids[place : place + 1] if config.level_count > 1 else grids
+            laid = {name: by_cells(name, given[name], own, config.transposed, batch) for name in names.values()}
+        level = Level(config, names, given, laid, batch)
+        levels.append(_of_rows(level) if config.rows else _of_boxes(level))
+    found = Found.beside(levels)
+    if found.boxes.numel() and found.boxes.isnan().all():
+        raise InputError(
+            "The teacher's boxes are all NaN, which is no number; check what its pixels are made into (teacher.mean, "
+            "std), or export it in float32."
+        )
+    return found
+
+
+def _of_boxes(level: Level) -> Found:
+    """Of one level whose boxes and scores are apart."""
+    boxes, wide = level.of("boxes"), 4 * level.config.bins
+    boxes = boxes.squeeze(2) if boxes.ndim == 4 else boxes  # one box for all classes
+    if boxes.ndim not in (2, 3) or boxes.shape[-1] != wide:
+        raise level.misshapen("boxes", _width_of_boxes(level.config, boxes.shape[-1]))
+    boxes = level.batched("boxes", boxes)
+    count = boxes.shape[1]
+    scores = None
+    if "scores" in level.names:
+        own = level.of("scores")
+        columns = own.shape[-1] if own.ndim == 3 or (own.ndim == 2 and boxes.shape[:2] != own.shape) else 1
+        if own.numel() != level.batch * count * columns:
+            raise level.misshapen("scores", f"scores of {count} boxes are [B, N], [B, N, K] or [N]")
+        scores = own.reshape(level.batch, count, columns)
+
+    def one_a_box(kind: str, said: str) -> Tensor | None:
+        if kind not in level.names:
+            return None
+        if level.of(kind).numel() != level.batch * count:
+            raise level.misshapen(kind, f"{said} of {count} boxes are [B, N] or [N]")
+        return level.of(kind).reshape(level.batch, count)
+
+    labels = one_a_box("labels", "class numbers")
+    if labels is not None and scores is not None and scores.shape[2] != 1:
+        raise level.misshapen("scores", f"with class numbers, scores of {count} boxes are [B, N] or [N]")
+    return Found(boxes, scores, one_a_box("objectness", "numbers of objectness"), labels)
+
+
+def _width_of_boxes(config: TeacherFileConfig, width: int) -> str:
+    """What is said of an output of boxes with another number of columns."""
+    wide = 4 * config.bins
+    if not config.grid_strides:
+        return (
+            "boxes are [B, N, 4] or [N, 4]; name an output of boxes and scores in teacher.rows, or the grids of boxes "
+            "that the file does not decode in teacher.grid_strides"
+        )
+    if config.box_format == "distances" and width % 4 == 0:
+        return f"it has {width} numbers for each box: set teacher.bins={width // 4}"
+    return f"teacher.boxes has {wide} numbers for each cell, and this one {width}; name another output"
+
+
+def _of_rows(level: Level) -> Found:
+    """Of one level whose boxes and scores stand in one output."""
+    config, rows = level.config, level.of("rows")
+    transposed = config.transposed and not config.grid_strides  # those on grids are laid out already
+    columns = rows.shape[-2 if transposed else -1] if rows.ndim in (2, 3) else 0
+    layout = config.row_layout
+    widths = {**WIDTHS, "box": 4 * config.bins}
+    classes = columns - sum(widths[column] for column in layout)
+    named = columns - classes + len(config.classes)
+    if config.box_format == "distances" and (config.classes or "scores" not in layout):
+        left = columns - named + widths["box"] if "scores" in layout else classes + widths["box"]
+        if left != widths["box"] and left > 0 and left % 4 == 0:
+            raise level.misshapen(
+                "rows",
+                f"beside what else teacher.row_layout and teacher.classes name, {left} columns are left for a box: set "
+                f"teacher.bins={left // 4}, or mend these",
+            )
+    if (classes < 1) if "scores" in layout else classes:
+        wanted = f"{columns - classes} columns" + (" and one a class" if "scores" in layout else "")
+        lying = "[B, columns, N]" if transposed else "[B, N, columns]"
+        raise level.misshapen("rows", f"with teacher.row_layout=[{', '.join(layout)}] it is {lying} of {wanted}")
+    if "scores" in layout and config.classes and rows.shape[-1 if transposed else -2] == named != columns:
+        raise level.misshapen(
+            "rows",
+            f"{named} columns, as teacher.row_layout and teacher.classes say, lie on its other side: set "
+            f"teacher.transposed={str(not transposed).lower()}",
+        )
+    rows = level.batched("rows", rows)
+    rows = rows.transpose(1, 2) if transposed else rows
+    parts = rows.split([classes if column == "scores" else widths[column] for column in layout], 2)
+    own = dict(zip(layout, parts, strict=True))
+
+    def one(column: Column) -> Tensor | None:
+        return own[column][..., 0] if column in own else None
+
+    return Found(own["box"], own["scores"] if "scores" in own else own["score"], one("objectness"), one("label"))
