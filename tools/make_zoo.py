@@ -147,11 +147,11 @@ def main() -> None:
         print(f"{name}: {100 * cards[name]['map50']:.1f} mAP@0.5, {cards[name]['bytes']:,} bytes", flush=True)
     cards = {name: cards[name] for name in ABOUT if name in cards}
     if not options.also:
-        time(cards)
+        note_times(cards)
     file.write_text(json.dumps(cards, indent=1) + "\n")
 
 
-def time(cards: dict[str, dict[str, Any]]) -> None:
+def note_times(cards: dict[str, dict[str, Any]]) -> None:
     """Measure the students' milliseconds side by side, and note them on their cards."""
     seconds = alternate({name: as_run(Engine(FOLDER / f"{name}{DEPLOYED}")) for name in cards}, 200)
     for name, own in seconds.items():

@@ -362,7 +362,7 @@ def test_objectness_that_needs_another_activation_is_refused() -> None:
 
 def test_scores_that_are_no_numbers_are_refused() -> None:
     config = TeacherFileConfig(rows="r", row_layout=("box", "scores"))
-    with pytest.raises(InputError, match=r"scores hold NaN, which is no number; check what its pixels are made into"):
+    with pytest.raises(InputError, match=r"scores hold NaN \(not a number\); check teacher.mean and teacher.std"):
         detections(found_in(config, {"r": tensor([[0, 0, 9, 9, np.nan, 0.5]])}, 1, SIZE), config, (0, 1), SIZE)
 
 

@@ -174,9 +174,12 @@ NAMED: dict[str, Any] = {**GRIDS, "boxes": ("a", "b"), "scores": ("c", "d")}
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"grid_strides": ()}, "box_format=distances says boxes from the cells of grids: set teacher.grid_strides"),
+        ({"grid_strides": ()}, "box_format=distances measures boxes from the cells of grids: set teacher.grid_strides"),
         ({"box_format": "cxcywh"}, "grid_strides are for boxes that the file does not decode: set teacher.box_format"),
-        ({"grid_point": None}, "grid_point says from where in its cell a box is measured: set it to 0.5 for the"),
+        (
+            {"grid_point": None},
+            "grid_point, the point of a cell from which its box is measured, is missing: set it to 0.5",
+        ),
         ({"grid_strides": (8, 8)}, "grid_strides has 8 twice"),
         ({"grid_strides": (8, 16, 32)}, "grid_strides has 3 strides, and 2 outputs are named; name one for each grid"),
         ({"box_format": "offsets", "box_unit": "pixels"}, "box_format=offsets is in strides: set teacher.box_unit"),
@@ -184,9 +187,9 @@ NAMED: dict[str, Any] = {**GRIDS, "boxes": ("a", "b"), "scores": ("c", "d")}
         ({"box_format": "offsets", "bins": 4}, "bins are those of distances"),
         ({"box_unit": "pixels", "bins": 4}, "distances with teacher.bins is in strides: set teacher.box_unit=strides"),
         ({"boxes": ()}, "teacher.boxes names no output; name one, or leave it out"),
-        ({"objectness_activation": "none"}, "is that of an objectness: name its output, or its column"),
+        ({"objectness_activation": "none"}, "needs an objectness: name its output, or its column"),
         ({"grid_strides": tuple(range(1, 18))}, "has 17 strides; name 16 at most"),
-        ({"scores": "c"}, "names outputs of levels, 2 for boxes and 1 for scores; name as many for each"),
+        ({"scores": "c"}, "outputs differ, 2 for boxes and 1 for scores; name as many for each"),
         ({"scores": ("c", "a")}, "names the output 'a' twice"),
     ],
 )
@@ -215,7 +218,10 @@ RIGHT = {"a": (1, 88, 4), "b": (1, 24, 4), "c": (1, 88, 2), "d": (1, 24, 2)}
         ({"a": (2, 88, 4)}, "it is of 2 pictures, not of 1: export it for one picture, or for any number"),
         ({"a": (1, 8, 11, 1, 4)}, "it has 5 dimensions"),
         ({"d": (1, 24, 3)}, "levels have scores of 2, 3 classes"),
-        ({"b": (1, 20, 4)}, "leaves out the cells that the picture's border cuts, so take sides that 16 divides"),
+        (
+            {"b": (1, 20, 4)},
+            "no cells where the picture's border cuts them, so take pictures whose sides are multiples",
+        ),
     ],
 )
 def test_another_shape_than_declared_is_refused(shapes: dict[str, tuple[int, ...]], said: str) -> None:
@@ -241,14 +247,14 @@ def test_rows_say_how_many_bins_are_left(bins: int, columns: int) -> None:
     if columns == 3 + 4 * bins:
         assert found_in(config, outputs, 1, SIZE).columns == 3
         return
-    with pytest.raises(InputError, match=rf"{columns - 3} columns are left .* set teacher.bins={columns // 4},"):
+    with pytest.raises(InputError, match=rf"{columns - 3} columns are left .*set teacher.bins={columns // 4},"):
         found_in(config, outputs, 1, SIZE)
 
 
 def test_no_box_that_is_a_number_is_refused() -> None:
     config = TeacherConfig(kind="onnx", **NAMED)
     outputs = {name: torch.full(shape, math.nan) for name, shape in RIGHT.items()}
-    with pytest.raises(InputError, match="boxes are all NaN, which is no number; check what its pixels"):
+    with pytest.raises(InputError, match=r"boxes are all NaN \(not a number\); check teacher.mean and"):
         found_in(config, outputs, 1, SIZE)
 
 

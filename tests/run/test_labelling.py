@@ -339,7 +339,7 @@ def test_a_teacher_without_boxes_labels_nothing(make: Make, monkeypatch: pytest.
         (["teacher.kind=onnx", "teacher.size=[64,64]"], "the teacher's file labels nothing: set data.unlabelled"),
         (
             ["teacher.kind=onnx", "teacher.suppress=0.7", "mimic.regions=map"],
-            "labels nothing, and none of its boxes is a region: set data.unlabelled",
+            "labels nothing, and no box with a score is a region: set data.unlabelled",
         ),
         (["baselines=[labelled]"], "labelled is the student without unlabelled pictures; set data.unlabelled"),
         (["data.unlabelled=rest"], "needs pictures whose labels are not used: set data.label_share below 1"),

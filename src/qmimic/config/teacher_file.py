@@ -20,7 +20,7 @@ Name = Annotated[str, BeforeValidator(_as_text)]
 Outputs = Name | tuple[Name, ...]  # of an ONNX file: one for all boxes, or one for each level
 KINDS_OF_OUTPUTS = ("rows", "boxes", "scores", "objectness", "labels")
 MOST_GRIDS = 16
-OF_GRIDS = ("distances", "offsets")  # formats of boxes that are said from the cell on which they lie
+OF_GRIDS = ("distances", "offsets")  # formats of boxes that are measured from the cell on which they lie
 
 
 class TeacherFileConfig(Section):
@@ -102,8 +102,7 @@ class TeacherFileConfig(Section):
     @property
     def outputs(self) -> tuple[str, ...]:
         """Every output that is named for boxes."""
-        named = (self.boxes, self.scores, self.objectness, self.labels, self.rows)
-        return tuple(name for own in named for name in names_of(own))
+        return tuple(name for kind in KINDS_OF_OUTPUTS for name in names_of(getattr(self, kind)))
 
     @property
     def objectness_needs_sigmoid(self) -> bool:
@@ -156,7 +155,9 @@ def _check_rows(teacher: TeacherFileConfig) -> None:
 
 def _check_boxes(teacher: TeacherFileConfig) -> None:
     if teacher.objectness_activation and not (teacher.objectness or "objectness" in teacher.row_layout):
-        raise ValueError("teacher.objectness_activation is that of an objectness: name its output, or its column")
+        raise ValueError(
+            "teacher.objectness_activation needs an objectness: name its output, or its column in teacher.row_layout"
+        )
     if (teacher.scores or teacher.labels or teacher.objectness) and not teacher.boxes:
         raise ValueError("teacher.scores, objectness and labels are those of teacher.boxes: name that output too")
     if (teacher.labels or teacher.objectness) and not teacher.scores:
@@ -169,7 +170,7 @@ def _check_levels(teacher: TeacherFileConfig) -> None:
     counts = {name: len(own) for name, own in named.items() if own}
     if len(set(counts.values())) > 1:
         said = " and ".join(f"{count} for {name}" for name, count in counts.items())
-        raise ValueError(f"teacher names outputs of levels, {said}; name as many for each, in the same order")
+        raise ValueError(f"the numbers of teacher's outputs differ, {said}; name as many for each, in the same order")
     if (twice := _twice(teacher.outputs)) is not None:
         raise ValueError(f"teacher names the output {twice!r} twice; each holds one thing of one level")
     grids = len(teacher.grid_strides)
@@ -187,7 +188,7 @@ def _check_grids(teacher: TeacherFileConfig) -> None:
     if raw != bool(teacher.grid_strides):
         if raw:
             raise ValueError(
-                f"teacher.box_format={teacher.box_format} says boxes from the cells of grids: set "
+                f"teacher.box_format={teacher.box_format} measures boxes from the cells of grids: set "
                 "teacher.grid_strides, such as [8, 16, 32]"
             )
         raise ValueError(
@@ -200,8 +201,8 @@ def _check_grids(teacher: TeacherFileConfig) -> None:
         raise ValueError(f"teacher.grid_strides has {twice} twice; each grid has its own stride")
     if raw and teacher.grid_point is None:
         raise ValueError(
-            "teacher.grid_point says from where in its cell a box is measured: set it to 0.5 for the centre, or to 0 "
-            "for the corner"
+            "teacher.grid_point, the point of a cell from which its box is measured, is missing: set it to 0.5 for the "
+            "centre, or to 0 for the corner"
         )
     units: tuple[str, ...] = ("pixels", "shares")
     what = f"teacher.box_format={teacher.box_format}"

@@ -1,18 +1,21 @@
 """Boxes that a foreign detector's file does not decode: what stands on the cells of its grids, level after level.
 
-Anchor-free detectors alone: a box is said from a point of its own cell, in the recipe's terms (`TeacherFileConfig`).
+Anchor-free detectors alone: a box is measured from a point of its cell, in the recipe's terms (`TeacherFileConfig`).
 Distances with bins are the distributions of Generalized Focal Loss (Li et al., NeurIPS 2020, section 3.2): a distance
 is the mean of 0, 1, 2, .. weighted by a softmax.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from qmimic.config import TeacherFileConfig
 from qmimic.errors import InputError
+from qmimic.runtime.places import place_grid
 
 
 @dataclass(frozen=True)
@@ -20,26 +23,27 @@ class Grid:
     """The cells of one level.
 
     Attributes:
-        height: cells from top to bottom.
-        width: cells from left to right.
-        stride: side of a cell, pixels of the file's input.
-        floor: rows and columns of whole cells, without those that the border cuts.
+        size: height and width of the file's input, pixels.
+        stride: side of a cell, pixels.
     """
 
-    height: int
-    width: int
+    size: tuple[int, int]
     stride: int
-    floor: tuple[int, int]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns; a cell that the border cuts counts as one."""
+        return -(-self.size[0] // self.stride), -(-self.size[1] // self.stride)
+
+    @property
+    def whole(self) -> tuple[int, int]:
+        """Rows and columns without cells that the border cuts."""
+        return self.size[0] // self.stride, self.size[1] // self.stride
 
     @property
     def cells(self) -> int:
         """How many there are."""
-        return self.height * self.width
-
-    @property
-    def floor_cells(self) -> int:
-        """How many are whole."""
-        return self.floor[0] * self.floor[1]
+        return math.prod(self.shape)
 
 
 def grids_of(config: TeacherFileConfig, size: tuple[int, int]) -> tuple[Grid, ...]:
@@ -47,13 +51,9 @@ def grids_of(config: TeacherFileConfig, size: tuple[int, int]) -> tuple[Grid, ..
 
     Args:
         config: `grid_strides`.
-        size: height and width of the file's input, pixels; a cell that it cuts counts as one.
+        size: height and width of the file's input, pixels.
     """
-    height, width = size
-    return tuple(
-        Grid(-(-height // stride), -(-width // stride), stride, (height // stride, width // stride))
-        for stride in config.grid_strides
-    )
+    return tuple(Grid(size, stride) for stride in config.grid_strides)
 
 
 def by_cells(name: str, values: Tensor, grids: Sequence[Grid], transposed: bool, batch: int) -> Tensor:
@@ -71,8 +71,7 @@ def by_cells(name: str, values: Tensor, grids: Sequence[Grid], transposed: bool,
         InputError: it has another shape.
     """
     cells = sum(grid.cells for grid in grids)
-    sides = (grids[0].height, grids[0].width) if len(grids) == 1 else None
-    places = ((cells,), sides)
+    places = ((cells,), *(grid.shape for grid in grids if len(grids) == 1))
     if batch == 1 and tuple(values.shape[:1]) == (cells,) and values.ndim < 3:
         values = values[None]
     if values.ndim > 1 and values.shape[0] == batch:
@@ -92,10 +91,8 @@ def _wanted(grids: Sequence[Grid], transposed: bool) -> str:
     lists, maps = ("[B, C, N]", "[B, C, h, w]") if transposed else ("[B, N, C]", "[B, h, w, C]")
     if len(grids) > 1:
         return f"on the grids of strides {strides} it is {lists} with N = {cells:,}"
-    return (
-        f"on the grid of stride {strides} it is {lists} with N = {cells:,}, or {maps} with h, w = {grids[0].height}, "
-        f"{grids[0].width}"
-    )
+    height, width = grids[0].shape
+    return f"on the grid of stride {strides} it is {lists} with N = {cells:,}, or {maps} with h, w = {height}, {width}"
 
 
 def _advice(values: Tensor, grids: Sequence[Grid], transposed: bool, batch: int) -> str:
@@ -106,12 +103,16 @@ def _advice(values: Tensor, grids: Sequence[Grid], transposed: bool, batch: int)
         return f"it is of {values.shape[0]} pictures, not of {batch}: export it for one picture, or for any number"
     sides = set(values.shape[1:])
     others = tuple(values.shape[1:-1] if transposed else values.shape[2:])
-    if others in ((sum(grid.cells for grid in grids),), *((grid.height, grid.width) for grid in grids)):
+    if others in ((sum(grid.cells for grid in grids),), *(grid.shape for grid in grids)):
         return f"set teacher.transposed={str(not transposed).lower()}"
-    if len(grids) > 1 and any({grid.cells} & sides or {grid.height, grid.width} <= sides for grid in grids):
+    if len(grids) > 1 and any({grid.cells} & sides or set(grid.shape) <= sides for grid in grids):
         return "it holds one grid alone, so name a list of outputs, one for each grid"
-    if any({grid.floor_cells} & sides or set(grid.floor) <= sides for grid in grids if grid.floor_cells != grid.cells):
-        return f"it leaves out the cells that the picture's border cuts, so take sides that {grids[0].stride} divides"
+    cut = [grid for grid in grids if grid.whole != grid.shape]
+    if any({math.prod(grid.whole)} & sides or set(grid.whole) <= sides for grid in cut):
+        return (
+            "it has no cells where the picture's border cuts them, so take pictures whose sides are multiples of "
+            f"{max(grid.stride for grid in cut)} (teacher.size, or data.size)"
+        )
     return "check teacher.grid_strides" + (", and that they stand in the outputs' order" if values.ndim > 2 else "")
 
 
@@ -137,11 +138,10 @@ def decoded(raw: Tensor, config: TeacherFileConfig, size: tuple[int, int]) -> Te
 
 def _points(config: TeacherFileConfig, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Points x, y [N, 2] and strides [N, 1] of all cells, in pixels."""
-    points, strides = [], []
+    assert config.grid_point is not None, "the recipe says where a cell's point lies"
+    found = []
     for grid in grids_of(config, size):
-        rows, columns = torch.meshgrid(torch.arange(grid.height), torch.arange(grid.width), indexing="ij")
-        own = torch.stack([columns, rows], -1).reshape(-1, 2)
-        assert config.grid_point is not None, "the recipe says where a cell's point lies"
-        points.append((own + config.grid_point) * grid.stride)
-        strides.append(torch.full((grid.cells, 1), float(grid.stride)))
-    return torch.cat(points), torch.cat(strides)
+        height, width = grid.shape
+        found.append(place_grid((height * grid.stride, width * grid.stride), (grid.stride,)))
+    middles, strides = torch.from_numpy(np.concatenate(found)).split((2, 1), -1)
+    return middles + (config.grid_point - 0.5) * strides, strides

@@ -141,8 +141,8 @@ def found_in(config: TeacherFileConfig, outputs: Mapping[str, Tensor], batch: in
     found = Found.beside(levels)
     if found.boxes.numel() and found.boxes.isnan().all():
         raise InputError(
-            "The teacher's boxes are all NaN, which is no number; check what its pixels are made into (teacher.mean, "
-            "std), or export it in float32."
+            "The teacher's boxes are all NaN (not a number); check teacher.mean and teacher.std, which its pixels go "
+            "through, or export it in float32."
         )
     return found
 
@@ -184,7 +184,7 @@ def _width_of_boxes(config: TeacherFileConfig, width: int) -> str:
             "boxes are [B, N, 4] or [N, 4]; name an output of boxes and scores in teacher.rows, or the grids of boxes "
             "that the file does not decode in teacher.grid_strides"
         )
-    if config.box_format == "distances" and width % 4 == 0:
+    if config.box_format == "distances" and width and width % 4 == 0:
         return f"it has {width} numbers for each box: set teacher.bins={width // 4}"
     return f"teacher.boxes has {wide} numbers for each cell, and this one {width}; name another output"
 
@@ -203,8 +203,8 @@ def _of_rows(level: Level) -> Found:
         if left != widths["box"] and left > 0 and left % 4 == 0:
             raise level.misshapen(
                 "rows",
-                f"beside what else teacher.row_layout and teacher.classes name, {left} columns are left for a box: set "
-                f"teacher.bins={left // 4}, or mend these",
+                f"after all else that teacher.row_layout and teacher.classes name, {left} columns are left for a box: "
+                f"set teacher.bins={left // 4}, or correct these two",
             )
     if (classes < 1) if "scores" in layout else classes:
         wanted = f"{columns - classes} columns" + (" and one a class" if "scores" in layout else "")

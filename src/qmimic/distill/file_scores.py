@@ -49,13 +49,17 @@ def _shares(values: Tensor, valid: Tensor, activation: str, what: str, setting: 
     known = found[valid]
     if known.isnan().any():
         raise InputError(
-            f"The teacher's {what} {hold} NaN, which is no number; check what its pixels are made into (teacher.mean, "
-            "std), or export it in float32."
+            f"The teacher's {what} {hold} NaN (not a number); check teacher.mean and teacher.std, which its pixels go "
+            "through, or export it in float32."
         )
     if len(known) and not (float(known.min()) >= -1.0001 and float(known.max()) <= 1.0001):
         mended = f"set {setting} to sigmoid or softmax" if what == "scores" else f"set {setting}=sigmoid"
         if max(-float(known.min()), float(known.max())) > MOST_LOGIT:
-            mended = f"these are not {what}; check {place}" if what == "scores" else f"this is none; check {place}"
+            mended = (
+                f"these are not {what}; check {place}"
+                if what == "scores"
+                else f"this is not an objectness; check {place}"
+            )
         raise InputError(
             f"The teacher's {what} {verb} from {float(known.min()):.3g} to {float(known.max()):.3g}, not from 0 to 1; "
             f"{mended}."

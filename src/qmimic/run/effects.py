@@ -64,6 +64,12 @@ def _mimics(recipe: Recipe) -> bool:
     return bool(_mimicking(recipe))
 
 
+def _matches_scored_boxes(recipe: Recipe) -> bool:
+    """Whether a student imitates a file's map on regions that are the file's boxes, the best first."""
+    scored = bool(recipe.teacher.scores or recipe.teacher.rows)
+    return scored and any(own.mimic.regions == "teacher" for own in _mimicking(recipe))
+
+
 def _imitates(recipe: Recipe) -> bool:
     """Whether a student sees a teacher's map, or its own on a teacher's grid."""
     return any(own.mimic.mode != "none" or own.student.quantize_map for own in _students(recipe))
@@ -99,12 +105,10 @@ READERS = (
         "the teacher's file labels nothing: set data.unlabelled",
     ),
     Reader(
-        _in("teacher", ("suppress",)),
-        lambda recipe: (
-            recipe.data.unlabelled is not None or any(one.mimic.regions == "teacher" for one in _mimicking(recipe))
-        ),
-        "the teacher's file labels nothing, and none of its boxes is a region: set data.unlabelled, or "
-        "mimic.regions=teacher",
+        ("teacher.suppress",),
+        lambda recipe: recipe.data.unlabelled is not None or _matches_scored_boxes(recipe),
+        "the teacher's file labels nothing, and no box with a score is a region: set data.unlabelled, or "
+        "mimic.regions=teacher and teacher.scores",
     ),
     Reader(("mimic",), _mimics, "no student imitates a teacher: set mimic.mode", but=("mimic.mode",)),
     Reader(

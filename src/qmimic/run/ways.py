@@ -20,13 +20,14 @@ SHORTER = 4  # times; than the student's training
 SEARCHED = ("mimic.mode", "mimic.distiller", "pruning.method")  # who sets one of these has chosen a way
 LENGTH = "student.steps"
 _CUT, _WHOLE = {"pruning.method": "taylor"}, {"pruning.method": "none"}
+_ALONE = {**_WHOLE, "mimic.mode": "none", "data.unlabelled": None}
 WAYS: Mapping[str, Mapping[str, object]] = {
-    "alone": {**_WHOLE, "mimic.mode": "none", "data.unlabelled": None},
+    "alone": _ALONE,
     "quantization mimic": {**_WHOLE, "mimic.mode": "quantization"},
     "channel_wise": {**_WHOLE, "mimic.mode": "mimic", "mimic.distiller": "channel_wise"},
     "pearson": {**_WHOLE, "mimic.mode": "mimic", "mimic.distiller": "pearson"},
     "outputs": {**_WHOLE, "mimic.mode": "mimic", "mimic.distiller": "outputs"},
-    "alone, twice the steps": {**_WHOLE, "mimic.mode": "none", "data.unlabelled": None},
+    "alone, twice the steps": _ALONE,
     "pruned": {**_CUT, "mimic.mode": "none"},
     "pruned, quantization mimic": {**_CUT, "mimic.mode": "quantization"},
 }
