@@ -58,7 +58,8 @@ def assert_same_weights(one: Path, other: Path) -> None:
 
 
 def test_a_student_learns_and_the_run_folder_holds_what_a_user_needs(make_recipe: MakeRecipe) -> None:
-    learning = {"steps": 120, "batch_size": 8, "learning_rate": 0.004}
+    # Long enough to be far from the bounds on every processor: after 120 steps, one had just over 20 % and another 19.6.
+    learning = {"steps": 160, "batch_size": 8, "learning_rate": 0.004}
     recipe = make_recipe(
         teacher={**learning, "backbone": "resnet18/8", "min_map": 0.5}, student={**learning, "backbone": "resnet18/16"}
     )
@@ -69,7 +70,7 @@ def test_a_student_learns_and_the_run_folder_holds_what_a_user_needs(make_recipe
     assert list(stages) == ["teacher", "quantized_teacher", "scratch", "student"]
     assert run.best == run.folder / f"{max(('student', 'scratch'), key=lambda name: stages[name].map50)}.safetensors"
     assert stages["teacher"].map50 > 0.5
-    assert stages["student"].map50 > 0.2
+    assert stages["student"].map50 > 0.5
     assert stages["student"].matching is not None
     assert stages["student"].matching_nonzero is not None
     assert stages["quantized_teacher"].map50_before is not None
@@ -87,7 +88,7 @@ def test_a_student_learns_and_the_run_folder_holds_what_a_user_needs(make_recipe
             assert min(image.size) > 100
     assert load_recipe(run.folder / "recipe.yaml", []) == recipe
     lines = [json.loads(line) for line in next(run.folder.glob("stages/student-*/log.jsonl")).read_text().splitlines()]
-    assert [line["step"] for line in lines if "map50" in line] == [120]
+    assert [line["step"] for line in lines if "map50" in line] == [learning["steps"]]
     assert "distillation" in lines[0]
 
     table = (run.folder / "results.md").read_text()
