@@ -58,7 +58,7 @@ def assert_same_weights(one: Path, other: Path) -> None:
 
 
 def test_a_student_learns_and_the_run_folder_holds_what_a_user_needs(make_recipe: MakeRecipe) -> None:
-    # Long enough to be far from the bounds on every processor: after 120 steps, one had just over 20 % and another 19.6.
+    # Long enough to be far from the bounds on every processor: after 120 steps, one had 19.6 %.
     learning = {"steps": 160, "batch_size": 8, "learning_rate": 0.004}
     recipe = make_recipe(
         teacher={**learning, "backbone": "resnet18/8", "min_map": 0.5}, student={**learning, "backbone": "resnet18/16"}
