@@ -80,7 +80,7 @@ def test_killed_over_scales_it_ends_in_the_same_weights(make_recipe: MakeRecipe,
 
 def test_spare_frames_are_labelled_large_and_learnt_small(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     data = {"label_share": 0.5, "unlabelled": "rest"}
-    recipe = over_scales(make_recipe, tmp_path / "run", data=data, teacher={"steps": 150})
+    recipe = over_scales(make_recipe, tmp_path / "run", data=data, teacher={"steps": 300})
     result = train(recipe, Silent())
     assert result.results[-1].name == "student"
     assert any("labelled" in one for one in result.remarks)
