@@ -18,7 +18,7 @@ from qmimic.run.deploy import Deployed
 from qmimic.run.folder import StageResult
 from qmimic.run.stage import Stage
 from qmimic.run.train import RunResult
-from qmimic.run.ways import TIMES, WAYS, best_way
+from qmimic.run.ways import LABELS, WAYS, best_way
 from qmimic.tables import ARCHITECTURES
 from qmimic.training.progress import Silent
 
@@ -114,10 +114,10 @@ def test_who_chooses_a_way_gets_it(overrides: list[str], why: str) -> None:
     assert listener.said == [f"It is taught as the recipe says ({why}); no other way is tried."]
 
 
-def test_pictures_without_labels_are_one_way_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_pictures_without_labels_are_two_ways_more(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     recipe = load_recipe(None, ["data.unlabelled=frames", f"run.dir={tmp_path}", "baselines=[scratch,labelled]"])
     tried: list[tuple[str, Recipe]] = []
-    best = ["try-teachers_labels_alone"]
+    best = ["try-teachers_labels"]
 
     @dataclass(frozen=True)
     class Ready:
@@ -139,17 +139,19 @@ def test_pictures_without_labels_are_one_way_more(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setattr(f"qmimic.run.ways.{name}", value)
     listener = Listener()
     found, ways = best_way(recipe, [], listener)
-    assert [one.name for one in ways] == [*(name for name in WAYS if name != "outputs"), "teacher's labels alone"]
+    assert [one.name for one in ways] == [*(name for name in WAYS if name != "outputs"), *LABELS]
     assert "outputs is not tried: They are of two stages." in listener.said
-    long = "try-alone-twice_the_steps"
-    assert [(own.student.steps, own.baselines) for _, own in tried] == [
-        (600 if name == long else 300, ()) for name, _ in tried
-    ]
+    long, longest = "try-alone-twice_the_steps", "try-teachers_labels-three_times_the_steps"
+    steps = {long: 600, longest: 900}
+    assert [(own.student.steps, own.baselines) for _, own in tried] == [(steps.get(name, 300), ()) for name, _ in tried]
     assert [own.data.unlabelled for _, own in tried] == [
         None if name in ("try-alone", long) else "frames" for name, _ in tried
     ]
     assert (found.mimic.mode, found.data.unlabelled, found.student.steps) == ("none", "frames", 1200)
-    monkeypatch.setattr("qmimic.run.ways.LABELS_ALONE", {})
+    best.append(longest)
+    assert best_way(recipe, [], listener)[0].student.steps == 3600
+    best.pop()
+    monkeypatch.setattr("qmimic.run.ways.LABELS", {})
     alone, _ = best_way(recipe, [], listener)
     assert (alone.data.unlabelled, alone.baselines) == (None, ("scratch",))
     best.append(long)
@@ -157,7 +159,7 @@ def test_pictures_without_labels_are_one_way_more(monkeypatch: pytest.MonkeyPatc
     assert (longer.student.steps, longer.mimic.mode, longer.data.unlabelled) == (2400, "none", None)
     kept, ways = best_way(recipe, ["student.steps"], listener)
     assert kept.student.steps == 1200
-    assert set(WAYS) - {one.name for one in ways} == {"outputs", *TIMES}
+    assert set(WAYS) - {one.name for one in ways} == {"outputs", "alone, twice the steps"}
 
 
 @pytest.fixture
@@ -183,11 +185,13 @@ def test_a_budget_becomes_a_file(trained: Path, tmp_path: Path, capsys: pytest.C
     assert any(one["on_front"] for one in plain["tried"])
     assert (tmp_path / "fit" / "front.png").stat().st_size > 5000
     arms = json.loads((tmp_path / "fit/winner/results.json").read_text())["stages"]
-    assert [one["name"] for one in arms] == ["teacher", "quantized_teacher", "scratch", "taylor", "student"]
+    on_grid = load_recipe(tmp_path / "fit/winner/recipe.yaml", []).needs_grid
+    teachers = ["teacher", "quantized_teacher"] if on_grid else ["teacher"]
+    assert [one["name"] for one in arms] == [*teachers, "scratch", "taylor", "student"]
     # How the winner is taught was tried too: outputs are those of one stage, and the winner has two.
     # The length was set, so no other is tried.
     ways = {one["name"] for one in plain["ways"]}
-    assert ways == set(WAYS) - {"outputs", *TIMES}
+    assert ways == set(WAYS) - {"outputs", "alone, twice the steps"}
     assert {one["steps"] for one in plain["ways"]} == {1}
     assert "Ways to teach the winner" in said
     assert max(plain["ways"], key=lambda one: one["map50"])["name"] in ways

@@ -58,6 +58,12 @@ def test_a_student_whose_map_is_quantized_needs_the_teachers_stride(tmp_path: Pa
     assert [job.kind for job in jobs_of(runs[0])] == ["teacher", "quantized", "student"]
 
 
+@pytest.mark.parametrize("setting", ["pruning.method: taylor", "data.unlabelled: frames"])
+def test_no_teacher_is_quantized_for_a_student_without_a_grid(tmp_path: Path, setting: str) -> None:
+    runs = runs_of(tmp_path, STUDY.replace("{mimic.mode: none}", f"{{mimic.mode: none, {setting}}}"))
+    assert [job.kind for job in jobs_of(runs[0])] == ["teacher", "student"]
+
+
 def test_a_pruned_student_is_done_anew_when_its_pruning_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -67,8 +73,8 @@ def test_a_pruned_student_is_done_anew_when_its_pruning_changes(
     before = [[job.id for job in jobs_of(one)] for one in (run, lasso)]
     monkeypatch.setattr(keys, "TAYLOR_VERSION", keys.TAYLOR_VERSION + 1)
     after = [[job.id for job in jobs_of(one)] for one in (run, lasso)]
-    assert after[0][:2] == before[0][:2]
-    assert after[0][2] != before[0][2]
+    assert after[0][:1] == before[0][:1]
+    assert after[0][1] != before[0][1]
     assert after[1] == before[1]
 
 

@@ -126,8 +126,12 @@ class Recipe(Section):
     @property
     def needs_teachers(self) -> bool:
         """Whether the student depends on teachers: taught by one or by its labels, cut out of one, or on one's grid."""
-        alone = self.mimic.mode == "none" and not self.student.quantize_map and self.pruning.method == "none"
-        return not alone or self.data.unlabelled is not None
+        return self.needs_grid or self.pruning.method != "none" or self.data.unlabelled is not None
+
+    @property
+    def needs_grid(self) -> bool:
+        """Whether the student depends on the grid of a quantized map: it is taught by one, or its own map is on one."""
+        return self.mimic.mode != "none" or self.student.quantize_map
 
     @property
     def trains_teacher(self) -> bool:

@@ -70,9 +70,8 @@ def _matches_scored_boxes(recipe: Recipe) -> bool:
     return scored and any(own.mimic.regions == "teacher" for own in _mimicking(recipe))
 
 
-def _imitates(recipe: Recipe) -> bool:
-    """Whether a student sees a teacher's map, or its own on a teacher's grid."""
-    return any(own.mimic.mode != "none" or own.student.quantize_map for own in _students(recipe))
+def _needs_grid(recipe: Recipe) -> bool:
+    return any(own.needs_grid for own in _students(recipe))
 
 
 def _prunes(method: str) -> Callable[[Recipe], bool]:
@@ -91,8 +90,8 @@ READERS = (
     ),
     Reader(
         ("quantizer",),
-        lambda recipe: recipe.trains_teacher or _imitates(recipe),
-        "the teacher's file gives labels alone, and no map: set mimic.mode",
+        _needs_grid,
+        "no student sees a quantized map: set mimic.mode",
     ),
     Reader(
         ("data.unlabelled_share", "data.unlabelled_doubt"),
@@ -123,6 +122,11 @@ READERS = (
         ("quantized_teacher",),
         lambda recipe: recipe.trains_teacher,
         "the teacher is a file that is not trained: set teacher.kind=detector",
+    ),
+    Reader(
+        ("quantized_teacher",),
+        _needs_grid,
+        "no student sees a quantized map: set mimic.mode",
     ),
     Reader(
         _in("teacher", TeacherFileConfig.model_fields),

@@ -239,7 +239,7 @@ def check_key(dataset: str, recipe: Recipe) -> str:
 def job_keys(recipe: Recipe) -> dict[str, str]:
     """Ids of a study's jobs by kind, from one run's recipe alone: the data are not read.
 
-    The kinds are teacher, quantized and student; where the student needs no teachers, it is all there is.
+    The kinds are teacher, quantized and student; what the student does not need is left out.
     """
     detector = _plain(recipe.detector)
     if recipe.detector.output_stride == COARSE:  # an open one may come to be another
@@ -264,7 +264,8 @@ def job_keys(recipe: Recipe) -> dict[str, str]:
     pruning = _pruning(recipe) if recipe.pruning.method != "none" else []
     taught = _distillation(recipe.mimic) if recipe.mimic.mode != "none" else []
     student = fingerprint("student", quantized, _job_schedule(recipe.student), taught, *pruning, *unlabelled)
-    return {"teacher": teacher, "quantized": quantized, "student": student}
+    # A student without a grid has the id that it had when every teacher was quantized, so that tables go on.
+    return {"teacher": teacher, **({"quantized": quantized} if recipe.needs_grid else {}), "student": student}
 
 
 def _schedule(config: FineTuningConfig, *left_out: str) -> Mapping[str, object]:

@@ -36,15 +36,21 @@ from qmimic.training.step import DetectionObjective, DistillationObjective
 
 @dataclass(frozen=True)
 class Teachers:
-    """The two teachers of a run, the second fine-tuned on its quantized map from the first."""
+    """The teachers of a run.
+
+    Attributes:
+        full_precision: as trained.
+        quantized: fine-tuned from it on its quantized map; None where no student depends on the map's grid.
+    """
 
     full_precision: Stage
-    quantized: Stage
+    quantized: Stage | None
 
     def lesson(self, prepared: Prepared) -> Lesson:
         """What a student of a recipe is taught by, and on which grid."""
-        recipe = prepared.recipe
-        master = self.quantized if MODES[recipe.mimic.mode].teacher else self.full_precision
+        recipe, quantized = prepared.recipe, self.quantized
+        assert quantized, "a lesson has a grid"
+        master = quantized if MODES[recipe.mimic.mode].teacher else self.full_precision
 
         def teacher() -> Teacher:
             detector, _ = load_detector(master.file)
@@ -52,11 +58,11 @@ class Teachers:
             return of_scale(DetectorTeacher(detector, prepared.bf16(recipe.teacher.backbone)), recipe.teacher.scale)
 
         def quantizer() -> Quantizer:
-            detector, _ = load_detector(self.quantized.file)
+            detector, _ = load_detector(quantized.file)
             assert detector.quantizer is not None, "a quantized teacher has a quantizer"
             return detector.quantizer
 
-        return Lesson(master.result.key, self.quantized.result.key, teacher, quantizer)
+        return Lesson(master.result.key, quantized.result.key, teacher, quantizer)
 
 
 def train_teacher(prepared: Prepared, watcher: Watcher) -> Stage:
@@ -196,8 +202,13 @@ def prune_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> Stage
     return stage
 
 
-def teachers_of(prepared: Prepared, watcher: Watcher) -> Teachers | OpenedTeacher:
+def teachers_of(prepared: Prepared, on_grid: bool, watcher: Watcher) -> Teachers | OpenedTeacher:
     """The teachers of a recipe: trained, or opened where the recipe names a file.
+
+    Args:
+        prepared: the run.
+        on_grid: whether a student depends on the grid of a quantized map; if none does, no teacher is quantized.
+        watcher: told of progress.
 
     Raises:
         InputError: the teacher is too weak, its training failed, or its file does not fit.
@@ -210,7 +221,7 @@ def teachers_of(prepared: Prepared, watcher: Watcher) -> Teachers | OpenedTeache
             watcher.say(remark)
         return opened
     teacher = train_teacher(prepared, watcher)
-    return Teachers(teacher, quantize_teacher(prepared, teacher, watcher))
+    return Teachers(teacher, quantize_teacher(prepared, teacher, watcher) if on_grid else None)
 
 
 def labels_of(prepared: Prepared, teachers: Teachers | OpenedTeacher, watcher: Watcher) -> TeacherLabels | None:

@@ -105,9 +105,9 @@ def _train(prepared: Prepared, watcher: Watcher) -> RunResult:
     stages: list[Stage] = []
     teachers = labels = None
     if any(own.needs_teachers for own in students.values()):
-        teachers = teachers_of(prepared, watcher)
+        teachers = teachers_of(prepared, any(own.needs_grid for own in students.values()), watcher)
         if isinstance(teachers, Teachers):
-            stages += [teachers.full_precision, teachers.quantized]
+            stages += [stage for stage in (teachers.full_precision, teachers.quantized) if stage]
         else:
             for own in students.values():
                 if own.mimic.mode != "none":

@@ -31,8 +31,15 @@ WAYS: Mapping[str, Mapping[str, object]] = {
     "pruned": {**_CUT, "mimic.mode": "none"},
     "pruned, quantization mimic": {**_CUT, "mimic.mode": "quantization"},
 }
-TIMES = {"alone, twice the steps": 2}  # the student's steps; tried where nobody set these
-LABELS_ALONE = {"teacher's labels alone": {**_WHOLE, "mimic.mode": "none"}}  # where there are pictures without labels
+_LABELS = {**_WHOLE, "mimic.mode": "none"}
+LABELS: Mapping[str, Mapping[str, object]] = {  # where there are pictures without labels
+    "teacher's labels": _LABELS,
+    "teacher's labels, three times the steps": _LABELS,
+}
+TIMES = {  # the student's steps; tried where nobody set these
+    "alone, twice the steps": 2,
+    "teacher's labels, three times the steps": 3,  # more pictures need more steps: docs/results.md, "race"
+}
 
 
 @dataclass(frozen=True)
@@ -64,12 +71,12 @@ def best_way(recipe: Recipe, named: Sequence[str], watcher: Watcher) -> tuple[Re
         why = f"{' and '.join(chosen)} are set" if chosen else f"teacher.kind={recipe.teacher.kind}"
         watcher.say(f"It is taught as the recipe says ({why}); no other way is tried.")
         return recipe, ()
-    known = {**WAYS, **(LABELS_ALONE if recipe.data.unlabelled is not None else {})}
+    known = {**WAYS, **(LABELS if recipe.data.unlabelled is not None else {})}
     if LENGTH in named:
         known = {name: settings for name, settings in known.items() if name not in TIMES}
     with exclusive_lock(recipe.folder):
         prepared = prepare(recipe)
-        teachers = teachers_of(prepared, watcher)
+        teachers = teachers_of(prepared, True, watcher)
         labels = labels_of(prepared, teachers, watcher)
         tried = []
         for name, settings in known.items():

@@ -88,13 +88,11 @@ def _teachers(study: Study, results: Sequence[dict[str, Any]], arms: Sequence[Ar
         for column in ("teacher_map50", "quantized_map50"):
             values = {(row["seed"], row["fold"], row[column]) for row in rows if row[column]}
             means += [float(np.mean([value for *_, value in values]))] if values else []
-        if len(means) < 2:
+        if not means:
             continue
         whose = f" of {', '.join(names)}" if len(groups) > 1 else ""
-        said.append(
-            f"The teachers{whose} reach {percent(means[0])} on average, and {percent(means[1])} quantized and "
-            "fine-tuned."
-        )
+        quantized = f", and {percent(means[1])} quantized and fine-tuned" if len(means) > 1 else ""
+        said.append(f"The teachers{whose} reach {percent(means[0])} on average{quantized}.")
         if study.compared_to not in taught and alone and max(means) < min(alone):
             said.append(
                 f"They are weaker than {study.compared_to}, so there is nothing to learn from them: train them for "

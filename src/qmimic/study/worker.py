@@ -12,9 +12,8 @@ from qmimic.config import Recipe
 from qmimic.errors import InputError
 from qmimic.run.folder import StageResult
 from qmimic.run.lock import exclusive_lock
-from qmimic.run.prepare import Prepared, prepare
-from qmimic.run.stages import Teachers, labels_of, quantize_teacher, teachers_of, train_student, train_teacher
-from qmimic.run.teaching import OpenedTeacher
+from qmimic.run.prepare import prepare
+from qmimic.run.stages import Teachers, labels_of, teachers_of, train_student, train_teacher
 from qmimic.study.table import recipe_of, update
 from qmimic.training.loop import Watcher
 
@@ -92,18 +91,13 @@ def work(kind: str, recipe: Recipe, watcher: Watcher) -> StageResult:
     prepared = prepare(recipe)
     if kind == "student" and not recipe.needs_teachers:
         return train_student(prepared, "student", None, watcher).result
-    if not recipe.trains_teacher:
-        return _student(prepared, teachers_of(prepared, watcher), watcher)
-    teacher = train_teacher(prepared, watcher)
     if kind == "teacher":
-        return teacher.result
-    quantized = quantize_teacher(prepared, teacher, watcher)
+        return train_teacher(prepared, watcher).result
+    teachers = teachers_of(prepared, recipe.needs_grid, watcher)
     if kind == "quantized":
-        return quantized.result
-    return _student(prepared, Teachers(teacher, quantized), watcher)
-
-
-def _student(prepared: Prepared, teachers: Teachers | OpenedTeacher, watcher: Watcher) -> StageResult:
+        assert isinstance(teachers, Teachers), "a file is nobody's job"
+        assert teachers.quantized, "a run without a grid has no job of this kind"
+        return teachers.quantized.result
     return train_student(prepared, "student", teachers, watcher, labels_of(prepared, teachers, watcher)).result
 
 
