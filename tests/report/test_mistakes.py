@@ -10,9 +10,9 @@ from PIL import Image
 from qmimic.data.sample import Dataset, Sample
 from qmimic.detections import Detections
 from qmimic.report import page
-from qmimic.report.figures import styles
 from qmimic.report.mistakes import confused, covered, draw_errors, lost_by_kind, worst_images
 from qmimic.report.networks import Judged, Scored
+from qmimic.report.panels import styles
 from qmimic.scores.error_types import costs, find_errors
 from qmimic.scores.matches import match
 from qmimic.scores.voc import voc_ap

@@ -7,7 +7,7 @@ import pytest
 from defusedxml import ElementTree
 
 from qmimic.report import figures
-from qmimic.report.figures import Panel, styles
+from qmimic.report.panels import Panel, styles
 from qmimic.scores.bootstrap import Interval
 from qmimic.scores.statistics import estimate
 

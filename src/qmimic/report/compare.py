@@ -11,12 +11,12 @@ import numpy as np
 from qmimic.config import Recipe
 from qmimic.errors import InputError
 from qmimic.report import figures
-from qmimic.report.figures import Panel, Style, styles, swatch
 from qmimic.report.kept import FOLDER, peek_value
 from qmimic.report.latency import FILE as LATENCY
 from qmimic.report.latency import Timing
 from qmimic.report.networks import TWIN
 from qmimic.report.page import save
+from qmimic.report.panels import Panel, Style, styles, swatch
 from qmimic.report.template import environment
 from qmimic.run.folder import FinishedRun, read_run
 from qmimic.scores.statistics import Estimate, estimate

@@ -19,12 +19,12 @@ from qmimic.errors import InputError
 from qmimic.files import refuse_links, write_text
 from qmimic.report import figures
 from qmimic.report.collect import Absent, Facts, collect
-from qmimic.report.figures import Panel, Style, styles, swatch
 from qmimic.report.labels import Labels
 from qmimic.report.latency import Timing
 from qmimic.report.maps import Maps, Matching
 from qmimic.report.mistakes import confused, data_uri, lost_by_kind
 from qmimic.report.networks import TWIN, Judged, Scored
+from qmimic.report.panels import Panel, Style, styles, swatch
 from qmimic.report.template import NONE, environment, gain, percent
 from qmimic.run.folder import LABELS_PICTURE, OURS, RESULTS, TRACKERS, FinishedRun, ranked, read_run
 from qmimic.scores.bootstrap import RESAMPLES, Interval

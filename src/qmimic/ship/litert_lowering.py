@@ -1,11 +1,7 @@
-"""From an exported program to a model of LiteRT: one method for each operation of the program.
-
-Maps lie with their channels last, as the format wants them. A value remembers how its dimensions lie, so that a
-transposition costs nothing.
-"""
+"""From an exported program to a model of LiteRT: one method for each operation of the program."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +13,8 @@ from torch.fx import Node
 from qmimic.errors import InputError
 from qmimic.runtime.metadata import INPUT
 from qmimic.runtime.places import LOGIT_STEP, SIDE_STEP
-from qmimic.ship.litert_model import ModelBuilder, Steps
+from qmimic.ship.litert_model import Steps
+from qmimic.ship.litert_values import Value, ValueBuilder
 
 SIDES = 4
 OUTPUT_STEPS = Steps((LOGIT_STEP,))
@@ -25,25 +22,6 @@ PIXELS = Steps((1.0,), -128)
 LOWEST = np.float32(-3.4e38)
 
 aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class Value:
-    """A tensor of the model that stands for a value of the program.
-
-    Attributes:
-        index: of the tensor.
-        order: the dimensions of the program's value in the order in which they lie in the tensor.
-        steps: of its integers; None: float.
-        pixels: as the picture came: uint8, or 128 less as int8.
-        mix: weights [channels, 1] by which the channels are still to be summed, once it is known on which grid.
-    """
-
-    index: int
-    order: tuple[int, ...]
-    steps: Steps | None = None
-    pixels: bool = False
-    mix: Tensor | None = None
 
 
 class Lowering:
@@ -56,7 +34,7 @@ class Lowering:
 
     def __init__(self, program: torch.export.ExportedProgram, integers: bool) -> None:
         self.integers = integers
-        self.builder = ModelBuilder()
+        self.builder = ValueBuilder()
         self.graph = program.graph
         for node in reversed(self.graph.nodes):  # what only checks
             if node.target is aten._assert_tensor_metadata.default:
@@ -115,13 +93,13 @@ class Lowering:
                 own = Value(self.builder.tensor(node.meta["val"].shape, dtype, steps, INPUT), order, steps, True)
                 source = own.index
                 if self.integers and float_ends:
-                    source = self._like(own, None).index
+                    source = self.builder.like(own, None).index
                     self.builder.operator("QUANTIZE", [source], own.index, "QuantizeOptions")
                 self.values[node] = own
             elif node.op == "output":
                 (last,) = node.args[0]
                 ends = self._in_order(self.values[last])
-                output = self._as_float(ends).index if float_ends else ends.index
+                output = self.builder.as_float(ends).index if float_ends else ends.index
             else:
                 self._take(node)
         return self.builder.finish(source, output)
@@ -185,7 +163,7 @@ class Lowering:
             kernel, added = kernel * double.view(-1, 1, 1, 1), added * double
             scale = None if scale is None else scale * double
         whole = steps is not None and scale is not None and source.steps is not None
-        source = source if whole else self._as_float(source)
+        source = source if whole else self.builder.as_float(source)
         depthwise = groups > 1 and groups == len(kernel) == self.builder.shape(source.index)[3]
         laid = kernel.permute(1, 2, 3, 0) if depthwise else kernel.permute(0, 2, 3, 1)
         axis = 3 if depthwise else 0
@@ -202,7 +180,7 @@ class Lowering:
             weights = self.builder.constant(laid.float().contiguous().numpy())
             biases = self.builder.constant(added.float().numpy())
         sides = [(kernel.shape[2 + n] - 1) * dilation[n] + 1 for n in range(2)]
-        source, same = self._padded(source, sides, stride, padding, np.float32(0))
+        source, same = self.builder.padded(source, sides, stride, padding, np.float32(0))
         relu = not whole and self._only_relu(node) and steps is None
         options = {
             "padding": 0 if same else 1,
@@ -216,7 +194,7 @@ class Lowering:
         options |= {"depthMultiplier": 1} if depthwise else {}
         result = self._new(node, steps if whole else None)
         self.builder.operator(kind, [source.index, weights, biases], result.index, table, **options)
-        return self._cut(result) if whole else self._settled(result, steps)
+        return self.builder.cut(result) if whole else self.builder.settled(result, steps)
 
     def _arithmetic(self, kind: str, options: str = "") -> Callable[..., Value]:
         """An operation on floats, of values, constants with a number for each channel, and numbers."""
@@ -226,7 +204,7 @@ class Lowering:
             dtype = np.bool_ if node.meta["val"].dtype is torch.bool else np.float32
             result = self._new(node, None, dtype=dtype)
             self.builder.operator(kind, inputs, result.index, options)
-            return self._settled(result, self._steps_of(node))
+            return self.builder.settled(result, self._steps_of(node))
 
         return operation
 
@@ -235,16 +213,16 @@ class Lowering:
             return self.builder.constant(np.array([one], np.float32))
         if one in self.constants:
             return self.builder.constant(self.constants[one].flatten().float().numpy())
-        return self._as_float(self.values[one]).index
+        return self.builder.as_float(self.values[one]).index
 
     def _clamp(self, node: Node, x: Node, least: float | None = None, most: float | None = None) -> Value:
-        result = self._as_float(self.values[x])
+        result = self.builder.as_float(self.values[x])
         for kind, limit in (("MAXIMUM", least), ("MINIMUM", most)):
             if limit is not None:
                 inputs = [result.index, self._operand(limit)]
                 result = self._new(node, None)
                 self.builder.operator(kind, inputs, result.index, "MaximumMinimumOptions")
-        return self._settled(result, self._steps_of(node))
+        return self.builder.settled(result, self._steps_of(node))
 
     def _to_float(self, node: Node, x: Node) -> Value:
         source = self.values[x]
@@ -291,12 +269,12 @@ class Lowering:
         assert isinstance(y, Node)
         both = [self.values[x], self.values[y]]
         whole = steps is not None and all(one.steps is not None for one in both)
-        both = both if whole else [self._as_float(one) for one in both]
+        both = both if whole else [self.builder.as_float(one) for one in both]
         result = self._new(node, steps if whole else None)
         relu = not whole and steps is None and self._only_relu(node)
         inputs = [one.index for one in both]
         self.builder.operator("ADD", inputs, result.index, "AddOptions", fusedActivationFunction=int(relu))
-        return self._cut(result) if whole else self._settled(result, steps)
+        return self.builder.cut(result) if whole else self.builder.settled(result, steps)
 
     def _relu(self, node: Node, x: Node) -> Value:
         source = self.values[x]
@@ -317,7 +295,7 @@ class Lowering:
         stride: list[int],
         padding: list[int] | tuple[int, int] = (0, 0),
     ) -> Value:
-        source, same = self._padded(self.values[x], kernel, stride, padding, LOWEST)
+        source, same = self.builder.padded(self.values[x], kernel, stride, padding, LOWEST)
         result = self._new(node, source.steps)
         options = {
             "padding": 0 if same else 1,
@@ -344,7 +322,7 @@ class Lowering:
     def _cat(self, node: Node, parts: list[Node], dim: int = 0) -> Value:
         steps = self._steps_of(node)
         own = [self.values[one] for one in parts]
-        own = [self._settled(self._as_float(one), None) if steps is None else self._settled(one, steps) for one in own]
+        own = [self.builder.as_float(one) if steps is None else self.builder.settled(one, steps) for one in own]
         result = self._new(node, steps, own[0].order)
         axis = result.order.index(dim % len(result.order))
         self.builder.operator(
@@ -377,7 +355,7 @@ class Lowering:
         return self.values[x]
 
     def _round(self, node: Node, x: Node, scale: Node, low: int, high: int) -> Value:
-        return self._settled(self.values[x], self._steps_of(node))
+        return self.builder.settled(self.values[x], self._steps_of(node))
 
     # ---- parts of operations
 
@@ -389,75 +367,6 @@ class Lowering:
         laid = order or {4: (0, 2, 3, 1), 3: (0, 2, 1)}[len(shape)]
         dtype = dtype if steps is None else np.int8
         return Value(self.builder.tensor([shape[place] for place in laid], dtype, steps), laid, steps)
-
-    def _like(self, value: Value, steps: Steps | None) -> Value:
-        dtype = np.float32 if steps is None else np.int8
-        return Value(self.builder.tensor(self.builder.shape(value.index), dtype, steps), value.order, steps)
-
-    def _as_float(self, value: Value) -> Value:
-        if value.mix is not None:
-            whole = self._as_float(replace(value, mix=None))
-            kernel = self.builder.constant(value.mix.float().numpy().reshape(1, 1, 1, -1))
-            none = self.builder.constant(np.zeros(1, np.float32))
-            index = self.builder.tensor((*self.builder.shape(whole.index)[:3], 1), np.float32)
-            sides = {"padding": 1, "strideH": 1, "strideW": 1}
-            self.builder.operator("CONV_2D", [whole.index, kernel, none], index, "Conv2DOptions", **sides)
-            return Value(index, value.order)
-        if value.steps is None and not value.pixels:
-            return value
-        result = self._like(value, None)
-        kind, options = ("CAST", "CastOptions") if value.steps is None else ("DEQUANTIZE", "DequantizeOptions")
-        self.builder.operator(kind, [value.index], result.index, options)
-        return result
-
-    def _settled(self, value: Value, steps: Steps | None) -> Value:
-        """A value on a grid; it stays as it is where it lies there, or where no grid is wanted."""
-        if steps is None or value.steps == steps:
-            return value
-        result = self._like(value, steps)
-        self.builder.operator("QUANTIZE", [value.index], result.index, "QuantizeOptions")
-        return self._cut(result)
-
-    def _cut(self, value: Value) -> Value:
-        """Values above a grid's highest integer become that integer."""
-        assert value.steps is not None
-        if value.steps.top == 127:
-            return value
-        top = self.builder.constant(np.array([value.steps.top], np.int8), value.steps)
-        result = self._like(value, value.steps)
-        self.builder.operator("MINIMUM", [value.index, top], result.index, "MaximumMinimumOptions")
-        return result
-
-    def _padded(
-        self,
-        value: Value,
-        kernel: list[int],
-        stride: list[int] | tuple[int, int],
-        padding: list[int] | tuple[int, int],
-        filler: np.float32,
-    ) -> tuple[Value, bool]:
-        """A map with what an operator is to find around it, and whether it is to pad by the format's own rule."""
-        shape = self.builder.shape(value.index)
-        around, same = [], True
-        for side, size, step, before in zip(shape[1:3], kernel, stride, padding, strict=True):
-            count = (side + 2 * before - size) // step + 1
-            needed = max((count - 1) * step + size - side, 0)
-            same &= before == needed // 2 and count == -(-side // step)
-            around.append((before, max(needed - before, 0)))
-        if same or not any(map(any, around)):
-            return value, same
-        sides = np.array([(0, 0), *around, (0, 0)], np.int32)
-        shape = tuple(side + sum(more) for side, more in zip(shape, sides.tolist(), strict=True))
-        dtype: Any = np.float32 if value.steps is None else np.int8
-        padded = Value(self.builder.tensor(shape, dtype, value.steps), value.order, value.steps)
-        inputs = [value.index, self.builder.constant(sides)]
-        if filler == 0:
-            self.builder.operator("PAD", inputs, padded.index, "PadOptions")
-            return padded, False
-        lowest = np.array([filler if value.steps is None else -128], dtype)
-        inputs.append(self.builder.constant(lowest, value.steps))
-        self.builder.operator("PADV2", inputs, padded.index, "PadV2Options")
-        return padded, False
 
     def _in_order(self, value: Value) -> Value:
         """A value whose dimensions lie in their order."""
