@@ -140,6 +140,7 @@ GRIDS = {
     "teacher.grid_strides": [8, 16],
     "teacher.grid_point": 0,
 }
+ANCHORS = {**GRIDS, "teacher.box_format": "deltas", "teacher.box_unit": "pixels", "teacher.anchors": [[[8, 8]]] * 2}
 LABELS = {**BOX_FILE, "data.unlabelled": "frames"}
 ONLY_WITH: dict[str, tuple[Any, dict[str, Any]]] = {
     **{f"pruning.{name}": (7, {"baselines": ["taylor"]}) for name in ("rounds", "steps", "cost_weight")},
@@ -157,6 +158,8 @@ ONLY_WITH: dict[str, tuple[Any, dict[str, Any]]] = {
     "teacher.grid_strides": ([8], GRIDS),
     "teacher.grid_point": (0.5, GRIDS),
     "teacher.bins": (8, GRIDS),
+    "teacher.anchors": ([[[8, 8]], [[9, 9]]], ANCHORS),
+    "teacher.variances": ([0.1, 0.1, 0.2, 0.2], ANCHORS),
     "teacher.rows": ("r", {**BOX_FILE, "teacher.row_layout": ["box", "scores"]}),
     "teacher.row_layout": (["box", "scores"], {**BOX_FILE, "teacher.rows": "r"}),
     "teacher.transposed": (True, {**BOX_FILE, "teacher.rows": "r", "teacher.row_layout": ["box", "scores"]}),

@@ -168,6 +168,12 @@ def test_the_point_of_a_cell(own: list[Thing], point: float) -> None:
 
 
 GRIDS: dict[str, Any] = {"box_format": "distances", "box_unit": "strides", "grid_strides": (8, 16), "grid_point": 0.5}
+YOLO: dict[str, Any] = {
+    "box_format": "yolov5",
+    "box_unit": "pixels",
+    "grid_point": None,
+    "anchors": (((8, 8), (9, 3)), ((16, 16), (9, 30))),
+}
 NAMED: dict[str, Any] = {**GRIDS, "boxes": ("a", "b"), "scores": ("c", "d")}
 
 
@@ -191,6 +197,13 @@ NAMED: dict[str, Any] = {**GRIDS, "boxes": ("a", "b"), "scores": ("c", "d")}
         ({"grid_strides": tuple(range(1, 18))}, "has 17 strides; name 16 at most"),
         ({"scores": "c"}, "outputs differ, 2 for boxes and 1 for scores; name as many for each"),
         ({"scores": ("c", "a")}, "names the output 'a' twice"),
+        ({"anchors": (((8, 8),), ((16, 16),))}, "box_format=distances has no anchors: leave out teacher.anchors, or"),
+        ({"variances": (0.1, 0.1, 0.2, 0.2)}, "variances are those of deltas"),
+        ({"box_format": "deltas", "box_unit": "pixels"}, r"a list of \[width, height\] for each of the 2 grids"),
+        ({**YOLO, "anchors": (((8, 8),),)}, r"for each of the 2 grids of teacher.grid_strides; it has 1"),
+        ({**YOLO, "anchors": (((8, 8),), ())}, "each list of teacher.anchors has 1 to 64 anchors"),
+        ({**YOLO, "grid_point": 0}, "yolov5 measures from the corner of a cell: leave out teacher.grid_point"),
+        ({**YOLO, "box_unit": "strides"}, "box_format=yolov5 is in pixels: set teacher.box_unit=pixels"),
     ],
 )
 def test_what_contradicts_itself_is_refused(changes: dict[str, Any], said: str) -> None:
@@ -216,7 +229,7 @@ RIGHT = {"a": (1, 88, 4), "b": (1, 24, 4), "c": (1, 88, 2), "d": (1, 24, 2)}
         ({"a": (1, 88, 32)}, r"'a' has shape \[1, 88, 32\]; it has 32 numbers for each box: set teacher.bins=8"),
         ({"a": (1, 88, 10)}, r"teacher.boxes has 4 numbers for each cell, and this one 10; name another output"),
         ({"a": (2, 88, 4)}, "it is of 2 pictures, not of 1: export it for one picture, or for any number"),
-        ({"a": (1, 8, 11, 1, 4)}, "it has 5 dimensions"),
+        ({"a": (1, 8, 11, 3, 4)}, "it has 5 dimensions, so its boxes may be measured from anchors"),
         ({"d": (1, 24, 3)}, "levels have scores of 2, 3 classes"),
         (
             {"b": (1, 20, 4)},

@@ -89,6 +89,8 @@ OTHER: dict[str, Any] = {  # where the kind of a key does not give another value
     "teacher.inputs": {"sizes": [640, 640]},
     "teacher.maps": ["map"],
     "teacher.grid_strides": [8, 16],
+    "teacher.anchors": [[[9, 8]]],
+    "teacher.variances": [0.1, 0.1, 0.2, 0.2],
     "teacher.mean": [1, 2, 3],
     "teacher.detector": "rfcn",
     "student.backbone": "vgg16/32",
@@ -102,12 +104,15 @@ OTHER: dict[str, Any] = {  # where the kind of a key does not give another value
     "run.precision": "bf16",
 }
 GRIDS = {"box_format": "distances", "box_unit": "strides", "grid_strides": [8], "grid_point": 1}
+ANCHORS = {"box_format": "deltas", "grid_strides": [8], "grid_point": 0, "anchors": [[[8, 8]]]}
 OUTPUTS: dict[str, dict[str, Any]] = {  # what has to be set beside a setting of a teacher that is a file
     "teacher.scores": {"boxes": "b"},
     "teacher.labels": {"boxes": "b", "scores": "s"},
     "teacher.objectness": {"boxes": "b", "scores": "s"},
     "teacher.objectness_activation": {"boxes": "b", "scores": "s", "objectness": "o"},
     **dict.fromkeys(("teacher.grid_strides", "teacher.grid_point", "teacher.bins"), GRIDS),
+    "teacher.anchors": ANCHORS,
+    "teacher.variances": ANCHORS,
     "teacher.row_layout": {"rows": "r", "row_layout": ["box", "score", "label"]},
     "teacher.transposed": {"rows": "r", "row_layout": ["box", "score", "label"]},
     "teacher.rows": {"rows": "r", "row_layout": ["box", "score", "label"]},

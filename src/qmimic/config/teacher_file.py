@@ -19,8 +19,12 @@ def _as_text(value: Any) -> Any:
 Name = Annotated[str, BeforeValidator(_as_text)]
 Outputs = Name | tuple[Name, ...]  # of an ONNX file: one for all boxes, or one for each level
 KINDS_OF_OUTPUTS = ("rows", "boxes", "scores", "objectness", "labels")
-MOST_GRIDS = 16
-OF_GRIDS = ("distances", "offsets")  # formats of boxes that are measured from the cell on which they lie
+Anchor = tuple[Annotated[float, Field(gt=0, le=65536)], Annotated[float, Field(gt=0, le=65536)]]
+Variance = Annotated[float, Field(gt=0, le=100)]
+MOST_GRIDS, MOST_ANCHORS = 16, 64
+OF_ANCHORS = ("deltas", "yolov3", "yolov5")  # formats of boxes that are measured from anchors
+OF_GRIDS = ("distances", "offsets", *OF_ANCHORS)  # formats of boxes that are measured from the cell on which they lie
+FROM_CORNERS = ("yolov3", "yolov5")  # of a cell, as the format has it
 
 
 class TeacherFileConfig(Section):
@@ -58,10 +62,13 @@ class TeacherFileConfig(Section):
         False,
         description="onnx: in teacher.rows, or on its grids, a box is a column, as in B x 84 x N, and not a row",
     )
-    box_format: Advanced[Literal["xyxy", "yxyx", "cxcywh", "xywh", "distances", "offsets"]] = Field(
+    box_format: Advanced[
+        Literal["xyxy", "yxyx", "cxcywh", "xywh", "distances", "offsets", "deltas", "yolov3", "yolov5"]
+    ] = Field(
         "xyxy",
         description="onnx: the four numbers of a box: corners, or centre or corner with width and height; on its grids "
-        "distances (left, top, right, bottom) or offsets (centre, and logarithms of width and height) from a point",
+        "distances (left, top, right, bottom) or offsets (centre, and logarithms of width and height) from a point; "
+        "from anchors deltas (as SSD, RetinaNet), or as YOLOv2 to v3 or YOLOv5 to v7 have them",
     )
     box_unit: Advanced[Literal["pixels", "shares", "strides"]] = Field(
         "pixels",
@@ -74,6 +81,13 @@ class TeacherFileConfig(Section):
     )
     grid_point: Advanced[float | None] = Field(
         None, ge=0, le=1, description="onnx: where in a grid's cell its point lies; 0: corner, 0.5: centre"
+    )
+    anchors: Advanced[tuple[tuple[Anchor, ...], ...]] = Field(
+        (),
+        description="onnx: widths and heights of the anchors on a cell, pixels of its input, a list for each grid",
+    )
+    variances: Advanced[tuple[Variance, Variance, Variance, Variance]] = Field(
+        (1, 1, 1, 1), description="onnx: by which deltas are multiplied; SSD has 0.1, 0.1, 0.2, 0.2"
     )
     bins: Advanced[int] = Field(
         1, ge=1, le=64, description="onnx: numbers of a distance, whose softmax weights 0, 1, 2, ..; 1: the distance"
@@ -129,7 +143,7 @@ def check_outputs(teacher: TeacherFileConfig) -> None:
     empty = next((name for name in KINDS_OF_OUTPUTS if getattr(teacher, name) in ((), "")), None)
     if empty:
         raise ValueError(f"teacher.{empty} names no output; name one, or leave it out")
-    for check in (_check_rows, _check_boxes, _check_grids, _check_levels):
+    for check in (_check_rows, _check_boxes, _check_grids, _check_anchors, _check_levels):
         check(teacher)
 
 
@@ -192,27 +206,51 @@ def _check_grids(teacher: TeacherFileConfig) -> None:
                 "teacher.grid_strides, such as [8, 16, 32]"
             )
         raise ValueError(
-            "teacher.grid_strides are for boxes that the file does not decode: set teacher.box_format to distances or "
-            "offsets, or leave them out"
+            "teacher.grid_strides are for boxes that the file does not decode: set teacher.box_format to one of "
+            f"{', '.join(OF_GRIDS)}, or leave them out"
         )
     if len(teacher.grid_strides) > MOST_GRIDS:
         raise ValueError(f"teacher.grid_strides has {len(teacher.grid_strides)} strides; name {MOST_GRIDS} at most")
     if (twice := _twice(teacher.grid_strides)) is not None:
         raise ValueError(f"teacher.grid_strides has {twice} twice; each grid has its own stride")
-    if raw and teacher.grid_point is None:
+    if raw and teacher.grid_point is None and teacher.box_format not in FROM_CORNERS:
         raise ValueError(
             "teacher.grid_point, the point of a cell from which its box is measured, is missing: set it to 0.5 for the "
             "centre, or to 0 for the corner"
         )
     units: tuple[str, ...] = ("pixels", "shares")
     what = f"teacher.box_format={teacher.box_format}"
-    if raw:
+    if teacher.box_format in OF_ANCHORS:
+        units = ("pixels",)
+    elif raw:
         units = ("strides", "pixels") if teacher.box_format == "distances" and teacher.bins == 1 else ("strides",)
         what += " with teacher.bins" if teacher.bins > 1 else ""
     if teacher.box_unit not in units:
         raise ValueError(f"{what} is in {' or '.join(units)}: set teacher.box_unit={units[0]}")
     if not raw and teacher.grid_point is not None:
         raise ValueError("teacher.grid_point is that of the cells of teacher.grid_strides: leave it out, or set these")
+
+
+def _check_anchors(teacher: TeacherFileConfig) -> None:
+    what, grids = f"teacher.box_format={teacher.box_format}", len(teacher.grid_strides)
+    if teacher.variances != (1, 1, 1, 1) and teacher.box_format != "deltas":
+        raise ValueError("teacher.variances are those of deltas: set teacher.box_format=deltas, or leave them out")
+    if teacher.box_format not in OF_ANCHORS:
+        if teacher.anchors:
+            raise ValueError(
+                f"{what} has no anchors: leave out teacher.anchors, or set teacher.box_format to one of "
+                f"{', '.join(OF_ANCHORS)}"
+            )
+        return
+    if len(teacher.anchors) != grids:
+        raise ValueError(
+            f"{what} is measured from anchors: name in teacher.anchors a list of [width, height] for each of the "
+            f"{grids} {'grid' if grids == 1 else 'grids'} of teacher.grid_strides; it has {len(teacher.anchors)}"
+        )
+    if any(not 1 <= len(own) <= MOST_ANCHORS for own in teacher.anchors):
+        raise ValueError(f"each list of teacher.anchors has 1 to {MOST_ANCHORS} anchors")
+    if teacher.box_format in FROM_CORNERS and teacher.grid_point is not None:
+        raise ValueError(f"{what} measures from the corner of a cell: leave out teacher.grid_point")
 
 
 def _twice(values: Sequence[Any]) -> Any | None:

@@ -1,8 +1,10 @@
 """Boxes that a foreign detector's file does not decode: what stands on the cells of its grids, level after level.
 
-Anchor-free detectors alone: a box is measured from a point of its cell, in the recipe's terms (`TeacherFileConfig`).
-Distances with bins are the distributions of Generalized Focal Loss (Li et al., NeurIPS 2020, section 3.2): a distance
-is the mean of 0, 1, 2, .. weighted by a softmax.
+A box is measured from a point of its cell, or from one of the anchors there, in the recipe's terms
+(`TeacherFileConfig`). Distances with bins are the distributions of Generalized Focal Loss (Li et al., NeurIPS 2020,
+section 3.2): a distance is the mean of 0, 1, 2, .. weighted by a softmax. Deltas are those of Faster R-CNN (Ren et al.,
+2015, eq. 2), with the variances of SSD (Liu et al., 2016); the other two are YOLOv3's (Redmon and Farhadi, 2018,
+section 2.1) and that of the repositories of YOLOv5 and v7.
 """
 
 import math
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 
 from qmimic.config import TeacherFileConfig
+from qmimic.config.teacher_file import FROM_CORNERS, OF_ANCHORS
 from qmimic.errors import InputError
 from qmimic.runtime.places import place_grid
 
@@ -25,10 +28,12 @@ class Grid:
     Attributes:
         size: height and width of the file's input, pixels.
         stride: side of a cell, pixels.
+        anchors: widths and heights of those on each cell, pixels; none where boxes are measured from points.
     """
 
     size: tuple[int, int]
     stride: int
+    anchors: tuple[tuple[float, float], ...] = ()
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -41,71 +46,104 @@ class Grid:
         return self.size[0] // self.stride, self.size[1] // self.stride
 
     @property
-    def cells(self) -> int:
-        """How many there are."""
-        return math.prod(self.shape)
+    def to_a_cell(self) -> int:
+        """Boxes that are measured from a cell: one, or one from each anchor."""
+        return max(1, len(self.anchors))
+
+    @property
+    def boxes(self) -> int:
+        """How many boxes there are."""
+        return math.prod(self.shape) * self.to_a_cell
 
 
 def grids_of(config: TeacherFileConfig, size: tuple[int, int]) -> tuple[Grid, ...]:
     """The grids in the file's order, none where it decodes its boxes.
 
     Args:
-        config: `grid_strides`.
+        config: `grid_strides` and `anchors`.
         size: height and width of the file's input, pixels.
     """
-    return tuple(Grid(size, stride) for stride in config.grid_strides)
+    anchors = config.anchors or ((),) * len(config.grid_strides)
+    return tuple(Grid(size, stride, own) for stride, own in zip(config.grid_strides, anchors, strict=True))
 
 
 def by_cells(name: str, values: Tensor, grids: Sequence[Grid], transposed: bool, batch: int) -> Tensor:
-    """An output as float32 [B, N, C], N the cells of all its grids, each row by row.
+    """An output as float32 [B, N, C], N the boxes of all its grids: cells row by row, on each cell its anchors.
 
     Args:
         name: of the output, for messages.
         values: a list [B, N, C] or [B, N], of one picture also [N, C] or [N], or of one grid a map [B, h, w, C] or
-            [B, h, w].
+            [B, h, w]; with A anchors [B, h, w, A C], [B, h, w, A, C] or [B, A, h, w, C].
         grids: that it holds, one after another.
-        transposed: a list is [B, C, N] and a map [B, C, h, w].
+        transposed: a list is [B, C, N], and a map [B, C, h, w], [B, A C, h, w] or [B, A, C, h, w].
         batch: B.
 
     Raises:
         InputError: it has another shape.
     """
-    cells = sum(grid.cells for grid in grids)
-    places = ((cells,), *(grid.shape for grid in grids if len(grids) == 1))
-    if batch == 1 and tuple(values.shape[:1]) == (cells,) and values.ndim < 3:
+    count = sum(grid.boxes for grid in grids)
+    if batch == 1 and tuple(values.shape[:1]) == (count,) and values.ndim < 3:
         values = values[None]
     if values.ndim > 1 and values.shape[0] == batch:
-        if tuple(values.shape[1:]) in places:
-            return values.reshape(batch, cells, 1)
-        if tuple(values.shape[2:] if transposed else values.shape[1:-1]) in places:
-            return values.flatten(2).transpose(1, 2) if transposed else values.flatten(1, -2)
+        if tuple(values.shape[1:]) == (count,):
+            return values.reshape(batch, count, 1)
+        if values.ndim == 3 and values.shape[2 if transposed else 1] == count:
+            return values.transpose(1, 2) if transposed else values
+        laid = _of_map(values, grids[0], transposed) if len(grids) == 1 else None
+        if laid is not None:
+            return laid
     raise InputError(
         f"The teacher's output {name!r} has shape {list(values.shape)}; {_wanted(grids, transposed)}; "
         f"{_advice(values, grids, transposed, batch)}."
     )
 
 
+def _of_map(values: Tensor, grid: Grid, transposed: bool) -> Tensor | None:
+    """A map of one grid as [B, N, C]; None if its shape is no such map's."""
+    sides, anchors = tuple(values.shape[1:]), grid.to_a_cell
+    first = (anchors, *grid.shape)  # one map an anchor
+    if transposed and sides[-2:] == grid.shape and math.prod(sides[:-2]) % anchors == 0:
+        if len(sides) == 4 and sides[0] != anchors:
+            return None
+        maps = values.reshape(len(values), anchors, -1, *grid.shape)
+        return maps.permute(0, 3, 4, 1, 2).flatten(1, 3)
+    if not transposed and sides[:2] == grid.shape and math.prod(sides[2:]) % anchors == 0:
+        if len(sides) > 3 and (sides[2] != anchors or sides[:3] == first):  # then it may be either
+            return None
+        return values.reshape(len(values), grid.boxes, -1)
+    if not transposed and sides[:3] == first and len(sides) in (3, 4):
+        return values.reshape(*values.shape[:4], -1).permute(0, 2, 3, 1, 4).flatten(1, 3)
+    return None
+
+
 def _wanted(grids: Sequence[Grid], transposed: bool) -> str:
     """The shape of an output of some grids, in words."""
-    cells, strides = sum(grid.cells for grid in grids), ", ".join(str(grid.stride) for grid in grids)
+    count, strides = sum(grid.boxes for grid in grids), ", ".join(str(grid.stride) for grid in grids)
     lists, maps = ("[B, C, N]", "[B, C, h, w]") if transposed else ("[B, N, C]", "[B, h, w, C]")
     if len(grids) > 1:
-        return f"on the grids of strides {strides} it is {lists} with N = {cells:,}"
-    height, width = grids[0].shape
-    return f"on the grid of stride {strides} it is {lists} with N = {cells:,}, or {maps} with h, w = {height}, {width}"
+        return f"on the grids of strides {strides} it is {lists} with N = {count:,}"
+    (height, width), anchors = grids[0].shape, len(grids[0].anchors)
+    where, sides = f"on the grid of stride {strides}", f"h, w = {height}, {width}"
+    if not anchors:
+        return f"{where} it is {lists} with N = {count:,}, or {maps} with {sides}"
+    maps = "[B, A C, h, w] or [B, A, C, h, w]" if transposed else "[B, h, w, A C], [B, h, w, A, C] or [B, A, h, w, C]"
+    return f"{where} it is {lists} with N = {count:,}, {maps} with {sides} and A = {anchors}"
 
 
 def _advice(values: Tensor, grids: Sequence[Grid], transposed: bool, batch: int) -> str:
     """What may be wrong with an output of another shape, as advice."""
-    if values.ndim > 4:
-        return f"it has {values.ndim} dimensions, so export it with the classes and boxes of a cell in one of them"
+    if values.ndim > 4 and not grids[0].anchors:
+        return (
+            f"it has {values.ndim} dimensions, so its boxes may be measured from anchors (teacher.anchors); if they "
+            "are not, export it with the classes and boxes of a cell in one of them"
+        )
     if values.ndim > 1 and values.shape[0] != batch:
         return f"it is of {values.shape[0]} pictures, not of {batch}: export it for one picture, or for any number"
     sides = set(values.shape[1:])
     others = tuple(values.shape[1:-1] if transposed else values.shape[2:])
-    if others in ((sum(grid.cells for grid in grids),), *(grid.shape for grid in grids)):
+    if others in ((sum(grid.boxes for grid in grids),), *(grid.shape for grid in grids)):
         return f"set teacher.transposed={str(not transposed).lower()}"
-    if len(grids) > 1 and any({grid.cells} & sides or set(grid.shape) <= sides for grid in grids):
+    if len(grids) > 1 and any({grid.boxes} & sides or set(grid.shape) <= sides for grid in grids):
         return "it holds one grid alone, so name a list of outputs, one for each grid"
     cut = [grid for grid in grids if grid.whole != grid.shape]
     if any({math.prod(grid.whole)} & sides or set(grid.whole) <= sides for grid in cut):
@@ -120,8 +158,8 @@ def decoded(raw: Tensor, config: TeacherFileConfig, size: tuple[int, int]) -> Te
     """Boxes [..., N, 4] as xyxy in pixels of the file's input; not clipped.
 
     Args:
-        raw: float32 [..., N, 4 * bins], N the cells of all grids.
-        config: `box_format`, `box_unit`, `bins` and the grids.
+        raw: float32 [..., N, 4 * bins], N the boxes of all grids.
+        config: `box_format`, `box_unit`, `bins`, `anchors`, `variances` and the grids.
         size: height and width of the file's input, pixels.
     """
     points, strides = _points(config, size)
@@ -132,16 +170,36 @@ def decoded(raw: Tensor, config: TeacherFileConfig, size: tuple[int, int]) -> Te
     if config.box_format == "distances":
         sides = raw * unit
         return torch.cat([points - sides[..., :2], points + sides[..., 2:]], -1)
-    centres, halves = points + raw[..., :2] * unit, raw[..., 2:].exp() * unit / 2
-    return torch.cat([centres - halves, centres + halves], -1)
+    if config.box_format in OF_ANCHORS:
+        centres, sides = _from_anchors(raw, config, size, points, strides)
+    else:
+        centres, sides = points + raw[..., :2] * unit, raw[..., 2:].exp() * unit
+    return torch.cat([centres - sides / 2, centres + sides / 2], -1)
+
+
+def _from_anchors(
+    raw: Tensor, config: TeacherFileConfig, size: tuple[int, int], points: Tensor, strides: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Centres, and widths and heights, [..., N, 2] each, of boxes that are measured from anchors."""
+    laid = [torch.tensor(grid.anchors).repeat(math.prod(grid.shape), 1) for grid in grids_of(config, size)]
+    anchors = torch.cat(laid)
+    if config.box_format == "deltas":
+        raw = raw * torch.tensor(config.variances)
+        return points + raw[..., :2] * anchors, raw[..., 2:].exp() * anchors
+    shares = raw.sigmoid()
+    if config.box_format == "yolov3":
+        return points + shares[..., :2] * strides, raw[..., 2:].exp() * anchors
+    return points + (2 * shares[..., :2] - 0.5) * strides, (2 * shares[..., 2:]).square() * anchors
 
 
 def _points(config: TeacherFileConfig, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Points x, y [N, 2] and strides [N, 1] of all cells, in pixels."""
-    assert config.grid_point is not None, "the recipe says where a cell's point lies"
+    """Points x, y [N, 2] from which boxes are measured, and strides [N, 1], in pixels."""
     found = []
     for grid in grids_of(config, size):
         height, width = grid.shape
-        found.append(place_grid((height * grid.stride, width * grid.stride), (grid.stride,)))
+        places = place_grid((height * grid.stride, width * grid.stride), (grid.stride,))
+        found.append(np.repeat(places, grid.to_a_cell, 0))
     middles, strides = torch.from_numpy(np.concatenate(found)).split((2, 1), -1)
-    return middles + (config.grid_point - 0.5) * strides, strides
+    point = 0 if config.box_format in FROM_CORNERS else config.grid_point
+    assert point is not None, "the recipe says where a cell's point lies"
+    return middles + (point - 0.5) * strides, strides

@@ -1,0 +1,169 @@
+"""Boxes that are measured from anchors, against torchvision's own anchors and coder, and a plain loop over cells."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
+from torchvision.models.detection.image_list import ImageList
+
+from qmimic.config import TeacherConfig
+from qmimic.distill.file_boxes import detections
+from qmimic.distill.file_grids import by_cells, decoded, grids_of
+from qmimic.distill.file_outputs import found_in
+from qmimic.errors import InputError
+
+SIZE = (64, 96)
+STRIDES = (16, 32)
+ANCHORS = (((10.0, 13.0), (16.0, 30.0), (33.0, 23.0)), ((30.0, 61.0), (62.0, 45.0), (59.0, 119.0)))
+
+
+def config_of(box_format: str, anchors: Any = ANCHORS, point: float | None = None, **others: Any) -> TeacherConfig:
+    said = {"box_format": box_format, "grid_strides": STRIDES, "anchors": anchors, "grid_point": point}
+    return TeacherConfig(kind="onnx", suppress=1, **said, **others)
+
+
+def maps() -> tuple[ImageList, list[Tensor]]:
+    """What torchvision's generators ask for: pictures and maps, of which they take the sizes."""
+    pictures = torch.zeros(1, 3, *SIZE)
+    return ImageList(pictures, [SIZE]), [torch.zeros(1, 1, SIZE[0] // one, SIZE[1] // one) for one in STRIDES]
+
+
+def random_deltas(count: int) -> Tensor:
+    return torch.randn(count, 4, generator=torch.Generator().manual_seed(0))
+
+
+def test_deltas_as_retinanet_has_them() -> None:
+    generator = AnchorGenerator(((20, 32), (40, 64)), ((0.5, 1.0, 2.0),) * 2)
+    ours = tuple(
+        tuple((x2 - x1, y2 - y1) for x1, y1, x2, y2 in cell.round().tolist()) for cell in generator.cell_anchors
+    )
+    (theirs,) = generator(*maps())
+    deltas = random_deltas(len(theirs))
+    config = config_of("deltas", ours, 0)
+    wanted = BoxCoder((1, 1, 1, 1)).decode_single(deltas, theirs)
+    torch.testing.assert_close(decoded(deltas, config, SIZE), wanted, atol=1e-3, rtol=1e-5)
+
+
+def test_deltas_as_ssd_has_them() -> None:
+    generator = DefaultBoxGenerator([[2], [2, 3]], 0.2, 0.9, steps=list(STRIDES))
+    shares = [pairs.clamp(0, 1) for pairs in generator._wh_pairs]
+    ours = tuple(tuple((w * SIZE[1], h * SIZE[0]) for w, h in pairs.tolist()) for pairs in shares)
+    (theirs,) = generator(*maps())
+    deltas = random_deltas(len(theirs))
+    assert [len(one) for one in ours] == [4, 6]  # levels may have different numbers of anchors
+    config = config_of("deltas", ours, 0.5, variances=(0.1, 0.1, 0.2, 0.2))
+    wanted = BoxCoder((10, 10, 5, 5)).decode_single(deltas, theirs)
+    torch.testing.assert_close(decoded(deltas, config, SIZE), wanted, atol=1e-3, rtol=1e-5)
+
+
+def sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value))
+
+
+def by_loop(box_format: str, numbers: Tensor) -> list[list[float]]:
+    """xyxy of each cell and anchor, in float64, by the formulas of the papers and repositories."""
+    boxes = []
+    rows = iter(numbers.double().tolist())
+    for stride, anchors in zip(STRIDES, ANCHORS, strict=True):
+        for row in range(SIZE[0] // stride):
+            for column in range(SIZE[1] // stride):
+                for width, height in anchors:
+                    tx, ty, tw, th = next(rows)
+                    if box_format == "yolov3":
+                        x, y = (sigmoid(tx) + column) * stride, (sigmoid(ty) + row) * stride
+                        w, h = width * math.exp(tw), height * math.exp(th)
+                    else:
+                        x, y = (2 * sigmoid(tx) - 0.5 + column) * stride, (2 * sigmoid(ty) - 0.5 + row) * stride
+                        w, h = width * (2 * sigmoid(tw)) ** 2, height * (2 * sigmoid(th)) ** 2
+                    boxes.append([x - w / 2, y - h / 2, x + w / 2, y + h / 2])
+    assert next(rows, None) is None
+    return boxes
+
+
+@pytest.mark.parametrize("box_format", ["yolov3", "yolov5"])
+def test_yolo_as_a_plain_loop_decodes_it(box_format: str) -> None:
+    config = config_of(box_format)
+    numbers = random_deltas(sum(grid.boxes for grid in grids_of(config, SIZE)))
+    np.testing.assert_allclose(decoded(numbers, config, SIZE), by_loop(box_format, numbers), rtol=1e-4, atol=1e-3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 1), st.integers(1, 2), st.integers(1, 4), st.integers(0, 5))
+def test_every_layout_of_a_level_is_the_same_boxes(level: int, batch: int, width: int, layout: int) -> None:
+    """Cells row by row, on each cell its anchors, whether a map has them first, last, or among its channels."""
+    config = config_of("yolov5")
+    grid = grids_of(config, SIZE)[level]
+    (height, across), anchors = grid.shape, 3
+    wanted = torch.arange(batch * grid.boxes * width, dtype=torch.float32).reshape(batch, grid.boxes, width)
+    cells = wanted.reshape(batch, height, across, anchors, width)
+    laid, transposed = [
+        (cells, False),
+        (cells.flatten(3), False),
+        (cells.permute(0, 3, 1, 2, 4), False),
+        (cells.permute(0, 3, 4, 1, 2), True),
+        (cells.permute(0, 3, 4, 1, 2).flatten(1, 2), True),
+        (wanted.transpose(1, 2), True),
+    ][layout]
+    assert torch.equal(by_cells("o", laid, [grid], transposed, batch), wanted)
+
+
+def test_objectness_of_each_anchor_needs_no_side_of_its_own() -> None:
+    grid = grids_of(config_of("yolov5"), SIZE)[0]
+    wanted = torch.arange(72.0).reshape(1, 72, 1)
+    cells = wanted.reshape(1, 4, 6, 3)
+    for laid, transposed in ((cells, False), (cells.permute(0, 3, 1, 2), False), (cells.permute(0, 3, 1, 2), True)):
+        assert torch.equal(by_cells("o", laid, [grid], transposed, 1), wanted)
+
+
+@pytest.mark.parametrize(
+    ("shape", "transposed", "said"),
+    [
+        ((1, 3, 4, 6, 7), True, r"it is \[B, C, N\] with N = 72, \[B, A C, h, w\] or .* with h, w = 4, 6 and A = 3;"),
+        (
+            (1, 4, 6, 20),
+            False,
+            r"it is \[B, N, C\] with N = 72, \[B, h, w, A C\], .* and A = 3; check teacher.grid_s",
+        ),
+        ((1, 4, 6, 2, 7), False, "check teacher.grid_strides"),
+        ((1, 21, 4, 6), False, "set teacher.transposed=true"),
+    ],
+)
+def test_another_shape_is_refused(shape: tuple[int, ...], transposed: bool, said: str) -> None:
+    grid = grids_of(config_of("yolov5"), SIZE)[0]
+    with pytest.raises(InputError, match=said):
+        by_cells("o", torch.zeros(shape), [grid], transposed, shape[0])
+
+
+def test_a_map_that_may_lie_in_two_ways_is_refused() -> None:
+    config = TeacherConfig(
+        kind="onnx", box_format="yolov5", grid_strides=(32,), anchors=(ANCHORS[0],), boxes="o", scores="s"
+    )  # fmt: skip
+    (grid,) = grids_of(config, (96, 96))
+    with pytest.raises(InputError, match="on the grid of stride 32"):
+        by_cells("o", torch.zeros(1, 3, 3, 3, 5), [grid], False, 1)
+    assert by_cells("o", torch.zeros(1, 3, 5, 3, 3), [grid], True, 1).shape == (1, 27, 5)
+
+
+def test_maps_of_yolov7_become_detections() -> None:
+    """[1, 3, h, w, 5 + K] of each stride, with an objectness: class, score and box of the cells that find something."""
+    config = config_of(
+        "yolov5", rows=("a", "b"), row_layout=("box", "objectness", "scores"), activation="sigmoid", classes=("x", "y")
+    )
+    outputs = {
+        name: torch.full((1, 3, SIZE[0] // stride, SIZE[1] // stride, 7), -20.0)
+        for name, stride in zip("ab", STRIDES, strict=True)
+    }
+    outputs["a"][0, 1, 2, 3] = torch.tensor([0.0, 0.0, 0.0, 0.0, 2.0, -1.0, 1.0])
+    outputs["b"][0, 0, 1, 1] = torch.tensor([0.0, 0.0, 0.0, 0.0, 3.0, 2.0, -1.0])
+    (found,) = detections(found_in(config, outputs, 1, SIZE), config, (0, 1), SIZE)
+    assert found.labels.tolist() == [0, 1]
+    np.testing.assert_allclose(found.scores, [sigmoid(3) * sigmoid(2), sigmoid(2) * sigmoid(1)], rtol=1e-5)
+    # The middle of the cell; as wide and high as the anchor; cut at the picture.
+    np.testing.assert_allclose(found.boxes, [[33, 17.5, 63, 64], [48, 25, 64, 55]], atol=1e-3)
