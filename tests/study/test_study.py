@@ -18,7 +18,7 @@ from qmimic.study import worker
 from qmimic.study.report import report
 from qmimic.study.schedule import run_study
 from qmimic.study.spec import expand, jobs_of, load_study
-from qmimic.study.table import names, read_jobs, read_results, update
+from qmimic.study.table import names, plan, read_jobs, read_results, update
 
 
 def test_a_study_computes_what_is_shared_once_and_first(tmp_path: Path) -> None:
@@ -72,6 +72,20 @@ def test_a_table_alone_can_be_gone_on_with(tmp_path: Path) -> None:
     kinds = {job.id: job.kind for job in jobs}
     assert [kinds[job] for job in started] == ["teacher", "quantized", "student"]
     assert without_times(moved) == whole
+
+
+def test_a_continued_table_waits_for_what_its_jobs_need_now(tmp_path: Path) -> None:
+    """Tables may be older than what a job needs: it must not wait for one that nobody does any more."""
+    path, folder = study_file(tmp_path), tmp_path / "out"
+    study = load_study(path)
+    folder.mkdir()
+    plan(folder, study, expand(study, path, folder))
+    before = read_jobs(folder)
+    student = next(job.id for job in before if job.kind == "student" and job.needs)
+    update(folder, student, needs="0123456789ab")
+    assert read_jobs(folder) != before
+    plan(folder, study, expand(study, path, folder))
+    assert read_jobs(folder) == before
 
 
 def test_a_failure_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def plan(folder: Path, study: Study, runs: Iterable[Run]) -> None:
                 wanted.add(job.id)
                 table.execute(
                     "INSERT INTO jobs (id, kind, needs, recipe) VALUES (?, ?, ?, ?) "
-                    "ON CONFLICT (id) DO UPDATE SET recipe = excluded.recipe",  # the folder may have moved
+                    "ON CONFLICT (id) DO UPDATE SET recipe = excluded.recipe, needs = excluded.needs",  # the folder may have moved
                     (job.id, job.kind, job.needs, job.recipe.model_dump_json()),
                 )
         for run in runs:
