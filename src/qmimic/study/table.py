@@ -110,7 +110,8 @@ def plan(folder: Path, study: Study, runs: Iterable[Run]) -> None:
                 wanted.add(job.id)
                 table.execute(
                     "INSERT INTO jobs (id, kind, needs, recipe) VALUES (?, ?, ?, ?) "
-                    "ON CONFLICT (id) DO UPDATE SET recipe = excluded.recipe, needs = excluded.needs",  # the folder may have moved
+                    # The folder may have moved, and the table may be older than what a job needs.
+                    "ON CONFLICT (id) DO UPDATE SET recipe = excluded.recipe, needs = excluded.needs",
                     (job.id, job.kind, job.needs, job.recipe.model_dump_json()),
                 )
         for run in runs:
