@@ -122,6 +122,10 @@ def test_every_key_is_read_somewhere(key: str) -> None:
     assert any(name.search(path.read_text(encoding="utf-8")) for path in files), key
 
 
+def test_a_file_may_see_larger_pictures_than_its_student() -> None:
+    recipe_to_train(None, as_overrides({**BOX_FILE, "teacher.maps": ["a"], "teacher.scale": 2}))
+
+
 def test_a_section_as_a_value_is_its_keys() -> None:
     given = ["detector={post_nms: 3, ohem: true}", "seed=1", "detector.roi_size=4", "data.size=[1, 2]"]
     assert named_keys(given) == ["detector.post_nms", "detector.ohem", "detector.roi_size", "seed", "data.size"]

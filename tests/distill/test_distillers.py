@@ -165,6 +165,19 @@ def test_pearson_does_not_depend_on_the_scale_of_the_maps() -> None:
     assert float(one) == pytest.approx(float(other), rel=1e-3)
 
 
+@pytest.mark.parametrize(("name", "sides"), CASES, ids=NAMED)
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "none"])
+def test_a_channel_that_does_not_vary_has_a_gradient(name: str, sides: Sides, mode: str) -> None:
+    """As one has whose values all lie on one level of Q."""
+    distiller = made(name, sides, mode=mode)
+    student = (maps(1, 2) * 0 + 1).requires_grad_()
+    loss = distiller.loss(view_of(distiller, student), target_of(distiller, maps(2, 5)))
+    loss.backward()
+    gradients = [one.grad for one in (student, *distiller.parameters()) if one.grad is not None]
+    assert gradients
+    assert all(bool(own.isfinite().all()) for own in gradients)
+
+
 def test_outputs_is_its_equation() -> None:
     distiller = made("outputs", mode="mimic")
     student, teacher = said(maps(1, 2)), said(maps(2, 2)) - 0.5

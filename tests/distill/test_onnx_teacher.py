@@ -61,7 +61,8 @@ def pictures(batch: int = 2) -> torch.Tensor:
 @pytest.mark.parametrize("kind", [TensorProto.FLOAT, TensorProto.UINT8])
 def test_it_sees_what_the_graph_computes(tmp_path: Path, last: bool, batch: int | None, kind: int, bgr: bool) -> None:
     path = a_file(tmp_path / "teacher.onnx", last, batch, kind)
-    teacher = OnnxTeacher(config(path, mean=(1, 2, 3), std=(2, 4, 8), bgr=bgr), SIZE)
+    scaled = {"mean": (1, 2, 3), "std": (2, 4, 8)} if kind == TensorProto.FLOAT else {}
+    teacher = OnnxTeacher(config(path, bgr=bgr, **scaled), SIZE)
     assert (teacher.channels, teacher.strides) == ((3,), (16,))
     images = pictures()
     seen = teacher.look(images, False)
@@ -101,6 +102,55 @@ def test_what_does_not_fit_is_refused(
     own = config(a_file(tmp_path / "teacher.onnx")).model_copy(update=changes)
     with pytest.raises(InputError, match=said):
         OnnxTeacher(own, size)
+
+
+def test_pixels_that_are_taken_as_they_are_need_no_mean(tmp_path: Path) -> None:
+    path = a_file(tmp_path / "teacher.onnx", kind=TensorProto.UINT8)
+    for scaled in ({"mean": (1, 2, 3)}, {"std": (1, 1, 1)}):
+        with pytest.raises(InputError, match=r"takes uint8 pixels as they are; leave out teacher.mean and teacher.std"):
+            OnnxTeacher(config(path, **scaled), SIZE)
+    with pytest.raises(InputError, match=r"takes uint16; a teacher takes uint8 or float"):
+        OnnxTeacher(config(a_file(tmp_path / "wide.onnx", kind=TensorProto.UINT16)), SIZE)
+
+
+def a_graph(path: Path, nodes: list[onnx.NodeProto], output: onnx.ValueInfoProto, *values: onnx.TensorProto) -> Path:
+    """A file of pictures of any number, with one output."""
+    picture = helper.make_tensor_value_info("picture", TensorProto.FLOAT, ["batch", 3, *SIZE])
+    graph = helper.make_graph(nodes, "teacher", [picture], [output], list(values))
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+def test_a_file_with_one_picture_in_a_shape_within_looks_at_one_by_one(tmp_path: Path) -> None:
+    """As exporters leave it that were told of any number."""
+    path = a_graph(
+        tmp_path / "one.onnx",
+        [
+            helper.make_node("Reshape", ["picture", "shape"], ["flat"]),
+            helper.make_node("Slice", ["flat", *"abc"], ["boxes"]),
+        ],
+        helper.make_tensor_value_info("boxes", TensorProto.FLOAT, None),
+        numpy_helper.from_array(np.array([1, 3 * SIZE[0] * SIZE[1] // 4, 4]), "shape"),
+        *(numpy_helper.from_array(np.array([one]), name) for name, one in (("a", 0), ("b", 2), ("c", 1))),
+    )
+    teacher = OnnxTeacher(TeacherConfig(kind="onnx", file=str(path), boxes="boxes", std=(1, 1, 1)), SIZE)
+    images = torch.arange(2 * 3 * SIZE[0] * SIZE[1]).reshape(2, 3, *SIZE) % 61
+    seen = teacher.look(images, True).regions
+    assert seen is not None
+    wanted = [own.flatten()[:8].reshape(2, 4).tolist() for own in images]
+    assert [own[valid].tolist() for own, valid in zip(seen.boxes, seen.valid, strict=True)] == wanted
+
+
+@pytest.mark.parametrize("kind", ["a sequence", "strings"])
+def test_outputs_that_are_no_numbers_are_named(tmp_path: Path, kind: str) -> None:
+    one = helper.make_node("SequenceConstruct", ["picture"], ["boxes"])
+    output = helper.make_tensor_sequence_value_info("boxes", TensorProto.FLOAT, None)
+    if kind == "strings":
+        one = helper.make_node("Cast", ["picture"], ["boxes"], to=TensorProto.STRING)
+        output = helper.make_tensor_value_info("boxes", TensorProto.STRING, None)
+    path = a_graph(tmp_path / "strange.onnx", [one], output)
+    with pytest.raises(InputError, match=rf"The output 'boxes' of .* is {kind}; boxes, scores and labels are numbers"):
+        OnnxTeacher(TeacherConfig(kind="onnx", file=str(path), boxes="boxes"), SIZE)
 
 
 def test_regions_without_boxes_are_refused(tmp_path: Path) -> None:

@@ -7,7 +7,10 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 import qmimic
 from folders import picture, voc_list, voc_object, voc_xml
@@ -27,6 +30,7 @@ from qmimic.run.keys import (
     labels_key,
     matching_key,
     mixed_key,
+    opened_key,
     pruned_key,
     quantized_key,
     student_key,
@@ -139,7 +143,9 @@ def another(recipe: Recipe, key: str, folder: Path) -> Any:
     if key in OTHER:
         return OTHER[key]
     value = value_of(recipe, key)
-    if key.endswith((".weights", ".file")):
+    if key == "teacher.file":
+        return "zoo:digits"
+    if key.endswith(".weights"):
         file = folder / "weights.safetensors"
         file.write_bytes(b"some weights")
         return str(file)
@@ -255,6 +261,21 @@ def test_weights_count_by_their_content(tmp_path: Path) -> None:
     assert weights_key(None) is None
     with pytest.raises(InputError, match=r"Cannot read the weights .*missing"):
         weights_key(str(tmp_path / "missing"))
+
+
+def test_weights_beside_a_teacher_s_file_count_by_their_content(tmp_path: Path) -> None:
+    path, beside = tmp_path / "big.onnx", tmp_path / "big.data"
+    tensor = numpy_helper.from_array(np.arange(1000, dtype=np.float32), "weights")
+    node = helper.make_node("Identity", ["weights"], ["out"])
+    output = helper.make_tensor_value_info("out", TensorProto.FLOAT, [1000])
+    model = helper.make_model(helper.make_graph([node], "teacher", [], [output], [tensor]))
+    onnx.save(model, str(path), save_as_external_data=True, location=beside.name, size_threshold=0)
+    recipe = recipe_from({"teacher": {"kind": "onnx", "file": str(path), "boxes": "out"}}, "the test")
+    before, alike = opened_key(recipe, "data"), path.read_bytes()
+    assert opened_key(recipe, "data") == before
+    beside.write_bytes(beside.read_bytes()[:-1] + b"\x40")
+    assert path.read_bytes() == alike
+    assert opened_key(recipe, "data") != before
 
 
 def test_a_picture_replaced_in_place_by_one_of_as_many_bytes_changes_the_data_s_key(tmp_path: Path) -> None:

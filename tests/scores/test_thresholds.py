@@ -14,13 +14,13 @@ from qmimic.scores.matches import match
 from qmimic.scores.thresholds import thresholds
 
 
-def by_hand(rows: list[tuple[float, bool]], positives: int, precision: float) -> float | None:
-    """The lowest score of the best F1, of those with the precision."""
+def by_hand(rows: list[tuple[float, bool]], positives: int, precision: float, least: int) -> float | None:
+    """The lowest score of the best F1, of those with the precision and the hits."""
     best: tuple[float, float] | None = None
     for cut in {score for score, _ in rows}:
         kept = [hit for score, hit in rows if score >= cut]
         hits = sum(kept)
-        if hits and hits >= precision * len(kept):
+        if hits >= least and hits >= precision * len(kept):
             own = 2 * hits / (len(kept) + positives)
             if best is None or own > best[0] + 1e-12 or (abs(own - best[0]) <= 1e-12 and cut > best[1]):
                 best = own, cut
@@ -33,8 +33,8 @@ def test_the_best_cut_is_the_best_of_all(rows: list[tuple[float, bool]], more: i
     rows = sorted(rows, key=lambda row: -row[0])
     hits, scores = np.array([hit for _, hit in rows], bool), np.array([score for score, _ in rows], float)
     positives = int(hits.sum()) + more
-    for precision in (0.0, 0.5):
-        assert best_cut(hits, scores, positives, precision) == by_hand(rows, positives, precision)
+    for precision, least in ((0.0, 1), (0.5, 1), (0.5, 3)):
+        assert best_cut(hits, scores, positives, precision, least) == by_hand(rows, positives, precision, least)
 
 
 def detections(*rows: tuple[float, float, int]) -> Detections:
@@ -74,3 +74,16 @@ def test_a_class_that_is_mostly_wrong_is_not_taken_and_its_boxes_are_in_doubt(tm
     assert (own.score, own.precision, own.doubt) == (None, None, 0.1875)
     (none,) = thresholds(match(samples, {}, 1), 0.5)
     assert (none.score, none.doubt, none.recall) == (None, 0.5, 0)
+
+
+def test_a_threshold_does_not_rest_on_a_detection_or_two(tmp_path: Path) -> None:
+    """Of 20 boxes two are found, surely; all that is below is wrong. So the class is not taken."""
+    samples = [sample_of(tmp_path / f"{number}.png", [(0, 0, 10, 10)], [0]) for number in range(module.LEAST_BOXES)]
+    wrong = [(float(20 * k), 0.5, 0) for k in range(1, 4)]
+    for sure, score in ((2, None), (module.MOST_HITS, 0.75)):
+        found = {
+            sample.image_id: detections(*([(0.0, 0.75, 0)] if number < sure else []), *wrong)
+            for number, sample in enumerate(samples)
+        }
+        (own,) = thresholds(match(samples, found, 1), 0.5)
+        assert own.score == score

@@ -58,11 +58,24 @@ def _model(path: Path) -> onnx.ModelProto:
         raise _no_model(path) from error
     if not model.graph.node:
         raise _no_model(path)
-    for value in model.graph.initializer:
-        own = {entry.key: entry.value for entry in value.external_data}
-        if "location" in own:
-            _require_weights(path, path.parent / own["location"], own)
+    for own in _weights_beside(model):
+        _require_weights(path, path.parent / own["location"], own)
     return model
+
+
+def files_beside(path: Path) -> tuple[Path, ...]:
+    """The files in which an ONNX file's weights lie, where these are not within it, in order of their names.
+
+    Raises:
+        InputError: it is not an ONNX file, or one of them is not there.
+    """
+    return tuple(path.parent / name for name in sorted({own["location"] for own in _weights_beside(_model(path))}))
+
+
+def _weights_beside(model: onnx.ModelProto) -> list[dict[str, str]]:
+    """Where weights lie that are not within a model: location, offset and length, as far as they are said."""
+    known = ({entry.key: entry.value for entry in value.external_data} for value in model.graph.initializer)
+    return [own for own in known if "location" in own]
 
 
 def _no_model(path: Path) -> InputError:
@@ -94,7 +107,7 @@ def lies_in_a_branch(path: Path, name: str) -> bool:
 
 
 def branching_maps(
-    path: Path, values: Mapping[str, NDArray[np.generic]], size: tuple[int, int]
+    path: Path, values: Mapping[str, NDArray[np.generic]], size: tuple[int, int], batch: int
 ) -> dict[int, tuple[str, int]]:
     """Maps inside a file that a student could imitate: of each stride the last one that several convolutions read.
 
@@ -103,8 +116,9 @@ def branching_maps(
 
     Args:
         path: of the file.
-        values: all that it computes on one picture, by name.
-        size: height and width of the picture, pixels.
+        values: all that it computes on some pictures, by name.
+        size: height and width of the pictures, pixels.
+        batch: how many there are.
 
     Returns:
         Name and channels by stride, pixels, in growing order.
@@ -115,7 +129,7 @@ def branching_maps(
     for name in (name for node in nodes for name in node.output):
         value = values.get(name)
         stride = None if value is None else stride_of(value, size)
-        if value is None or stride is None or stride < 2 or value.shape[2:] == (1, 1):
+        if value is None or stride is None or stride < 2 or value.shape[2:] == (1, 1) or len(value) != batch:
             continue
         several = min(readers[name], 2)
         if stride not in found or several >= found[stride][0]:

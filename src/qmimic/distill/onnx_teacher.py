@@ -63,16 +63,27 @@ class OnnxTeacher:
         except InputError as error:
             raise InputError(f"teacher.file: {error}") from error
         self.name, self.input = self._picture()
-        if self.input.dtype is None or self.input.dtype.kind not in "uf":
+        whole = self.input.dtype == np.uint8
+        if self.input.dtype is None or not (whole or self.input.dtype.kind == "f"):
             raise InputError(f"{self.path} takes {self.input.dtype}; a teacher takes uint8 or float pictures.")
+        if whole and (config.mean, config.std) != ((0, 0, 0), (255, 255, 255)):
+            raise InputError(f"{self.path} takes uint8 pixels as they are; leave out teacher.mean and teacher.std.")
         self.single = len(self.input.shape) == 3  # as torchvision's detectors
         self.channels_last = self._layout((1, *self.input.shape) if self.single else self.input.shape)
         at_once = None if self.single else self.input.shape[0]
         if at_once not in (None, 1):
             raise InputError(f"{self.path} takes {at_once} pictures at once; export it for 1, or for any number.")
+        self._one_by_one = self.single or at_once == 1
         # Two pictures, where it takes them, show what belongs to a picture.
-        self._probe = np.zeros((1 if self.single or at_once else 2, 3, *self.size), np.float32)
-        seen = self._run(self._probe)
+        self._probe = np.zeros((1 if self._one_by_one else 2, 3, *self.size), np.float32)
+        try:
+            seen = self._run(self._probe)
+        except InputError:
+            if self._one_by_one:
+                raise
+            # Exporters often say that any number goes, and have one in a shape within.
+            self._one_by_one, self._probe = True, self._probe[:1]
+            seen = self._run(self._probe)
         for name in (*config.maps, *config.outputs):
             if name not in seen:
                 raise InputError(self._lacks(name, seen))
@@ -148,8 +159,7 @@ class OnnxTeacher:
     def _seen(self, images: Tensor) -> list[dict[str, NDArray[np.generic]]]:
         """The outputs on a batch, looked at in parts where the file takes one picture at a time."""
         pixels = images.detach().float().cpu().numpy()
-        one_by_one = self.single or self.input.shape[0] == 1
-        return [self._run(part) for part in (np.split(pixels, len(pixels)) if one_by_one else [pixels])]
+        return [self._run(part) for part in (np.split(pixels, len(pixels)) if self._one_by_one else [pixels])]
 
     def _run(self, pixels: NDArray[np.float32]) -> dict[str, NDArray[np.generic]]:
         config = self.config
@@ -170,7 +180,7 @@ class OnnxTeacher:
             sides = [MULTIPLE * max(1, round(side / MULTIPLE)) for side in self.size]
             advice = f"; try sides that are multiples of {MULTIPLE}, as {sides}" if sides != list(self.size) else ""
             raise InputError(
-                f"{self.path} cannot be run on pictures of {list(self.size)}{advice} ({reason[-MOST_SAID:].lstrip()})."
+                f"{self.path} cannot be run on pictures of {list(self.size)}{advice} ({_end_of(reason)})."
             ) from error
 
     def _picture(self) -> tuple[str, Input]:
@@ -241,7 +251,7 @@ class OnnxTeacher:
         meant = near(name, {**seen, **computed})
         hint = f"did you mean {meant}? It" if meant else "it"
         said = f"{self.path} has no output {name!r}; {hint} has: {', '.join(seen)}."
-        inside = branching_maps(self.path, computed, self.size) if computed else {}
+        inside = branching_maps(self.path, computed, self.size, len(self._probe)) if computed else {}
         maps = [f"{own} (stride {stride}, {channels} channels)" for stride, (own, channels) in inside.items()]
         return said + (f" Maps inside it can be named too: {', '.join(maps)}." if maps else "")
 
@@ -267,8 +277,20 @@ class OnnxTeacher:
     def _found(self, parts: list[dict[str, NDArray[np.generic]]], batch: int) -> Found:
         """Boxes of a batch that was looked at in parts."""
         names = self.config.outputs
+        for name in names:
+            if not isinstance(parts[0][name], np.ndarray) or parts[0][name].dtype.kind not in "fiub":
+                kind = "strings" if isinstance(parts[0][name], np.ndarray) else "a sequence"
+                raise InputError(
+                    f"The output {name!r} of {self.path} is {kind}; boxes, scores and labels are numbers, so export "
+                    "it with these."
+                )
         tensors = [{name: torch.from_numpy(part[name].astype(np.float32)) for name in names} for part in parts]
         try:
             return Found.joined([found_in(self.config, one, batch // len(parts), self.size) for one in tensors])
         except InputError as error:
             raise InputError(f"{self.path}: {error}") from error
+
+
+def _end_of(reason: str) -> str:
+    """The last words of an engine's message, which say what is wrong."""
+    return reason if len(reason) <= MOST_SAID else f".. {reason[-MOST_SAID:].partition(' ')[2]}"

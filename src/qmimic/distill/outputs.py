@@ -18,6 +18,7 @@ from qmimic.data.targets import Targets
 from qmimic.detectors.one_stage import BOX_WEIGHT, boxes_at, place_grid
 from qmimic.distill.distiller import Distiller, Sides, StudentView, Target, TeacherView
 from qmimic.errors import InputError
+from qmimic.processes import mean_over
 
 
 class Outputs(Distiller):
@@ -67,7 +68,7 @@ class Outputs(Distiller):
         if wanted.shape != logits.shape:
             raise InputError("mimic.distiller=outputs needs a teacher of the student's classes.")
         weight = wanted.amax(2)
-        total = weight.sum().clamp(min=1e-6)
+        total = mean_over(weight.sum()).clamp(min=1e-6)
         off = (logits.sigmoid() - wanted).square()
         classes = (off * F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")).sum()
         distance = (1 - box_ops.giou(boxes, target["boxes"])) * weight

@@ -11,7 +11,8 @@ EPSILON = 1e-6  # of a channel that does not vary
 def standardized(maps: Tensor) -> Tensor:
     """Maps [B, C, H, W] with each channel's mean over images and places 0 and its variance 1."""
     centred = maps - maps.mean((0, 2, 3), keepdim=True)
-    return centred / (centred.square().mean((0, 2, 3), keepdim=True).sqrt() + EPSILON)
+    # Within the root: outside of it, the gradient of a channel that does not vary would be 0 times infinity.
+    return centred / (centred.square().mean((0, 2, 3), keepdim=True) + EPSILON**2).sqrt()
 
 
 class Pearson(MapDistiller):

@@ -113,7 +113,11 @@ READERS = (
     Reader(
         _in(
             "teacher",
-            (name for name in TeacherConfig.model_fields if name not in ("kind", *TeacherFileConfig.model_fields)),
+            (
+                name
+                for name in TeacherConfig.model_fields
+                if name not in ("kind", "scale", *TeacherFileConfig.model_fields)
+            ),
         ),
         lambda recipe: recipe.trains_teacher,
         "the teacher is a file that is not trained: set teacher.kind=detector",

@@ -31,6 +31,7 @@ from qmimic.data.faults import limits
 from qmimic.data.letterbox import PIXELS
 from qmimic.detectors.levels import COARSE
 from qmimic.detectors.pretrained import PRETRAINED
+from qmimic.distill.inner_maps import files_beside
 from qmimic.errors import InputError
 from qmimic.extras import version_of
 from qmimic.files import MissingError, open_file
@@ -51,7 +52,7 @@ LATER = {
     *("data.grey", "data.allow_capped", "mimic.distiller", "mimic.settings", "mimic.sampling"),
     *("augment.transpose", "augment.mosaic", "teacher.closing_steps", "student.closing_steps"),
 }
-LABELS_VERSION = 1  # when a teacher would label the same pictures otherwise
+LABELS_VERSION = 2  # when a teacher would label the same pictures otherwise
 BANK_VERSION = 4  # when a bank's records change
 COSTS_VERSION = 1  # when the same candidate of a search would cost something else
 REPORT_VERSION = 2  # when a report would show something else of the same networks
@@ -272,8 +273,17 @@ def _schedule(config: FineTuningConfig, *left_out: str) -> Mapping[str, object]:
     """A network's settings, with the content of its weights in their path's place."""
     plain = _plain(config, *left_out)
     if "file" in plain:
-        plain["file"] = weights_key(plain["file"], DEPLOYED)
+        plain["file"] = _file_key(plain["file"])
     return {**plain, "weights": weights_key(plain["weights"])} if "weights" in plain else plain
+
+
+def _file_key(path: str | None) -> str | None:
+    """A fingerprint of a teacher's file, and of the files beside it in which its weights lie."""
+    own = weights_key(path, DEPLOYED)
+    if path is None:
+        return own
+    beside = [weights_key(str(one)) for one in files_beside(located(path, DEPLOYED))]
+    return fingerprint(own, *beside) if beside else own
 
 
 def _job_schedule(config: FineTuningConfig, *left_out: str) -> Mapping[str, object]:

@@ -28,7 +28,7 @@ from qmimic.data.sample import has_area
 from qmimic.data.splits import UNLABELLED, VAL
 from qmimic.data.unlabelled import Unlabelled
 from qmimic.detections import Detections
-from qmimic.distill.file_boxes import suspicion
+from qmimic.distill.file_boxes import MOST_BOXES, suspicion
 from qmimic.distill.teacher import Labeller, Teacher
 from qmimic.draw import contact_sheet, draw
 from qmimic.errors import InputError
@@ -164,7 +164,7 @@ def _kept(prepared: Prepared, key: str, pictures: int) -> RecordFile | None:
     recipe = prepared.recipe
     if not recipe.run.bank_mib:
         return None
-    length = 4 * (1 + ROW * recipe.detector.max_detections)
+    length = 4 * (1 + ROW * max(MOST_BOXES, recipe.detector.max_detections))
     path = recipe.folder / BANK / f"{found_key(key)}.bin"
     return RecordFile(path, pictures, length, "file of what the teacher finds", "run.bank_mib")
 
@@ -205,9 +205,9 @@ def _records(kept: RecordFile | None, part: range) -> list[NDArray[np.uint8]] | 
 
 
 def _as_record(found: Detections, length: int) -> NDArray[np.uint8]:
-    """Detections as bytes, the best of them if there is no room for all."""
+    """Detections as bytes; there is room for all that a teacher gives."""
     values = np.zeros(length // 4, np.float32)
-    rows = np.column_stack([found.boxes, found.scores, found.labels]).astype(np.float32)[: (len(values) - 1) // ROW]
+    rows = np.column_stack([found.boxes, found.scores, found.labels]).astype(np.float32)
     values[0], values[1 : 1 + rows.size] = len(rows), rows.reshape(-1)
     return values.view(np.uint8)
 

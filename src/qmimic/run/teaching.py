@@ -130,7 +130,8 @@ def require_teachable(prepared: Prepared, teacher: Teacher | None = None) -> Non
         InputError: they have no level in common, are of kinds that it cannot compare, or lack what it needs.
     """
     recipe = prepared.recipe
-    student = build(prepared.spec(recipe.student.backbone))
+    pruned = recipe.pruning.method != "none"  # then it is of the teacher's kind
+    student = build(prepared.for_teacher().teacher_spec if pruned else prepared.spec(recipe.student.backbone))
     teacher = teacher or DetectorTeacher(build(prepared.for_teacher().teacher_spec), bf16=False)
     teacher = of_scale(teacher, recipe.teacher.scale)
     ones = tuple(torch.ones(()) for _ in teacher.strides)

@@ -24,19 +24,20 @@ def best_threshold(matches: Matches) -> float:
 
 
 def best_cut(
-    hits: NDArray[np.bool_], scores: NDArray[np.float64], positives: int, precision: float = 0.0
+    hits: NDArray[np.bool_], scores: NDArray[np.float64], positives: int, precision: float = 0.0, least: int = 1
 ) -> float | None:
-    """The lowest score to keep for the best F1; None where nothing is hit, or no score has the precision.
+    """The lowest score to keep for the best F1; None where no score has the hits and the precision.
 
     Args:
         hits: bool [D], which detections are right.
         scores: float64 [D], theirs, in falling order.
         positives: what there is to find.
         precision: that those which are kept need at least, 0..1.
+        least: hits that they need, 1 or more.
     """
     true, kept = np.cumsum(hits), np.arange(1, len(hits) + 1)
     last_of_score = np.append(scores[1:] != scores[:-1], True)[
         : len(scores)
     ]  # a threshold keeps all detections of equal score
-    fit = last_of_score & (true >= precision * kept) & (true > 0)
+    fit = last_of_score & (true >= precision * kept) & (true >= least)
     return float(scores[np.argmax(np.where(fit, 2 * true / (kept + positives), -1))]) if fit.any() else None

@@ -9,6 +9,7 @@ from qmimic.scores.curves import best_cut
 from qmimic.scores.matches import Matches
 
 LEAST_BOXES = 20  # labelled boxes of a class that has a threshold of its own
+MOST_HITS = 5  # that a threshold needs, so that it does not rest on a detection or two; a quarter of few boxes
 LEAST_PRECISION = 0.5  # of what is taken: labels that are more often wrong than right teach the wrong thing
 
 
@@ -35,7 +36,8 @@ class Threshold:
 def thresholds(matches: Matches, doubt: float) -> tuple[Threshold, ...]:
     """The threshold with the best F1 for each class, among those at which at least half of the detections are right.
 
-    Classes with fewer than `LEAST_BOXES` boxes share one of all classes together.
+    Five of them must be right, or a quarter of the boxes where these are fewer than 20. Classes with fewer than
+    `LEAST_BOXES` boxes share one threshold of all classes together.
 
     Args:
         matches: of a split whose truth is known.
@@ -44,7 +46,8 @@ def thresholds(matches: Matches, doubt: float) -> tuple[Threshold, ...]:
     """
 
     def cut(which: NDArray[np.bool_], positives: int, least: float) -> float | None:
-        return best_cut(matches.hit[which], matches.score[which], positives, least)
+        hits = max(1, min(MOST_HITS, positives // 4))
+        return best_cut(matches.hit[which], matches.score[which], positives, least, hits)
 
     counted = ~matches.ignored
     found = []
