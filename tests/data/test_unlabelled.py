@@ -70,6 +70,30 @@ def test_a_jpeg_of_val_is_found_beside_pictures_of_other_formats(tmp_path: Path)
         used(config)
 
 
+def test_pictures_of_val_that_were_saved_again_are_left_out(tmp_path: Path) -> None:
+    config = DataConfig(root=str(coco(tmp_path / "cats", suffix=".jpg")), unlabelled=str(tmp_path / "frames"))
+    frames = tmp_path / "frames"
+    picture(frames / "new.png", (64, 48), seed=100)
+    Image.new("RGB", (64, 48), (120, 120, 120)).save(frames / "flat.png")
+    for place in range(4):
+        own = Image.open(tmp_path / "cats" / "val" / f"val{place}.jpg")
+        whole = own.convert("RGB")
+        turned = whole.transpose(Image.Transpose.ROTATE_90)
+        exif = Image.Exif()
+        exif[0x0112] = 6  # to be turned back
+        again = {
+            "q.jpg": (whole, {"quality": 60}),
+            "grey.png": (whole.convert("L"), {}),
+            "turned.jpg": (turned, {"exif": exif, "quality": 80}),
+            "large.webp": (whole.resize((256, 192), Image.Resampling.BICUBIC), {"quality": 80}),
+        }
+        for name, (one, how) in again.items():
+            one.save(frames / f"{place}-{name}", **how)
+    names, said = used(config)
+    assert names == ["flat.png", "new.png"]
+    assert "18 found, 2 used, 16 left out (looks like one of val)" in said
+
+
 def test_pictures_of_drawn_data_are_known_too(tmp_path: Path) -> None:
     drawn = digits()
     (tmp_path / "frames").mkdir()

@@ -41,6 +41,7 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 FLAT = 17  # levels of 255; a picture that spans fewer shows hardly anything, as 12 bits in a file of 16
+THUMB = 16  # pixels, sides of the thumbnail by which pictures are known that were stored again
 LYING = {TURNS[5], TURNS[6], TURNS[7], TURNS[8]}
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # in a JPEG, but for those within the pixels of a scan
 SCAN, END = 0xDA, 0xD9
@@ -83,6 +84,8 @@ class Look:
         span: the levels that its pixels span, see `levels`.
         turn: how EXIF turns it; None: it is stored as it is seen.
         drafted: `pixels` is of a JPEG's lowest frequencies: equal pictures share it only if they are stored alike.
+        thumbnail: `THUMB` x `THUMB` grey levels, row by row, which hardly change when a picture is stored again or
+            resized.
     """
 
     size: tuple[int, int]
@@ -90,6 +93,7 @@ class Look:
     span: int
     turn: Image.Transpose | None = None
     drafted: bool = False
+    thumbnail: bytes = b""
 
 
 def look(path: Path, root: Path | None = None, whole: bool = True) -> Look:
@@ -123,7 +127,10 @@ def look_at(
     size = size or picture.size
     digest = hashlib.blake2b(repr((size, turn if drafted else None)).encode(), digest_size=8)
     digest.update(picture.tobytes())
-    return Look(size, (int.from_bytes(digest.digest()) >> 1) or 1, levels(picture), turn, drafted)
+    small = picture.resize((THUMB, THUMB), Image.Resampling.BOX).convert("L")
+    if drafted and turn is not None:  # then the picture is as it is stored
+        small = small.transpose(turn)
+    return Look(size, (int.from_bytes(digest.digest()) >> 1) or 1, levels(picture), turn, drafted, small.tobytes())
 
 
 def read_resized(
