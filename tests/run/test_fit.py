@@ -105,11 +105,11 @@ class Listener(Silent):
     ("overrides", "why"),
     [
         (["mimic.distiller=pearson", "mimic.mode=mimic"], "mimic.distiller and mimic.mode are set"),
-        ([], "teacher.kind=onnx"),
+        (["pruning.method=lasso"], "pruning.method are set"),
     ],
 )
 def test_who_chooses_a_way_gets_it(overrides: list[str], why: str) -> None:
-    recipe, listener = load_recipe(None, overrides or ["teacher.kind=onnx"]), Listener()
+    recipe, listener = load_recipe(None, overrides), Listener()
     assert best_way(recipe, [one.partition("=")[0] for one in overrides], listener) == (recipe, ())
     assert listener.said == [f"It is taught as the recipe says ({why}); no other way is tried."]
 
@@ -128,7 +128,7 @@ def test_pictures_without_labels_are_two_ways_more(monkeypatch: pytest.MonkeyPat
         score = 0.5 if name == best[-1] else 0.4
         return Stage(StageResult(name, "key", "resnet18/16", score, score, score, 1, 1, 1), tmp_path)
 
-    def impossible(own: Ready) -> None:
+    def impossible(own: Ready, *_: object) -> None:
         if own.recipe.mimic.distiller == "outputs":
             raise InputError("They are of two stages.")
 
@@ -160,6 +160,49 @@ def test_pictures_without_labels_are_two_ways_more(monkeypatch: pytest.MonkeyPat
     kept, ways = best_way(recipe, ["student.steps"], listener)
     assert kept.student.steps == 1200
     assert set(WAYS) - {one.name for one in ways} == {"outputs", "alone, twice the steps"}
+
+
+ZOO = ["teacher.kind=onnx", "teacher.file=zoo:digits", "teacher.boxes=boxes", "teacher.scores=scores"]
+ZOO += ["teacher.labels=labels"]
+
+
+def test_a_file_teaches_in_every_way_but_pruned(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    recipe = load_recipe(None, [*ZOO, "data.unlabelled=frames", f"run.dir={tmp_path}"])
+    tried: list[str] = []
+
+    @dataclass(frozen=True)
+    class Ready:
+        recipe: Recipe
+
+    def short(_: object, name: str, *rest: object) -> Stage:
+        tried.append(name)
+        return Stage(StageResult(name, "key", "resnet18/16", 0.5, 0.5, 0.5, 1, 1, 1), tmp_path)
+
+    for name, value in {
+        "prepare": Ready, "teachers_of": lambda *_: None, "labels_of": lambda *_: None, "train_student": short,
+        "require_teachable": lambda *_: None,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(f"qmimic.run.ways.{name}", value)
+    _, ways = best_way(recipe, [], Listener())
+    assert [one.name for one in ways] == [*(name for name in WAYS if not name.startswith("pruned")), *LABELS]
+    assert len(tried) == len(ways)
+
+
+def test_a_file_s_size_and_outputs_are_looked_at_before_the_search() -> None:
+    tried = [Candidate("resnet18/16", "rfcn", (side, side)) for side in (64, 128)]
+    listener = Listener()
+    assert fit._of_file(load_recipe(None, ZOO), ("a",), tried, False, listener) == tried[1:]
+    assert listener.said == ["Only inputs of 128x128 are tried, which the teacher's file takes."]
+    named = [f"teacher.classes=[{', '.join(str(one) for one in range(10))}]"]
+    labelled = load_recipe(None, [*ZOO, *named, "data.unlabelled=frames"])
+    for recipe, imitates, said in (
+        (load_recipe(None, [*ZOO, "teacher.file=none.onnx"]), False, "none.onnx"),
+        (load_recipe(None, [*ZOO, "teacher.boxes=box"]), False, "has no output 'box'"),
+        (load_recipe(None, ZOO), True, "A student imitates a map: name the output"),
+        (labelled, False, "The teacher has classes that the data lack"),
+    ):
+        with pytest.raises(InputError, match=said):
+            fit._of_file(recipe, ("cat",), tried[1:], imitates, listener)
 
 
 @pytest.fixture

@@ -101,7 +101,7 @@ class TeacherFileConfig(Section):
     suppress: Advanced[float] = Field(
         0.5, gt=0, le=1, description="onnx: largest IoU of two of its boxes of a class; 1: all stay"
     )
-    classes: Advanced[tuple[str | None, ...]] = Field(
+    classes: Advanced[tuple[Name | None, ...]] = Field(
         (), description="onnx: class of each score or class number, by the data's names; null: left out, as background"
     )
     drop_other_classes: Advanced[bool] = Field(

@@ -22,10 +22,11 @@ from qmimic.run.folder import ranked
 from qmimic.run.lock import exclusive_lock
 from qmimic.run.prepare import prepare
 from qmimic.run.stages import macs_to_prune_to, train_student
+from qmimic.run.teaching import require_map
 from qmimic.run.train import RunResult, train
-from qmimic.run.ways import WAYS, Way, best_way
+from qmimic.run.ways import SEARCHED, WAYS, Way, best_way
 from qmimic.runtime.formats import FORMATS
-from qmimic.tables import ARCHITECTURES
+from qmimic.tables import ARCHITECTURES, TEACHERS
 from qmimic.training.loop import Watcher
 
 RUNGS = (8, 4, 2)  # candidates that are trained, for 1/8, 1/4 and 1/2 of the student's steps
@@ -108,6 +109,9 @@ def _fit(
     given = recipe.detector.output_stride
     known = candidates(images.image_sizes, lambda size: given or choose_output_stride(box_sizes(images, size)))
     tried = [one for one in known if both or ARCHITECTURES[one.architecture].stages == 1]
+    if not recipe.trains_teacher:
+        imitates = recipe.mimic.mode != "none" and any(key in SEARCHED for key in named)
+        tried = _of_file(recipe, prepared.dataset.classes, tried, imitates, watcher)
     watcher.start("costs", len(tried), 0)
     classes = prepared.dataset.classes
     table = cost_table(tried, recipe, classes, targets, budget, folder / TABLE, lambda done: watcher.step(done, 1, 0.0))
@@ -134,6 +138,40 @@ def _fit(
     fitted = Fit(folder, found, file, map50, excess, ways)
     _write(fitted, budget)
     return fitted
+
+
+def _of_file(
+    recipe: Recipe, classes: Sequence[str], tried: Sequence[Candidate], imitates: bool, watcher: Watcher
+) -> list[Candidate]:
+    """The networks of an input size that the teacher's file takes: that it does not fit must not wait for the search.
+
+    Args:
+        recipe: whose teacher is a file.
+        classes: the data's.
+        tried: all networks.
+        imitates: whether a person wants its map to be imitated.
+        watcher: told of sizes that are left out.
+
+    Raises:
+        InputError: the file cannot be opened, takes none of the sizes, or does not fit the recipe or the data.
+    """
+    fitting, failed = set(), None
+    for size in dict.fromkeys(one.size for one in tried):
+        try:
+            teacher = TEACHERS[recipe.teacher.kind](recipe.teacher, size)
+            if imitates:
+                require_map(teacher)
+            if recipe.data.unlabelled is not None:
+                teacher.labeller(classes)
+            fitting.add(size)
+        except InputError as error:
+            failed = error
+    if failed and not fitting:
+        raise failed
+    if failed:
+        sizes = ", ".join(f"{height}x{width}" for height, width in sorted(fitting))
+        watcher.say(f"Only inputs of {sizes} are tried, which the teacher's file takes.")
+    return [one for one in tried if one.size in fitting]
 
 
 def _prunable(recipe: Recipe, watcher: Watcher) -> Recipe:

@@ -140,6 +140,15 @@ def require_teachable(prepared: Prepared, teacher: Teacher | None = None) -> Non
     )
 
 
+def require_map(teacher: Teacher) -> None:
+    """Check that there is something to imitate. Raises: InputError: the teacher shows no map."""
+    if not teacher.strides:
+        raise InputError(
+            "A student imitates a map: name the output with the teacher's in teacher.maps, or set mimic.mode=none to "
+            "learn from its labels alone (data.unlabelled)."
+        )
+
+
 def _enlarger(recipe: Recipe, student: Detector, teacher: Teacher) -> Enlarger | None:
     """What brings the student's map up to a teacher's that sees larger pictures; None where it sees the same ones."""
     if recipe.teacher.scale == 1:
@@ -157,11 +166,7 @@ def _distiller(
 ) -> Distiller:
     """The recipe's distiller between two networks; errors as `require_teachable`."""
     kind = recipe.mimic.distiller
-    if not teacher.strides:
-        raise InputError(
-            "A student imitates a map: name the output with the teacher's in teacher.maps, or set mimic.mode=none to "
-            "learn from its labels alone (data.unlabelled)."
-        )
+    require_map(teacher)
     sides = Sides.between(student, teacher, rms, quantizer, recipe.seed)
     if enlarger:
         sides = replace(sides, student_strides=enlarger.strides, enlarged=enlarger.level is not None)

@@ -13,7 +13,7 @@ from qmimic.errors import InputError
 from qmimic.run.lock import exclusive_lock
 from qmimic.run.prepare import prepare
 from qmimic.run.stages import labels_of, macs_to_prune_to, teachers_of, train_student
-from qmimic.run.teaching import require_teachable
+from qmimic.run.teaching import OpenedTeacher, require_teachable
 from qmimic.training.loop import Watcher
 
 SHORTER = 4  # times; than the student's training
@@ -62,16 +62,18 @@ def best_way(recipe: Recipe, named: Sequence[str], watcher: Watcher) -> tuple[Re
     Ways that these networks do not allow are passed over, and that is said.
 
     Args:
-        recipe: of the network to teach, and of the folder of its run; its teacher is trained there first.
+        recipe: of the network to teach, and of the folder of its run; a teacher that is not a file is trained there
+            first.
         named: keys that a person set: where they choose a way, nothing is tried.
         watcher: told of progress.
     """
     chosen = [key for key in named if key in SEARCHED]
-    if chosen or not recipe.trains_teacher:
-        why = f"{' and '.join(chosen)} are set" if chosen else f"teacher.kind={recipe.teacher.kind}"
-        watcher.say(f"It is taught as the recipe says ({why}); no other way is tried.")
+    if chosen:
+        watcher.say(f"It is taught as the recipe says ({' and '.join(chosen)} are set); no other way is tried.")
         return recipe, ()
     known = {**WAYS, **(LABELS if recipe.data.unlabelled is not None else {})}
+    if not recipe.trains_teacher:  # and so it cannot be cut
+        known = {name: settings for name, settings in known.items() if settings["pruning.method"] == "none"}
     if LENGTH in named:
         known = {name: settings for name, settings in known.items() if name not in TIMES}
     with exclusive_lock(recipe.folder):
@@ -90,7 +92,7 @@ def best_way(recipe: Recipe, named: Sequence[str], watcher: Watcher) -> tuple[Re
                 if own.recipe.pruning.method != "none":
                     macs_to_prune_to(own)
                 if own.recipe.mimic.mode != "none":
-                    require_teachable(own)
+                    require_teachable(own, teachers.teacher if isinstance(teachers, OpenedTeacher) else None)
             except InputError as error:
                 watcher.say(f"{name} is not tried: {error}")
                 continue
