@@ -44,6 +44,19 @@ def test_auto_holds_the_share_while_the_ratio_falls_as_in_training(share: float)
     assert share / 1.2 < held < share * 1.2
 
 
+def test_a_loss_that_comes_late_is_measured_before_it_weighs() -> None:
+    """As where the student's own regions find an object only after some steps, in the middle between two measurements."""
+    dose, reached = Dose(None, 1.0), []
+    for step in range(60):
+        features = torch.zeros(1, 2, 3, 3, requires_grad=True)
+        detection, mimic = losses_of(features, 5000 * math.exp(-step / 100) if step >= 23 else 0.0, 1.0)
+        weighed = dose.weighed([features], detection, mimic)
+        (gradient,) = torch.autograd.grad(weighed, features)
+        reached.append(float(gradient.norm()))
+    assert not any(reached[:23])
+    assert reached[23:] == pytest.approx([1.0] * 37, rel=0.2)
+
+
 def test_a_resumed_dose_goes_on_as_if_it_had_never_stopped() -> None:
     def run(dose: Dose, steps: range) -> list[float]:
         weights = []

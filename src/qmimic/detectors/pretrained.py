@@ -48,7 +48,13 @@ def load_backbone(detector: Detector, weights: str | Path) -> None:
         load_state(detector.backbone, own, path)
         return
     names = detector.backbone.state_dict()
-    fitting = _in_grey(detector, {name: tensor for name, tensor in read_weights(path).items() if name in names})
+    given = read_weights(path)
+    stages = {name.partition(".")[0] for name in names}
+    # What lies behind the last stage that the backbone has is left; within one, it is another network's.
+    strange = next((name for name in given if name not in names and name.partition(".")[0] in stages), None)
+    if strange:
+        raise InputError(f"{weights} has {strange}, which {detector.spec.backbone} lacks; name the matching file.")
+    fitting = _in_grey(detector, {name: tensor for name, tensor in given.items() if name in names})
     load_state(detector.backbone, {**_counters(names), **fitting}, path)
 
 

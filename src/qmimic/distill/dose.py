@@ -49,7 +49,8 @@ class Dose(nn.Module):
         self.register_buffer("log_ratio", torch.zeros(()))
         self.register_buffer("recent", torch.zeros(3))
         self.register_buffer("total", torch.zeros(3))
-        self._done = -1  # the same as `steps` without asking the device; read from it after a resume
+        # The same as `steps` and `total[0]` without asking the device; read from them after a resume.
+        self._done, self._measured = -1, 0
 
     def weighed(self, maps: Sequence[Tensor], detection: Tensor, distillation: Tensor) -> Tensor:
         """lambda L_m, scalar; measures in some of the steps.
@@ -60,8 +61,9 @@ class Dose(nn.Module):
             distillation: L_m, not yet weighed, scalar.
         """
         if self._done < 0:
-            self._done = int(self.steps)
-        due = self._done < FIRST or self._done % EVERY == 0
+            self._done, self._measured = int(self.steps), int(self.total[0])
+        # Counted from the first that can be measured: regions may be empty until then, and no weight is known.
+        due = self._measured < FIRST or self._done % EVERY == 0
         if due and distillation.requires_grad and any(one.requires_grad for one in maps):
             self._measure([one for one in maps if one.requires_grad], detection, distillation)
         self._done += 1
@@ -104,10 +106,13 @@ class Dose(nn.Module):
         # With the weight as it was held up to now, so that the log says what was reached and not what was asked.
         weight = self._share * math.exp(-logarithm) if first and self._fixed is None else float(self.weight())
         measured = torch.tensor([1.0, weight * math.exp(logarithm), product / math.sqrt(own * other)])
-        measured *= 1 if self._done < FIRST else EVERY  # for all the steps that it stands for
+        early = self._measured < FIRST
+        count = 1 if early else EVERY
+        measured *= count  # for all the steps that it stands for
+        self._measured += count
         self.recent += measured.to(self.recent.device)
         self.total += measured.to(self.total.device)
-        self.log_ratio += (FAST if self._done < FIRST else SLOW) * (logarithm - self.log_ratio)
+        self.log_ratio += (FAST if early else SLOW) * (logarithm - self.log_ratio)
 
     @staticmethod
     def _means(sums: Tensor) -> dict[str, float]:

@@ -11,7 +11,7 @@ from qmimic.detectors.detector import Detector
 from qmimic.distill.mimic import Mimic
 from qmimic.distill.regions import choose_regions
 from qmimic.distill.teacher import Teacher
-from qmimic.tables import MODES
+from qmimic.tables import DISTANCES, MODES
 
 NEAR = 0.3  # absolute: the paper's section 4 counts entries with |f_t - f_s| below it
 
@@ -111,10 +111,10 @@ def region_pairs(student: Detector, teacher: Teacher, distiller: Mimic, loader: 
             pair = (own.maps[ours], seen.features.maps[theirs], regions, place)
             of_teacher, of_student = distiller.sides_of(*pair)
             teacher_levels, student_levels = q.levels_inside(of_teacher), q.levels_inside(of_student)
-            mode = MODES[distiller.config.mode]
+            mode, distance = MODES[distiller.config.mode], DISTANCES[distiller.config.distance]
             yield RegionPair(
                 q.values_inside(teacher_levels) if mode.teacher else of_teacher,
-                q.values_inside(student_levels) if mode.student else of_student,
+                q.values_inside(student_levels) if mode.student and not distance.to_cells else of_student,
                 teacher_levels,
                 student_levels,
                 regions.valid,
