@@ -45,7 +45,7 @@ def test_auto_holds_the_share_while_the_ratio_falls_as_in_training(share: float)
 
 
 def test_a_loss_that_comes_late_is_measured_before_it_weighs() -> None:
-    """As where the student's own regions find an object only after some steps, in the middle between two measurements."""
+    """As where the student finds no region with an object for some steps; between two measurements."""
     dose, reached = Dose(None, 1.0), []
     for step in range(60):
         features = torch.zeros(1, 2, 3, 3, requires_grad=True)
