@@ -346,7 +346,7 @@ def test_a_teacher_without_boxes_labels_nothing(make: Make, monkeypatch: pytest.
         (["data.unlabelled=nowhere"], "There is no folder nowhere; name a folder of pictures in data.unlabelled."),
         (
             ["data.unlabelled=x", "teacher.kind=onnx", "mimic.mode=none", "quantizer.stride=2", "baselines=[]"],
-            "the teacher's file gives labels alone, and no map",
+            "no student sees a quantized map",
         ),
     ],
 )
