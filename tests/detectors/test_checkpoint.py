@@ -347,6 +347,8 @@ def test_published_weights_of_another_network_are_refused(tmp_path: Path, saved:
     assert "another width" in refusal(path, lambda p: load_backbone(build(tiny_spec()), p))
     assert "lacks" in refusal(path, lambda p: load_backbone(build(tiny_spec(backbone="resnet34")), p))
     assert "has the backbone resnet18/16" in refusal(saved, lambda p: load_backbone(wide(), p))
+    deeper = published(path, **{"layer1.2.conv1.weight": torch.zeros(64, 64, 3, 3)})
+    assert "has layer1.2.conv1.weight, which resnet18 lacks" in refusal(deeper, lambda p: load_backbone(wide(), p))
     spoilt = published(path, **{"conv1.weight": torch.full((64, 3, 7, 7), float("nan"))})
     assert "conv1.weight" in refusal(spoilt, lambda p: load_backbone(wide(), p))
 

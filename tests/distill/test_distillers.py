@@ -178,6 +178,23 @@ def test_a_channel_that_does_not_vary_has_a_gradient(name: str, sides: Sides, mo
     assert all(bool(own.isfinite().all()) for own in gradients)
 
 
+def test_outputs_of_an_unsure_teacher_count_as_in_the_whole_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes with an image each: the mean of their losses is the loss of both images."""
+    distiller = made("outputs", mode="mimic")
+    student, teacher = said(maps(1, 2)), said(maps(2, 2)) - torch.tensor([0.0, 9.0]).view(2, 1, 1)
+
+    def loss(rows: slice) -> float:
+        features = Features.of([maps(2, 5)[rows]], [STRIDE])
+        target = distiller.target(TeacherView(features, None, lambda: teacher[rows]), TRUTH)
+        generator = torch.Generator().manual_seed(0)
+        return float(distiller.loss(StudentView(features, None, TRUTH, generator, dense=student[rows]), target))
+
+    whole = loss(slice(None))
+    sure = sum(float(teacher[one, :2].sigmoid().amax(0).sum()) for one in (0, 1))
+    monkeypatch.setattr("qmimic.distill.outputs.mean_over", lambda own: own * 0 + sure / 2)
+    assert (loss(slice(0, 1)) + loss(slice(1, 2))) / 2 == pytest.approx(whole, rel=1e-4)
+
+
 def test_outputs_is_its_equation() -> None:
     distiller = made("outputs", mode="mimic")
     student, teacher = said(maps(1, 2)), said(maps(2, 2)) - 0.5

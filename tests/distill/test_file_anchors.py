@@ -132,6 +132,8 @@ def test_objectness_of_each_anchor_needs_no_side_of_its_own() -> None:
             r"it is \[B, N, C\] with N = 72, \[B, h, w, A C\], .* and A = 3; check teacher.grid_s",
         ),
         ((1, 4, 6, 2, 7), False, "check teacher.grid_strides"),
+        ((1, 4, 6, 3, 7, 1), False, "check teacher.grid_strides"),
+        ((1, 3, 7, 1, 4, 6), True, "check teacher.grid_strides"),
         ((1, 21, 4, 6), False, "set teacher.transposed=true"),
     ],
 )
@@ -146,8 +148,9 @@ def test_a_map_that_may_lie_in_two_ways_is_refused() -> None:
         kind="onnx", box_format="yolov5", grid_strides=(32,), anchors=(ANCHORS[0],), boxes="o", scores="s"
     )  # fmt: skip
     (grid,) = grids_of(config, (96, 96))
-    with pytest.raises(InputError, match="on the grid of stride 32"):
-        by_cells("o", torch.zeros(1, 3, 3, 3, 5), [grid], False, 1)
+    for shape in ((1, 3, 3, 3, 5), (1, 3, 3, 3)):
+        with pytest.raises(InputError, match="on the grid of stride 32"):
+            by_cells("o", torch.zeros(shape), [grid], False, 1)
     assert by_cells("o", torch.zeros(1, 3, 5, 3, 3), [grid], True, 1).shape == (1, 27, 5)
 
 

@@ -82,18 +82,18 @@ class Look:
         size: width and height as a person sees it.
         pixels: a number of 63 bits, not 0, that equal pictures share.
         span: the levels that its pixels span, see `levels`.
-        turn: how EXIF turns it; None: it is stored as it is seen.
-        drafted: `pixels` is of a JPEG's lowest frequencies: equal pictures share it only if they are stored alike.
         thumbnail: `THUMB` x `THUMB` grey levels, row by row, which hardly change when a picture is stored again or
             resized.
+        turn: how EXIF turns it; None: it is stored as it is seen.
+        drafted: `pixels` is of a JPEG's lowest frequencies: equal pictures share it only if they are stored alike.
     """
 
     size: tuple[int, int]
     pixels: int
     span: int
+    thumbnail: bytes
     turn: Image.Transpose | None = None
     drafted: bool = False
-    thumbnail: bytes = b""
 
 
 def look(path: Path, root: Path | None = None, whole: bool = True) -> Look:
@@ -130,7 +130,7 @@ def look_at(
     small = picture.resize((THUMB, THUMB), Image.Resampling.BOX).convert("L")
     if drafted and turn is not None:  # then the picture is as it is stored
         small = small.transpose(turn)
-    return Look(size, (int.from_bytes(digest.digest()) >> 1) or 1, levels(picture), turn, drafted, small.tobytes())
+    return Look(size, (int.from_bytes(digest.digest()) >> 1) or 1, levels(picture), small.tobytes(), turn, drafted)
 
 
 def read_resized(

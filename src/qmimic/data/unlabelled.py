@@ -64,16 +64,7 @@ def pictures_of(root: Path, labelled: Dataset, config: DataConfig) -> Unlabelled
     Raises:
         InputError: there is no such folder, none of its files is a picture, one cannot be read, or one is VAL's.
     """
-    if not root.is_dir():
-        raise InputError(f"There is no folder {root}; name a folder of pictures in data.unlabelled.")
-    files, copies = apart(path for path in data_files(root) if is_picture(path))
-    left = Counter({"copy_in_a_format_not_read": len(copies)})
-    left["format_not_read"] = sum(path.suffix.lower() in NOT_READ for path in files)
-    files = [path for path in files if path.suffix.lower() not in NOT_READ]
-    if not files:
-        raise InputError(
-            f"{root} holds no picture ({', '.join(FORMATS)}); name a folder of pictures in data.unlabelled."
-        )
+    files, left = _files(root)
     sizes = {size for path in files if (size := _size(path, root))}
     # Train's are known by equal pixels, val's by what they look like too, whatever their size.
     val = in_columns(labelled.splits, labelled.root)[VAL]
@@ -121,6 +112,19 @@ def pictures_of(root: Path, labelled: Dataset, config: DataConfig) -> Unlabelled
     return Unlabelled(_dataset(root.name, root, tuple(samples.values()), labelled), tuple(said))
 
 
+def _files(root: Path) -> tuple[list[Path], Counter[str]]:
+    """The pictures below a folder in formats that are read, and how many others there are; errors as `pictures_of`."""
+    if not root.is_dir():
+        raise InputError(f"There is no folder {root}; name a folder of pictures in data.unlabelled.")
+    files, copies = apart(path for path in data_files(root) if is_picture(path))
+    read = [path for path in files if path.suffix.lower() not in NOT_READ]
+    if not read:
+        raise InputError(
+            f"{root} holds no picture ({', '.join(FORMATS)}); name a folder of pictures in data.unlabelled."
+        )
+    return read, Counter({"copy_in_a_format_not_read": len(copies), "format_not_read": len(files) - len(read)})
+
+
 def _dataset(name: str, root: Path | None, samples: tuple[Sample, ...], labelled: Dataset) -> Dataset:
     splits = in_columns({UNLABELLED: samples}, root)
     return Dataset(name, root, labelled.classes, splits, checked=True, render=labelled.render if root is None else None)
@@ -148,15 +152,13 @@ def _look(dataset: Dataset, sample: Sample, seen: Mapping[Path, Look | InputErro
 
 def _alike(pictures: Sequence[Look], others: Sequence[Look]) -> NDArray[np.bool_]:
     """Which pictures look like one of some others, bool [N]."""
-    own, theirs = (_thumbnails(looks_) for looks_ in (pictures, others))
-    if not len(theirs):
-        return np.zeros(len(own), np.bool_)
-    found = []
+    own, theirs = _thumbnails(pictures), _thumbnails(others)
+    found = np.zeros(len(own), np.bool_)
     for first in range(0, len(own), AT_ONCE):
         part = own[first : first + AT_ONCE]
         squares = (part**2).mean(1)[:, None] + (theirs**2).mean(1) - 2 * part @ theirs.T / THUMB**2
-        found.append((squares < ALIKE**2).any(1) & (part.std(1) > PLAIN))
-    return np.concatenate(found)
+        found[first : first + AT_ONCE] = (squares < ALIKE**2).any(1) & (part.std(1) > PLAIN)
+    return found
 
 
 def _thumbnails(pictures: Sequence[Look]) -> NDArray[np.float64]:

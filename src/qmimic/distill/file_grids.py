@@ -101,19 +101,20 @@ def by_cells(name: str, values: Tensor, grids: Sequence[Grid], transposed: bool,
 def _of_map(values: Tensor, grid: Grid, transposed: bool) -> Tensor | None:
     """A map of one grid as [B, N, C]; None if its shape is no such map's."""
     sides, anchors = tuple(values.shape[1:]), grid.to_a_cell
-    first = (anchors, *grid.shape)  # one map an anchor
-    if transposed and sides[-2:] == grid.shape and math.prod(sides[:-2]) % anchors == 0:
-        if len(sides) == 4 and sides[0] != anchors:
+    channels = sides[:-2] if transposed else sides[2:]
+    divides = len(channels) < 3 and math.prod(channels) % anchors == 0
+    whole = divides and (len(channels) < 2 or channels[0] == anchors)  # all anchors of a cell in one place
+    if transposed:
+        if not whole or sides[-2:] != grid.shape:
             return None
-        maps = values.reshape(len(values), anchors, -1, *grid.shape)
-        return maps.permute(0, 3, 4, 1, 2).flatten(1, 3)
-    if not transposed and sides[:2] == grid.shape and math.prod(sides[2:]) % anchors == 0:
-        if len(sides) > 3 and (sides[2] != anchors or sides[:3] == first):  # then it may be either
-            return None
+        return values.reshape(len(values), anchors, -1, *grid.shape).permute(0, 3, 4, 1, 2).flatten(1, 3)
+    by_anchor = len(sides) in (3, 4) and sides[:3] == (anchors, *grid.shape)  # a map of each
+    by_cell = whole and sides[:2] == grid.shape
+    if by_anchor == by_cell and anchors > 1:  # neither, or it may be either
+        return None
+    if by_cell:
         return values.reshape(len(values), grid.boxes, -1)
-    if not transposed and sides[:3] == first and len(sides) in (3, 4):
-        return values.reshape(*values.shape[:4], -1).permute(0, 2, 3, 1, 4).flatten(1, 3)
-    return None
+    return values.reshape(*values.shape[:4], -1).permute(0, 2, 3, 1, 4).flatten(1, 3) if by_anchor else None
 
 
 def _wanted(grids: Sequence[Grid], transposed: bool) -> str:

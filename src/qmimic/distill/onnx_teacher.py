@@ -87,6 +87,8 @@ class OnnxTeacher:
         for name in (*config.maps, *config.outputs):
             if name not in seen:
                 raise InputError(self._lacks(name, seen))
+        for name in config.outputs:
+            self._require_numbers(name, seen[name])
         levels = [self._level(name, seen[name]) for name in config.maps]
         self._channels, self._strides = tuple(one[0] for one in levels), tuple(one[1] for one in levels)
         if list(self._strides) != sorted(set(self._strides)):
@@ -274,16 +276,19 @@ class OnnxTeacher:
             )
         return int(seen.shape[1]), stride
 
+    def _require_numbers(self, name: str, seen: object) -> None:
+        """Check that an output of boxes, scores or labels is a tensor of numbers."""
+        if isinstance(seen, np.ndarray) and seen.dtype.kind in "fiub":
+            return
+        kind = "strings" if isinstance(seen, np.ndarray) else "a sequence"
+        raise InputError(
+            f"The output {name!r} of {self.path} is {kind}; boxes, scores and labels are numbers, so export it with "
+            "these."
+        )
+
     def _found(self, parts: list[dict[str, NDArray[np.generic]]], batch: int) -> Found:
         """Boxes of a batch that was looked at in parts."""
         names = self.config.outputs
-        for name in names:
-            if not isinstance(parts[0][name], np.ndarray) or parts[0][name].dtype.kind not in "fiub":
-                kind = "strings" if isinstance(parts[0][name], np.ndarray) else "a sequence"
-                raise InputError(
-                    f"The output {name!r} of {self.path} is {kind}; boxes, scores and labels are numbers, so export "
-                    "it with these."
-                )
         tensors = [{name: torch.from_numpy(part[name].astype(np.float32)) for name in names} for part in parts]
         try:
             return Found.joined([found_in(self.config, one, batch // len(parts), self.size) for one in tensors])

@@ -89,11 +89,6 @@ READERS = (
         "no student has a teacher: set mimic.mode or data.unlabelled",
     ),
     Reader(
-        ("quantizer",),
-        _needs_grid,
-        "no student sees a quantized map: set mimic.mode",
-    ),
-    Reader(
         ("data.unlabelled_share", "data.unlabelled_doubt"),
         lambda recipe: recipe.data.unlabelled is not None,
         "no picture without labels is named: set data.unlabelled",
@@ -128,7 +123,7 @@ READERS = (
         "the teacher is a file that is not trained: set teacher.kind=detector",
     ),
     Reader(
-        ("quantized_teacher",),
+        ("quantized_teacher", "quantizer"),
         _needs_grid,
         "no student sees a quantized map: set mimic.mode",
     ),
