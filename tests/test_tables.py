@@ -112,7 +112,7 @@ def test_stages_have_an_order_and_teachers_are_known() -> None:
 
 def test_a_name_of_timm_is_looked_up_where_timm_is(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(tables, "_imported", lambda place: seen.append)
+    monkeypatch.setattr(tables, "imported", lambda place: seen.append)
     for there in (True, False):
         monkeypatch.setattr(tables, "find_spec", lambda _, there=there: there or None)
         assert tables.parse_backbone("timm:tf_efficientnet_lite0.in1k") == ("timm:tf_efficientnet_lite0.in1k", 1.0)

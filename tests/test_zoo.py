@@ -18,7 +18,7 @@ from qmimic.config import load_recipe
 from qmimic.data.chosen import open_dataset
 from qmimic.data.splits import VAL
 from qmimic.detectors.build import build, mac_count, parameter_count
-from qmimic.detectors.files import load_detector
+from qmimic.detectors.files import load_detector, save_detector
 from qmimic.detectors.pretrained import load_backbone
 from qmimic.errors import InputError
 from qmimic.runtime.detector import Detector
@@ -93,13 +93,20 @@ def test_a_student_scores_on_val_what_its_card_says(name: str) -> None:
     assert scores.voc_map50 == pytest.approx(card.map50, abs=0.003)  # another processor rounds otherwise
 
 
-def test_a_student_starts_from_the_zoo() -> None:
+def test_a_student_starts_from_the_zoo(tmp_path: Path) -> None:
     trained, _ = load_detector("zoo:pcb")
     fresh = build(trained.spec, 7)
     load_backbone(fresh, "zoo:pcb")
     for name, tensor in fresh.backbone.state_dict().items():
         assert torch.equal(tensor, trained.backbone.state_dict()[name])
     assert not torch.equal(next(fresh.head.parameters()), next(trained.head.parameters()))
+    finer = build(trained.spec.model_copy(update={"levels": (8,)}), 7)  # what lies behind its level is left
+    load_backbone(finer, "zoo:pcb")
+    for name, tensor in finer.backbone.state_dict().items():
+        assert torch.equal(tensor, trained.backbone.state_dict()[name])
+    save_detector(finer, tmp_path / "finer.safetensors", {})
+    with pytest.raises(InputError, match=r"finer.safetensors was trained with maps of strides 8; .* has 8, 16, 32 and"):
+        load_backbone(fresh, tmp_path / "finer.safetensors")
     other = build(trained.spec.model_copy(update={"backbone": "resnet18/32"}))
     with pytest.raises(InputError, match=rf"zoo:pcb has the backbone {trained.spec.backbone}.*resnet18/32"):
         load_backbone(other, "zoo:pcb")

@@ -18,7 +18,7 @@ from qmimic.detectors.build import at_size, build
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.evaluation import detect_all, merge
 from qmimic.detectors.files import load_detector
-from qmimic.detectors.levels import COARSE
+from qmimic.detectors.fitted import COARSE
 from qmimic.errors import InputError
 from qmimic.run.effects import recipe_to_train
 from qmimic.run.train import RunResult
@@ -49,7 +49,7 @@ def build_detector(
         name: backbone and width divisor, such as `resnet18/16`.
         classes: class names; the index is the label.
         size: height and width that images are fitted into, pixels, multiples of 16.
-        anchors: widths and heights in pixels; fit them to your boxes with `qmimic.detectors.anchors.fit_anchors`.
+        anchors: widths and heights in pixels; fit them to your boxes with `qmimic.detectors.fitted.fit_anchors`.
             A one-stage detector has levels for boxes of these sizes, unless `config.levels` names others.
         config: all other settings; the output stride is 16 unless it says 8.
         seed: of the weights.
@@ -58,8 +58,10 @@ def build_detector(
         InputError: the backbone's name is unknown, or the architecture refuses a setting.
     """
     settings = config or DetectorConfig()
-    settings = settings.model_copy(update={"anchors": anchors, "output_stride": settings.output_stride or COARSE})
-    fitted = ARCHITECTURES[settings.architecture].fitted(settings, np.array(anchors, np.float32), size)
+    kind = ARCHITECTURES[settings.architecture]
+    stride = COARSE if kind.stages == 2 and settings.output_stride is None else settings.output_stride
+    settings = settings.model_copy(update={"anchors": anchors, "output_stride": stride})
+    fitted = kind.fitted(settings, np.array(anchors, np.float32), size)
     try:
         return build(spec_for(fitted, name, classes, size), seed)
     except ValidationError as error:

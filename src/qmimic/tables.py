@@ -47,7 +47,7 @@ def look_up(table: Mapping[str, T], name: str, what: str) -> T:
     raise UnknownNameError(unknown(what, name, table))
 
 
-def _imported(place: str) -> Any:
+def imported(place: str) -> Any:
     """The object at "module:attribute"."""
     module, _, attribute = place.partition(":")
     return getattr(import_module(module), attribute)
@@ -76,7 +76,7 @@ class Table(MutableMapping[str, T], Generic[T]):
             raise UnknownNameError(unknown(self.key, name, self))
         entry = self._entries[name]
         if isinstance(entry, str):
-            self._entries[name] = entry = _imported(entry)
+            self._entries[name] = entry = imported(entry)
         return entry
 
     def __setitem__(self, name: str, value: T) -> None:
@@ -164,7 +164,7 @@ def parse_backbone(name: str) -> tuple[str, float]:
                 f"timm has no network {own[:MAX_SHOWN]!r}; write timm: and one of its names, without a width divisor."
             )
         if find_spec("timm"):
-            _imported(_TIMM_CHECK)(own)
+            imported(_TIMM_CHECK)(own)
         return name, 1.0
     match = re.fullmatch(r"([a-z0-9_]+)(?:/(\d+(?:\.\d+)?))?", name)
     family = match[1] if match else name.split("/")[0]
@@ -228,7 +228,7 @@ class Distance:
     @property
     def function(self) -> Any:
         """The function, imported if only its name is given."""
-        return _imported(self.place) if isinstance(self.place, str) else self.place
+        return imported(self.place) if isinstance(self.place, str) else self.place
 
 
 DISTANCES = Table(

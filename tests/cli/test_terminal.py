@@ -15,11 +15,13 @@ import pytest
 
 from cli_cases import RECIPE, Refused, train
 from qmimic import extras
+from qmimic.api import build_detector
 from qmimic.cli import installation as doctor
 from qmimic.cli import main, start
 from qmimic.cli.entry import parser
 from qmimic.cli.runs import size
-from qmimic.config import Recipe, embedded_recipes, load_recipe
+from qmimic.config import DetectorConfig, Recipe, embedded_recipes, load_recipe
+from qmimic.detectors.build import mac_count, parameter_count
 from qmimic.run.folder import StageResult
 from qmimic.run.train import SHORT_COLUMNS, short_rows
 
@@ -130,6 +132,14 @@ def test_train_and_its_objects(trained: Path, tmp_path: Path, capsys: pytest.Cap
 
     assert main(["cost", "resnet18/16", "--json"]) == 0
     assert last_object(capsys)["backbones"][0]["backbone"] == "resnet18/16"
+    one_stage = ["cost", "repvgg/16", "--json", "--set", "detector.architecture=one_stage", "detector.levels=[8,16]"]
+    assert main(one_stage) == 0
+    (cost,) = last_object(capsys)["backbones"]
+    config = DetectorConfig(architecture="one_stage", levels=(8, 16))
+    detector = build_detector("repvgg/16", ("object",), (128, 128), config=config)
+    assert cost == {"backbone": "repvgg/16", "macs": mac_count(detector), "parameters": parameter_count(detector)}
+    assert main(["cost", "repvgg/16", "--set", "detector.levels=[8,16]"]) == 2
+    assert main(["cost", "repvgg/16", "--set", "data.size=[64,64]"]) == 2
 
 
 def test_how_loud_it_is(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from folders import coco_json, picture, voc_list, voc_object, voc_xml
 from qmimic.cli import main
-from qmimic.config import DataConfig, Recipe
+from qmimic.config import DataConfig, Recipe, load_recipe
 from qmimic.data.check import check
 from qmimic.data.chosen import open_dataset, remarks
 from qmimic.data.faults import limits
@@ -22,7 +22,7 @@ from qmimic.data.labels import NOT_READ
 from qmimic.errors import InputError
 
 ROW = "0 0.5 0.5 0.4 0.4\n"
-CAPS = limits(Recipe().detector)
+CAPS = limits(Recipe())
 
 
 def yolo(root: Path) -> Path:
@@ -126,6 +126,30 @@ def test_more_objects_than_can_be_found_are_refused_by_both(
         assert main(["data", "check", str(root), "--set", *settings.split()]) == (most > 1000)
     assert main(["data", "check", str(root), "--set", "data.root=elsewhere"]) == 2
     assert "does not use this key" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "most"),
+    [
+        (["detector.architecture=one_stage"], 100),
+        (["detector.architecture=one_stage", "teacher.detector=faster_rcnn"], 64),
+        (["teacher.detector=one_stage"], 64),
+        (["detector.architecture=one_stage", "detector.max_detections=20"], 20),
+    ],
+)
+def test_the_caps_are_those_of_the_detectors_of_the_run(tmp_path: Path, settings: list[str], most: int) -> None:
+    root = yolo(tmp_path)
+    recipe = load_recipe(None, settings)
+    for count, fits in ((most, True), (most + 1, False)):
+        add(root, "val", "crowd", "".join(f"0 {0.2 + 0.001 * k:.4f} 0.5 0.3 0.3\n" for k in range(count)), seed=9)
+        assert main(["data", "check", str(root), "--set", *settings]) == (0 if fits else 1)
+        assert ("crowded_image" in kinds(root, recipe)) != fits
+        try:
+            remarks(open_dataset(DataConfig(root=str(root))), limits(recipe), allow_capped=False)
+        except InputError:
+            assert not fits
+        else:
+            assert fits
 
 
 def test_objects_that_need_not_be_found_do_not_count(tmp_path: Path) -> None:

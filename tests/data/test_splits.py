@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from folders import contents, picture, sample_of, voc_list, voc_object, voc_xml
-from qmimic.config import DataConfig, DetectorConfig
+from qmimic.config import DataConfig, DetectorConfig, Recipe
 from qmimic.data.chosen import open_dataset, remarks
 from qmimic.data.faults import limits
 from qmimic.data.formats import load_dataset
@@ -172,7 +172,11 @@ def test_what_is_said_before_the_first_step(tmp_path: Path) -> None:
     voc_list(tmp_path, "train", "a", "b")
     voc_list(tmp_path, "val", "c")
     config = DataConfig(root=str(tmp_path), size=(64, 64))
-    said = "\n".join(remarks(open_dataset(config), limits(DetectorConfig(post_nms=4, pre_nms=64)), allow_capped=True))
+    said = "\n".join(
+        remarks(
+            open_dataset(config), limits(Recipe(detector=DetectorConfig(post_nms=4, pre_nms=64))), allow_capped=True
+        )
+    )
     for part in (
         "pictures: 3 found, 3 used",
         "boxes: 12 found, 11 used, 1 left out (duplicate box)",

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from qmimic.detectors.anchors import MOST_BOXES, anchor_grid, fit_anchors
+from qmimic.detectors.anchors import anchor_grid
+from qmimic.detectors.fitted import MOST_BOXES, fit_anchors
 
 CENTRES = np.array([[10, 10], [40, 20], [20, 80], [100, 90]])
 

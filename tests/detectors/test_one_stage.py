@@ -17,12 +17,12 @@ from qmimic.compress.cost import Cost, equal_share
 from qmimic.compress.integer_grids import calibrate, map_grids, prepare_qat
 from qmimic.config import DetectorConfig, QuantizerConfig
 from qmimic.data.targets import IGNORED, PADDING, Targets
-from qmimic.detectors.architectures import finest_stride, parse_spec, spec_for
-from qmimic.detectors.build import at_size, build, fold_batch_norm, mac_count
+from qmimic.detectors.architectures import map_strides, parse_spec, spec_for
+from qmimic.detectors.build import at_size, build, fold_batch_norm, mac_count, parameter_count
 from qmimic.detectors.channels import channel_groups, keep_channels, widths
 from qmimic.detectors.files import load_detector, save_detector
-from qmimic.detectors.levels import choose_levels, choose_output_stride
-from qmimic.detectors.one_stage import OneStage, boxes_at, enlarged, place_grid
+from qmimic.detectors.fitted import choose_levels, choose_output_stride
+from qmimic.detectors.one_stage import OneStage, boxes_at, enlarged, place_grid, quotient
 from qmimic.detectors.quantize import Quantizer
 from qmimic.runtime import Detector as ShippedDetector
 from qmimic.runtime.formats import FORMATS
@@ -214,6 +214,24 @@ def test_up_to_suppression_every_engine_knows_the_graph(backbone: str) -> None:
     assert max(len(value.type.tensor_type.shape.dim) for value in shapes) == 4
 
 
+@pytest.mark.parametrize(("classes", "most"), [(1, 100), (40, 300), (90, 1000)])
+def test_its_file_is_little_more_than_its_weights_and_places(classes: int, most: int) -> None:
+    detector = one_stage(
+        classes=tuple(map(str, range(classes))), size=(320, 320), levels=(8, 16, 32), max_detections=most
+    ).eval()
+    size = len(build_graph(Exported(detector)).SerializeToString())
+    assert size <= 4 * parameter_count(fold_batch_norm(detector)) + 4 * detector.places.numel() + 32_000
+
+
+@given(st.integers(1, 4000), st.data())
+def test_the_quotient_is_that_of_whole_numbers_in_every_engine(by: int, data: st.DataObject) -> None:
+    index = torch.tensor(data.draw(st.lists(st.integers(0, 4_000_000), min_size=1)))
+    near = torch.cat([index // by * by + off for off in (-1, 0, 1)]).clamp(0, 4_000_000)  # where rounding would show
+    assert torch.equal(quotient(near, by), near // by)
+    by_reciprocal = ((near + 0.5) * torch.tensor(1 / by)).long()  # as OpenVINO divides by a constant
+    assert torch.equal(by_reciprocal, near // by)
+
+
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_it_lies_on_grids(backbone: str) -> None:
     detector = one_stage(backbone=backbone).eval()
@@ -319,7 +337,8 @@ def test_what_is_set_is_kept_and_what_is_open_is_chosen() -> None:
     for given_stride, chosen in ((None, 8), (16, 16), (8, 8)):
         config = DetectorConfig(output_stride=given_stride)
         assert ARCHITECTURES["faster_rcnn"].fitted(config, small, (96, 96)).output_stride == chosen
-        assert finest_stride(config, small, (96, 96)) == chosen
+        assert map_strides(config, None, small, (96, 96)) == (chosen,)
     one = DetectorConfig(architecture="one_stage")
-    assert finest_stride(one, small, (96, 96)) == 8
-    assert finest_stride(one, 20 * small, (96, 96)) == 32
+    assert map_strides(one, None, small, (96, 96)) == (8, 16, 32)
+    assert map_strides(one, None, 20 * small, (96, 96)) == (32,)
+    assert map_strides(one, "faster_rcnn", 20 * small, (96, 96)) == (16, 32)  # so that there is a stride in common

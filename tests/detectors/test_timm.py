@@ -280,6 +280,23 @@ def test_timms_own_weights_are_for_timms_networks(tmp_path: Path, monkeypatch: p
     assert torch.equal(detector.backbone.body.layer1[0].conv1.weight, state["layer1.0.conv1.weight"])
 
 
+def test_a_detector_s_file_is_taken_as_weights(tmp_path: Path) -> None:
+    trained = build(tiny_spec(backbone="timm:resnet10t"), 1)
+    save_detector(trained, tmp_path / "a.safetensors", {})
+    fresh = build(tiny_spec(backbone="timm:resnet10t"), 2)
+    load_backbone(fresh, tmp_path / "a.safetensors")
+    for name, tensor in fresh.backbone.state_dict().items():
+        assert torch.equal(tensor, trained.backbone.state_dict()[name])
+    with pytest.raises(InputError, match="has the backbone timm:resnet10t"):
+        load_backbone(build(tiny_spec(backbone="timm:resnet14t")), tmp_path / "a.safetensors")
+
+
+def test_a_tag_that_timm_does_not_have_is_named() -> None:
+    with pytest.raises(InputError, match=r"resnet18 has no weights with the tag 'nosuch'; choose one of .*a1_in1k"):
+        parse_backbone("timm:resnet18.nosuch")
+    assert parse_backbone("timm:resnet18.a1_in1k") == ("timm:resnet18.a1_in1k", 1)
+
+
 @pytest.mark.parametrize("backbone", [f"timm:{LITE}", "timm:convnext_atto", "resnet18/16", "vgg16/32", "resnet50/64"])
 @pytest.mark.parametrize("norms", [False, True])
 @pytest.mark.parametrize("stages", [0, 2])

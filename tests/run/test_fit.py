@@ -34,11 +34,11 @@ SHORT = [
 
 
 def test_inputs_have_the_shape_of_the_images() -> None:
-    found = {one.size for one in candidates(np.array([[640, 480]] * 5 + [[100, 800]], np.int32))}
+    found = {one.size for one in candidates(np.array([[640, 480]] * 5 + [[100, 800]], np.int32), lambda *_: (16,))}
     assert found == {(96, 160), (160, 224), (224, 288)}
     for height, width in found:
         assert width / height == pytest.approx(4 / 3, rel=0.26)  # sides are multiples of 32
-    assert {one.size for one in candidates(np.array([[20, 2000]], np.int32))} >= {(1280, 32)}
+    assert {one.size for one in candidates(np.array([[20, 2000]], np.int32), lambda *_: (16,))} >= {(1280, 32)}
 
 
 def test_an_excess_is_that_of_the_worst_limit() -> None:

@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from qmimic.config import DetectorConfig, Recipe
+from qmimic.data.chosen import open_dataset
 from qmimic.detectors.files import load_detector
 from qmimic.detectors.one_stage import OneStage
 from qmimic.errors import InputError
+from qmimic.report.maps import feature_maps
+from qmimic.run.folder import read_run
 from qmimic.run.prepare import prepare, remarks
 from qmimic.run.train import train
 from qmimic.training.progress import Silent
@@ -79,6 +82,9 @@ def test_levels_that_do_not_fit_are_refused_before_training(make_recipe: Callabl
     )
     with pytest.raises(InputError, match="multiples of 32, and the size is 48 x 64"):
         prepare(recipe)
+    only_teacher = recipe.changed({"detector.architecture": "faster_rcnn", "teacher.detector": "one_stage"})
+    with pytest.raises(InputError, match="multiples of 32, and the size is 48 x 64"):
+        prepare(only_teacher)
 
 
 def test_crowds_are_said() -> None:
@@ -99,6 +105,51 @@ def test_a_teacher_that_cannot_teach_is_refused_before_it_is_trained(
     make_recipe: Callable[..., Recipe], changes: dict[str, dict[str, object]], said: str
 ) -> None:
     recipe = make_recipe(**changes, teacher={"steps": 2, "min_map": 0, "detector": "faster_rcnn"})
+    refused_before_training(recipe, said)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"student": {"weights": "zoo:digits", "backbone": "yunet/16"}}, "zoo:digits has the backbone"),
+        (
+            {"student": {"weights": "zoo:pcb", "backbone": "repvgg/16"}},
+            r"trained with data.grey=true; the network here",
+        ),
+        ({"student": {"weights": __file__}}, "neither safetensors nor a torch state dict"),
+        ({"student": {"backbone": "timm:resnet10t", "weights": "pretrained"}}, "timm cannot provide pretrained"),
+        ({"teacher": {"weights": "zoo:pcb", "backbone": "resnet18/16"}}, "zoo:pcb has the backbone"),
+        ({"quantizer": {"per_channel": True}}, "per_channel=true needs a teacher of one level"),
+    ],
+)
+def test_networks_that_cannot_start_are_refused_before_any_is_trained(
+    make_recipe: Callable[..., Recipe], changes: dict[str, dict[str, object]], said: str
+) -> None:
+    quick = {"steps": 2, "min_map": 0, "backbone": "repvgg/16"}
+    teacher = {"teacher": {**quick, **changes.get("teacher", {})}}
+    refused_before_training(make_recipe(**{**changes, **teacher}, detector={"architecture": "one_stage"}), said)
+
+
+def refused_before_training(recipe: Recipe, said: str) -> None:
     with pytest.raises(InputError, match=said):
         train(recipe, Silent())
     assert not list(recipe.folder.rglob("teacher*"))
+
+
+def test_the_matching_is_that_of_the_network_that_is_kept_on_all_levels(make_recipe: Callable[..., Recipe]) -> None:
+    quick = {"steps": 4, "batch_size": 4, "backbone": "repvgg/16", "min_map": 0}
+    recipe = make_recipe(
+        detector={"architecture": "one_stage", "levels": [8, 16]}, teacher=quick, student={"ema": 0.9, "steps": 6}
+    )
+    train(recipe.model_copy(update={"baselines": ()}), Silent())
+    run = read_run(recipe.folder)
+    maps = feature_maps(run, open_dataset(recipe.data), lambda _: None)
+    assert maps.matching is not None
+    entries = sum(level.entries for level in maps.matching.levels)
+    matched = sum(level.matched * level.entries for level in maps.matching.levels)
+    assert run.results[-1].matching == pytest.approx(matched / entries, abs=1e-6)
+    assert [row.name.rpartition(", ")[2] for row in maps.rows] == ["stride 8"] * 2 + ["stride 16"] * 2
+    height, width = recipe.data.size
+    for row, stride in zip(maps.rows, (8, 8, 16, 16), strict=True):
+        assert list(row.maps) == ["teacher", "quantized teacher", "student, r(f)", "student, Q(r(f))"]
+        assert {one.shape for one in row.maps.values()} == {(height // stride, width // stride)}

@@ -10,9 +10,9 @@ import yaml
 from torch import nn
 
 from qmimic.config import Recipe, load_recipe
-from qmimic.detectors.anchors import anchors_in_cells
 from qmimic.detectors.backbones import build_backbone
 from qmimic.detectors.build import build, mac_count
+from qmimic.detectors.fitted import anchors_in_cells
 from qmimic.detectors.spec import TwoStageSpec
 from qmimic.training.optimizer import build_optimizer, learning_rate
 

@@ -15,7 +15,14 @@ if TYPE_CHECKING:
     from rich.progress import TaskID
 
 
-READ = ("detector.pre_nms", "detector.post_nms", "detector.max_detections", "data.allow_capped")
+READ = (
+    "detector.architecture",
+    "teacher.detector",
+    "detector.pre_nms",
+    "detector.post_nms",
+    "detector.max_detections",
+    "data.allow_capped",
+)
 
 
 def add(commands: Commands) -> None:

@@ -106,7 +106,7 @@ def check(
         dataset: as read.
         size: height and width of the network's input, pixels.
         tick: called after each image.
-        recipe: whose detector has to find all objects of a picture, unless it allows others; None: the defaults.
+        recipe: whose detectors have to find all objects of a picture, unless it allows others; None: the defaults.
     """
     unions = dataset.unions
     sides: list[np.ndarray[Any, np.dtype[np.float32]]] = []
@@ -145,7 +145,7 @@ def check(
     places = np.digitize(lengths, BINS)
     names = [f"<{bound}" for bound in BINS] + [f">={BINS[-1]}"]
     recipe = recipe or Recipe()
-    crowded = crowds(dataset, limits(recipe.detector), recipe.data.allow_capped)
+    crowded = crowds(dataset, limits(recipe), recipe.data.allow_capped)
     classes = _class_defects(dataset, counts, shown, unions)
     return Report(
         images={split: len(samples) for split, samples in dataset.splits.items()},

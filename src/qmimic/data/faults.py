@@ -1,18 +1,19 @@
 """What is wrong with labels and pictures: one list, by which `data check` fails and training refuses."""
 
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qmimic.config import DetectorConfig
+from qmimic.config import DetectorConfig, Recipe
 from qmimic.data.accounts import Accounts
 from qmimic.data.images import Look
 from qmimic.data.labels import is_file
 from qmimic.data.sample import Dataset, LabelDefect, Sample, has_area, leaves
 from qmimic.errors import InputError
+from qmimic.tables import ARCHITECTURES
 
 WHOLE = ("unreadable_image", "label_without_image", "size_mismatch")  # nothing of such a picture can be used
 ALLOW = "data.allow_capped"
@@ -159,14 +160,17 @@ def once(dataset: Dataset) -> Dataset:
     return replace(dataset, splits=splits, defects=(*dataset.defects, *notes), accounted=accounts)
 
 
-def limits(config: DetectorConfig, known: Container[str] = CAPS) -> dict[str, int]:
-    """The settings that cap what a detector finds in a picture, by their keys in a recipe.
+def limits(recipe: Recipe) -> dict[str, int]:
+    """The settings that cap what a recipe's detectors find in a picture, by their keys.
 
-    Args:
-        config: the settings.
-        known: names of those that the detector's architecture knows.
+    Those of the student's architecture, and of the teacher's where the run trains one: what it does not find, it does
+    not teach.
     """
-    return {f"detector.{key}": getattr(config, key) for key in CAPS if key in known}
+    kinds = {recipe.detector.architecture}
+    if recipe.trains_teacher and recipe.needs_teachers:
+        kinds.add(recipe.teacher_architecture)
+    read = frozenset[str]().union(*(ARCHITECTURES[kind].reads for kind in kinds))
+    return {f"detector.{key}": getattr(recipe.detector, key) for key in CAPS if key in read}
 
 
 def findable(counts: NDArray[np.int64], limits: Mapping[str, int]) -> str | None:

@@ -1,24 +1,24 @@
 """What an architecture is: a description, a class, and the settings it derives from the training boxes.
 
-A new one is a file with an `Architecture`, and a line in `ARCHITECTURES` (tables.py), where the names stand.
+A new one is a file with an `Architecture`, and a line in `ARCHITECTURES` (tables.py), where the names stand. What a
+description holds is read without torch too (by `data check`), so the detectors here are named and not imported.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qmimic.config import DetectorConfig
-from qmimic.detectors.anchors import anchors_in_cells, fit_anchors
-from qmimic.detectors.detector import Detector
-from qmimic.detectors.levels import COARSE, choose_levels, choose_output_stride
-from qmimic.detectors.one_stage import OneStage
+from qmimic.detectors.fitted import COARSE, anchors_in_cells, choose_levels, choose_output_stride, fit_anchors
 from qmimic.detectors.spec import DetectorSpec, OneStageSpec, TwoStageSpec
-from qmimic.detectors.two_stage import RFCN, FasterRCNN
 from qmimic.errors import InputError
-from qmimic.tables import ARCHITECTURES
+from qmimic.tables import ARCHITECTURES, imported
+
+if TYPE_CHECKING:
+    from qmimic.detectors.detector import Detector
 
 Sizes = NDArray[np.float32]
 
@@ -29,17 +29,23 @@ class Architecture:
 
     Attributes:
         spec: the class of its description, with those settings of a recipe's `detector` that this kind knows.
-        detector: builds one with fresh weights from such a description.
+        detector: its class, or "module:class", which is imported when one is built.
         fitted: chooses what a recipe leaves open, from the sizes of the training boxes [N, 2] and of the input.
         stages: 1 or 2; not every deployment format can hold two.
         ignores: settings in `spec` that it inherits but does not read.
     """
 
     spec: type[DetectorSpec]
-    detector: Callable[[Any], Detector]
+    detector: "Callable[[Any], Detector] | str"
     fitted: Callable[[DetectorConfig, Sizes, tuple[int, int]], DetectorConfig] = lambda config, _, __: config
     stages: int = 2
     ignores: tuple[str, ...] = ()
+
+    def build(self, spec: DetectorSpec) -> "Detector":
+        """One with fresh weights, from a description of the class `spec`."""
+        make = imported(self.detector) if isinstance(self.detector, str) else self.detector
+        detector: Detector = make(spec)
+        return detector
 
     @property
     def reads(self) -> frozenset[str]:
@@ -60,22 +66,39 @@ def with_anchors(config: DetectorConfig, box_sizes: Sizes, size: tuple[int, int]
 
 
 def with_levels(config: DetectorConfig, box_sizes: Sizes, size: tuple[int, int]) -> DetectorConfig:
-    """With the strides of the levels. Args as `Architecture.fitted`."""
+    """With the strides of the levels, which hold an output stride that is given. Args as `Architecture.fitted`."""
     if config.levels is not None:
         return config
-    return config.model_copy(update={"levels": choose_levels(box_sizes, size)})
+    return config.model_copy(update={"levels": choose_levels(box_sizes, size, config.output_stride)})
 
 
-def finest_stride(config: DetectorConfig, box_sizes: Sizes, size: tuple[int, int]) -> int:
-    """Pixels from one entry of a detector's finest map to the next. Args as `Architecture.fitted`."""
+def fitted_to(config: DetectorConfig, teacher: str | None, box_sizes: Sizes, size: tuple[int, int]) -> DetectorConfig:
+    """The settings with all that the boxes decide for the student's architecture and its teacher's.
+
+    Args:
+        config: of the student; other args as `Architecture.fitted`.
+        teacher: the teacher's architecture; None: the student's.
+    """
+    kinds = {config.architecture, teacher or config.architecture}
+    # Two stages first: levels hold the stride of their one map.
+    for kind in sorted(kinds, key=lambda name: (-ARCHITECTURES[name].stages, name)):
+        config = ARCHITECTURES[kind].fitted(config, box_sizes, size)
+    return config
+
+
+def map_strides(
+    config: DetectorConfig, teacher: str | None, box_sizes: Sizes, size: tuple[int, int]
+) -> tuple[int, ...]:
+    """Strides of a student's maps in pixels, the finest first. Args as `fitted_to`."""
     own = ARCHITECTURES[config.architecture]
-    fitted = own.fitted(config.model_copy(update={"anchors": ((1.0, 1.0),), "anchor_cells": None}), box_sizes, size)
-    return fitted.levels[0] if own.stages == 1 and fitted.levels else fitted.output_stride or COARSE
+    without_anchors = config.model_copy(update={"anchors": ((1.0, 1.0),), "anchor_cells": None})
+    fitted = fitted_to(without_anchors, teacher, box_sizes, size)
+    return fitted.levels if own.stages == 1 and fitted.levels else (fitted.output_stride or COARSE,)
 
 
-FASTER_RCNN = Architecture(TwoStageSpec, FasterRCNN, with_anchors, ignores=("levels",))
-R_FCN = Architecture(TwoStageSpec, RFCN, with_anchors, ignores=("levels",))
-ONE_STAGE = Architecture(OneStageSpec, OneStage, with_levels, stages=1)
+FASTER_RCNN = Architecture(TwoStageSpec, "qmimic.detectors.two_stage:FasterRCNN", with_anchors, ignores=("levels",))
+R_FCN = Architecture(TwoStageSpec, "qmimic.detectors.two_stage:RFCN", with_anchors, ignores=("levels",))
+ONE_STAGE = Architecture(OneStageSpec, "qmimic.detectors.one_stage:OneStage", with_levels, stages=1)
 
 
 def parse_spec(values: object) -> DetectorSpec:

@@ -29,7 +29,7 @@ def build(spec: DetectorSpec, seed: int = 0) -> Detector:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        detector: Detector = ARCHITECTURES[spec.architecture].detector(spec)
+        detector: Detector = ARCHITECTURES[spec.architecture].build(spec)
     if spec.channels:
         keep_channels(detector, {name: torch.arange(count) for name, count in spec.channels.items()})
     return detector

@@ -189,9 +189,8 @@ class OneStage(Detector):
         chosen = outputs[:, :classes].amax(1).topk(places, sorted=False).indices
         logits, sides = self._split(outputs.gather(2, chosen[:, None].expand(-1, classes + 4, -1)))
         best, index = logits.flatten(1).topk(min(most, classes * places), sorted=True)
-        # From a table: the engines take ten operations to divide whole numbers.
-        pairs = torch.cartesian_prod(*(torch.arange(n, device=index.device) for n in (classes, places)))
-        label, place = F.embedding(index, pairs).unbind(-1)
+        label = quotient(index, places)
+        place = index - label * places
         boxes = box_ops.take(boxes_at(F.embedding(chosen, self.places), sides.transpose(1, 2)), place)
         scores = best.sigmoid()
         scores = scores.masked_fill(scores <= self.spec.score_threshold, -1)
@@ -217,6 +216,15 @@ class OneStage(Detector):
         """Logits [B, K, N] and logarithms of the distances to the sides [B, 4, N]."""
         classes = len(self.spec.classes)
         return outputs[:, :classes], outputs[:, classes:]
+
+
+def quotient(index: Tensor, by: int) -> Tensor:
+    """`index // by` for index int64 of 0 and more, below 4,000,000: four operations in a file, where `//` takes ten.
+
+    The half keeps every quotient away from the next whole number: engines multiply by the reciprocal of `by`, which is
+    rounded.
+    """
+    return ((index + 0.5) / by).long()
 
 
 def place_grid(size: tuple[int, int], strides: tuple[int, ...]) -> Tensor:

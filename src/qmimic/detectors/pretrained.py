@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from qmimic.detectors.architectures import parse_spec
+from qmimic.detectors.build import build
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.files import load_state, read_tensors
 from qmimic.errors import InputError
@@ -35,10 +36,7 @@ def load_backbone(detector: Detector, weights: str | Path) -> None:
             no weights or cannot fetch them.
     """
     name = detector.backbone.published_name
-    if name is not None:
-        _load_timm(detector, name, weights)
-        return
-    if str(weights) == PRETRAINED:
+    if str(weights) == PRETRAINED and name is None:
         raise InputError(
             f"weights=pretrained is for timm's networks only; for {detector.spec.backbone} name a file, or take a "
             "backbone timm:NAME."
@@ -46,6 +44,9 @@ def load_backbone(detector: Detector, weights: str | Path) -> None:
     path = located(weights, TRAINED)
     if path.suffix == ".safetensors" and (own := _of_detector(detector, path, str(weights))):
         load_state(detector.backbone, own, path)
+        return
+    if name is not None:
+        _load_timm(detector, name, weights)
         return
     names = detector.backbone.state_dict()
     given = read_weights(path)
@@ -59,10 +60,10 @@ def load_backbone(detector: Detector, weights: str | Path) -> None:
 
 
 def _of_detector(detector: Detector, path: Path, called: str) -> dict[str, Tensor]:
-    """The backbone's weights in a detector's file; none if the file is not a detector.
+    """The backbone's weights in a detector's file, up to the coarsest level here; none if the file is not a detector.
 
     Raises:
-        InputError: its backbone is another one; the message says how the two differ.
+        InputError: its backbone is another one or ends before that level; the message says how the two differ.
     """
     file = read_tensors(path)
     if "spec" not in file.header:
@@ -76,7 +77,15 @@ def _of_detector(detector: Detector, path: Path, called: str) -> dict[str, Tenso
             f"has {detector.spec.backbone} with {grey[detector.spec.grey]}, so it cannot start from these weights."
         )
     start = "backbone."
-    return {name.removeprefix(start): one for name, one in file.tensors.items() if name.startswith(start)}
+    given = {name.removeprefix(start): one for name, one in file.tensors.items() if name.startswith(start)}
+    names = detector.backbone.state_dict()
+    if missing := next((name for name in names if name not in given), None):
+        strides, own = (", ".join(map(str, one)) for one in (build(theirs).strides, detector.strides))
+        raise InputError(
+            f"{called} was trained with maps of strides {strides}; the network here has {own} and needs "
+            f"{missing}, which is not in the file. Set detector.levels to the file's, or name other weights."
+        )
+    return {name: given[name] for name in names}
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

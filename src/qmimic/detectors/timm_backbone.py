@@ -129,12 +129,17 @@ def check_name(name: str) -> None:
     """Look a network up in timm's table.
 
     Raises:
-        InputError: it is not there; the message gives the nearest names.
+        InputError: it is not there, or has no weights of that tag; the message gives names that are there.
     """
     if "/" in name or ":" in name or not timm.is_model(name):
         near = get_close_matches(name.partition(".")[0], timm.list_models(), n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "`timm.list_models()` lists them."
         raise InputError(f"timm has no network {name[:100]!r}; {hint}")
+    own, _, tag = name.partition(".")
+    tags = [one.partition(".")[2] for one in timm.list_pretrained(f"{own}.*")]
+    if tag and tag not in tags:
+        known = f"choose one of {', '.join(tags)}" if tags else "it has none"
+        raise InputError(f"timm's {own} has no weights with the tag {tag[:100]!r}; {known}, or write timm:{own}.")
 
 
 def whole_network(name: str) -> nn.Module:

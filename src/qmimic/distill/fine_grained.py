@@ -7,7 +7,8 @@ from torch import Tensor
 from qmimic import boxes as box_ops
 from qmimic.config import MimicConfig, Section, Side
 from qmimic.data.targets import Targets
-from qmimic.detectors.anchors import anchor_grid, anchors_in_cells
+from qmimic.detectors.anchors import anchor_grid
+from qmimic.detectors.fitted import anchors_in_cells
 from qmimic.distill.distiller import Sides, StudentView, Target
 from qmimic.distill.map_distiller import MapDistiller
 from qmimic.errors import InputError

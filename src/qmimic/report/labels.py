@@ -15,7 +15,7 @@ from qmimic.data.columns import in_columns
 from qmimic.data.formats import load_dataset
 from qmimic.data.sample import Dataset
 from qmimic.data.splits import TRAIN, VAL
-from qmimic.detectors.architectures import finest_stride
+from qmimic.detectors.architectures import map_strides
 from qmimic.report.kept import FOLDER, kept_value
 from qmimic.run.keys import check_key
 
@@ -61,7 +61,7 @@ def read_labels(recipe: Recipe, dataset: Dataset, folder: Path, say: Callable[[s
     splits = in_columns(dataset.splits, dataset.root)
     counts, boxes, sides = {}, {}, {}
     trained = box_sizes(splits[TRAIN], recipe.data.size)
-    stride = finest_stride(recipe.detector, trained, recipe.data.size)
+    stride = map_strides(recipe.detector, recipe.teacher.detector, trained, recipe.data.size)[0]
     for split in (TRAIN, VAL):
         store, rows = splits[split].store, splits[split].box_rows
         counts[split] = np.bincount(store.labels[rows], minlength=len(dataset.classes))

@@ -1,4 +1,4 @@
-"""The student's map compared with its teacher's: one image's maps side by side, and matching by level."""
+"""The student's maps compared with its teacher's: one image's maps side by side, and matching by quantized value."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ from qmimic.run.folder import FinishedRun, StageResult
 from qmimic.run.keys import matching_key
 from qmimic.tables import DISTILLERS, MODES
 
-CHANNELS = 3  # channels shown besides the mean of all
+CHANNELS = 3  # channels shown besides the mean of all; at least one for each of several levels
 MOST_IMAGES = 500  # on which matching is counted
 MOST_LEVELS = 8  # shown one by one; the rest are shown together
 BINS = 10  # of the histogram over regions
@@ -50,7 +50,7 @@ class MapRow:
 
 @dataclass(frozen=True)
 class Level:
-    """A level of the teacher's quantized map on the regions of val.
+    """A level of the dictionary: a value that the teacher's quantized maps have on the regions of val.
 
     Attributes:
         name: of the level.
@@ -86,7 +86,8 @@ class Maps:
     Attributes:
         image_id: of the image.
         picture: the network's input.
-        rows: the mean of all channels, then the channels that are strongest in the quantized teacher.
+        rows: of every map that is compared, the finest first: the mean of all channels, then the channels that are
+            strongest in the quantized teacher.
         stride: s, in the map's own units (mean over channels if each has its own).
         matching: None if the student has no adaptor.
         absent: why the student's map is not shown; empty if it is.
@@ -124,19 +125,28 @@ def feature_maps(run: FinishedRun, dataset: Dataset, say: Callable[[str], None])
     pixels, _ = dataset.fitted(sample, student.spec.size)
     images = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     stride = quantizer.stride.view(-1, 1, 1)
-    maps = {
-        "teacher": teacher.raw_features(images).map[0] / stride,
-        "quantized teacher": quantizer(quantized.raw_features(images).map)[0] / stride,
-    }
     matching, absent = None, ""
+    seen, seen_quantized = teacher.raw_features(images).maps, quantized.raw_features(images).maps
+    maps = {
+        of_teacher: {
+            "teacher": seen[place][0] / stride,
+            "quantized teacher": quantizer(seen_quantized[place])[0] / stride,
+        }
+        for place, of_teacher in enumerate(teacher.strides)
+    }
     try:
         distiller = _trained_distiller(run, by_name["student"], student, teacher, quantized)
     except InputError as error:
         absent = str(error)
     else:
-        adapted = distiller.adapt(student.raw_features(images).map)
-        maps["student, r(f)"] = adapted[0] / stride
-        maps["student, Q(r(f))"] = quantizer(adapted)[0] / stride
+        own = student.raw_features(images).maps
+        maps = {student.strides[ours]: maps[student.strides[ours]] for ours, _ in distiller.pairs}
+        for place, (ours, _) in enumerate(distiller.pairs):
+            adapted = distiller.adapt(own[ours], place)
+            maps[student.strides[ours]] |= {
+                "student, r(f)": adapted[0] / stride,
+                "student, Q(r(f))": quantizer(adapted)[0] / stride,
+            }
         part = replace(dataset, splits={VAL: samples[:MOST_IMAGES]})
         master = quantized if MODES[run.recipe.mimic.mode].teacher else teacher
 
@@ -147,9 +157,13 @@ def feature_maps(run: FinishedRun, dataset: Dataset, say: Callable[[str], None])
 
         key = matching_key(by_name["student"].key, dataset_fingerprint(part))
         matching = kept_value(run.folder / FOLDER / FILE, key, Matching, compared)
-    strongest = maps["quantized teacher"].mean((1, 2)).argsort(descending=True)[:CHANNELS].tolist()
-    rows = [_row("mean of all channels", {name: own.mean(0) for name, own in maps.items()})]
-    rows += [_row(f"channel {one}", {name: own[one] for name, own in maps.items()}) for one in strongest]
+    rows = []
+    for of_level, level in maps.items():
+        where = f", stride {of_level}" if len(maps) > 1 else ""
+        means = level["quantized teacher"].mean((1, 2))
+        strongest = means.argsort(descending=True)[: max(1, CHANNELS // len(maps))].tolist()
+        rows.append(_row(f"mean of all channels{where}", {name: own.mean(0) for name, own in level.items()}))
+        rows += [_row(f"channel {one}{where}", {name: own[one] for name, own in level.items()}) for one in strongest]
     picture = Image.fromarray(pixels)
     return Maps(sample.image_id, picture, tuple(rows), float(stride.mean()), matching, absent)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from qmimic.compress.integer_grids import calibrate, prepare_qat
 from qmimic.config import Recipe
 from qmimic.detectors.architectures import spec_for
 from qmimic.detectors.build import build, mac_count
-from qmimic.detectors.levels import COARSE
+from qmimic.detectors.fitted import COARSE, STRIDES
 from qmimic.errors import InputError
 from qmimic.files import read_json, write_text
 from qmimic.run.keys import costs_key
@@ -37,28 +37,42 @@ ROUNDS = 30
 
 @dataclass(frozen=True)
 class Candidate:
-    """A network to try."""
+    """A network to try.
+
+    Attributes:
+        backbone, architecture: their names.
+        size: height and width of the input, pixels.
+        strides: of its maps.
+    """
 
     backbone: str
     architecture: str
     size: tuple[int, int]
-    output_stride: Literal[16, 8] = COARSE
+    strides: tuple[int, ...] = (COARSE,)
 
     def __str__(self) -> str:
-        fine = "" if self.output_stride == COARSE else f" stride {self.output_stride}"
-        return f"{self.backbone} {self.architecture} {self.size[0]}x{self.size[1]}{fine}"
+        usual = self.strides in ((COARSE,), STRIDES)
+        strides = "" if usual else f" stride {','.join(map(str, self.strides))}"
+        return f"{self.backbone} {self.architecture} {self.size[0]}x{self.size[1]}{strides}"
 
     @property
     def file_name(self) -> str:
         """The same, as part of a file's name."""
-        return str(self).replace("/", "_").replace(" ", "-")
+        return str(self).replace("/", "_").replace(" ", "-").replace(",", "-")
+
+    @property
+    def maps(self) -> dict[str, object]:
+        """The setting of its maps' strides, as its architecture has it."""
+        if ARCHITECTURES[self.architecture].stages == 1:
+            return {"detector.levels": self.strides}
+        return {"detector.output_stride": self.strides[0]}
 
     def of(self, recipe: Recipe) -> Recipe:
         """A recipe with this network as its student."""
         network = {
             "detector.architecture": self.architecture,
-            "detector.output_stride": self.output_stride,
             "student.backbone": self.backbone,
+            **self.maps,
         }
         return recipe.changed({"data.size": self.size, **network})
 
@@ -108,13 +122,13 @@ class Budget:
 
 
 def candidates(
-    image_sizes: NDArray[np.int32], stride_at: Callable[[tuple[int, int]], Literal[16, 8]] = lambda _: COARSE
+    image_sizes: NDArray[np.int32], strides_of: Callable[[str, tuple[int, int]], tuple[int, ...]]
 ) -> list[Candidate]:
     """Networks to try, small inputs first.
 
     Args:
-        stride_at: the output stride of two stages whose input has this height and width.
         image_sizes: widths and heights of the training images, [N, 2], whose median shape the inputs have.
+        strides_of: strides of the maps of an architecture whose input has this height and width.
     """
     widths, heights = image_sizes.T
     ratio = float(np.median(widths / heights)) ** 0.5
@@ -123,10 +137,7 @@ def candidates(
         return max(MULTIPLE, MULTIPLE * round(pixels / MULTIPLE))
 
     sizes = [(side(one / ratio), side(one * ratio)) for one in SIDES]
-    strides = {
-        (size, name): stride_at(size) if own.stages == 2 else COARSE
-        for size, (name, own) in product(sizes, ARCHITECTURES.items())
-    }
+    strides = {(size, name): strides_of(name, size) for size, name in product(sizes, ARCHITECTURES)}
     return [
         Candidate(backbone, head, size, strides[size, head])
         for size, backbone, head in product(sizes, TRIED, ARCHITECTURES)
@@ -194,7 +205,7 @@ def _costs(
     candidate: Candidate, recipe: Recipe, classes: tuple[str, ...], targets: Sequence[str], budget: Budget
 ) -> list[Option]:
     own = candidate.of(recipe)
-    # Time hardly depends on weights and anchors, and boxes of all sizes ask for all levels.
+    # Time hardly depends on weights and anchors.
     settings = ARCHITECTURES[candidate.architecture].fitted(own.detector, BOXES, candidate.size)
     detector = build(spec_for(settings, candidate.backbone, classes, candidate.size)).eval()
     integer = prepare_qat(detector)
@@ -223,4 +234,4 @@ def _costs(
 
 def _candidate(plain: dict[str, Any]) -> Candidate:
     size = plain["size"][0], plain["size"][1]
-    return Candidate(plain["backbone"], plain["architecture"], size, plain["output_stride"])
+    return Candidate(plain["backbone"], plain["architecture"], size, tuple(plain["strides"]))

@@ -29,7 +29,7 @@ from qmimic.config import (
 from qmimic.config.recipe import GONE
 from qmimic.data.faults import limits
 from qmimic.data.letterbox import PIXELS
-from qmimic.detectors.levels import COARSE
+from qmimic.detectors.fitted import COARSE
 from qmimic.detectors.pretrained import PRETRAINED
 from qmimic.distill.inner_maps import files_beside
 from qmimic.errors import InputError
@@ -233,8 +233,8 @@ def matching_key(student: str, dataset: str) -> str:
 
 
 def check_key(dataset: str, recipe: Recipe) -> str:
-    """What a report says is wrong with a dataset at a recipe's training size, and with its detector's caps."""
-    return fingerprint(REPORT_VERSION, dataset, recipe.data.size, limits(recipe.detector), recipe.data.allow_capped)
+    """What a report says is wrong with a dataset at a recipe's training size, and with its detectors' caps."""
+    return fingerprint(REPORT_VERSION, dataset, recipe.data.size, limits(recipe), recipe.data.allow_capped)
 
 
 def job_keys(recipe: Recipe) -> dict[str, str]:

@@ -21,14 +21,14 @@ from qmimic.data.pixel_cache import PixelCache
 from qmimic.data.sample import Dataset
 from qmimic.data.splits import TRAIN, VAL
 from qmimic.data.unlabelled import Unlabelled
-from qmimic.detectors.architectures import spec_for
-from qmimic.detectors.levels import FINE
+from qmimic.detectors.architectures import fitted_to, spec_for
+from qmimic.detectors.fitted import FINE
 from qmimic.detectors.spec import DetectorSpec
 from qmimic.errors import InputError
 from qmimic.run import threads
 from qmimic.run.keys import cache_key, data_key
 from qmimic.run.memory import keep_freed_memory
-from qmimic.tables import ARCHITECTURES, TIMM
+from qmimic.tables import TIMM
 from qmimic.training.precision import bf16_by_default
 from qmimic.training.trackers import require
 from qmimic.zoo import TRAINED, located
@@ -107,7 +107,9 @@ def prepare(recipe: Recipe) -> Prepared:
     torch.set_num_threads(number)
     # Between processes: what a phase of the mimic loss does not use must not be waited for.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    accelerator = Accelerator(cpu=recipe.run.device == "cpu", kwargs_handlers=[unused])
+    # Told that there is no GPU: otherwise, processes without one would not find each other.
+    cpu = recipe.run.device == "cpu" or not torch.accelerator.is_available()
+    accelerator = Accelerator(cpu=cpu, kwargs_handlers=[unused])
     for name in ("teacher", "quantized_teacher", "student"):
         if getattr(recipe, name).batch_size < accelerator.num_processes:
             raise InputError(
@@ -120,8 +122,7 @@ def prepare(recipe: Recipe) -> Prepared:
     train, val, detector, key = _at_its_size(recipe, dataset)
     objects = int(in_columns(dataset.splits, dataset.root)[TRAIN].counts.max())
     said = remarks(recipe.detector, detector, data.size, objects)
-    capped = limits(detector, ARCHITECTURES[detector.architecture].spec.model_fields)
-    about_data = chosen.remarks(dataset, capped, data.allow_capped)
+    about_data = chosen.remarks(dataset, limits(recipe), data.allow_capped)
     about_others = unlabelled.remarks if unlabelled else ()
     told = (*([about_threads] if about_threads else []), *about_data, *about_others, *said)
     return Prepared(recipe, dataset, train, val, detector, key, accelerator, told, unlabelled)
@@ -141,13 +142,14 @@ def _at_its_size(recipe: Recipe, dataset: Dataset) -> tuple[Loader, Loader, Dete
         raise InputError(
             f"No image of the split {data.train!r} of {data.root} has a box to learn from; label some objects first."
         )
-    detector = recipe.detector
-    for name in (detector.architecture, recipe.teacher_architecture):  # each fills in what it knows and finds open
-        detector = ARCHITECTURES[name].fitted(detector, sizes, data.size)
-    try:  # what the architecture refuses must not wait for a stage
-        spec_for(detector, recipe.student.backbone, dataset.classes, data.size, data.grey)
-    except ValidationError as error:
-        raise InputError(explain(error)) from error
+    detector = fitted_to(recipe.detector, recipe.teacher.detector, sizes, data.size)
+    networks = {detector.architecture: recipe.student.backbone, recipe.teacher_architecture: recipe.teacher.backbone}
+    for name, backbone in networks.items():  # what an architecture refuses must not wait for a stage
+        own = detector.model_copy(update={"architecture": name})
+        try:
+            spec_for(own, backbone, dataset.classes, data.size, data.grey)
+        except ValidationError as error:
+            raise InputError(explain(error)) from error
     return train, val, detector, data_key(dataset_fingerprint(dataset), data, detector)
 
 

@@ -13,7 +13,7 @@ from qmimic.config import Recipe
 from qmimic.data.chosen import box_sizes
 from qmimic.data.columns import in_columns
 from qmimic.data.splits import TRAIN
-from qmimic.detectors.levels import choose_output_stride
+from qmimic.detectors.architectures import map_strides
 from qmimic.errors import InputError
 from qmimic.files import replacing, write_text
 from qmimic.run.candidates import Budget, Candidate, Option, candidates, cost_table
@@ -106,8 +106,12 @@ def _fit(
     prepared = prepare(recipe)
     images = in_columns({TRAIN: prepared.train.samples}, prepared.dataset.root)[TRAIN]
     both = all(FORMATS[target].two_stages for target in targets)
-    given = recipe.detector.output_stride
-    known = candidates(images.image_sizes, lambda size: given or choose_output_stride(box_sizes(images, size)))
+
+    def strides_of(architecture: str, size: tuple[int, int]) -> tuple[int, ...]:
+        own = recipe.detector.model_copy(update={"architecture": architecture})
+        return map_strides(own, recipe.teacher.detector, box_sizes(images, size), size)
+
+    known = candidates(images.image_sizes, strides_of)
     tried = [one for one in known if both or ARCHITECTURES[one.architecture].stages == 1]
     if not recipe.trains_teacher:
         imitates = recipe.mimic.mode != "none" and any(key in SEARCHED for key in named)

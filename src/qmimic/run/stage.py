@@ -47,9 +47,21 @@ def run_stage(
     backbone: str,
     make: Callable[[], Objective],
     watcher: Watcher,
-    extra: Callable[[Objective], dict[str, Any]] = lambda _: {},
+    extra: Callable[[Objective, Detector], dict[str, Any]] = lambda *_: {},
 ) -> Stage:
-    """Run a stage, or find it finished; resume from its last checkpoint if it was interrupted."""
+    """Run a stage, or find it finished; resume from its last checkpoint if it was interrupted.
+
+    Args:
+        prepared: the run.
+        name: of the stage.
+        key: its fingerprint.
+        schedule: of its training.
+        backbone: of its network.
+        make: what is trained, before its first step.
+        watcher: told of every step.
+        extra: further values of its result, from what was trained and the network that is kept, which may be a moving
+            average of the trained one.
+    """
     folder = stage_folder(prepared.recipe.folder, name, key)
 
     def work() -> None:
@@ -65,7 +77,9 @@ def run_stage(
                 with processes.apart():
                     scores = validation.scores(trained)
                     trackers.end(
-                        scores_of(write_detector(prepared, name, key, trained, scores, folder, extra(objective)))
+                        scores_of(
+                            write_detector(prepared, name, key, trained, scores, folder, extra(objective, trained))
+                        )
                     )
 
     return once(prepared, folder, watcher, work)

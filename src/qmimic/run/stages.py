@@ -1,5 +1,6 @@
 """The stages of a run: teacher, quantized teacher, pruned teacher, students."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,7 +9,7 @@ from qmimic.arms import QUANTIZED_TEACHER, TEACHER, pruned_stage
 from qmimic.compress.cost import equal_share
 from qmimic.compress.lasso import prune_by_lasso
 from qmimic.compress.taylor import prune_by_taylor
-from qmimic.config import TeacherConfig
+from qmimic.config import Recipe, TeacherConfig
 from qmimic.detectors.build import build, mac_count
 from qmimic.detectors.channels import channel_groups
 from qmimic.detectors.detector import Detector
@@ -16,6 +17,7 @@ from qmimic.detectors.evaluation import channel_rms
 from qmimic.detectors.files import load_detector
 from qmimic.detectors.pretrained import load_backbone
 from qmimic.detectors.quantize import Quantizer, absolute_stride
+from qmimic.detectors.spec import DetectorSpec
 from qmimic.distill.matching import matching
 from qmimic.distill.mimic import Mimic
 from qmimic.distill.scales import of_scale
@@ -77,9 +79,7 @@ def train_teacher(prepared: Prepared, watcher: Watcher) -> Stage:
     key = teacher_key(recipe, prepared.key, prepared.bf16(config.backbone))
 
     def objective() -> DetectionObjective:
-        detector = build(prepared.teacher_spec, recipe.seed)
-        if config.weights:
-            load_backbone(detector, config.weights)
+        detector = _untrained_teacher(prepared)
         _freeze(detector, config)
         return DetectionObjective(detector, recipe.augment, config.closing_from)
 
@@ -106,8 +106,6 @@ def quantize_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> St
     def quantized() -> Detector:
         detector, _ = load_detector(teacher.file)
         detector.to(prepared.accelerator.device)
-        if recipe.quantizer.per_channel and len(detector.strides) > 1:
-            raise InputError("quantizer.per_channel=true needs a teacher of one level; leave it at false.")
         rms = channel_rms(detector, prepared.train.with_batch_size(config.batch_size))
         detector.quantizer = Quantizer(recipe.quantizer, absolute_stride(recipe.quantizer, rms)).to(rms.device)
         return detector.to(prepared.accelerator.device)
@@ -120,7 +118,7 @@ def quantize_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> St
         _freeze(detector, recipe.teacher)
         return DetectionObjective(detector, recipe.augment)
 
-    def extra(_: Objective) -> dict[str, Any]:
+    def extra(*_: object) -> dict[str, Any]:
         return {"map50_before": before[0]}
 
     stage = run_stage(prepared, QUANTIZED_TEACHER, key, config.schedule, backbone, objective, watcher, extra)
@@ -279,19 +277,19 @@ def train_student(
             return DetectionObjective(student, recipe.augment, config.closing_from)
         return taught(prepared, student, lesson, watcher)
 
-    def extra(trained: Objective) -> dict[str, Any]:
-        return {"mode": mimic.mode, **_lesson_learnt(trained, prepared)}
+    def extra(trained: Objective, kept: Detector) -> dict[str, Any]:
+        return {"mode": mimic.mode, **_lesson_learnt(trained, kept, prepared)}
 
     return run_stage(prepared, name, key, config, config.backbone, objective, watcher, extra)
 
 
-def _lesson_learnt(trained: Objective, prepared: Prepared) -> dict[str, float]:
+def _lesson_learnt(trained: Objective, kept: Detector, prepared: Prepared) -> dict[str, float]:
     """How strongly a student was taught, and how far its map matches the teacher's on val."""
     if not isinstance(trained, DistillationObjective):
         return {}
     measured = trained.dose.overall()
     if isinstance(trained.distiller, Mimic) and trained.scale == 1:
-        counts = matching(trained.detector, trained.teacher.exact(), trained.distiller, prepared.val)
+        counts = matching(kept, trained.teacher.exact(), trained.distiller, prepared.val)
         measured |= {
             "matching": counts.ratio,
             "matching_nonzero": counts.nonzero_ratio,
@@ -300,12 +298,42 @@ def _lesson_learnt(trained: Objective, prepared: Prepared) -> dict[str, float]:
     return measured
 
 
+def require_networks(prepared: Prepared, students: Iterable[Recipe]) -> None:
+    """Check that all networks of a run can be made and started, before any is trained.
+
+    Args:
+        prepared: the run.
+        students: recipes of its arms.
+
+    Raises:
+        InputError: a network cannot be built, its weights do not fit it, or its map cannot be quantized as asked.
+    """
+    students = list(students)
+    for own in students:
+        if own.pruning.method == "none":  # what is cut out of the teacher is made of nothing else
+            _untrained(replace(prepared, recipe=own), None)
+    if prepared.recipe.trains_teacher and any(own.needs_teachers for own in students):
+        teacher = _untrained_teacher(prepared.for_teacher())
+        if prepared.recipe.quantizer.per_channel and len(teacher.strides) > 1:
+            raise InputError("quantizer.per_channel=true needs a teacher of one level; leave it at false.")
+
+
+def _untrained_teacher(prepared: Prepared) -> Detector:
+    """The teacher before its first step: from published weights, or fresh."""
+    return _started(prepared.teacher_spec, prepared.recipe.teacher.weights, prepared.recipe.seed)
+
+
 def _untrained(prepared: Prepared, start: Stage | None) -> Detector:
     """A student before its first step: cut out of the teacher, from published weights, or fresh."""
     if start:
         return load_detector(start.file)[0]
     config = prepared.recipe.student
-    student = build(prepared.spec(config.backbone), prepared.recipe.seed)
-    if config.weights:
-        load_backbone(student, config.weights)
-    return student
+    return _started(prepared.spec(config.backbone), config.weights, prepared.recipe.seed)
+
+
+def _started(spec: DetectorSpec, weights: str | None, seed: int) -> Detector:
+    """A network before its first step."""
+    detector = build(spec, seed)
+    if weights:
+        load_backbone(detector, weights)
+    return detector

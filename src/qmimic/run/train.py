@@ -24,6 +24,7 @@ from qmimic.run.stages import (
     Teachers,
     labels_of,
     macs_to_prune_to,
+    require_networks,
     teachers_of,
     train_student,
 )
@@ -150,7 +151,7 @@ def arms(prepared: Prepared) -> dict[str, Recipe]:
     """The recipes of a run's students by name, the recipe's own last.
 
     Raises:
-        InputError: a baseline's backbone does not exist, or the teacher cannot be pruned or cannot teach a student.
+        InputError: a network cannot be made or started, or the teacher cannot be pruned or cannot teach a student.
     """
     recipe = prepared.recipe
     found: dict[str, Recipe] = {}
@@ -174,6 +175,7 @@ def arms(prepared: Prepared) -> dict[str, Recipe]:
         )
     if pruned:
         macs_to_prune_to(prepared)
+    require_networks(prepared, found.values())
     for own in found.values():
         if own.mimic.mode != "none" and own.trains_teacher:
             require_teachable(replace(prepared, recipe=own))
