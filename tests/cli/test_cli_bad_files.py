@@ -38,6 +38,8 @@ def state(folder: Path) -> dict[str, bytes]:
         ("data.size=[100, 100]", "multiples of 16"),
         ("data.val=nothing", "its splits: train, val"),
         ("teacher.weights=missing.safetensors", "Cannot read the weights missing.safetensors"),
+        ("mimic.weight=auot", "mimic.weight: Input should be a valid number or auto"),
+        ("mimic.pooling=crop mimic.region_size=7", "mimic.pooling=crop takes the entries as they lie"),
         ("teacher.steps", "is not an override"),
         ("teacher.steps=[1", "not valid YAML"),
     ],

@@ -73,6 +73,7 @@ def test_what_a_distiller_does_not_read_is_refused(name: str) -> None:
     others = {
         "distance": "cell", "normalize": "paper", "adaptor_relu": False, "order": "quantize_pool", "pooling": "crop",
         "regions": "student", "with_truth": False, "region_count": 7,
+        "region_size": 3,
     }  # fmt: skip
     assert set(others) | {"sampling"} == set().union(*(DISTILLERS[one].reads for one in DISTILLERS))
     for setting, value in others.items():

@@ -44,6 +44,30 @@ def test_auto_holds_the_share_while_the_ratio_falls_as_in_training(share: float)
     assert share / 1.2 < held < share * 1.2
 
 
+# log(|dL_m| / |dL_det|) at every fifth step of two short trainings of 120 steps on drawn digits.
+FALLS = {
+    "one stage of three levels": "1.6 1.5 1 .4 -.4 -1 -1.1 -1.2 -1.6 -1.5 -1.6 -1.6 -1.8 -2 -1.9 -2",
+    "two stages": "2.8 1.6 .2 -.4 -1.1 -1.6 -1.1 -1.4 -1.5 -1.2 -1.4 -1.5 -1.8 -2 -2.1 -2.1 -2.5 -2.5",
+}
+
+
+@pytest.mark.parametrize("fall", FALLS.values(), ids=FALLS)
+def test_auto_holds_the_share_in_every_line_of_a_short_run_s_log(fall: str) -> None:
+    dose, generator = Dose(None, 1.0), torch.Generator().manual_seed(0)
+    places = [float(one) for one in fall.split()]
+    lines = []
+    for step in range(5 * (len(places) - 1)):
+        features = torch.zeros(1, 2, 3, 3, requires_grad=True)
+        place, part = divmod(step, 5)
+        fallen = places[place] + part / 5 * (places[place + 1] - places[place])
+        noise = 0.12 * float(torch.randn((), generator=generator))
+        dose.weighed([features], *losses_of(features, math.exp(fallen + noise), 1.0))
+        if step % 10 == 9:
+            lines.append(dose.take()["distillation_share"])
+    assert all(1 / 1.3 < line < 1.3 for line in lines), lines
+    assert 1 / 1.1 < dose.overall()["distillation_share"] < 1.1
+
+
 def test_a_loss_that_comes_late_is_measured_before_it_weighs() -> None:
     """As where the student finds no region with an object for some steps; between two measurements."""
     dose, reached = Dose(None, 1.0), []

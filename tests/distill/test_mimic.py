@@ -73,13 +73,13 @@ def loss_of(mimic: Mimic, student: Tensor, teacher: Tensor, regions: Proposals |
     return mimic.loss_to(student, mimic.teacher_side(teacher, regions), regions)
 
 
-def pooled(features: Tensor, regions: Proposals, pooling: str) -> Tensor:
+def pooled(features: Tensor, regions: Proposals, pooling: str, bins: int = BINS) -> Tensor:
     """Regions of a map by torchvision, [B, P, C, k, k]."""
     boxes = list(regions.boxes)
     if pooling == "align":
-        flat = ops.roi_align(features, boxes, BINS, 1 / STRIDE, sampling_ratio=2, aligned=True)
+        flat = ops.roi_align(features, boxes, bins, 1 / STRIDE, sampling_ratio=2, aligned=True)
     else:
-        flat = ops.roi_pool(features, boxes, BINS, 1 / STRIDE)
+        flat = ops.roi_pool(features, boxes, bins, 1 / STRIDE)
     return flat.unflatten(0, regions.valid.shape)
 
 
@@ -120,6 +120,15 @@ def test_gradient_of_no_regions_is_zero() -> None:
     student = torch.ones(1, 2, 3, requires_grad=True)
     mimic_loss(torch.zeros(1, 2, 3), student, torch.zeros(1, 2, dtype=torch.bool)).backward()
     assert not student.grad.any()
+
+
+@pytest.mark.parametrize("pooling", ["align", "pool"])
+@pytest.mark.parametrize("bins", [1, 3, 7])
+def test_regions_have_the_bins_of_the_recipe(bins: int, pooling: str) -> None:
+    mimic = identity_mimic(mode="mimic", pooling=pooling, normalize="paper", adaptor_relu=False, region_size=bins)
+    regions, student, teacher = regions_of(3), maps(0), maps(1)
+    wanted = paper_loss(*(pooled(one, regions, pooling, bins) for one in (teacher, student)), regions.valid)
+    assert loss_of(mimic, student, teacher, regions).item() == pytest.approx(wanted, rel=1e-4)
 
 
 @pytest.mark.parametrize("pooling", ["align", "pool"])
@@ -465,23 +474,23 @@ def test_a_region_that_leaves_the_map_still_has_an_entry() -> None:
     assert math.isfinite(loss.item())
 
 
-@given(seed=st.integers(0, 10**6), count=st.integers(1, 40))
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 40), others=st.integers(0, 30))
 @settings(max_examples=25, deadline=None)
-def test_balanced_regions_are_as_many_without_an_object_as_with_one(seed: int, count: int) -> None:
+def test_balanced_regions_are_as_many_without_an_object_as_with_one(seed: int, count: int, others: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     truth = Targets(torch.tensor([[[10.0, 10.0, 50.0, 50.0], [60.0, 20.0, 90.0, 70.0]]]), torch.tensor([[0, 1]]))
     near = truth.boxes[:, torch.randint(0, 2, (12,), generator=generator)]
     near = near + torch.rand(near.shape, generator=generator) * 4
-    far = torch.rand(1, 30, 2, generator=generator) * 80
+    far = torch.rand(1, others, 2, generator=generator) * 80
     boxes = torch.cat([near, torch.cat([far, far + 6], -1)], 1)
     valid = torch.rand(boxes.shape[:2], generator=generator) > 0.3
     found = balanced(Proposals(boxes, valid), truth, count, torch.Generator().manual_seed(seed))
     overlap = ops.box_iou(found.boxes[0][found.valid[0]], truth.boxes[0]).amax(1) if found.valid.any() else None
     positive = int((overlap >= 0.5).sum()) if overlap is not None else 0
     negative = int((overlap < 0.5).sum()) if overlap is not None else 0
-    wanted = min(max(1, count // 2), int(valid[0, :12].sum()))
-    assert positive == wanted
-    assert negative == min(positive, int(valid[0, 12:].sum()), count - positive)
+    usable = int(valid[0, :12].sum()), int(valid[0, 12:].sum())
+    drawn = min(max(1, count // 2), usable[0])
+    assert positive == negative == min(drawn, usable[1], count - drawn)
 
 
 def test_levels_of_one_stride_are_compared_and_the_others_left_alone() -> None:
@@ -500,7 +509,8 @@ def test_levels_of_one_stride_are_compared_and_the_others_left_alone() -> None:
     target = mimic.target(TeacherView(teacher, None), TRUTH)
     loss = mimic.loss(StudentView(student, None, TRUTH, generator), target)
     by_hand = [
-        float((mimic.adapt(student.maps[own], place) - teacher.maps[other]).square().mean()) / float(rms[other]) ** 2
+        float((mimic.adapt(student.maps[own], place) - teacher.maps[other]).square().mean().detach())
+        / float(rms[other]) ** 2
         for place, (own, other) in enumerate(mimic.pairs)
     ]
     assert float(loss) == pytest.approx(sum(by_hand) / 2, rel=1e-4)

@@ -45,6 +45,7 @@ PRINTED: dict[str, dict[str, Any]] = {
         "detector.anchor_cells": (4, 8, 16, 32),
         "detector.anchor_ratios": (1,),
         "mimic.region_count": 2000,
+        "mimic.region_size": 3,  # "R-FCN, 3x3"
     },
     "voc-resnet18-16-frcnn": {
         **BOTH,
@@ -59,6 +60,7 @@ PRINTED: dict[str, dict[str, Any]] = {
         "detector.anchor_cells": (4, 8, 16),
         "detector.anchor_ratios": (2, 3),
         "mimic.region_count": 128,
+        "mimic.region_size": 7,  # "RoI output 7x7"
     },
 }
 # Iterations at 1e-3, then at 1e-4.

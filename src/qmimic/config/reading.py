@@ -160,6 +160,11 @@ def explain(error: ValidationError) -> str:
     if key not in known and parent in known and not last.isdigit():
         key = parent  # of a union, pydantic adds the kind that it tried
     given, message = first.get("input"), first["msg"].removeprefix("Value error, ")
+    beside = [
+        one for one in error.errors()[1:] if one["loc"][:-1] == first["loc"][:-1]
+    ]  # other kinds of the same union
+    if words := [one["ctx"]["expected"].replace("'", "") for one in beside if one["type"] == "literal_error"]:
+        message = f"{message.partition(', ')[0]} or {' or '.join(words)}"
     if first["type"] == "sentence":
         return message if first["ctx"]["names"] in (key, parent) else f"{key}: {message}"
     if first["type"] == "literal_error" and isinstance(given, str) and key in known:

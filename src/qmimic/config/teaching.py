@@ -62,6 +62,7 @@ class MimicConfig(Section):
         "align",
         description="how regions are pooled for the mimic loss; pool: maxima; crop: unchanged entries",
     )
+    region_size: Advanced[int] = Field(5, ge=1, le=14, description="bins of a pooled region on each side")
     regions: Literal["teacher", "student", "ground_truth", "random", "map"] = Field(
         "teacher", description="whose regions are matched; map: every entry of the whole map"
     )

@@ -14,7 +14,7 @@ from qmimic.detectors.build import build
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.files import load_state, read_tensors
 from qmimic.errors import InputError
-from qmimic.files import MissingError, open_file
+from qmimic.files import open_file
 from qmimic.zoo import TRAINED, located
 
 PRETRAINED = "pretrained"  # in place of a path: timm's own weights, which timm fetches
@@ -41,7 +41,7 @@ def load_backbone(detector: Detector, weights: str | Path) -> None:
             f"weights=pretrained is for timm's networks only; for {detector.spec.backbone} name a file, or take a "
             "backbone timm:NAME."
         )
-    path = located(weights, TRAINED)
+    path = Path(weights) if str(weights) == PRETRAINED else _there(located(weights, TRAINED))
     if path.suffix == ".safetensors" and (own := _of_detector(detector, path, str(weights))):
         load_state(detector.backbone, own, path)
         return
@@ -94,13 +94,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: the file is missing, damaged, or holds anything but tensors.
     """
+    path = _there(path)
     if path.suffix == ".safetensors":
         return read_tensors(path).tensors
     try:
         with open_file(path) as file:
             found = torch.load(file, map_location="cpu", weights_only=True)
-    except MissingError as error:
-        raise InputError(f"Cannot read the weights {path}: there is no such file; name another file.") from error
     except (pickle.UnpicklingError, BadZipFile, RuntimeError, ValueError, EOFError, KeyError, AttributeError) as error:
         raise InputError(
             f"{path} is neither safetensors nor a torch state dict of tensors alone; save it as one of these."
@@ -114,6 +113,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise InputError(f"{path} holds {str(name)[:100]!r}, which is not a tensor; save the state dict alone.")
     return dict(found)
+
+
+def _there(path: Path) -> Path:
+    """The path of a file of weights. Raises: InputError: there is no such file."""
+    if not path.exists():
+        raise InputError(f"Cannot read the weights {path}: there is no such file; name another file.")
+    return path
 
 
 def timm_names(tensors: Mapping[str, Tensor], wanted: Iterable[str]) -> dict[str, Tensor]:

@@ -17,8 +17,10 @@ from torch import Tensor, nn
 
 from qmimic.processes import mean_over
 
-FIRST, EVERY = 20, 5  # measured in each of the first steps, where the ratio falls fastest, then every few
-FAST, SLOW = 0.8, 0.3  # how far one measurement moves the estimate, among the first and later
+# The logarithm of the ratio falls by 0.1 a step at first and by 0.02 after some 50 steps, and varies by 0.15 from batch
+# to batch. So the estimate follows more than it smooths: what it lags behind is missing from the share.
+FIRST, EVERY = 50, 5  # measured in each of the first steps, then every few
+FAST, SLOW = 0.8, 0.7  # how far one measurement moves the estimate, among the first and later
 
 
 class Dose(nn.Module):
@@ -100,19 +102,21 @@ class Dose(nn.Module):
         if not (own > 0 and other > 0 and math.isfinite(own) and math.isfinite(other)):
             return  # nothing to compare: a loss of 0, or one that training is about to refuse
         logarithm = math.log(own / other) / 2
-        first = not float(self.total[0])
-        if first:
+        early, before = self._measured < FIRST, float(self.log_ratio)
+        if self._measured:
+            self.log_ratio += (FAST if early else SLOW) * (logarithm - before)
+        else:
             self.log_ratio.fill_(logarithm)
-        # With the weight as it was held up to now, so that the log says what was reached and not what was asked.
-        weight = self._share * math.exp(-logarithm) if first and self._fixed is None else float(self.weight())
-        measured = torch.tensor([1.0, weight * math.exp(logarithm), product / math.sqrt(own * other)])
-        early = self._measured < FIRST
+        # The log says what was reached and not what was asked. A measurement ends the steps that were weighed by the
+        # estimate before it and begins those that the new one weighs: of these the mean (the trapezoidal rule).
+        estimates = (float(self.log_ratio),) if early else (before, float(self.log_ratio))
+        weights = [self._share * math.exp(-one) if self._fixed is None else self._fixed for one in estimates]
+        weight = sum(weights) / len(weights)
         count = 1 if early else EVERY
-        measured *= count  # for all the steps that it stands for
         self._measured += count
+        measured = count * torch.tensor([1.0, weight * math.exp(logarithm), product / math.sqrt(own * other)])
         self.recent += measured.to(self.recent.device)
         self.total += measured.to(self.total.device)
-        self.log_ratio += (FAST if early else SLOW) * (logarithm - self.log_ratio)
 
     @staticmethod
     def _means(sums: Tensor) -> dict[str, float]:

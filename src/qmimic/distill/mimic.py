@@ -24,8 +24,6 @@ from qmimic.distill.regions import SETTINGS, choose_regions, regions_of_step
 from qmimic.processes import mean_over
 from qmimic.tables import DISTANCES, MODES
 
-REGION_SIZE = 5  # bins of a region on each side
-
 
 def sees_levels(config: MimicConfig) -> bool:
     """Whether the loss is the same for the teacher's map and for the map quantized, to the last bit.
@@ -75,7 +73,7 @@ class Mimic(AdaptedDistiller):
     Args and errors: as `AdaptedDistiller`.
     """
 
-    reads = AdaptedDistiller.reads | {"distance", "normalize", "order", "pooling"} | SETTINGS
+    reads = AdaptedDistiller.reads | {"distance", "normalize", "order", "pooling", "region_size"} | SETTINGS
     rms: Tensor
 
     def __init__(self, config: MimicConfig, sides: Sides) -> None:
@@ -132,7 +130,7 @@ class Mimic(AdaptedDistiller):
         """See `Distiller.target_settings`."""
         config = self.config
         names = {"regions", "with_truth", "region_count", "sampling"} if self.teacher_regions else set()
-        names |= {"pooling"} if sees_region_levels(config) else set()
+        names |= {"pooling", "region_size"} if sees_region_levels(config) else set()
         levels = sees_levels(config), sees_region_levels(config)
         return {"levels": levels, **config.model_dump(mode="json", include=names)}
 
@@ -195,7 +193,7 @@ class Mimic(AdaptedDistiller):
         def pool(features: Tensor) -> Tensor:
             stride = self.sides.student_strides[self.pairs[place][0]]
             name = "pool" if self.config.pooling == "crop" else self.config.pooling
-            return ROI_POOLINGS[name](features, regions.boxes, REGION_SIZE, stride)
+            return ROI_POOLINGS[name](features, regions.boxes, self.config.region_size, stride)
 
         if self.config.order == "quantize_pool":
             adapted = pool(self.adapt(student_map, place))
@@ -208,7 +206,7 @@ class Mimic(AdaptedDistiller):
         if regions is None or self.config.pooling == "crop":
             return features[:, None]
         stride = self.sides.student_strides[self.pairs[place][0]]
-        return ROI_POOLINGS[self.config.pooling](features, regions.boxes, REGION_SIZE, stride)
+        return ROI_POOLINGS[self.config.pooling](features, regions.boxes, self.config.region_size, stride)
 
     def _quantized(self, features: Tensor, wanted: bool) -> Tensor:
         """Q of a map [B, C, H, W] or of regions [B, P, C, k, k], if it is wanted."""

@@ -64,7 +64,7 @@ def regions_of_step(config: MimicConfig, student: StudentView, target: Target, s
 def balanced(regions: Proposals, targets: Targets, count: int, source: Source) -> Proposals:
     """At most `count` regions an image, drawn at random, as many without an object as with one (Li et al., 3.4).
 
-    An image in which no region has an object gives none.
+    An image in which every region has an object, or none has, gives none.
 
     Args:
         regions: to draw from.
@@ -76,8 +76,9 @@ def balanced(regions: Proposals, targets: Targets, count: int, source: Source) -
     usable = Assignment(assigned.index, assigned.positive & regions.valid, assigned.negative & regions.valid)
     drawn = sample(usable, count, 0.5, source)
     negative = drawn.valid & ~drawn.positive
-    few = negative & (negative.cumsum(1) <= drawn.positive.sum(1, keepdim=True))
-    return first(take(regions.boxes, drawn.index), drawn.positive | few, count)
+    each = torch.minimum(drawn.positive.sum(1, keepdim=True), negative.sum(1, keepdim=True))
+    kept = (drawn.positive & (drawn.positive.cumsum(1) <= each)) | (negative & (negative.cumsum(1) <= each))
+    return first(take(regions.boxes, drawn.index), kept, count)
 
 
 def random_regions(batch: int, count: int, size: tuple[int, int], source: Source) -> Proposals:

@@ -155,9 +155,14 @@ READERS = (
     ),
     Reader(("mimic.share",), lambda recipe: recipe.mimic.holds_share, "the weight is a number: set mimic.weight=auto"),
     Reader(
-        _in("mimic", ("with_truth", "region_count", "pooling", "sampling", "order", "map_steps")),
+        _in("mimic", ("with_truth", "region_count", "region_size", "pooling", "sampling", "order", "map_steps")),
         lambda recipe: recipe.mimic.regions != "map",
         "mimic.regions=map matches the whole map without regions: name other regions",
+    ),
+    Reader(
+        ("mimic.region_size",),
+        lambda recipe: recipe.mimic.pooling != "crop",
+        "mimic.pooling=crop takes the entries as they lie: leave it out, or pool",
     ),
     Reader(
         _in("mimic", ("with_truth",)),

@@ -39,6 +39,7 @@ from qmimic.zoo import DEPLOYED, TRAINED, located
 
 VERSION = 2  # raised when the same recipe would give other weights
 TAUGHT_VERSION = 1  # the same for students that are taught
+DOSE_VERSION = 2  # and where a share is held; no id of a study's job counts it, so that unfinished tables go on
 FILE_VERSION = 1  # for teachers that are a file
 TAYLOR_VERSION = 1  # and for teachers pruned by Taylor expansion
 INT8_VERSION = 1  # when the same detector would get other grids
@@ -50,6 +51,7 @@ LATER = {
     *(f"detector.{name}" for name in ("anchor_cells", "anchor_ratios", "levels")),
     *(f"data.{name}" for name in ("label_share", *OF_UNLABELLED)),
     *("data.grey", "data.allow_capped", "mimic.distiller", "mimic.settings", "mimic.sampling"),
+    "mimic.region_size",
     *("augment.transpose", "augment.mosaic", "teacher.closing_steps", "student.closing_steps"),
 }
 LABELS_VERSION = 2  # when a teacher would label the same pictures otherwise
@@ -149,7 +151,9 @@ def student_key(recipe: Recipe, data: str, bf16: bool, parents: Parents) -> str:
         _plain(recipe.augment),
         recipe.seed,
         bf16,
-        _distillation(recipe.mimic) if parents.taught_by else None,
+        [*_distillation(recipe.mimic), *([DOSE_VERSION] if recipe.mimic.holds_share else [])]
+        if parents.taught_by
+        else None,
         [parents.taught_by, parents.grid, parents.start],
     )
 
