@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch.nn import functional as F
 
 from qmimic.config import TeacherConfig
+from qmimic.distill.inner_maps import branching_maps
 from qmimic.distill.onnx_teacher import OnnxTeacher
 from qmimic.errors import InputError
 
@@ -93,6 +94,13 @@ def test_a_value_inside_that_is_no_map_is_refused(tmp_path: Path) -> None:
     a_detector(path)
     with pytest.raises(InputError, match=r"'boxes' of .* has shape \[2, 384, 4\]; a map is"):
         teacher_of(path, "boxes")
+
+
+def test_maps_of_more_pictures_than_there_are_are_not_offered(tmp_path: Path) -> None:
+    path = tmp_path / "big.onnx"
+    a_detector(path)
+    values = {"/stem/act": np.ones((3, 5, 32, 48), np.float32), "/neck/act": np.ones((12, 6, 16, 24), np.float32)}
+    assert branching_maps(path, values, SIZE, 3) == {2: ("/stem/act", 5)}
 
 
 def a_graph(path: Path, *nodes: onnx.NodeProto, batch: int | str = "batch") -> None:

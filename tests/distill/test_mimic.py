@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -13,14 +15,18 @@ from torchvision import ops
 
 from qmimic.config import MimicConfig, QuantizerConfig, fingerprint, recipe_from
 from qmimic.contracts import Features, Proposals
+from qmimic.data.loader import Loader
 from qmimic.data.targets import IGNORED, PADDING, Targets
+from qmimic.detectors.build import build
 from qmimic.detectors.quantize import Quantizer
 from qmimic.distill.distiller import Sides, StudentView, TeacherView
-from qmimic.distill.matching import MatchCounts, RegionPair
+from qmimic.distill.matching import MatchCounts, RegionPair, region_pairs
 from qmimic.distill.mimic import Mimic, cell_distance, mean_of_regions, squared_distance
 from qmimic.distill.regions import balanced, choose_regions, random_regions
+from qmimic.distill.teacher import DetectorTeacher
 from qmimic.errors import InputError
 from qmimic.tables import DISTANCES, MODES, Distance
+from tiny_detectors import some_images, tiny_spec
 
 STRIDE, CHANNELS, BINS = 16, 3, 5
 SIZE = (96, 128)
@@ -300,6 +306,23 @@ def test_near_is_what_the_paper_counts() -> None:
     assert pair.counts() == MatchCounts(entries=4, near=2)
 
 
+@pytest.mark.parametrize("distance", ["squared", "cell"])
+def test_near_is_counted_of_what_the_loss_compares(distance: str) -> None:
+    """By the distance to a cell the student is not quantized, and so it is not for counting what is near."""
+    student, teacher = build(tiny_spec(size=SIZE), 0).eval(), build(tiny_spec(size=SIZE), 1).eval()
+    quantizer = Quantizer(QuantizerConfig(), torch.tensor([0.5]))
+    config = MimicConfig(distance=distance, regions="ground_truth", adaptor_relu=False)
+    ones = (torch.ones(()),)
+    mimic = Mimic(config, Sides.between(student, DetectorTeacher(teacher, bf16=False), ones, quantizer, seed=0))
+    batch = SimpleNamespace(images=some_images(0, 2, SIZE), targets=TRUTH)
+    loader = cast(Loader, SimpleNamespace(once=lambda: iter([batch])))
+    (pair,) = region_pairs(student, DetectorTeacher(teacher, bf16=False), mimic, loader)
+    on_grid = [bool((2 * side == (2 * side).round()).all()) for side in (pair.teacher, pair.student)]
+    assert on_grid == [True, distance == "squared"]
+    near = ((pair.teacher - pair.student).abs() < 0.3)[pair.valid].sum()
+    assert pair.counts().near == int(near)
+
+
 def test_an_all_zero_student_matches_zeros_and_nothing_else() -> None:
     teacher = torch.tensor([[[0.0, 0.0, 0.0, 2.0]]])
     counts = pair_of(teacher, torch.zeros_like(teacher), torch.tensor([[True]])).counts()
@@ -513,7 +536,7 @@ def test_levels_of_one_stride_are_compared_and_the_others_left_alone() -> None:
         / float(rms[other]) ** 2
         for place, (own, other) in enumerate(mimic.pairs)
     ]
-    assert float(loss) == pytest.approx(sum(by_hand) / 2, rel=1e-4)
+    assert loss.item() == pytest.approx(sum(by_hand) / 2, rel=1e-4)
 
 
 def test_networks_without_a_stride_in_common_are_refused() -> None:

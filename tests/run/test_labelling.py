@@ -209,6 +209,24 @@ def test_labels_that_somebody_changed_are_made_again(make: Make) -> None:
     assert path.read_bytes() == before
 
 
+def test_there_is_room_for_all_that_a_file_says_of_a_picture(make: Make) -> None:
+    recipe = make(detector={"max_detections": 5})
+    kept = labelling._kept(prepare(recipe), "key", 1)
+    assert kept is not None
+    most, numbers = labelling.MOST_BOXES, np.random.default_rng(0)
+    found = Detections(
+        numbers.random((most, 4)).astype(np.float32),
+        numbers.random(most).astype(np.float32),
+        numbers.integers(0, 9, most),
+    )
+    kept.write(0, labelling._as_record(found, kept.length))
+    record = kept.read(0)
+    assert record is not None
+    again = labelling._of_record(record)
+    for own, other in ((found.boxes, again.boxes), (found.scores, again.scores), (found.labels, again.labels)):
+        np.testing.assert_array_equal(own, other)
+
+
 def test_a_teacher_that_was_killed_goes_on_where_it_was(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(labelling, "EVALUATION_BATCH", 4)
     recipe = make()
