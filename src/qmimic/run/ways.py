@@ -35,10 +35,12 @@ _LABELS = {**_WHOLE, "mimic.mode": "none"}
 LABELS: Mapping[str, Mapping[str, object]] = {  # where there are pictures without labels
     "teacher's labels": _LABELS,
     "teacher's labels, three times the steps": _LABELS,
+    "pruned, teacher's labels, three times the steps": {**_CUT, "mimic.mode": "none"},
 }
 TIMES = {  # the student's steps; tried where nobody set these
     "alone, twice the steps": 2,
-    "teacher's labels, three times the steps": 3,  # more pictures need more steps: docs/results.md, "race"
+    "teacher's labels, three times the steps": 3,
+    "pruned, teacher's labels, three times the steps": 3,  # more pictures need more steps: docs/results.md, "race"
 }
 
 
