@@ -4,13 +4,21 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
 
 from qmimic.config import DetectorConfig, Recipe
 from qmimic.data.chosen import open_dataset
+from qmimic.data.columns import in_columns
+from qmimic.data.sample import Sample
+from qmimic.data.splits import TRAIN
+from qmimic.detectors.crowds import without_place
 from qmimic.detectors.files import load_detector
-from qmimic.detectors.one_stage import OneStage
+from qmimic.detectors.one_stage import OneStage, place_grid
 from qmimic.errors import InputError
 from qmimic.report.maps import feature_maps
 from qmimic.run.folder import read_run
@@ -88,10 +96,43 @@ def test_levels_that_do_not_fit_are_refused_before_training(make_recipe: Callabl
 
 
 def test_crowds_are_said() -> None:
-    given = DetectorConfig(architecture="one_stage", levels=(32,), max_detections=9)
-    (said,) = remarks(given, given, (64, 96), 7)
-    assert "7 objects, and the levels have 6 places" in said
-    assert remarks(given, given, (320, 320), 9) == ()
+    settings = DetectorConfig(architecture="one_stage", levels=(32,))
+
+    def said(count: int) -> tuple[str, ...]:
+        none = np.zeros(count, np.bool_)
+        boxes = np.tile(np.array([40, 40, 44, 44], np.float32), (count, 1))
+        crowd = Sample("crowd", None, boxes, np.zeros(count, np.int64), none, none, (96, 64))
+        return remarks(settings, settings, (64, 96), in_columns({TRAIN: [crowd]}, None)[TRAIN])
+
+    # Of the 6 places of stride 32, those at x = 16, 48 and y = 16, 48 lie within 32 pixels of (42, 42).
+    assert said(4) == ()
+    (sentence,) = said(9)
+    assert sentence.startswith("At least 5 objects of the training pictures are learnt by no place of the levels")
+
+
+@given(
+    st.lists(st.tuples(*[st.floats(0, 60)] * 2, *[st.floats(0.5, 24)] * 2, st.integers(0, 2)), min_size=1, max_size=40),
+    st.sampled_from([(8, 16), (16,), (32,)]),
+)
+def test_what_no_place_learns_is_what_a_largest_assignment_leaves(
+    objects: list[tuple[float, float, float, float, int]], levels: tuple[int, ...]
+) -> None:
+    boxes = np.array([(x, y, x + w, y + h) for x, y, w, h, _ in objects], np.float32)
+    pictures = np.array([picture for *_, picture in objects])
+    places = place_grid((64, 64), levels).numpy()
+    left = 0
+    for picture in set(pictures.tolist()):
+        own = boxes[pictures == picture]
+        apart = np.ones((len(own), len(places)))
+        for row, (x1, y1, x2, y2) in enumerate(own):
+            for column, (x, y, stride) in enumerate(places):
+                far = abs(x - (x1 + x2) / 2) >= max((x2 - x1) / 2, stride) or abs(y - (y1 + y2) / 2) >= max(
+                    (y2 - y1) / 2, stride
+                )
+                apart[row, column] = far
+        rows, columns = linear_sum_assignment(apart)
+        left += len(own) - int((apart[rows, columns] == 0).sum())
+    assert without_place(boxes, pictures, (64, 64), levels) == left
 
 
 @pytest.mark.parametrize(

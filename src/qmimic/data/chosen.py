@@ -171,7 +171,16 @@ def _among(values: NDArray[np.int64], known: NDArray[np.int64]) -> NDArray[np.bo
 
 
 def box_sizes(samples: Columns, size: tuple[int, int]) -> NDArray[np.float32]:
-    """Widths and heights of a split's boxes in pixels at the training size, [N, 2], those without area left out.
+    """Widths and heights of a split's boxes, [N, 2]. Args and which boxes: as `scaled_boxes`."""
+    boxes, _ = scaled_boxes(samples, size)
+    sides: NDArray[np.float32] = boxes[:, 2:] - boxes[:, :2]
+    return sides
+
+
+def scaled_boxes(samples: Columns, size: tuple[int, int]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """A split's boxes that are learnt, xyxy in pixels at the training size, [N, 4], and whose they are, [N].
+
+    Those without area, difficult ones and crowds are left out.
 
     Args:
         samples: with images of known sizes.
@@ -182,9 +191,8 @@ def box_sizes(samples: Columns, size: tuple[int, int]) -> NDArray[np.float32]:
     scales = np.array([fit(width, height, size).scale for width, height in known], np.float32).reshape(-1, 4)[which]
     boxes = store.boxes[rows]
     keep = has_area(boxes) & ~store.difficult[rows] & ~store.crowd[rows]
-    scaled = (boxes * np.repeat(scales, samples.counts, 0))[keep]
-    sides: NDArray[np.float32] = scaled[:, 2:] - scaled[:, :2]
-    return sides
+    scaled: NDArray[np.float32] = (boxes * np.repeat(scales, samples.counts, 0))[keep]
+    return scaled, np.repeat(np.arange(len(samples)), samples.counts)[keep]
 
 
 def dataset_fingerprint(dataset: Dataset) -> str:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from qmimic.config import DataConfig, DetectorConfig, Recipe, explain
 from qmimic.data import chosen
-from qmimic.data.chosen import box_sizes, dataset_fingerprint, open_with_unlabelled
+from qmimic.data.chosen import box_sizes, dataset_fingerprint, open_with_unlabelled, scaled_boxes
 from qmimic.data.columns import Columns, in_columns
 from qmimic.data.faults import limits
 from qmimic.data.loader import Loader
@@ -22,6 +22,7 @@ from qmimic.data.sample import Dataset
 from qmimic.data.splits import TRAIN, VAL
 from qmimic.data.unlabelled import Unlabelled
 from qmimic.detectors.architectures import fitted_to, spec_for
+from qmimic.detectors.crowds import without_place
 from qmimic.detectors.fitted import FINE
 from qmimic.detectors.spec import DetectorSpec
 from qmimic.errors import InputError
@@ -120,8 +121,7 @@ def prepare(recipe: Recipe) -> Prepared:
     dataset, unlabelled = open_with_unlabelled(data)
     _check_classes(dataset, data)
     train, val, detector, key = _at_its_size(recipe, dataset)
-    objects = int(in_columns(dataset.splits, dataset.root)[TRAIN].counts.max())
-    said = remarks(recipe.detector, detector, data.size, objects)
+    said = remarks(recipe.detector, detector, data.size, in_columns(dataset.splits, dataset.root)[TRAIN])
     about_data = chosen.remarks(dataset, limits(recipe), data.allow_capped)
     about_others = unlabelled.remarks if unlabelled else ()
     told = (*([about_threads] if about_threads else []), *about_data, *about_others, *said)
@@ -153,14 +153,14 @@ def _at_its_size(recipe: Recipe, dataset: Dataset) -> tuple[Loader, Loader, Dete
     return train, val, detector, data_key(dataset_fingerprint(dataset), data, detector)
 
 
-def remarks(given: DetectorConfig, fitted: DetectorConfig, size: tuple[int, int], objects: int) -> tuple[str, ...]:
-    """What was chosen by the boxes and what cannot be found, in sentences.
+def remarks(given: DetectorConfig, fitted: DetectorConfig, size: tuple[int, int], train: Columns) -> tuple[str, ...]:
+    """What was chosen by the boxes and what cannot be learnt, in sentences.
 
     Args:
         given: the recipe's settings.
         fitted: the same, with what the boxes decide.
         size: height and width of the network's input, pixels.
-        objects: most of one training image.
+        train: the training pictures.
     """
     said = []
     levels = fitted.levels or ()
@@ -168,11 +168,11 @@ def remarks(given: DetectorConfig, fitted: DetectorConfig, size: tuple[int, int]
         said.append(f"Levels of strides {', '.join(map(str, levels))}, by the sizes of the training boxes.")
     if fitted.output_stride == FINE != given.output_stride:
         said.append(f"An output stride of {FINE}, by the sizes of the training boxes.")
-    places = sum((size[0] // stride) * (size[1] // stride) for stride in levels)
-    if levels and objects > places:
+    if levels and (left := without_place(*scaled_boxes(train, size), size, levels)):
         said.append(
-            f"A training image has {objects} objects, and the levels have {places} places: some objects are learnt by "
-            "none; add a finer level to detector.levels or raise data.size."
+            f"At least {left:,} objects of the training pictures are learnt by no place of the levels: their "
+            "neighbours in dense crowds need all that are near; add a finer level to detector.levels or raise "
+            "data.size."
         )
     return tuple(said)
 
