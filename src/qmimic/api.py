@@ -59,7 +59,7 @@ def build_detector(
     """
     settings = config or DetectorConfig()
     kind = ARCHITECTURES[settings.architecture]
-    stride = COARSE if kind.stages == 2 and settings.output_stride is None else settings.output_stride
+    stride = (settings.output_stride or COARSE) if kind.stages == 2 else None
     settings = settings.model_copy(update={"anchors": anchors, "output_stride": stride})
     fitted = kind.fitted(settings, np.array(anchors, np.float32), size)
     try:

@@ -39,6 +39,11 @@ def state(folder: Path) -> dict[str, bytes]:
         ("data.val=nothing", "its splits: train, val"),
         ("teacher.weights=missing.safetensors", "Cannot read the weights missing.safetensors"),
         ("mimic.weight=auot", "mimic.weight: Input should be a valid number or auto"),
+        (
+            "mimic.region_size=20 mimic.regions=foo",
+            "mimic.region_size: Input should be less than or equal to 14 (given: 20)",
+        ),
+        ("mimic.region_count=1 mimic.sampling=balanced mimic.regions=student", "mimic.region_count to 2 or more"),
         ("mimic.pooling=crop mimic.region_size=7", "mimic.pooling=crop takes the entries as they lie"),
         ("teacher.steps", "is not an override"),
         ("teacher.steps=[1", "not valid YAML"),
@@ -48,7 +53,7 @@ def test_recipes_with_impossible_values(
     recipe: Path, tmp_path: Path, refused: Refused, override: str, why: str
 ) -> None:
     data = coco(tmp_path / "data")
-    overrides = override.replace("] ", "]\n").split(" ") if override.count("=") == 2 else [override]
+    overrides = override.replace("] ", "]\n").split(" ") if override.count("=") > 1 else [override]
     assert why in refused("train", recipe, f"data.root={data}", f"run.dir={tmp_path / 'run'}", *overrides)
 
 

@@ -138,6 +138,7 @@ def test_train_and_its_objects(trained: Path, tmp_path: Path, capsys: pytest.Cap
     config = DetectorConfig(architecture="one_stage", levels=(8, 16))
     detector = build_detector("repvgg/16", ("object",), (128, 128), config=config)
     assert cost == {"backbone": "repvgg/16", "macs": mac_count(detector), "parameters": parameter_count(detector)}
+    assert main(["cost", "repvgg/16", "--size", "48", "64", *one_stage[3:5]]) == 0  # no level of stride 32 fits
     assert main(["cost", "repvgg/16", "--set", "detector.levels=[8,16]"]) == 2
     assert main(["cost", "repvgg/16", "--set", "data.size=[64,64]"]) == 2
 

@@ -341,4 +341,6 @@ def test_what_is_set_is_kept_and_what_is_open_is_chosen() -> None:
     one = DetectorConfig(architecture="one_stage")
     assert map_strides(one, None, small, (96, 96)) == (8, 16, 32)
     assert map_strides(one, None, 20 * small, (96, 96)) == (32,)
+    alone = one.model_copy(update={"output_stride": 16})  # which one stage does not read
+    assert map_strides(alone, None, 20 * small, (96, 96)) == (32,)
     assert map_strides(one, "faster_rcnn", 20 * small, (96, 96)) == (16, 32)  # so that there is a stride in common

@@ -133,7 +133,8 @@ def test_pictures_without_labels_are_three_ways_more(monkeypatch: pytest.MonkeyP
             raise InputError("They are of two stages.")
 
     for name, value in {
-        "prepare": Ready, "teachers_of": lambda *_: None, "labels_of": lambda *_: None, "train_student": short,
+        "prepare": Ready, "require_networks": lambda *_: None,
+        "teachers_of": lambda *_: None, "labels_of": lambda *_: None, "train_student": short,
         "require_teachable": impossible, "macs_to_prune_to": impossible,
     }.items():  # fmt: skip
         monkeypatch.setattr(f"qmimic.run.ways.{name}", value)
@@ -179,7 +180,8 @@ def test_a_file_teaches_in_every_way_but_pruned(monkeypatch: pytest.MonkeyPatch,
         return Stage(StageResult(name, "key", "resnet18/16", 0.5, 0.5, 0.5, 1, 1, 1), tmp_path)
 
     for name, value in {
-        "prepare": Ready, "teachers_of": lambda *_: None, "labels_of": lambda *_: None, "train_student": short,
+        "prepare": Ready, "require_networks": lambda *_: None,
+        "teachers_of": lambda *_: None, "labels_of": lambda *_: None, "train_student": short,
         "require_teachable": lambda *_: None,
     }.items():  # fmt: skip
         monkeypatch.setattr(f"qmimic.run.ways.{name}", value)

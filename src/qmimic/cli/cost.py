@@ -6,8 +6,7 @@ from qmimic.cli.completion import complete
 from qmimic.cli.grammar import OVERRIDES, Commands, add_json
 
 READ = tuple(
-    f"detector.{name}"
-    for name in ("architecture", "levels", "output_stride", "head_width", "roi_size", "post_nms", "anchor_count")
+    f"detector.{name}" for name in ("architecture", "levels", "output_stride", "head_width", "roi_size", "post_nms")
 )
 
 
@@ -31,7 +30,7 @@ def _cost(options: argparse.Namespace) -> int:
     from qmimic.cli.output import Output, table
     from qmimic.config import load_recipe
     from qmimic.config.reading import named_keys, refuse_keys
-    from qmimic.detectors.build import at_size, equal_cost, mac_count, parameter_count
+    from qmimic.detectors.build import equal_cost, mac_count, parameter_count
     from qmimic.run.effects import refuse_idle
     from qmimic.tables import BACKBONES, parse_backbone
 
@@ -39,7 +38,7 @@ def _cost(options: argparse.Namespace) -> int:
     refuse_keys(options.overrides, READ, "cost", "only what decides a detector's layers and their number of regions")
     recipe = load_recipe(None, options.overrides)
     refuse_idle(recipe, named_keys(options.overrides), "--set")
-    detector = at_size(build_detector(options.backbone, ("object",), config=recipe.detector), tuple(options.size))
+    detector = build_detector(options.backbone, ("object",), tuple(options.size), config=recipe.detector)
     names = [equal_cost(detector.spec, other) for other in BACKBONES if other.startswith(f"{family}_")]
     costs = []
     for name in (options.backbone, *names):

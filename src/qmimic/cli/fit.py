@@ -12,6 +12,7 @@ from qmimic.errors import InputError
 SEARCHED = "searches for this itself"
 SET_BY_FIT = {
     **dict.fromkeys(("data.size", "student.backbone", "detector.architecture", "detector.anchors"), SEARCHED),
+    "student.weights": "tries many backbones, and no file fits all of them",
     "data.root": "takes the data as its first argument",
     "run.dir": "takes the folder from --out",
     "name": "names its runs itself",

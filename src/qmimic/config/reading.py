@@ -157,13 +157,13 @@ def explain(error: ValidationError) -> str:
         meant = same[0] if same else near(key, known)
         hint = f"did you mean {meant}?" if meant else "`qmimic train --help` lists the keys."
         return f"unknown key {key!r}; {hint}"
+    words: list[str] = []
     if key not in known and parent in known and not last.isdigit():
-        key = parent  # of a union, pydantic adds the kind that it tried
+        key = parent  # of a union, pydantic adds the kind that it tried, and tells of the others too
+        others = [one for one in error.errors()[1:] if one["loc"][:-1] == first["loc"][:-1]]
+        words = [one["ctx"]["expected"].replace("'", "") for one in others if one["type"] == "literal_error"]
     given, message = first.get("input"), first["msg"].removeprefix("Value error, ")
-    beside = [
-        one for one in error.errors()[1:] if one["loc"][:-1] == first["loc"][:-1]
-    ]  # other kinds of the same union
-    if words := [one["ctx"]["expected"].replace("'", "") for one in beside if one["type"] == "literal_error"]:
+    if words:
         message = f"{message.partition(', ')[0]} or {' or '.join(words)}"
     if first["type"] == "sentence":
         return message if first["ctx"]["names"] in (key, parent) else f"{key}: {message}"

@@ -119,6 +119,11 @@ class Recipe(Section):
         return self.teacher.detector or self.detector.architecture
 
     @property
+    def students(self) -> "tuple[Recipe, ...]":
+        """The recipes of a run's students: its own and those of its baselines, whose backbones may differ still."""
+        return (self, *(self.changed(ARMS[name].settings) for name in self.baselines))
+
+    @property
     def folder(self) -> Path:
         """The run folder."""
         return Path(self.run.dir or f"runs/{self.name}")

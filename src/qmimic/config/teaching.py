@@ -91,6 +91,8 @@ class MimicConfig(Section):
             )
         if self.sampling == "balanced" and self.regions != "student":
             raise ValueError("mimic.sampling=balanced draws anew in every step: set mimic.regions=student")
+        if self.sampling == "balanced" and self.region_count < 2:
+            raise ValueError("mimic.sampling=balanced takes regions in pairs: set mimic.region_count to 2 or more")
         if self.last_step < self.map_steps:
             raise ValueError("mimic.last_step needs to be at least mimic.map_steps")
         return self

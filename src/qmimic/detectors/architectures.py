@@ -79,11 +79,15 @@ def fitted_to(config: DetectorConfig, teacher: str | None, box_sizes: Sizes, siz
         config: of the student; other args as `Architecture.fitted`.
         teacher: the teacher's architecture; None: the student's.
     """
-    kinds = {config.architecture, teacher or config.architecture}
-    # Two stages first: levels hold the stride of their one map.
-    for kind in sorted(kinds, key=lambda name: (-ARCHITECTURES[name].stages, name)):
-        config = ARCHITECTURES[kind].fitted(config, box_sizes, size)
-    return config
+    names = {config.architecture, teacher or config.architecture}
+    # Two stages first: levels hold the stride of their one map, where there is one.
+    kinds = [ARCHITECTURES[name] for name in sorted(names, key=lambda name: (-ARCHITECTURES[name].stages, name))]
+    given = config.output_stride
+    if kinds[0].stages == 1:
+        config = config.model_copy(update={"output_stride": None})
+    for kind in kinds:
+        config = kind.fitted(config, box_sizes, size)
+    return config.model_copy(update={"output_stride": given}) if kinds[0].stages == 1 else config
 
 
 def map_strides(

@@ -20,7 +20,7 @@ def without_place(
     that have a place each are a largest matching of the two.
 
     Args:
-        boxes: of the objects, xyxy in pixels of the input, [N, 4].
+        boxes: of the objects, xyxy in pixels of the input, within it, [N, 4].
         pictures: whose each of them is, [N].
         size: height and width of the input, pixels.
         levels: strides of the levels, the finest first.

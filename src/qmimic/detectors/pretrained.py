@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from qmimic.detectors.architectures import parse_spec
-from qmimic.detectors.build import build
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.files import load_state, read_tensors
+from qmimic.detectors.spec import OneStageSpec
 from qmimic.errors import InputError
-from qmimic.files import open_file
+from qmimic.files import is_there, open_file
 from qmimic.zoo import TRAINED, located
 
 PRETRAINED = "pretrained"  # in place of a path: timm's own weights, which timm fetches
@@ -80,10 +80,12 @@ def _of_detector(detector: Detector, path: Path, called: str) -> dict[str, Tenso
     given = {name.removeprefix(start): one for name, one in file.tensors.items() if name.startswith(start)}
     names = detector.backbone.state_dict()
     if missing := next((name for name in names if name not in given), None):
-        strides, own = (", ".join(map(str, one)) for one in (build(theirs).strides, detector.strides))
+        levels = theirs.levels if isinstance(theirs, OneStageSpec) else ()
+        same = isinstance(detector.spec, OneStageSpec) and levels
+        advice = f"set detector.levels=[{','.join(map(str, levels))}], or name other weights" if same else "name others"
         raise InputError(
-            f"{called} was trained with maps of strides {strides}; the network here has {own} and needs "
-            f"{missing}, which is not in the file. Set detector.levels to the file's, or name other weights."
+            f"{called} ends before {missing}, which the network here needs for its map of stride "
+            f"{detector.strides[-1]}; {advice}."
         )
     return {name: given[name] for name in names}
 
@@ -117,7 +119,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def _there(path: Path) -> Path:
     """The path of a file of weights. Raises: InputError: there is no such file."""
-    if not path.exists():
+    if not is_there(path):
         raise InputError(f"Cannot read the weights {path}: there is no such file; name another file.")
     return path
 

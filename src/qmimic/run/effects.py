@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from qmimic.arms import ARMS
 from qmimic.config import (
     DetectorConfig,
     FineTuningConfig,
@@ -48,16 +47,12 @@ class Reader:
         return key not in self.but and any(key == one or key.startswith(f"{one}.") for one in self.keys)
 
 
-def _students(recipe: Recipe) -> list[Recipe]:
-    return [recipe, *(recipe.changed(ARMS[name].settings) for name in recipe.baselines)]
-
-
 def _has_teacher(recipe: Recipe) -> bool:
-    return any(own.needs_teachers for own in _students(recipe))
+    return any(own.needs_teachers for own in recipe.students)
 
 
 def _mimicking(recipe: Recipe) -> list[Recipe]:
-    return [own for own in _students(recipe) if own.mimic.mode != "none"]
+    return [own for own in recipe.students if own.mimic.mode != "none"]
 
 
 def _mimics(recipe: Recipe) -> bool:
@@ -71,11 +66,11 @@ def _matches_scored_boxes(recipe: Recipe) -> bool:
 
 
 def _needs_grid(recipe: Recipe) -> bool:
-    return any(own.needs_grid for own in _students(recipe))
+    return any(own.needs_grid for own in recipe.students)
 
 
 def _prunes(method: str) -> Callable[[Recipe], bool]:
-    return lambda recipe: any(own.pruning.method == method for own in _students(recipe))
+    return lambda recipe: any(own.pruning.method == method for own in recipe.students)
 
 
 def _in(section: str, names: Iterable[str]) -> tuple[str, ...]:

@@ -39,7 +39,9 @@ from qmimic.zoo import DEPLOYED, TRAINED, located
 
 VERSION = 2  # raised when the same recipe would give other weights
 TAUGHT_VERSION = 1  # the same for students that are taught
-DOSE_VERSION = 2  # and where a share is held; no id of a study's job counts it, so that unfinished tables go on
+# And where a share is held, or regions are balanced; no id of a study's job counts these, so that unfinished tables go
+# on.
+DOSE_VERSION, BALANCED_VERSION = 2, 2
 FILE_VERSION = 1  # for teachers that are a file
 TAYLOR_VERSION = 1  # and for teachers pruned by Taylor expansion
 INT8_VERSION = 1  # when the same detector would get other grids
@@ -151,9 +153,7 @@ def student_key(recipe: Recipe, data: str, bf16: bool, parents: Parents) -> str:
         _plain(recipe.augment),
         recipe.seed,
         bf16,
-        [*_distillation(recipe.mimic), *([DOSE_VERSION] if recipe.mimic.holds_share else [])]
-        if parents.taught_by
-        else None,
+        [*_distillation(recipe.mimic), *_since(recipe.mimic)] if parents.taught_by else None,
         [parents.taught_by, parents.grid, parents.start],
     )
 
@@ -320,6 +320,14 @@ def _plain(config: Section, *left_out: str) -> dict[str, Any]:
 def _pruning(recipe: Recipe) -> list[object]:
     """What a pruned teacher depends on besides its cost."""
     return [recipe.pruning, *([TAYLOR_VERSION] if recipe.pruning.method == "taylor" else [])]
+
+
+def _since(config: MimicConfig) -> list[object]:
+    """What makes a student another one than it was by the same settings before."""
+    return [
+        *([f"dose {DOSE_VERSION}"] if config.holds_share else []),
+        *([f"balanced {BALANCED_VERSION}"] if config.sampling == "balanced" else []),
+    ]
 
 
 def _distillation(config: MimicConfig) -> list[object]:

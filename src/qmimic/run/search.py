@@ -21,7 +21,7 @@ from qmimic.run.deploy import Deployed, deploy
 from qmimic.run.folder import ranked
 from qmimic.run.lock import exclusive_lock
 from qmimic.run.prepare import prepare
-from qmimic.run.stages import macs_to_prune_to, train_student
+from qmimic.run.stages import macs_to_prune_to, require_networks, train_student
 from qmimic.run.teaching import require_map
 from qmimic.run.train import RunResult, train
 from qmimic.run.ways import SEARCHED, WAYS, Way, best_way
@@ -116,6 +116,8 @@ def _fit(
     if not recipe.trains_teacher:
         imitates = recipe.mimic.mode != "none" and any(key in SEARCHED for key in named)
         tried = _of_file(recipe, prepared.dataset.classes, tried, imitates, watcher)
+    else:
+        require_networks(prepared, [recipe])  # that the teacher cannot start must not wait for the search
     watcher.start("costs", len(tried), 0)
     classes = prepared.dataset.classes
     table = cost_table(tried, recipe, classes, targets, budget, folder / TABLE, lambda done: watcher.step(done, 1, 0.0))

@@ -106,6 +106,7 @@ def quantize_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> St
     def quantized() -> Detector:
         detector, _ = load_detector(teacher.file)
         detector.to(prepared.accelerator.device)
+        _require_one_level(recipe, detector)
         rms = channel_rms(detector, prepared.train.with_batch_size(config.batch_size))
         detector.quantizer = Quantizer(recipe.quantizer, absolute_stride(recipe.quantizer, rms)).to(rms.device)
         return detector.to(prepared.accelerator.device)
@@ -314,8 +315,14 @@ def require_networks(prepared: Prepared, students: Iterable[Recipe]) -> None:
             _untrained(replace(prepared, recipe=own), None)
     if prepared.recipe.trains_teacher and any(own.needs_teachers for own in students):
         teacher = _untrained_teacher(prepared.for_teacher())
-        if prepared.recipe.quantizer.per_channel and len(teacher.strides) > 1:
-            raise InputError("quantizer.per_channel=true needs a teacher of one level; leave it at false.")
+        if any(own.needs_grid for own in students):
+            _require_one_level(prepared.recipe, teacher)
+
+
+def _require_one_level(recipe: Recipe, teacher: Detector) -> None:
+    """Check that a teacher's map can be quantized as asked. Raises: InputError: it has several, each channel its s."""
+    if recipe.quantizer.per_channel and len(teacher.strides) > 1:
+        raise InputError("quantizer.per_channel=true needs a teacher of one level; leave it at false.")
 
 
 def _untrained_teacher(prepared: Prepared) -> Detector:

@@ -12,7 +12,7 @@ from qmimic.config import Recipe
 from qmimic.errors import InputError
 from qmimic.run.lock import exclusive_lock
 from qmimic.run.prepare import prepare
-from qmimic.run.stages import labels_of, macs_to_prune_to, teachers_of, train_student
+from qmimic.run.stages import labels_of, macs_to_prune_to, require_networks, teachers_of, train_student
 from qmimic.run.teaching import OpenedTeacher, require_teachable
 from qmimic.training.loop import Watcher
 
@@ -39,8 +39,9 @@ LABELS: Mapping[str, Mapping[str, object]] = {  # where there are pictures witho
 }
 TIMES = {  # the student's steps; tried where nobody set these
     "alone, twice the steps": 2,
+    # More pictures need more steps: docs/results.md, "race".
     "teacher's labels, three times the steps": 3,
-    "pruned, teacher's labels, three times the steps": 3,  # more pictures need more steps: docs/results.md, "race"
+    "pruned, teacher's labels, three times the steps": 3,
 }
 
 
@@ -80,6 +81,7 @@ def best_way(recipe: Recipe, named: Sequence[str], watcher: Watcher) -> tuple[Re
         known = {name: settings for name, settings in known.items() if name not in TIMES}
     with exclusive_lock(recipe.folder):
         prepared = prepare(recipe)
+        require_networks(prepared, [recipe])
         teachers = teachers_of(prepared, True, watcher)
         labels = labels_of(prepared, teachers, watcher)
         tried = []
