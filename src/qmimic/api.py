@@ -13,7 +13,7 @@ from qmimic.data.loader import Loader
 from qmimic.data.sample import Dataset
 from qmimic.data.splits import samples_of, with_classes
 from qmimic.detections import Detections
-from qmimic.detectors.architectures import spec_for
+from qmimic.detectors.architectures import fitted_to, spec_for
 from qmimic.detectors.build import at_size, build
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.evaluation import detect_all, merge
@@ -27,7 +27,6 @@ from qmimic.runtime.detector import Detector as ShippedDetector
 from qmimic.runtime.formats import is_deployed
 from qmimic.scores.summary import Scores, score
 from qmimic.ship.accuracy import detections_of_file
-from qmimic.tables import ARCHITECTURES
 from qmimic.training.loop import Watcher
 from qmimic.training.progress import Silent
 
@@ -58,10 +57,8 @@ def build_detector(
         InputError: the backbone's name is unknown, or the architecture refuses a setting.
     """
     settings = config or DetectorConfig()
-    kind = ARCHITECTURES[settings.architecture]
-    stride = (settings.output_stride or COARSE) if kind.stages == 2 else None
-    settings = settings.model_copy(update={"anchors": anchors, "output_stride": stride})
-    fitted = kind.fitted(settings, np.array(anchors, np.float32), size)
+    settings = settings.model_copy(update={"anchors": anchors, "output_stride": settings.output_stride or COARSE})
+    fitted = fitted_to(settings, None, np.array(anchors, np.float32), size)
     try:
         return build(spec_for(fitted, name, classes, size), seed)
     except ValidationError as error:

@@ -41,7 +41,7 @@ def load_backbone(detector: Detector, weights: str | Path) -> None:
             f"weights=pretrained is for timm's networks only; for {detector.spec.backbone} name a file, or take a "
             "backbone timm:NAME."
         )
-    path = Path(weights) if str(weights) == PRETRAINED else _there(located(weights, TRAINED))
+    path = located(weights, TRAINED)
     if path.suffix == ".safetensors" and (own := _of_detector(detector, path, str(weights))):
         load_state(detector.backbone, own, path)
         return
@@ -65,7 +65,7 @@ def _of_detector(detector: Detector, path: Path, called: str) -> dict[str, Tenso
     Raises:
         InputError: its backbone is another one or ends before that level; the message says how the two differ.
     """
-    file = read_tensors(path)
+    file = read_tensors(_there(path))
     if "spec" not in file.header:
         return {}
     theirs = parse_spec(file.header["spec"])

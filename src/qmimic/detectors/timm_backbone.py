@@ -136,14 +136,14 @@ def check_name(name: str) -> None:
         hint = f"did you mean {' or '.join(near)}?" if near else "`timm.list_models()` lists them."
         raise InputError(f"timm has no network {name[:100]!r}; {hint}")
     own, _, tag = name.partition(".")
-    tags = [one.partition(".")[2] for one in timm.list_pretrained(f"{own}.*")]
-    if tag and tag not in tags and not _has_tag(name):
+    if tag and not _has_tag(name):
+        tags = [one.partition(".")[2] for one in timm.list_pretrained(f"{own}.*")]
         known = f"choose one of {', '.join(tags)}, or write" if tags else "it has none at all: write"
         raise InputError(f"timm's {own} has no weights with the tag {tag[:100]!r}; {known} timm:{own}.")
 
 
 def _has_tag(name: str) -> bool:
-    """Whether timm knows a network's tag; of some, such as `untrained`, it lists no weights."""
+    """Whether timm knows a network's tag, of which some, such as `untrained`, have no weights."""
     try:
         return timm.get_pretrained_cfg(name) is not None
     except RuntimeError:

@@ -157,15 +157,20 @@ def feature_maps(run: FinishedRun, dataset: Dataset, say: Callable[[str], None])
 
         key = matching_key(by_name["student"].key, dataset_fingerprint(part))
         matching = kept_value(run.folder / FOLDER / FILE, key, Matching, compared)
+    picture = Image.fromarray(pixels)
+    return Maps(sample.image_id, picture, _rows(maps), float(stride.mean()), matching, absent)
+
+
+def _rows(maps: dict[int, dict[str, torch.Tensor]]) -> tuple[MapRow, ...]:
+    """The rows of maps [C, h, w] by the name of their column, by stride: see `Maps.rows`."""
     rows = []
-    for of_level, level in maps.items():
-        where = f", stride {of_level}" if len(maps) > 1 else ""
+    for stride, level in maps.items():
+        where = f", stride {stride}" if len(maps) > 1 else ""
         means = level["quantized teacher"].mean((1, 2))
         strongest = means.argsort(descending=True)[: max(1, CHANNELS // len(maps))].tolist()
         rows.append(_row(f"mean of all channels{where}", {name: own.mean(0) for name, own in level.items()}))
         rows += [_row(f"channel {one}{where}", {name: own[one] for name, own in level.items()}) for one in strongest]
-    picture = Image.fromarray(pixels)
-    return Maps(sample.image_id, picture, tuple(rows), float(stride.mean()), matching, absent)
+    return tuple(rows)
 
 
 def _row(name: str, maps: dict[str, torch.Tensor]) -> MapRow:

@@ -39,8 +39,7 @@ from qmimic.zoo import DEPLOYED, TRAINED, located
 
 VERSION = 2  # raised when the same recipe would give other weights
 TAUGHT_VERSION = 1  # the same for students that are taught
-# And where a share is held, or regions are balanced; no id of a study's job counts these, so that unfinished tables go
-# on.
+# And where a share is held, or regions are balanced. No id of a study's job counts these: unfinished tables go on.
 DOSE_VERSION, BALANCED_VERSION = 2, 2
 FILE_VERSION = 1  # for teachers that are a file
 TAYLOR_VERSION = 1  # and for teachers pruned by Taylor expansion
