@@ -138,11 +138,13 @@ class ChannelGroup:
     """Channels that can be pruned only together, as a part declares them.
 
     A convolution and its batch norm produce them, and the next convolution consumes them; through shortcuts, several
-    convolutions produce the same channels.
+    convolutions produce the same channels. A depthwise convolution passes channels on: it is one of their producers
+    and none of their consumers.
 
     Attributes:
-        producers: names of the modules whose outputs they are: convolutions, linear layers and their batch norms.
-        consumers: names of the convolutions and linear layers whose inputs they are.
+        producers: names of the modules whose outputs they are: convolutions, linear layers and their batch norms; the
+            first one makes channels of its own and is not depthwise.
+        consumers: names of the convolutions and linear layers that mix them.
         levels: the levels whose maps have these channels. A head names consumers for a level but no producers;
             the detector joins them to the backbone's group. A head that several levels share ties their channels.
     """

@@ -13,7 +13,15 @@ from tiny_detectors import as_targets, lively, some_images, some_truth, tiny_spe
 STILL = AugmentConfig(flip=0, scale=(1, 1), shift=0, colour=0)
 
 
-@pytest.mark.parametrize("settings", [{}, {"backbone": "vgg16/16", "architecture": "rfcn", "roi_size": 3}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"backbone": "vgg16/16", "architecture": "rfcn", "roi_size": 3},
+        {"backbone": "resnet18_separable/16"},
+        {"backbone": "timm:mobilenetv3_small_050"},
+    ],
+)
 def test_a_gate_s_gradient_is_the_loss_s_change_when_the_channel_fades(settings: dict[str, object]) -> None:
     detector = lively(tiny_spec(**settings)).eval()
     objective = DetectionObjective(detector, STILL).eval()

@@ -17,6 +17,10 @@ DETECTORS = [
     {"backbone": "resnet34/16", "architecture": "rfcn", "roi_size": 3},
     {"backbone": "resnet50/16", "output_stride": 8},
     {"backbone": "vgg16/16", "roi_pooling": "pool"},
+    {"backbone": "resnet18_separable/16"},
+    {"backbone": "vgg16_separable/16"},
+    {"backbone": "repvgg/16"},
+    {"backbone": "yunet/16"},
 ]
 
 
@@ -65,11 +69,12 @@ def test_every_convolution_and_linear_layer_is_in_the_groups(settings: dict[str,
     groups = channel_groups(detector)
     layers = {name for name, module in detector.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)}
     ends = {"rpn.objectness", "rpn.deltas", "head.scores", "head.deltas"}
-    first = "backbone.conv1" if "resnet" in str(settings["backbone"]) else "backbone.features.0"
+    reads_pixels = {f"backbone.{name}" for name in detector.backbone.pixel_layers}
+    depthwise = {name for name in layers if getattr(layer(detector, name), "groups", 1) > 1}
     makers = [name for group in groups.values() for name in group.producers if name in layers]
     users = [name for group in groups.values() for name in group.consumers]
     assert sorted(makers) == sorted(layers - ends)
-    assert sorted(users) == sorted(layers - {first})
+    assert sorted(users) == sorted(layers - reads_pixels - depthwise)
     for group in groups.values():  # what is made has the number of channels that is used
         assert len({len(detector.get_submodule(name).weight) for name in group.producers}) == 1
         for user in group.consumers:
@@ -89,8 +94,8 @@ def test_a_pruned_detector_goes_through_its_file_and_costs_what_its_width_costs(
 
 
 def test_pruning_what_cannot_be_pruned_is_refused() -> None:
-    with pytest.raises(InputError, match="resnet18_separable/16 has grouped convolutions"):
-        channel_groups(build(tiny_spec(backbone="resnet18_separable/16")))
+    with pytest.raises(InputError, match="resnet18_grouped/16 has grouped convolutions"):
+        channel_groups(build(tiny_spec(backbone="resnet18_grouped/16")))
     detector = build(tiny_spec())
     with pytest.raises(InputError, match=r"no channel group 'head\.scores'"):
         keep_channels(detector, {"head.scores": torch.arange(2)})

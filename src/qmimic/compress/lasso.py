@@ -215,11 +215,28 @@ def _sample(
         end[:, None] * module.stride[axis] + torch.arange(module.kernel_size[axis]) * module.dilation[axis]
         for axis, end in enumerate(ends)
     )
-    reach = [dilation * (size // 2) for dilation, size in zip(module.dilation, module.kernel_size, strict=True)]
-    padded = F.pad(inputs, (reach[1], reach[1], reach[0], reach[0]))
+    padded = _padded(module, inputs, outputs)
     patches = padded[:, :, down[:, :, None], across[:, None, :]].transpose(1, 2)  # B, places, channels, k, k
     wanted = outputs[:, :, ends[0], ends[1]].transpose(1, 2)
     return patches.flatten(2).flatten(0, 1).double().cpu(), wanted.flatten(0, 1).double().cpu()
+
+
+def _padded(module: nn.Conv2d, inputs: Tensor, outputs: Tensor) -> Tensor:
+    """A convolution's inputs [B, C, H, W] with the zeros around them that it reads.
+
+    One that declares no padding and still has outputs at the border adds what the kernel lacks, more of it at the far
+    side ("same" in TensorFlow, `Conv2dSame` in timm).
+    """
+    pads: list[int] = []
+    for axis in (1, 0):  # as F.pad wants them: the last axis first
+        reach = (outputs.shape[2 + axis] - 1) * module.stride[axis] + module.dilation[axis] * (
+            module.kernel_size[axis] - 1
+        )
+        lacking = max(0, reach + 1 - inputs.shape[2 + axis])
+        assert isinstance(module.padding, tuple), "padding is a number of entries for each axis"
+        before = module.padding[axis] or lacking // 2
+        pads += [before, max(before, lacking - before)]
+    return F.pad(inputs, pads)
 
 
 def _by_channel(weight: Tensor, channels: int) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from qmimic.contracts import ChannelGroup
+from qmimic.detectors.convolution import is_depthwise
 from qmimic.detectors.detector import Detector
 from qmimic.errors import InputError
 
@@ -16,10 +17,11 @@ def channel_groups(detector: Detector) -> dict[str, ChannelGroup]:
     """All groups of a detector by name, in the order of the data's flow.
 
     Raises:
-        InputError: its backbone has group or depthwise convolutions, whose channels cannot be removed freely, or a part
-            does not declare where the channels of one of its layers go.
+        InputError: its backbone has group convolutions, whose channels cannot be removed freely, or a part does not
+            declare where the channels of one of its layers go.
     """
-    if any(isinstance(module, nn.Conv2d) and module.groups > 1 for module in detector.modules()):
+    convolutions = [module for module in detector.modules() if isinstance(module, nn.Conv2d)]
+    if any(conv.groups > 1 and not is_depthwise(conv) for conv in convolutions):
         raise InputError(
             f"{detector.spec.backbone} has grouped convolutions, which cannot be pruned; take a plain backbone."
         )
@@ -28,8 +30,9 @@ def channel_groups(detector: Detector) -> dict[str, ChannelGroup]:
     consumed = {name for group in groups for name in group.consumers}
     consumed |= {f"backbone.{name}" for name in detector.backbone.pixel_layers}
     for name, module in detector.named_modules():
-        undeclared = isinstance(module, nn.Conv2d | nn.Linear) and name not in consumed
-        if undeclared or (isinstance(module, nn.BatchNorm2d) and name not in produced):
+        within = isinstance(module, nn.BatchNorm2d) or (isinstance(module, nn.Conv2d) and is_depthwise(module))
+        declared = name in consumed or (within and name in produced)
+        if isinstance(module, nn.Conv2d | nn.Linear | nn.BatchNorm2d) and not declared:
             raise InputError(f"No channel group has {name}: declare it in channel_groups() of {name.split('.')[0]}.")
     return {group.name: group for group in groups}
 
@@ -79,6 +82,8 @@ def _keep_outputs(module: nn.Module, index: Tensor) -> None:
         value = getattr(module, name, None)
         if value is not None:
             setattr(module, name, _alike(value[index], value))
+    if isinstance(module, nn.Conv2d) and is_depthwise(module):
+        module.in_channels = module.groups = len(index)
     for kind, attribute in COUNTS:
         if isinstance(module, kind):
             setattr(module, attribute, len(index))

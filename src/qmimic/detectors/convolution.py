@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from qmimic.contracts import FusedPair, QuantizationPoint
+from qmimic.contracts import ChannelGroup, FusedPair, QuantizationPoint
 from qmimic.detectors.batch_norm import BatchNorm2d
 
 GROUPS = 2  # of a grouped convolution
@@ -146,6 +146,33 @@ def fused_pairs(conv: str, module: nn.Module, norm: str) -> tuple[FusedPair, ...
     if isinstance(module, PointwiseFirst):
         return (FusedPair(f"{conv}.1", norm),)
     return (FusedPair(conv, norm),)
+
+
+def is_depthwise(conv: nn.Conv2d) -> bool:
+    """Whether each output channel reads only the input channel of its own index."""
+    return conv.groups == conv.in_channels == conv.out_channels
+
+
+def channels_read(conv: str, module: nn.Module) -> ChannelGroup:
+    """What a spatial convolution does with the channels that it reads; `conv` is its name."""
+    if isinstance(module, Separable):
+        return ChannelGroup((f"{conv}.0", f"{conv}.1"), (f"{conv}.3",))
+    return ChannelGroup((), _crossing(conv, module))
+
+
+def channels_given(conv: str, module: nn.Module, norm: str) -> ChannelGroup:
+    """The channels that a spatial convolution makes; `conv` is its name and `norm` that of the batch norm behind it."""
+    if isinstance(module, Separable):
+        return ChannelGroup((f"{conv}.3", norm), ())
+    inner = (f"{conv}.1",) if isinstance(module, PointwiseFirst) else ()
+    return ChannelGroup((*_crossing(conv, module), *inner, norm), ())
+
+
+def _crossing(conv: str, module: nn.Module) -> tuple[str, ...]:
+    """Names of the convolutions across channels at the start of a spatial convolution."""
+    if isinstance(module, PointwiseFirst):
+        return (f"{conv}.0",)
+    return (conv, f"{conv}.pointwise") if isinstance(module, Reparameterised) else (conv,)
 
 
 def inner_points(conv: str, module: nn.Module) -> tuple[QuantizationPoint, ...]:

@@ -4,6 +4,7 @@ Arithmetic is not all that costs time on a CPU: 7x7 kernels on few channels, poo
 their multiply-accumulates suggest. Here a stage begins with its stride, and at `/16` its channels fill whole vectors.
 """
 
+from dataclasses import replace
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from qmimic.detectors.convolution import (
     Reparameterised,
     SpatialConvolution,
     at_least_one,
+    channels_given,
+    channels_read,
     dense,
     fused_pairs,
     inner_points,
@@ -80,16 +83,14 @@ class Plain(LevelledBackbone):
         )
 
     def channel_groups(self) -> tuple[ChannelGroup, ...]:
-        """See `Part.channel_groups`; for `repvgg` only, since depthwise convolutions tie channels in other ways."""
-        last = len(self.convs) - 1
-        return tuple(
-            ChannelGroup(
-                self._both(place, conv, f"norms.{place}"),
-                self._both(place + 1, self.convs[place + 1]) if place < last else (),
-                levels=tuple(n for n, own in enumerate(self._places) if own == place),
-            )
-            for place, conv in enumerate(self.convs)
-        )
+        """See `Part.channel_groups`."""
+        found: list[ChannelGroup] = []
+        for place, conv in enumerate(self.convs):
+            if found:
+                found[-1] = found[-1].joined(channels_read(f"convs.{place}", conv))
+            levels = tuple(n for n, own in enumerate(self._places) if own == place)
+            found.append(replace(channels_given(f"convs.{place}", conv, f"norms.{place}"), levels=levels))
+        return tuple(found)
 
     def fused_pairs(self) -> tuple[FusedPair, ...]:
         """See `Part.fused_pairs`."""
@@ -103,12 +104,6 @@ class Plain(LevelledBackbone):
             level = self._places.index(place) if place in self._places else None
             found += [*inner_points(f"convs.{place}", conv), QuantizationPoint(f"acts.{place}", level=level)]
         return tuple(found)
-
-    @staticmethod
-    def _both(place: int, conv: nn.Module, *more: str) -> tuple[str, ...]:
-        """A convolution's name, and that of the 1x1 convolution in it."""
-        inner = (f"convs.{place}.pointwise",) if isinstance(conv, Reparameterised) else ()
-        return (f"convs.{place}", *inner, *more)
 
 
 def repvgg(width_divisor: float, output_stride: int) -> Plain:

@@ -5,6 +5,7 @@ stages are dilated instead of strided, so that the map keeps an output stride of
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +17,8 @@ from qmimic.detectors.convolution import (
     Separable,
     SpatialConvolution,
     at_least_one,
+    channels_given,
+    channels_read,
     dense,
     fused_pairs,
     grouped,
@@ -57,7 +60,15 @@ class Block(nn.Module):
 
     def channel_groups(self) -> tuple[ChannelGroup, ...]:
         """Channels within the block; its inputs and outputs are the stage's."""
-        return tuple(ChannelGroup((f"conv{n}", f"bn{n}"), (f"conv{n + 1}",)) for n in range(1, self.depth))
+        return tuple(self.given(n).joined(self.read(n + 1)) for n in range(1, self.depth))
+
+    def read(self, number: int) -> ChannelGroup:
+        """The channels that a convolution reads."""
+        return channels_read(f"conv{number}", self.get_submodule(f"conv{number}"))
+
+    def given(self, number: int) -> ChannelGroup:
+        """The channels that a convolution makes."""
+        return channels_given(f"conv{number}", self.get_submodule(f"conv{number}"), f"bn{number}")
 
 
 class BasicBlock(Block):
@@ -169,15 +180,16 @@ class ResNet(LevelledBackbone):
         found: list[ChannelGroup] = []
         shared = ChannelGroup(("conv1", "bn1"), ())
         for path, block in self._blocks():
-            entry = ChannelGroup((), (f"{path}.conv1",))
+            entry = block.read(1).within(path)
             if block.downsample is not None:
                 found.append(shared.joined(entry).joined(ChannelGroup((), (f"{path}.downsample.0",))))
                 shared = ChannelGroup((f"{path}.downsample.0", f"{path}.downsample.1"), ())
             else:
                 shared = shared.joined(entry)
             found += [group.within(path) for group in block.channel_groups()]
-            own, level = (f"{path}.conv{block.depth}", f"{path}.bn{block.depth}"), self._level(path)
-            shared = shared.joined(ChannelGroup(own, (), levels=() if level is None else (level,)))
+            level = self._level(path)
+            own = replace(block.given(block.depth), levels=() if level is None else (level,))
+            shared = shared.joined(own.within(path))
         return (*found, shared)
 
     def fused_pairs(self) -> tuple[FusedPair, ...]:

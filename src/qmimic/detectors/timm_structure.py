@@ -8,11 +8,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers import Conv2dSame, get_notrace_functions, is_notrace_module
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from qmimic.contracts import ChannelGroup, FusedPair
 from qmimic.detectors.batch_norm import BatchNormAct2d
-from qmimic.detectors.convolution import Conv2d
+from qmimic.detectors.convolution import Conv2d, is_depthwise
 
 FOLDABLE = (nn.Conv2d, Conv2d, Conv2dSame)  # others change their weights before they use them
 NOT_BELOW_0 = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid)
@@ -20,6 +20,7 @@ NOT_BELOW_0 = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid)
 BY_CHANNEL = (nn.MaxPool2d, nn.AvgPool2d, nn.Identity, nn.Dropout)
 ACTIVATIONS = (*NOT_BELOW_0, nn.SiLU, nn.Hardswish, nn.GELU, nn.LeakyReLU)
 SUMS: tuple[Callable[..., Any], ...] = (operator.add, operator.iadd, torch.add)
+PRODUCTS: tuple[Callable[..., Any], ...] = (operator.mul, operator.imul, torch.mul)
 RELUS: tuple[Callable[..., Any], ...] = (F.relu, F.relu6, torch.relu, torch.relu_)
 
 
@@ -146,49 +147,97 @@ def _not_below_0(network: nn.Module, node: fx.Node) -> bool:
 
 
 def _channel_groups(network: nn.Module, graph: fx.Graph) -> tuple[ChannelGroup, ...] | None:
-    """Channels that must be pruned together: a convolution makes new ones, a sum ties those of its terms."""
-    group_of: dict[fx.Node, int] = {}
-    groups: list[ChannelGroup | None] = []  # None: joined to an earlier one
-
-    def add(place: int, producers: tuple[str, ...] = (), consumers: tuple[str, ...] = ()) -> None:
-        found = groups[place]
-        assert found is not None
-        groups[place] = found.joined(ChannelGroup(producers, consumers))
-
+    """Channels that must be pruned together; None where a node may do with channels what this does not know."""
+    found = _Groups(network)
     for node in graph.nodes:
+        if node.op not in ("placeholder", "output") and not found.follow(node):
+            return None
+    levels = _levels(graph)
+    return found.with_levels(levels) if found.know(levels) else None
+
+
+class _Groups:
+    """Which nodes of a graph have the same channels.
+
+    A convolution makes new ones, a depthwise one passes them on, sums and products tie those of their terms.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        self._groups: list[ChannelGroup | None] = []  # None: joined to an earlier one
+        self._of: dict[fx.Node, int] = {}  # the image's channels are in none
+
+    def follow(self, node: fx.Node) -> bool:
+        """Take the next node in; False if it is of an unknown kind."""
         before = _inputs(node)
-        module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
+        module = self._network.get_submodule(str(node.target)) if node.op == "call_module" else None
         name = str(node.target)
-        if node.op in ("placeholder", "output"):
-            continue
-        if isinstance(module, nn.Conv2d) and type(module) in FOLDABLE and module.groups == 1:
-            if before[0] in group_of:  # the image's channels are in no group
-                add(group_of[before[0]], consumers=(name,))
-            group_of[node] = len(groups)
-            groups.append(ChannelGroup((name,), ()))
-        elif isinstance(module, nn.BatchNorm2d) and before[0] in group_of:
-            group_of[node] = group_of[before[0]]
-            add(group_of[node], producers=(name,))
-        elif isinstance(module, (*BY_CHANNEL, *ACTIVATIONS)) or (
-            node.op == "call_function" and node.target in (*RELUS, F.pad)
-        ):
-            if before[0] in group_of:
-                group_of[node] = group_of[before[0]]
-        elif node.op == "call_function" and node.target in SUMS and len(before) == 2 and set(before) <= set(group_of):
-            first, second = sorted(group_of[one] for one in before)
-            group_of[node] = first
-            if first != second:
-                one, other = groups[first], groups[second]
-                assert one is not None
-                assert other is not None
-                groups[first], groups[second] = one.joined(other), None
-                group_of.update({key: first for key, place in group_of.items() if place == second})
+        function = node.target if node.op == "call_function" else None
+        convolution = module if isinstance(module, nn.Conv2d) and type(module) in FOLDABLE else None
+        if convolution and convolution.groups == 1:
+            self._add(before[0], ChannelGroup((), (name,)))
+            self._of[node] = len(self._groups)
+            self._groups.append(ChannelGroup((name,), ()))
+        elif isinstance(module, nn.BatchNorm2d) or (convolution and is_depthwise(convolution)):
+            self._add(before[0], ChannelGroup((name,), ()))
+            return self._pass_on(node)
+        elif isinstance(module, (*BY_CHANNEL, *ACTIVATIONS)) or function in (*RELUS, F.pad) or _is_global_mean(node):
+            self._pass_on(node)
+        elif function in (*SUMS, *PRODUCTS):
+            return len(before) == 2 and self.know(before) and self._tie(node, before[0], before[1])
         else:
-            return None
-    for level, node in enumerate(_levels(graph)):
-        if node not in group_of:
-            return None
-        found = groups[group_of[node]]
-        assert found is not None
-        groups[group_of[node]] = found.joined(ChannelGroup((), (), (level,)))
-    return tuple(group for group in groups if group is not None)
+            return False
+        return True
+
+    def know(self, nodes: list[fx.Node]) -> bool:
+        """Whether the channels of all of these nodes are in a group."""
+        return set(nodes) <= set(self._of)
+
+    def with_levels(self, levels: list[fx.Node]) -> tuple[ChannelGroup, ...]:
+        """The groups, with the levels whose maps these nodes give."""
+        for level, node in enumerate(levels):
+            self._add(node, ChannelGroup((), (), (level,)))
+        return tuple(group for group in self._groups if group is not None)
+
+    def _at(self, place: int) -> ChannelGroup:
+        found = self._groups[place]
+        assert found is not None, "nodes of a joined group belong to the earlier one"
+        return found
+
+    def _add(self, node: fx.Node, more: ChannelGroup) -> None:
+        """Join something to the group of a node, if it has one."""
+        if node in self._of:
+            place = self._of[node]
+            self._groups[place] = self._at(place).joined(more)
+
+    def _pass_on(self, node: fx.Node) -> bool:
+        """Put a node into the group of its input; False if that has none."""
+        (before, *_) = _inputs(node)
+        if before in self._of:
+            self._of[node] = self._of[before]
+        return before in self._of
+
+    def _tie(self, node: fx.Node, one: fx.Node, other: fx.Node) -> bool:
+        """Put a node into the joined group of two; False if one of them is stretched over the other's channels."""
+        first, second = sorted((self._of[one], self._of[other]))
+        widths = [len(self._weight(self._at(place).name)) for place in (first, second)]
+        if widths[0] != widths[1]:
+            return False
+        self._of[node] = first
+        if first != second:
+            self._groups[first], self._groups[second] = self._at(first).joined(self._at(second)), None
+            self._of.update({key: first for key, place in self._of.items() if place == second})
+        return True
+
+    def _weight(self, name: str) -> Tensor:
+        module = self._network.get_submodule(name)
+        assert isinstance(module, nn.Conv2d), "the first producer of a group is a convolution"
+        return module.weight
+
+
+def _is_global_mean(node: fx.Node) -> bool:
+    """Whether a node is the mean over a map's places, with the axes kept (squeeze-and-excitation: Hu et al., 2018)."""
+    if node.op != "call_method" or node.target != "mean" or not node.kwargs.get("keepdim"):
+        return False
+    axes = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    return isinstance(axes, list | tuple) and tuple(axes) in ((2, 3), (-2, -1))

@@ -4,6 +4,7 @@ Layers are numbered as in torchvision's `vgg16_bn().features`, so its full-width
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from qmimic.detectors.convolution import (
     Separable,
     SpatialConvolution,
     at_least_one,
+    channels_given,
+    channels_read,
     dense,
     fused_pairs,
     grouped,
@@ -86,12 +89,13 @@ class VGG(LevelledBackbone):
 
     def channel_groups(self) -> tuple[ChannelGroup, ...]:
         """See `Part.channel_groups`."""
-        places = self._convolutions()
-        following = [(f"features.{place}",) for place in places[1:]] + [()]
-        return tuple(
-            ChannelGroup((f"features.{place}", f"features.{place + 1}"), consumers, levels=self._levels(place))
-            for place, consumers in zip(places, following, strict=True)
-        )
+        found: list[ChannelGroup] = []
+        for place in self._convolutions():
+            name, conv = f"features.{place}", self.features[place]
+            if found:
+                found[-1] = found[-1].joined(channels_read(name, conv))
+            found.append(replace(channels_given(name, conv, f"features.{place + 1}"), levels=self._levels(place)))
+        return tuple(found)
 
     def fused_pairs(self) -> tuple[FusedPair, ...]:
         """See `Part.fused_pairs`."""
