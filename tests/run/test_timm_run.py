@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 import qmimic
 from cli_cases import coco
+from qmimic.compress.integer_grids import calibrate, prepare_qat
 from qmimic.config import recipe_from
 from qmimic.detectors.files import load_detector, read_tensors
 from qmimic.errors import InputError
@@ -56,6 +57,21 @@ def test_teacher_and_student_of_timm(tmp_path: Path, weights: Path) -> None:
         assert torch.equal(own["layer4.0.bn1.running_mean"], theirs["layer4.0.bn1.running_mean"])
         assert torch.equal(own["layer4.0.bn1.weight"], theirs["layer4.0.bn1.weight"])
         assert not torch.equal(own["layer4.0.conv1.weight"], theirs["layer4.0.conv1.weight"])
+
+
+def test_a_teacher_of_depthwise_convolutions_is_cut_to_a_student(tmp_path: Path) -> None:
+    coco(tmp_path / "cats")
+    plan = tree(tmp_path, tmp_path, backbone="timm:mobilenetv3_small_050")
+    del plan["teacher"]["weights"]
+    plan |= {"baselines": ["taylor", "lasso"], "pruning": {"rounds": 2, "steps": 1, "images": 4, "places": 4}}
+    plan["student"] = {**plan["student"], "backbone": "resnet18/32"}
+    results = {one.name: one for one in qmimic.train(recipe_from(plan, "the test")).results}
+    for name in ("taylor", "lasso"):
+        assert results[name].macs == pytest.approx(results["student"].macs, rel=0.05)
+        detector, _ = load_detector(tmp_path / "run" / f"{name}.safetensors")
+        assert detector.spec.backbone == "timm:mobilenetv3_small_050"
+        integers = prepare_qat(detector).eval()
+        calibrate(integers, [torch.rand(2, 1, 64, 64) * 255])  # refuses a layer that reads a map without a grid
 
 
 def test_a_teacher_with_more_frozen_stages_than_there_are_is_refused(tmp_path: Path, weights: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
-from qmimic.arms import ARMS, order
+from qmimic.arms import ARMS, STUDENT, order
 from qmimic.config.base import InTable, Section
 from qmimic.config.sections import (
     AugmentConfig,
@@ -119,9 +119,9 @@ class Recipe(Section):
         return self.teacher.detector or self.detector.architecture
 
     @property
-    def students(self) -> "tuple[Recipe, ...]":
-        """The recipes of a run's students: its own and those of its baselines, whose backbones may differ still."""
-        return (self, *(self.changed(ARMS[name].settings) for name in self.baselines))
+    def students(self) -> "dict[str, Recipe]":
+        """The recipes of a run's students by name, its own last; arms of other convolutions have its backbone."""
+        return {**{name: self.changed(ARMS[name].settings) for name in self.baselines}, STUDENT: self}
 
     @property
     def folder(self) -> Path:

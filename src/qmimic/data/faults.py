@@ -167,7 +167,7 @@ def limits(recipe: Recipe) -> dict[str, int]:
     not teach.
     """
     kinds = {recipe.detector.architecture}
-    if recipe.trains_teacher and any(own.needs_teachers for own in recipe.students):
+    if recipe.trains_teacher and any(own.needs_teachers for own in recipe.students.values()):
         kinds.add(recipe.teacher_architecture)
     read = frozenset[str]().union(*(ARCHITECTURES[kind].reads for kind in kinds))
     return {f"detector.{key}": getattr(recipe.detector, key) for key in CAPS if key in read}

@@ -48,11 +48,11 @@ class Reader:
 
 
 def _has_teacher(recipe: Recipe) -> bool:
-    return any(own.needs_teachers for own in recipe.students)
+    return any(own.needs_teachers for own in recipe.students.values())
 
 
 def _mimicking(recipe: Recipe) -> list[Recipe]:
-    return [own for own in recipe.students if own.mimic.mode != "none"]
+    return [own for own in recipe.students.values() if own.mimic.mode != "none"]
 
 
 def _mimics(recipe: Recipe) -> bool:
@@ -66,11 +66,11 @@ def _matches_scored_boxes(recipe: Recipe) -> bool:
 
 
 def _needs_grid(recipe: Recipe) -> bool:
-    return any(own.needs_grid for own in recipe.students)
+    return any(own.needs_grid for own in recipe.students.values())
 
 
 def _prunes(method: str) -> Callable[[Recipe], bool]:
-    return lambda recipe: any(own.pruning.method == method for own in recipe.students)
+    return lambda recipe: any(own.pruning.method == method for own in recipe.students.values())
 
 
 def _in(section: str, names: Iterable[str]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qmimic.arms import ARMS, STUDENT, TEACHER_STAGES
+from qmimic.arms import ARMS, TEACHER_STAGES
 from qmimic.config import Recipe, save_recipe
 from qmimic.data.splits import VAL
 from qmimic.detectors.build import equal_cost
@@ -154,19 +154,16 @@ def arms(prepared: Prepared) -> dict[str, Recipe]:
         InputError: a network cannot be made or started, or the teacher cannot be pruned or cannot teach a student.
     """
     recipe = prepared.recipe
-    found: dict[str, Recipe] = {}
+    found, student = recipe.students, recipe.student.backbone
     for name in recipe.baselines:
-        arm, student = ARMS[name], recipe.student.backbone
-        found[name] = recipe.changed(arm.settings)
-        if arm.convolutions:
+        if convolutions := ARMS[name].convolutions:
             if student.startswith(TIMM):
                 raise InputError(
-                    f"There is no {student} of {arm.convolutions} convolutions: leave {name} out of baselines, or take "
+                    f"There is no {student} of {convolutions} convolutions: leave {name} out of baselines, or take "
                     "a student of qmimic's own, such as resnet18/16."
                 )
-            family = f"{parse_backbone(student)[0].split('_')[0]}_{arm.convolutions}"
+            family = f"{parse_backbone(student)[0].split('_')[0]}_{convolutions}"
             found[name] = found[name].changed({"student.backbone": equal_cost(prepared.spec(student), family)})
-    found[STUDENT] = recipe
     pruned = [name for name, own in found.items() if own.pruning.method != "none"]
     if pruned and not recipe.trains_teacher:
         raise InputError(
