@@ -1,11 +1,17 @@
 """The Taylor criterion against differences of the loss, and the choice by hand."""
 
+import math
+from collections.abc import Iterable
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from qmimic.compress.cost import Cost
-from qmimic.compress.taylor import TOLERANCE, gated, least
+from qmimic.compress.taylor import TOLERANCE, gated, least, unit
 from qmimic.config import AugmentConfig
+from qmimic.detectors.build import build
 from qmimic.detectors.channels import channel_groups, widths
 from qmimic.training.step import DetectionObjective, StepGenerators
 from tiny_detectors import as_targets, lively, some_images, some_truth, tiny_spec
@@ -62,13 +68,17 @@ def test_gates_leave_the_function_alone_and_go_away() -> None:
     torch.testing.assert_close(detector.features(images).map, plain)
 
 
+def ones(groups: Iterable[str]) -> dict[str, int]:
+    return dict.fromkeys(groups, 1)
+
+
 def test_those_that_matter_least_for_their_cost_go_until_the_cost_is_met() -> None:
     cost = Cost(lively(tiny_spec()))
     generator = torch.Generator().manual_seed(0)
     criterion = {name: torch.rand(count, generator=generator) + 0.1 for name, count in cost.full.items()}
     goal = 0.5 * cost.of({})
-    floor = dict.fromkeys(criterion, 1)
-    kept = least(criterion, cost, goal, 3.0, floor)
+    floor = ones(criterion)
+    kept = least(criterion, cost, goal, 3.0, floor, ones(criterion))
     assert abs(cost.of({name: len(index) for name, index in kept.items()}) / goal - 1) <= TOLERANCE
     for name, index in kept.items():
         values = criterion[name]
@@ -77,7 +87,29 @@ def test_those_that_matter_least_for_their_cost_go_until_the_cost_is_met() -> No
         assert not gone or float(values[gone].max()) <= float(values[index].min())
     # Scale within a group says nothing: groups are normalised.
     scaled = {name: values * (1 + 7 * place) for place, (name, values) in enumerate(criterion.items())}
-    assert all(torch.equal(index, kept[name]) for name, index in least(scaled, cost, goal, 3.0, floor).items())
+    assert all(
+        torch.equal(index, kept[name]) for name, index in least(scaled, cost, goal, 3.0, floor, ones(criterion)).items()
+    )
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 16), st.floats(0.2, 0.9), st.integers(0, 99))
+def test_what_is_pruned_keeps_a_multiple_and_comes_near_the_cost(multiple: int, share: float, seed: int) -> None:
+    cost = Cost(build(tiny_spec(backbone="resnet18/4")))
+    generator = torch.Generator().manual_seed(seed)
+    criterion = {name: torch.rand(count, generator=generator) for name, count in cost.full.items()}
+    units = {name: unit(multiple, math.ceil(share**0.5 * count)) for name, count in cost.full.items()}
+    kept = least(criterion, cost, share * cost.of({}), 3.0, ones(criterion), units)
+    for name, index in kept.items():
+        assert len(index) in (cost.full[name], len(index) // units[name] * units[name])
+        gone = [c for c in range(cost.full[name]) if c not in index.tolist()]
+        assert not gone or float(criterion[name][gone].max()) <= float(criterion[name][index].min())
+    assert abs(cost.of({name: len(index) for name, index in kept.items()}) / cost.of({}) - share) < 0.05
+
+
+def test_a_narrow_layer_keeps_a_multiple_of_less() -> None:
+    assert [unit(8, equal) for equal in (64, 8, 7, 4, 3, 1)] == [8, 8, 4, 4, 2, 1]
+    assert [unit(multiple, 5) for multiple in (1, 6, 12)] == [1, 3, 3]
 
 
 def test_no_layer_falls_below_its_floor_and_a_floor_below_all_changes_nothing() -> None:
@@ -86,11 +118,12 @@ def test_no_layer_falls_below_its_floor_and_a_floor_below_all_changes_nothing() 
     criterion = {name: torch.rand(count, generator=generator) + 0.1 for name, count in cost.full.items()}
     criterion["head.fc1"][2:] = 0  # all but two of its units are worth nothing
     goal = 0.5 * cost.of({})
-    free = least(criterion, cost, goal, 0.0, dict.fromkeys(criterion, 1))
+    free = least(criterion, cost, goal, 0.0, ones(criterion), ones(criterion))
     assert len(free["head.fc1"]) == 2
     widths_of = {name: len(index) for name, index in free.items()}
-    assert all(torch.equal(index, free[name]) for name, index in least(criterion, cost, goal, 0.0, widths_of).items())
-    held = least(criterion, cost, goal, 0.0, {**dict.fromkeys(criterion, 1), "head.fc1": 5})
+    again = least(criterion, cost, goal, 0.0, widths_of, ones(criterion))
+    assert all(torch.equal(index, free[name]) for name, index in again.items())
+    held = least(criterion, cost, goal, 0.0, {**ones(criterion), "head.fc1": 5}, ones(criterion))
     assert len(held["head.fc1"]) == 5
     assert {0, 1} <= set(held["head.fc1"].tolist())
     assert abs(cost.of({name: len(index) for name, index in held.items()}) / goal - 1) <= TOLERANCE

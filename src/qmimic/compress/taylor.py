@@ -3,15 +3,16 @@
 A channel z matters as much as the loss C would change without it. To first order, that is |dC/dz * z| summed over
 positions: the gradient with respect to a gate that multiplies z. The criterion is computed for each image, averaged,
 and normalised within a layer by its l2 norm; a channel's cost, as a share of the network's present cost, is subtracted,
-so that costly layers do not outlive all others. Channels that shortcuts add share one gate. Two departures from the
-paper: channels are removed in rounds instead of one by one, and no layer falls below a share of what equal pruning
-would leave it, since a criterion compared between layers can remove nearly all of one (layer collapse; Tanaka et al.,
-NeurIPS 2020).
+so that costly layers do not outlive all others. Channels that shortcuts add share one gate. Three departures from the
+paper: channels are removed in rounds instead of one by one; no layer falls below a share of what equal pruning would
+leave it, since a criterion compared between layers can remove nearly all of one (layer collapse; Tanaka et al., NeurIPS
+2020); and they go several at a time, so that a layer keeps a multiple of what a vector of the engines holds.
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -48,15 +49,17 @@ def prune_by_taylor(
         show: called with every step and its loss.
 
     Returns:
-        The pruned detector in evaluation mode; its cost is within `TOLERANCE` of `macs`, if single channels are small
-        enough for that.
+        The pruned detector in evaluation mode; its cost is within `TOLERANCE` of `macs`, if the channels that go at a
+        time are small enough for that.
 
     Raises:
         InputError: its channels cannot be pruned.
     """
     detector = objective.detector
     whole = Cost(detector).of({})
-    floor = {name: math.ceil(FLOOR * count) for name, count in equal_share(detector, macs).items()}
+    equal = equal_share(detector, macs)
+    floor = {name: math.ceil(FLOOR * count) for name, count in equal.items()}
+    units = {name: unit(config.multiple, count) for name, count in equal.items()}
     schedule = ScheduleConfig(learning_rate=config.learning_rate)
     for done in range(config.rounds):
         criterion = {name: torch.zeros(count) for name, count in widths(detector, channel_groups(detector)).items()}
@@ -65,12 +68,24 @@ def prune_by_taylor(
             loss = _learn(objective, optimizer, next(batches), generators(step), schedule.clip_norm, criterion)
             show(step + 1, loss)
         goal = whole * (macs / whole) ** ((done + 1) / config.rounds)
-        keep_channels(detector, least(criterion, Cost(detector), goal, config.cost_weight, floor))
+        keep_channels(detector, least(criterion, Cost(detector), goal, config.cost_weight, floor, units))
     return detector.eval()
 
 
+def unit(multiple: int, equal: int) -> int:
+    """How many channels of a group go at a time: `multiple`, halved while equal pruning would leave fewer."""
+    while multiple > equal:
+        multiple //= 2
+    return max(1, multiple)
+
+
 def least(
-    criterion: dict[str, Tensor], cost: Cost, goal: float, cost_weight: float, floor: Mapping[str, int]
+    criterion: dict[str, Tensor],
+    cost: Cost,
+    goal: float,
+    cost_weight: float,
+    floor: Mapping[str, int],
+    units: Mapping[str, int],
 ) -> dict[str, Tensor]:
     """The channels that stay after those that matter least for their cost are removed.
 
@@ -80,6 +95,7 @@ def least(
         goal: multiply-accumulates to reach.
         cost_weight: weight of a channel's share of the present multiply-accumulates.
         floor: by group, how many must stay, at least one.
+        units: by group, what the number of channels becomes a multiple of, where any are removed.
 
     Returns:
         By group, the indices that stay, ascending.
@@ -90,22 +106,39 @@ def least(
     open_groups = {name: values.argsort().tolist() for name, values in matters.items()}
     gone: dict[str, list[int]] = {name: [] for name in matters}
     while present > goal * (1 + TOLERANCE):
-        best: tuple[float, str, float] | None = None
+        choices = []
         for name, candidates in open_groups.items():
-            if left[name] <= floor[name]:
+            count = left[name] % units[name] or units[name]
+            if left[name] - count < floor[name]:
                 continue
-            after = cost.of({**left, name: left[name] - 1})
-            worth = float(matters[name][candidates[0]]) - cost_weight * (1 - after / present)
-            if after >= goal * (1 - TOLERANCE) and (best is None or worth < best[0]):
-                best = worth, name, after
-        if best is None:
+            after = cost.of({**left, name: left[name] - count})
+            matter = float(matters[name][candidates[:count]].mean())
+            choices.append(_Choice(name, count, after, matter - cost_weight * (1 - after / present) / count))
+        fitting = [one for one in choices if one.after >= goal * (1 - TOLERANCE)]
+        nearer = [one for one in choices if goal - one.after < present - goal]
+        if fitting:
+            best = min(fitting, key=lambda one: one.worth)
+        elif nearer:  # what goes at a time is too much to come within the tolerance
+            best = min(nearer, key=lambda one: abs(one.after - goal))
+        else:
             break
-        _, name, present = best
-        left[name] -= 1
-        gone[name].append(open_groups[name].pop(0))
+        present = best.after
+        left[best.name] -= best.count
+        gone[best.name] += open_groups[best.name][: best.count]
+        del open_groups[best.name][: best.count]
     return {
         name: torch.tensor([c for c in range(count) if c not in set(gone[name])]) for name, count in cost.full.items()
     }
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Some channels of a group that could go: how many, the cost without them, and the worth of one of them."""
+
+    name: str
+    count: int
+    after: float
+    worth: float
 
 
 def _learn(

@@ -128,6 +128,13 @@ class PruningConfig(Section):
     cost_weight: Advanced[float] = Field(
         3.0, ge=0, description="taylor: how much a channel's share of the multiply-accumulates counts against it"
     )
+    multiple: Advanced[int] = Field(
+        8,
+        ge=1,
+        le=64,
+        description="taylor: layers keep a multiple of this many channels, as engines compute so many at once; narrow "
+        "ones a multiple of a half of it, a quarter, and so on",
+    )
     images: Advanced[int] = Field(256, ge=1, description="lasso: training images to fit on")
     places: Advanced[int] = Field(
         10, ge=1, le=1024, description="lasso: places of a layer's output in each of these images"

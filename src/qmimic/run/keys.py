@@ -39,8 +39,9 @@ from qmimic.zoo import DEPLOYED, TRAINED, located
 
 VERSION = 2  # raised when the same recipe would give other weights
 TAUGHT_VERSION = 1  # the same for students that are taught
-# And where a share is held, or regions are balanced. No id of a study's job counts these: unfinished tables go on.
-DOSE_VERSION, BALANCED_VERSION = 2, 2
+# And where a share is held, regions are balanced, or channels go several at a time. No id of a study's job counts
+# these: unfinished tables go on.
+DOSE_VERSION, BALANCED_VERSION, MULTIPLE_VERSION = 2, 2, 1
 FILE_VERSION = 1  # for teachers that are a file
 TAYLOR_VERSION = 1  # and for teachers pruned by Taylor expansion
 INT8_VERSION = 1  # when the same detector would get other grids
@@ -52,7 +53,7 @@ LATER = {
     *(f"detector.{name}" for name in ("anchor_cells", "anchor_ratios", "levels")),
     *(f"data.{name}" for name in ("label_share", *OF_UNLABELLED)),
     *("data.grey", "data.allow_capped", "mimic.distiller", "mimic.settings", "mimic.sampling"),
-    "mimic.region_size",
+    *("mimic.region_size", "pruning.multiple"),
     *("augment.transpose", "augment.mosaic", "teacher.closing_steps", "student.closing_steps"),
 }
 LABELS_VERSION = 2  # when a teacher would label the same pictures otherwise
@@ -118,7 +119,11 @@ def quantized_key(recipe: Recipe, teacher: str) -> str:
 def pruned_key(recipe: Recipe, teacher: str) -> str:
     """The pruned teacher before it is trained on, from the key of the full-precision one."""
     student = recipe.student
-    return fingerprint(VERSION, teacher, student.backbone, student.batch_size, recipe.seed, *_pruning(recipe))
+    several = recipe.pruning.method == "taylor" and recipe.pruning.multiple > 1
+    multiples = [f"multiples {MULTIPLE_VERSION}"] if several else []
+    return fingerprint(
+        VERSION, teacher, student.backbone, student.batch_size, recipe.seed, *_pruning(recipe), *multiples
+    )
 
 
 @dataclass(frozen=True)
@@ -318,7 +323,7 @@ def _plain(config: Section, *left_out: str) -> dict[str, Any]:
 
 def _pruning(recipe: Recipe) -> list[object]:
     """What a pruned teacher depends on besides its cost."""
-    return [recipe.pruning, *([TAYLOR_VERSION] if recipe.pruning.method == "taylor" else [])]
+    return [_plain(recipe.pruning), *([TAYLOR_VERSION] if recipe.pruning.method == "taylor" else [])]
 
 
 def _since(config: MimicConfig) -> list[object]:
