@@ -23,6 +23,7 @@ SMALL = {
         *("--data", "synthetic:digits", "--size", "64", "--seeds", "1", "--steps", "2", "--rounds", "1"),
         *("--backbones", "repvgg/24", "--out", "out", "--json"),
     ],
+    "pruned_widths.py": ["--teachers", "resnet18/4", "--rounds", "1", "--json"],
     "engines.py": ["--rounds", "1", "--to", "onnx", "--json"],
 }
 # They need what a clone does not have: a GPU's hours, another project's environment, a run, minutes.
