@@ -1,4 +1,4 @@
-"""What it brings in deployed files that pruned layers keep a multiple of 8 channels, in one alternating run, one thread.
+"""What it brings in deployed files that pruned layers keep a multiple of 8 channels: one alternating run, one thread.
 
 Teachers with fresh weights are pruned to the cost of `resnet18/16` by a random criterion, once channel by channel and
 once by eights; the time depends on the widths alone. ONNX Runtime times all of them beside `resnet18/16` itself.
