@@ -147,7 +147,7 @@ GRIDS = {
 ANCHORS = {**GRIDS, "teacher.box_format": "deltas", "teacher.box_unit": "pixels", "teacher.anchors": [[[8, 8]]] * 2}
 LABELS = {**BOX_FILE, "data.unlabelled": "frames"}
 ONLY_WITH: dict[str, tuple[Any, dict[str, Any]]] = {
-    **{f"pruning.{name}": (7, {"baselines": ["taylor"]}) for name in ("rounds", "steps", "cost_weight")},
+    **{f"pruning.{name}": (7, {"baselines": ["taylor"]}) for name in ("rounds", "steps", "cost_weight", "multiple")},
     "pruning.learning_rate": (0.1, {"baselines": ["taylor"]}),
     **{f"pruning.{name}": (7, {"baselines": ["lasso"]}) for name in ("images", "places")},
     **{f"{name}.milestones": ([0.5], {f"{name}.decay": "step"}) for name in ("teacher", "student")},

@@ -1,12 +1,14 @@
 """Networks of timm as backbones: their levels, weights under whatever names, what is frozen, and their files."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ from qmimic.detectors.build import build, fold_batch_norm, mac_count
 from qmimic.detectors.channels import channel_groups, keep_channels, widths
 from qmimic.detectors.files import load_detector, save_detector
 from qmimic.detectors.pretrained import load_backbone, read_weights, timm_names
+from qmimic.detectors.timm_structure import structure_of
 from qmimic.errors import InputError
 from qmimic.ship.onnx_file import Exported, build_graph
 from qmimic.tables import parse_backbone
@@ -439,3 +442,41 @@ def test_the_ports_weights_know_animals(real_data: Path) -> None:
         right += found in KINDS[dataset.classes[int(sample.labels[0])]]
     assert seen > 20
     assert right > 0.5 * seen, f"{right} of {seen}"
+
+
+class Levels(nn.Module):
+    """A network of one level, from two convolutions of 8 channels each."""
+
+    def __init__(self, join: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.one, self.other, self.gate = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Sigmoid()
+        self.last, self.join = nn.Conv2d(8, 4, 1), join
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = self.one(x)
+        return [self.last(self.join(x, self.gate(self.other(x))))]
+
+
+@pytest.mark.parametrize(
+    ("join", "fits"),
+    [
+        (lambda x, gate: x * gate, True),
+        (lambda x, gate: F.pad(x * gate, (1, 1, 1, 1)), True),
+        (lambda x, gate: (x * gate).mean((2, 3), keepdim=True) * x, True),
+        # A channel that is taken away would have been 0.5 here.
+        (lambda x, gate: gate, False),
+        (lambda x, gate: x + gate, False),
+        (lambda x, gate: gate * gate, False),
+        # Channels are padded, mixed or stretched.
+        (lambda x, gate: F.pad((x * gate)[:, :4], (0, 0, 0, 0, 0, 4)), False),
+        (lambda x, gate: F.pad(x * gate, (0, 0, 0, 0, 0, 0)), False),
+        (lambda x, gate: x.mean(1, keepdim=True) * gate, False),
+        (lambda x, gate: torch.cat([x, gate], 1)[:, :8], False),
+    ],
+)
+def test_only_graphs_whose_channels_can_go_have_groups(join: Callable[[Tensor, Tensor], Tensor], fits: bool) -> None:
+    groups = structure_of(Levels(join)).groups
+    assert (groups is not None) == fits
+    if groups is not None:
+        assert [group.producers for group in groups] == [("one", "other"), ("last",)]
+        assert groups[0].consumers == ("other", "last")

@@ -10,7 +10,7 @@ leave it, since a criterion compared between layers can remove nearly all of one
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -49,8 +49,8 @@ def prune_by_taylor(
         show: called with every step and its loss.
 
     Returns:
-        The pruned detector in evaluation mode; its cost is within `TOLERANCE` of `macs`, if the channels that go at a
-        time are small enough for that.
+        The pruned detector in evaluation mode; its cost is within `TOLERANCE` of `macs`, if single channels are small
+        enough for that.
 
     Raises:
         InputError: its channels cannot be pruned.
@@ -59,7 +59,7 @@ def prune_by_taylor(
     whole = Cost(detector).of({})
     equal = equal_share(detector, macs)
     floor = {name: math.ceil(FLOOR * count) for name, count in equal.items()}
-    units = {name: unit(config.multiple, count) for name, count in equal.items()}
+    units = halvings({name: unit(config.multiple, count) for name, count in equal.items()})
     schedule = ScheduleConfig(learning_rate=config.learning_rate)
     for done in range(config.rounds):
         criterion = {name: torch.zeros(count) for name, count in widths(detector, channel_groups(detector)).items()}
@@ -68,7 +68,9 @@ def prune_by_taylor(
             loss = _learn(objective, optimizer, next(batches), generators(step), schedule.clip_norm, criterion)
             show(step + 1, loss)
         goal = whole * (macs / whole) ** ((done + 1) / config.rounds)
-        keep_channels(detector, least(criterion, Cost(detector), goal, config.cost_weight, floor, units))
+        last = done == config.rounds - 1  # only then do a few layers leave their multiples, to meet the cost
+        steps = units if last else units[:1]
+        keep_channels(detector, least(criterion, Cost(detector), goal, config.cost_weight, floor, steps))
     return detector.eval()
 
 
@@ -79,13 +81,21 @@ def unit(multiple: int, equal: int) -> int:
     return max(1, multiple)
 
 
+def halvings(units: Mapping[str, int]) -> list[Mapping[str, int]]:
+    """These units, half of each, a quarter, and so on, down to single channels."""
+    found = [units]
+    while max(found[-1].values()) > 1:
+        found.append({name: max(1, count // 2) for name, count in found[-1].items()})
+    return found
+
+
 def least(
     criterion: dict[str, Tensor],
     cost: Cost,
     goal: float,
     cost_weight: float,
     floor: Mapping[str, int],
-    units: Mapping[str, int],
+    units: Sequence[Mapping[str, int]],
 ) -> dict[str, Tensor]:
     """The channels that stay after those that matter least for their cost are removed.
 
@@ -95,7 +105,8 @@ def least(
         goal: multiply-accumulates to reach.
         cost_weight: weight of a channel's share of the present multiply-accumulates.
         floor: by group, how many must stay, at least one.
-        units: by group, what the number of channels becomes a multiple of, where any are removed.
+        units: by group, what the number of channels becomes a multiple of, where any are removed; the next of these
+            holds when no such removal fits any more.
 
     Returns:
         By group, the indices that stay, ascending.
@@ -105,23 +116,21 @@ def least(
     present = cost.of(left)
     open_groups = {name: values.argsort().tolist() for name, values in matters.items()}
     gone: dict[str, list[int]] = {name: [] for name in matters}
+    now, *finer = units
     while present > goal * (1 + TOLERANCE):
         choices = []
         for name, candidates in open_groups.items():
-            count = left[name] % units[name] or units[name]
-            if left[name] - count < floor[name]:
-                continue
+            count = left[name] % now[name] or now[name]
             after = cost.of({**left, name: left[name] - count})
-            matter = float(matters[name][candidates[:count]].mean())
-            choices.append(_Choice(name, count, after, matter - cost_weight * (1 - after / present) / count))
-        fitting = [one for one in choices if one.after >= goal * (1 - TOLERANCE)]
-        nearer = [one for one in choices if goal - one.after < present - goal]
-        if fitting:
-            best = min(fitting, key=lambda one: one.worth)
-        elif nearer:  # what goes at a time is too much to come within the tolerance
-            best = min(nearer, key=lambda one: abs(one.after - goal))
-        else:
+            if left[name] - count >= floor[name] and after >= goal * (1 - TOLERANCE):
+                matter = float(matters[name][candidates[:count]].mean())
+                choices.append(_Choice(name, count, after, matter - cost_weight * (1 - after / present) / count))
+        if not choices and not finer:
             break
+        if not choices:
+            now, *finer = finer
+            continue
+        best = min(choices, key=lambda one: one.worth)
         present = best.after
         left[best.name] -= best.count
         gone[best.name] += open_groups[best.name][: best.count]

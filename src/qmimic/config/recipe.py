@@ -120,7 +120,7 @@ class Recipe(Section):
 
     @property
     def students(self) -> "dict[str, Recipe]":
-        """The recipes of a run's students by name, its own last; arms of other convolutions have its backbone."""
+        """The recipes of a run's students by name, its own last; arms of other convolutions still have its backbone."""
         return {**{name: self.changed(ARMS[name].settings) for name in self.baselines}, STUDENT: self}
 
     @property

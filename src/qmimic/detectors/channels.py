@@ -23,7 +23,8 @@ def channel_groups(detector: Detector) -> dict[str, ChannelGroup]:
     convolutions = [module for module in detector.modules() if isinstance(module, nn.Conv2d)]
     if any(conv.groups > 1 and not is_depthwise(conv) for conv in convolutions):
         raise InputError(
-            f"{detector.spec.backbone} has grouped convolutions, which cannot be pruned; take a plain backbone."
+            f"{detector.spec.backbone} has grouped convolutions, which cannot be pruned; take a backbone without "
+            "them, such as resnet18/16."
         )
     groups = detector.channel_groups()
     produced = {name for group in groups for name in group.producers}

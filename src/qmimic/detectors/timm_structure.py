@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Conv2dSame, get_notrace_functions, is_notrace_module
+from timm.layers import Conv2dSame, activations, get_notrace_functions, is_notrace_module
 from torch import Tensor, fx, nn
 
 from qmimic.contracts import ChannelGroup, FusedPair
@@ -15,10 +15,15 @@ from qmimic.detectors.batch_norm import BatchNormAct2d
 from qmimic.detectors.convolution import Conv2d, is_depthwise
 
 FOLDABLE = (nn.Conv2d, Conv2d, Conv2dSame)  # others change their weights before they use them
-NOT_BELOW_0 = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid)
+# These give no 0 where they read 0.
+GATES = (nn.Sigmoid, nn.Hardsigmoid, activations.Sigmoid, activations.HardSigmoid)
+NOT_BELOW_0 = (nn.ReLU, nn.ReLU6, *GATES)
 # These mix no channels, and give no value below 0 where they read none.
 BY_CHANNEL = (nn.MaxPool2d, nn.AvgPool2d, nn.Identity, nn.Dropout)
-ACTIVATIONS = (*NOT_BELOW_0, nn.SiLU, nn.Hardswish, nn.GELU, nn.LeakyReLU)
+ACTIVATIONS = (
+    *(*NOT_BELOW_0, nn.SiLU, nn.Hardswish, nn.GELU, nn.LeakyReLU),
+    *(activations.Swish, activations.HardSwish, activations.GELU),
+)
 SUMS: tuple[Callable[..., Any], ...] = (operator.add, operator.iadd, torch.add)
 PRODUCTS: tuple[Callable[..., Any], ...] = (operator.mul, operator.imul, torch.mul)
 RELUS: tuple[Callable[..., Any], ...] = (F.relu, F.relu6, torch.relu, torch.relu_)
@@ -64,7 +69,7 @@ def structure_of(network: nn.Module) -> Structure:
             pairs.append(FusedPair(conv, str(node.target)))
     single = tuple(name for name in norms if name not in {pair.norm for pair in pairs})
     pixels = _pixel_layers(network, graph)
-    once = all(count == 1 for count in calls.values())
+    once = all(calls.get(name, 0) <= 1 for name, module in network.named_modules() if list(module.parameters(False)))
     groups = _channel_groups(network, graph) if pixels and once and not single else None
     signed: dict[str, bool] | None = {} if pixels and once else None
     for node in graph.nodes if signed is not None else ():
@@ -138,9 +143,11 @@ def _not_below_0(network: nn.Module, node: fx.Node) -> bool:
         )
     if node.op == "call_function" and node.target in RELUS:
         return True
+    if _is_global_mean(node):
+        return _not_below_0(network, _inputs(node)[0])
     return (
         node.op == "call_function"
-        and node.target in (*SUMS, operator.mul, F.pad, torch.cat)
+        and node.target in (*SUMS, *PRODUCTS, F.pad, torch.cat)
         and bool(_inputs(node))
         and all(_not_below_0(network, one) for one in _inputs(node))
     )
@@ -153,19 +160,21 @@ def _channel_groups(network: nn.Module, graph: fx.Graph) -> tuple[ChannelGroup, 
         if node.op not in ("placeholder", "output") and not found.follow(node):
             return None
     levels = _levels(graph)
-    return found.with_levels(levels) if found.know(levels) else None
+    return found.with_levels(levels) if found.give(levels) else None
 
 
 class _Groups:
     """Which nodes of a graph have the same channels.
 
-    A convolution makes new ones, a depthwise one passes them on, sums and products tie those of their terms.
+    A convolution makes new ones, a depthwise one passes them on, sums and products tie those of their terms. A channel
+    can go only if what reads it would read 0 in its place: a gate gives 0.5, so it counts only as a factor.
     """
 
     def __init__(self, network: nn.Module) -> None:
         self._network = network
         self._groups: list[ChannelGroup | None] = []  # None: joined to an earlier one
         self._of: dict[fx.Node, int] = {}  # the image's channels are in none
+        self._gates: set[fx.Node] = set()  # not 0 where their channel is 0
 
     def follow(self, node: fx.Node) -> bool:
         """Take the next node in; False if it is of an unknown kind."""
@@ -173,6 +182,12 @@ class _Groups:
         module = self._network.get_submodule(str(node.target)) if node.op == "call_module" else None
         name = str(node.target)
         function = node.target if node.op == "call_function" else None
+        gated = [one in self._gates for one in before]
+        last = module.act if isinstance(module, BatchNormAct2d) else module
+        if isinstance(last, GATES) or (all(gated) if function in PRODUCTS else any(gated)):
+            self._gates.add(node)
+        if isinstance(module, nn.Conv2d | nn.BatchNorm2d) and any(gated):
+            return False
         convolution = module if isinstance(module, nn.Conv2d) and type(module) in FOLDABLE else None
         if convolution and convolution.groups == 1:
             self._add(before[0], ChannelGroup((), (name,)))
@@ -181,7 +196,7 @@ class _Groups:
         elif isinstance(module, nn.BatchNorm2d) or (convolution and is_depthwise(convolution)):
             self._add(before[0], ChannelGroup((name,), ()))
             return self._pass_on(node)
-        elif isinstance(module, (*BY_CHANNEL, *ACTIVATIONS)) or function in (*RELUS, F.pad) or _is_global_mean(node):
+        elif isinstance(module, (*BY_CHANNEL, *ACTIVATIONS)) or function in RELUS or _is_spatial(node):
             self._pass_on(node)
         elif function in (*SUMS, *PRODUCTS):
             return len(before) == 2 and self.know(before) and self._tie(node, before[0], before[1])
@@ -192,6 +207,10 @@ class _Groups:
     def know(self, nodes: list[fx.Node]) -> bool:
         """Whether the channels of all of these nodes are in a group."""
         return set(nodes) <= set(self._of)
+
+    def give(self, levels: list[fx.Node]) -> bool:
+        """Whether these nodes' channels are in a group, and 0 where they are taken away."""
+        return self.know(levels) and not set(levels) & self._gates
 
     def with_levels(self, levels: list[fx.Node]) -> tuple[ChannelGroup, ...]:
         """The groups, with the levels whose maps these nodes give."""
@@ -233,6 +252,14 @@ class _Groups:
         module = self._network.get_submodule(name)
         assert isinstance(module, nn.Conv2d), "the first producer of a group is a convolution"
         return module.weight
+
+
+def _is_spatial(node: fx.Node) -> bool:
+    """Whether a node pads places, or is the mean over all of them."""
+    if node.op == "call_function" and node.target is F.pad:
+        pads = node.args[1] if len(node.args) > 1 else node.kwargs.get("pad")
+        return isinstance(pads, list | tuple) and len(pads) <= 4  # two for each axis, the last axes first
+    return _is_global_mean(node)
 
 
 def _is_global_mean(node: fx.Node) -> bool:

@@ -165,7 +165,7 @@ READERS = (
         "mimic.regions=ground_truth has no others: name other regions",
     ),
     Reader(
-        _in("pruning", ("rounds", "steps", "learning_rate", "cost_weight")),
+        _in("pruning", ("rounds", "steps", "learning_rate", "cost_weight", "multiple")),
         _prunes("taylor"),
         "nothing is pruned by Taylor expansion: set pruning.method=taylor, or name taylor in baselines",
     ),

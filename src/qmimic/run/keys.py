@@ -39,9 +39,9 @@ from qmimic.zoo import DEPLOYED, TRAINED, located
 
 VERSION = 2  # raised when the same recipe would give other weights
 TAUGHT_VERSION = 1  # the same for students that are taught
-# And where a share is held, regions are balanced, or channels go several at a time. No id of a study's job counts
-# these: unfinished tables go on.
-DOSE_VERSION, BALANCED_VERSION, MULTIPLE_VERSION = 2, 2, 1
+# And where a share is held, regions are balanced, channels go several at a time, or LASSO refits. No id of a study's
+# job counts these: unfinished tables go on.
+DOSE_VERSION, BALANCED_VERSION, MULTIPLE_VERSION, LASSO_VERSION = 2, 2, 1, 2
 FILE_VERSION = 1  # for teachers that are a file
 TAYLOR_VERSION = 1  # and for teachers pruned by Taylor expansion
 INT8_VERSION = 1  # when the same detector would get other grids
@@ -120,10 +120,11 @@ def pruned_key(recipe: Recipe, teacher: str) -> str:
     """The pruned teacher before it is trained on, from the key of the full-precision one."""
     student = recipe.student
     several = recipe.pruning.method == "taylor" and recipe.pruning.multiple > 1
-    multiples = [f"multiples {MULTIPLE_VERSION}"] if several else []
-    return fingerprint(
-        VERSION, teacher, student.backbone, student.batch_size, recipe.seed, *_pruning(recipe), *multiples
-    )
+    since = [
+        *([f"multiples {MULTIPLE_VERSION}"] if several else []),
+        *([f"lasso {LASSO_VERSION}"] if recipe.pruning.method == "lasso" else []),
+    ]
+    return fingerprint(VERSION, teacher, student.backbone, student.batch_size, recipe.seed, *_pruning(recipe), *since)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from qmimic.study.summary import ArmSummary, orders, summarize, verdicts
 from qmimic.study.table import read_results, read_study
 
 MANY = 10  # comparisons, from which on some come out by chance
+NOTABLE = 1.1  # costs whose ratio is less are one; what is pruned differs by a few per cent
 NOTE, MAX_NOTE_BYTES = "note.md", 1 << 16
 
 
@@ -184,7 +185,8 @@ def report(folders: Sequence[Path], out: Path) -> str:
         pictures = out.parent / f"{out.stem}-{study.name}"
         draw_gains(study, arms, Path(f"{pictures}-gains.png"))
         parts += [markdown(study, results, note_of(folder)), f"![Differences]({pictures.name}-gains.png)", ""]
-        if len({own.macs for own in arms if own.score.count}) > 1:  # at a single cost the table says everything
+        costs = [own.macs for own in arms if own.score.count]
+        if costs and max(costs) > NOTABLE * min(costs):  # at a single cost the table says everything
             draw_cost(arms, Path(f"{pictures}-cost.png"))
             parts += [f"![mAP against cost]({pictures.name}-cost.png)", ""]
     text = "\n".join(parts)
