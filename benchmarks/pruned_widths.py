@@ -45,7 +45,7 @@ def pruned(teacher: str, macs: int, multiple: int) -> Detector:
     floor = {name: max(1, count // 2) for name, count in equal.items()}
     units = {name: unit(multiple, count) for name, count in equal.items()}
     weight = PruningConfig().cost_weight
-    keep_channels(detector, least(criterion, Cost(detector), macs, weight, floor, [units]))
+    keep_channels(detector, least(criterion, Cost(detector), macs, macs, weight, floor, [units]))
     return detector
 
 

@@ -105,7 +105,7 @@ def test_those_that_matter_least_for_their_cost_go_until_the_cost_is_met() -> No
     criterion = {name: torch.rand(count, generator=generator) + 0.1 for name, count in cost.full.items()}
     goal = 0.5 * cost.of({})
     floor = ones(criterion)
-    kept = least(criterion, cost, goal, 3.0, floor, [ones(criterion)])
+    kept = least(criterion, cost, goal, goal, 3.0, floor, [ones(criterion)])
     assert abs(cost.of({name: len(index) for name, index in kept.items()}) / goal - 1) <= TOLERANCE
     for name, index in kept.items():
         values = criterion[name]
@@ -116,7 +116,7 @@ def test_those_that_matter_least_for_their_cost_go_until_the_cost_is_met() -> No
     scaled = {name: values * (1 + 7 * place) for place, (name, values) in enumerate(criterion.items())}
     assert all(
         torch.equal(index, kept[name])
-        for name, index in least(scaled, cost, goal, 3.0, floor, [ones(criterion)]).items()
+        for name, index in least(scaled, cost, goal, goal, 3.0, floor, [ones(criterion)]).items()
     )
 
 
@@ -135,14 +135,14 @@ def test_what_is_pruned_keeps_a_multiple_and_meets_the_cost(
     criterion = {name: torch.rand(count, generator=generator) for name, count in cost.full.items()}
     units = {name: unit(multiple, math.ceil(share**0.5 * count)) for name, count in cost.full.items()}
     goal = share * cost.of({})
-    rough = least(criterion, cost, goal, 3.0, ones(criterion), [units])
-    exact = least(criterion, cost, goal, 3.0, ones(criterion), halvings(units))
+    rough = least(criterion, cost, goal, goal, 3.0, ones(criterion), [units])
+    exact = least(criterion, cost, goal, goal, 3.0, ones(criterion), halvings(units))
     for name, index in rough.items():
         assert len(index) in (cost.full[name], len(index) // units[name] * units[name])
         assert set(exact[name].tolist()) <= set(index.tolist())  # it goes on from there
         gone = [c for c in range(cost.full[name]) if c not in exact[name].tolist()]
         assert not gone or float(criterion[name][gone].max()) <= float(criterion[name][exact[name]].min())
-    single = least(criterion, cost, goal, 3.0, ones(criterion), [ones(criterion)])
+    single = least(criterion, cost, goal, goal, 3.0, ones(criterion), [ones(criterion)])
     reached, possible = (cost.of({name: len(i) for name, i in one.items()}) / goal for one in (exact, single))
     assert 1 - TOLERANCE <= reached <= max(1 + TOLERANCE, 1.05 * possible)
 
@@ -158,12 +158,12 @@ def test_no_layer_falls_below_its_floor_and_a_floor_below_all_changes_nothing() 
     criterion = {name: torch.rand(count, generator=generator) + 0.1 for name, count in cost.full.items()}
     criterion["head.fc1"][2:] = 0  # all but two of its units are worth nothing
     goal = 0.5 * cost.of({})
-    free = least(criterion, cost, goal, 0.0, ones(criterion), [ones(criterion)])
+    free = least(criterion, cost, goal, goal, 0.0, ones(criterion), [ones(criterion)])
     assert len(free["head.fc1"]) == 2
     widths_of = {name: len(index) for name, index in free.items()}
-    again = least(criterion, cost, goal, 0.0, widths_of, [ones(criterion)])
+    again = least(criterion, cost, goal, goal, 0.0, widths_of, [ones(criterion)])
     assert all(torch.equal(index, free[name]) for name, index in again.items())
-    held = least(criterion, cost, goal, 0.0, {**ones(criterion), "head.fc1": 5}, [ones(criterion)])
+    held = least(criterion, cost, goal, goal, 0.0, {**ones(criterion), "head.fc1": 5}, [ones(criterion)])
     assert len(held["head.fc1"]) == 5
     assert {0, 1} <= set(held["head.fc1"].tolist())
     assert abs(cost.of({name: len(index) for name, index in held.items()}) / goal - 1) <= TOLERANCE

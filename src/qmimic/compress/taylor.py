@@ -70,7 +70,7 @@ def prune_by_taylor(
         goal = whole * (macs / whole) ** ((done + 1) / config.rounds)
         last = done == config.rounds - 1  # only then do a few layers leave their multiples, to meet the cost
         steps = units if last else units[:1]
-        keep_channels(detector, least(criterion, Cost(detector), goal, config.cost_weight, floor, steps))
+        keep_channels(detector, least(criterion, Cost(detector), goal, macs, config.cost_weight, floor, steps))
     return detector.eval()
 
 
@@ -93,6 +93,7 @@ def least(
     criterion: dict[str, Tensor],
     cost: Cost,
     goal: float,
+    end: float,
     cost_weight: float,
     floor: Mapping[str, int],
     units: Sequence[Mapping[str, int]],
@@ -102,7 +103,9 @@ def least(
     Args:
         criterion: by group, [channels], how much each matters, on any scale per group.
         cost: of the network as it is now.
-        goal: multiply-accumulates to reach.
+        goal: multiply-accumulates to come down to.
+        end: what no removal may go below. Several costly channels at a time may take more than a round's share; if they
+            could not go, all others would go in their place.
         cost_weight: weight of a channel's share of the present multiply-accumulates.
         floor: by group, how many must stay, at least one.
         units: by group, what the number of channels becomes a multiple of, where any are removed; the next of these
@@ -122,7 +125,7 @@ def least(
         for name, candidates in open_groups.items():
             count = left[name] % now[name] or now[name]
             after = cost.of({**left, name: left[name] - count})
-            if left[name] - count >= floor[name] and after >= goal * (1 - TOLERANCE):
+            if left[name] - count >= floor[name] and after >= end * (1 - TOLERANCE):
                 matter = float(matters[name][candidates[:count]].mean())
                 choices.append(_Choice(name, count, after, matter - cost_weight * (1 - after / present) / count))
         if not choices and not finer:

@@ -41,7 +41,7 @@ VERSION = 2  # raised when the same recipe would give other weights
 TAUGHT_VERSION = 1  # the same for students that are taught
 # And where a share is held, regions are balanced, channels go several at a time, or LASSO refits. No id of a study's
 # job counts these: unfinished tables go on.
-DOSE_VERSION, BALANCED_VERSION, MULTIPLE_VERSION, LASSO_VERSION = 2, 2, 1, 2
+DOSE_VERSION, BALANCED_VERSION, MULTIPLE_VERSION, LASSO_VERSION = 2, 2, 2, 2
 FILE_VERSION = 1  # for teachers that are a file
 TAYLOR_VERSION = 1  # and for teachers pruned by Taylor expansion
 INT8_VERSION = 1  # when the same detector would get other grids
