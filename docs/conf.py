@@ -61,7 +61,7 @@ def fill(app: Sphinx, docname: str, source: list[str]) -> None:
         source[0] = source[0].replace("](docs/", "](").replace("](../docs/", "](")
         source[0] = re.sub(r"\]\((\w+\.md)\)", lambda m: f"]({PAGES.get(m[1], m[1])})", source[0])
     for file_name, page in PAGES.items():
-        source[0] = re.sub(rf"\]\((?:\.\./)+{re.escape(file_name)}\)", f"]({up}{page})", source[0])
+        source[0] = re.sub(rf"\]\((?:\.\./)+{re.escape(file_name)}(#[\w-]+)?\)", rf"]({up}{page}\1)", source[0])
 
 
 def literal(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
