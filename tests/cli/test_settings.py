@@ -164,6 +164,7 @@ ONLY_WITH: dict[str, tuple[Any, dict[str, Any]]] = {
     "teacher.bins": (8, GRIDS),
     "teacher.anchors": ([[[8, 8]], [[9, 9]]], ANCHORS),
     "teacher.variances": ([0.1, 0.1, 0.2, 0.2], ANCHORS),
+    "teacher.centre_scales": ([1.2, 1.1], {**ANCHORS, "teacher.box_format": "yolov3", "teacher.grid_point": None}),
     "teacher.rows": ("r", {**BOX_FILE, "teacher.row_layout": ["box", "scores"]}),
     "teacher.row_layout": (["box", "scores"], {**BOX_FILE, "teacher.rows": "r"}),
     "teacher.transposed": (True, {**BOX_FILE, "teacher.rows": "r", "teacher.row_layout": ["box", "scores"]}),

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.models.detection._utils import BoxCoder
@@ -14,6 +14,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBo
 from torchvision.models.detection.image_list import ImageList
 
 from qmimic.config import TeacherConfig
+from qmimic.config.teacher_file import check_outputs
 from qmimic.distill.file_boxes import detections
 from qmimic.distill.file_grids import by_cells, decoded, grids_of
 from qmimic.distill.file_outputs import found_in
@@ -26,7 +27,7 @@ ANCHORS = (((10.0, 13.0), (16.0, 30.0), (33.0, 23.0)), ((30.0, 61.0), (62.0, 45.
 
 def config_of(box_format: str, anchors: Any = ANCHORS, point: float | None = None, **others: Any) -> TeacherConfig:
     said = {"box_format": box_format, "grid_strides": STRIDES, "anchors": anchors, "grid_point": point}
-    return TeacherConfig(kind="onnx", suppress=1, **said, **others)
+    return TeacherConfig(kind="onnx", suppress=1, **{**said, **others})
 
 
 def maps() -> tuple[ImageList, list[Tensor]]:
@@ -63,21 +64,44 @@ def test_deltas_as_ssd_has_them() -> None:
     torch.testing.assert_close(decoded(deltas, config, SIZE), wanted, atol=1e-3, rtol=1e-5)
 
 
+def test_strides_that_are_no_whole_numbers() -> None:
+    """SSD's anchors stand in the middles of equal cells: 19 and 10 of them on 300 pixels, 3 on 320."""
+    for side, cells, strides in ((300, (19, 10), (15.789, 30)), (320, (10, 3), (32, 106.67))):
+        generator = DefaultBoxGenerator([[2]] * 2, 0.2, 0.9)
+        ours = tuple(tuple((w * side, h * side) for w, h in one.clamp(0, 1).tolist()) for one in generator._wh_pairs)
+        pictures = ImageList(torch.zeros(1, 3, side, side), [(side, side)])
+        (theirs,) = generator(pictures, [torch.zeros(1, 1, count, count) for count in cells])
+        config = config_of("deltas", ours, 0.5, grid_strides=strides, variances=(0.1, 0.1, 0.2, 0.2))
+        assert [grid.shape for grid in grids_of(config, (side, side))] == [(count, count) for count in cells]
+        deltas = random_deltas(len(theirs))
+        wanted = BoxCoder((10, 10, 5, 5)).decode_single(deltas, theirs)
+        torch.testing.assert_close(decoded(deltas, config, (side, side)), wanted, atol=0.05, rtol=1e-5)
+
+
+@given(st.integers(16, 4096), st.integers(1, 256))
+def test_a_stride_of_three_decimals_says_how_many_cells_there_are(side: int, cells: int) -> None:
+    stride = round(side / cells, 3)
+    assume(1 <= stride <= 1024)
+    config = config_of("offsets", (), 0.5, grid_strides=(stride,), box_unit="strides")
+    assert grids_of(config, (side, side))[0].shape == (cells, cells)
+
+
 def sigmoid(value: float) -> float:
     return 1 / (1 + math.exp(-value))
 
 
-def by_loop(box_format: str, numbers: Tensor) -> list[list[float]]:
+def by_loop(box_format: str, numbers: Tensor, scales: tuple[float, ...] = (1, 1)) -> list[list[float]]:
     """xyxy of each cell and anchor, in float64, by the formulas of the papers and repositories."""
     boxes = []
     rows = iter(numbers.double().tolist())
-    for stride, anchors in zip(STRIDES, ANCHORS, strict=True):
+    for stride, anchors, scale in zip(STRIDES, ANCHORS, scales, strict=True):
         for row in range(SIZE[0] // stride):
             for column in range(SIZE[1] // stride):
                 for width, height in anchors:
                     tx, ty, tw, th = next(rows)
                     if box_format == "yolov3":
-                        x, y = (sigmoid(tx) + column) * stride, (sigmoid(ty) + row) * stride
+                        x = (scale * sigmoid(tx) - (scale - 1) / 2 + column) * stride
+                        y = (scale * sigmoid(ty) - (scale - 1) / 2 + row) * stride
                         w, h = width * math.exp(tw), height * math.exp(th)
                     else:
                         x, y = (2 * sigmoid(tx) - 0.5 + column) * stride, (2 * sigmoid(ty) - 0.5 + row) * stride
@@ -92,6 +116,26 @@ def test_yolo_as_a_plain_loop_decodes_it(box_format: str) -> None:
     config = config_of(box_format)
     numbers = random_deltas(sum(grid.boxes for grid in grids_of(config, SIZE)))
     np.testing.assert_allclose(decoded(numbers, config, SIZE), by_loop(box_format, numbers), rtol=1e-4, atol=1e-3)
+
+
+def test_yolov4_stretches_centres_about_the_middles_of_their_cells() -> None:
+    config = config_of("yolov3", centre_scales=(1.2, 1.05))
+    numbers = random_deltas(sum(grid.boxes for grid in grids_of(config, SIZE)))
+    wanted = by_loop("yolov3", numbers, (1.2, 1.05))
+    np.testing.assert_allclose(decoded(numbers, config, SIZE), wanted, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("box_format", "scales", "said"),
+    [
+        ("yolov5", (1.2, 1.1), "those of YOLOv4's boxes: set teacher.box_format=yolov3"),
+        ("yolov3", (1.2,), "centre_scales has 1, and teacher.grid_strides 2; name one for each grid"),
+        ("yolov3", (1.2, 0.5), "centre_scales"),
+    ],
+)
+def test_scales_that_do_not_fit_are_refused(box_format: str, scales: tuple[float, ...], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        check_outputs(config_of(box_format, centre_scales=scales, rows=("a", "b"), row_layout=("box", "scores")))
 
 
 @settings(max_examples=60, deadline=None)

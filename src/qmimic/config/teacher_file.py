@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from qmimic.config.base import Advanced, Section
 
@@ -16,10 +16,16 @@ def _as_text(value: Any) -> Any:
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+def _whole(value: float) -> float:
+    """The same as an int where it is whole."""
+    return int(value) if value == int(value) else value
+
+
 Name = Annotated[str, BeforeValidator(_as_text)]
 Outputs = Name | tuple[Name, ...]  # of an ONNX file: one for all boxes, or one for each level
 KINDS_OF_OUTPUTS = ("rows", "boxes", "scores", "objectness", "labels")
 Anchor = tuple[Annotated[float, Field(gt=0, le=65536)], Annotated[float, Field(gt=0, le=65536)]]
+Stride = Annotated[int | float, Field(ge=1, le=1024), AfterValidator(_whole)]
 Variance = Annotated[float, Field(gt=0, le=100)]
 MOST_GRIDS, MOST_ANCHORS = 16, 64
 OF_ANCHORS = ("deltas", "yolov3", "yolov5")  # formats of boxes that are measured from anchors
@@ -74,10 +80,10 @@ class TeacherFileConfig(Section):
         "pixels",
         description="onnx: pixels of its input, shares of its input's width and height, or strides of its grids",
     )
-    grid_strides: Advanced[tuple[Annotated[int, Field(ge=1, le=1024)], ...]] = Field(
+    grid_strides: Advanced[tuple[Stride, ...]] = Field(
         (),
         description="onnx: strides of the grids on whose cells its boxes lie, in their order, where the file does not "
-        "decode them",
+        "decode them; 300 / 19 pixels are 15.789",
     )
     grid_point: Advanced[float | None] = Field(
         None, ge=0, le=1, description="onnx: where in a grid's cell its point lies; 0: corner, 0.5: centre"
@@ -85,6 +91,11 @@ class TeacherFileConfig(Section):
     anchors: Advanced[tuple[tuple[Anchor, ...], ...]] = Field(
         (),
         description="onnx: widths and heights of the anchors on a cell, pixels of its input, a list for each grid",
+    )
+    centre_scales: Advanced[tuple[Annotated[float, Field(ge=1, le=2)], ...]] = Field(
+        (),
+        description="onnx: for each grid, by which the shift of a centre in its cell is stretched, as YOLOv4 has it: "
+        "1.2, 1.1, 1.05; none: 1",
     )
     variances: Advanced[tuple[Variance, Variance, Variance, Variance]] = Field(
         (1, 1, 1, 1), description="onnx: by which deltas are multiplied; SSD has 0.1, 0.1, 0.2, 0.2"
@@ -249,6 +260,15 @@ def _check_anchors(teacher: TeacherFileConfig) -> None:
         )
     if any(not 1 <= len(own) <= MOST_ANCHORS for own in teacher.anchors):
         raise ValueError(f"each list of teacher.anchors has 1 to {MOST_ANCHORS} anchors")
+    if teacher.centre_scales and teacher.box_format != "yolov3":
+        raise ValueError(
+            "teacher.centre_scales are those of YOLOv4's boxes: set teacher.box_format=yolov3, or leave them out"
+        )
+    if len(teacher.centre_scales) not in (0, grids):
+        raise ValueError(
+            f"teacher.centre_scales has {len(teacher.centre_scales)}, and teacher.grid_strides {grids}; name one for "
+            "each grid"
+        )
     if teacher.box_format in FROM_CORNERS and teacher.grid_point is not None:
         raise ValueError(f"{what} measures from the corner of a cell: leave out teacher.grid_point")
 

@@ -4,7 +4,8 @@ A box is measured from a point of its cell, or from one of the anchors there, in
 (`TeacherFileConfig`). Distances with bins are the distributions of Generalized Focal Loss (Li et al., NeurIPS 2020,
 section 3.2): a distance is the mean of 0, 1, 2, .. weighted by a softmax. Deltas are those of Faster R-CNN (Ren et al.,
 2015, eq. 2), with the variances of SSD (Liu et al., 2016); the other two are YOLOv3's (Redmon and Farhadi, 2018,
-section 2.1) and that of the repositories of YOLOv5 and v7.
+section 2.1), whose centres YOLOv4 stretches (`scale_x_y` of its repository), and that of the repositories of YOLOv5 and
+v7.
 """
 
 import math
@@ -18,7 +19,6 @@ from torch import Tensor
 from qmimic.config import TeacherFileConfig
 from qmimic.config.teacher_file import FROM_CORNERS, OF_ANCHORS
 from qmimic.errors import InputError
-from qmimic.runtime.places import place_grid
 
 
 @dataclass(frozen=True)
@@ -29,21 +29,28 @@ class Grid:
         size: height and width of the file's input, pixels.
         stride: side of a cell, pixels.
         anchors: widths and heights of those on each cell, pixels; none where boxes are measured from points.
+        centre_scale: by which the shift of a centre in its cell is stretched.
     """
 
     size: tuple[int, int]
-    stride: int
+    stride: float
     anchors: tuple[tuple[float, float], ...] = ()
+    centre_scale: float = 1.0
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns; a cell that the border cuts counts as one."""
-        return -(-self.size[0] // self.stride), -(-self.size[1] // self.stride)
+        """Rows and columns; a cell that the border cuts counts as one.
+
+        A stride that is no whole number stands for so many cells, and was rounded: 15.789 for 300 pixels in 19.
+        """
+        if self.stride != int(self.stride):
+            return round(self.size[0] / self.stride), round(self.size[1] / self.stride)
+        return math.ceil(self.size[0] / self.stride), math.ceil(self.size[1] / self.stride)
 
     @property
     def whole(self) -> tuple[int, int]:
         """Rows and columns without cells that the border cuts."""
-        return self.size[0] // self.stride, self.size[1] // self.stride
+        return int(self.size[0] // self.stride), int(self.size[1] // self.stride)
 
     @property
     def to_a_cell(self) -> int:
@@ -60,11 +67,12 @@ def grids_of(config: TeacherFileConfig, size: tuple[int, int]) -> tuple[Grid, ..
     """The grids in the file's order, none where it decodes its boxes.
 
     Args:
-        config: `grid_strides` and `anchors`.
+        config: `grid_strides`, `anchors` and `centre_scales`.
         size: height and width of the file's input, pixels.
     """
-    anchors = config.anchors or ((),) * len(config.grid_strides)
-    return tuple(Grid(size, stride, own) for stride, own in zip(config.grid_strides, anchors, strict=True))
+    count = len(config.grid_strides)
+    anchors, scales = config.anchors or ((),) * count, config.centre_scales or (1.0,) * count
+    return tuple(Grid(size, *own) for own in zip(config.grid_strides, anchors, scales, strict=True))
 
 
 def by_cells(name: str, values: Tensor, grids: Sequence[Grid], transposed: bool, batch: int) -> Tensor:
@@ -146,7 +154,7 @@ def _advice(values: Tensor, grids: Sequence[Grid], transposed: bool, batch: int)
         return f"set teacher.transposed={str(not transposed).lower()}"
     if len(grids) > 1 and any({grid.boxes} & sides or set(grid.shape) <= sides for grid in grids):
         return "it holds one grid alone, so name a list of outputs, one for each grid"
-    cut = [grid for grid in grids if grid.whole != grid.shape]
+    cut = [grid for grid in grids if grid.stride == int(grid.stride) and grid.whole != grid.shape]
     if any({math.prod(grid.whole)} & sides or set(grid.whole) <= sides for grid in cut):
         return (
             "it has no cells where the picture's border cuts them, so take pictures whose sides are multiples of "
@@ -160,7 +168,7 @@ def decoded(raw: Tensor, config: TeacherFileConfig, size: tuple[int, int]) -> Te
 
     Args:
         raw: float32 [..., N, 4 * bins], N the boxes of all grids.
-        config: `box_format`, `box_unit`, `bins`, `anchors`, `variances` and the grids.
+        config: `box_format`, `box_unit`, `bins`, `anchors`, `centre_scales`, `variances` and the grids.
         size: height and width of the file's input, pixels.
     """
     points, strides = _points(config, size)
@@ -182,14 +190,16 @@ def _from_anchors(
     raw: Tensor, config: TeacherFileConfig, size: tuple[int, int], points: Tensor, strides: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Centres, and widths and heights, [..., N, 2] each, of boxes that are measured from anchors."""
-    laid = [torch.tensor(grid.anchors).repeat(math.prod(grid.shape), 1) for grid in grids_of(config, size)]
-    anchors = torch.cat(laid)
+    grids = grids_of(config, size)
+    anchors = torch.cat([torch.tensor(grid.anchors).repeat(math.prod(grid.shape), 1) for grid in grids])
     if config.box_format == "deltas":
         raw = raw * torch.tensor(config.variances)
         return points + raw[..., :2] * anchors, raw[..., 2:].exp() * anchors
     shares = raw.sigmoid()
     if config.box_format == "yolov3":
-        return points + shares[..., :2] * strides, raw[..., 2:].exp() * anchors
+        scales = torch.cat([torch.full((grid.boxes, 1), grid.centre_scale) for grid in grids])
+        shifts = 0.5 + scales * (shares[..., :2] - 0.5)
+        return points + shifts * strides, raw[..., 2:].exp() * anchors
     return points + (2 * shares[..., :2] - 0.5) * strides, (2 * shares[..., 2:]).square() * anchors
 
 
@@ -197,8 +207,8 @@ def _points(config: TeacherFileConfig, size: tuple[int, int]) -> tuple[Tensor, T
     """Points x, y [N, 2] from which boxes are measured, and strides [N, 1], in pixels."""
     found = []
     for grid in grids_of(config, size):
-        height, width = grid.shape
-        places = place_grid((height * grid.stride, width * grid.stride), (grid.stride,))
+        y, x = np.meshgrid(*((np.arange(count) + 0.5) * grid.stride for count in grid.shape), indexing="ij")
+        places = np.stack([x, y, np.full_like(x, grid.stride)], -1).reshape(-1, 3).astype(np.float32)
         found.append(np.repeat(places, grid.to_a_cell, 0))
     middles, strides = torch.from_numpy(np.concatenate(found)).split((2, 1), -1)
     point = 0 if config.box_format in FROM_CORNERS else config.grid_point
