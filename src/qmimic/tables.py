@@ -113,13 +113,28 @@ class Mode:
 MODES = Table(
     "mimic.mode",
     {
-        "none": Mode("no teacher"),
+        "none": Mode("no mimic"),
         "mimic": Mode("mimic"),
         "quantization": Mode("quantization mimic", teacher=True, student=True),
         "teacher_only": Mode("teacher's map quantized", teacher=True),
         "student_only": Mode("student's map quantized", student=True),
     },
 )
+PAPERS = "mimic"  # the distiller of the paper, which a mode's title is about
+
+
+def taught_by(mode: str, distiller: str) -> str:
+    """How a student is taught, in tables and reports: the mode's title, or another distiller by its name.
+
+    Args:
+        mode: `mimic.mode`.
+        distiller: `mimic.distiller`; empty in results from before there were several.
+    """
+    if mode == "none" or distiller in ("", PAPERS):
+        return MODES[mode].title if mode in MODES else mode
+    return distiller if mode == "mimic" else f"{distiller}, mode {mode}"
+
+
 # Kinds of detector: `Architecture` (detectors/architectures.py).
 ARCHITECTURES: Table[Any] = Table(
     "architecture",

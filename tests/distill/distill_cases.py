@@ -14,6 +14,7 @@ from qmimic.distill.distiller import Distiller, Heads, Sides, StudentView, Targe
 from qmimic.tables import DISTILLERS
 
 STRIDE, SIZE = 16, (96, 128)
+DRAWING = {"masked_generative"}  # distillers that draw random numbers by default
 TRUTH = Targets(
     torch.tensor(
         [[[4.0, 8.0, 60.0, 70.0], [50.0, 5.0, 80.0, 30.0]], [[10.0, 20.0, 100.0, 90.0], [0.0, 0.0, 0.0, 0.0]]]

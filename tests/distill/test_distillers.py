@@ -7,6 +7,7 @@ import pytest
 import torch
 from distill_cases import (
     CASES,
+    DRAWING,
     NAMED,
     ONE_STAGE,
     SIZE,
@@ -121,7 +122,7 @@ def test_a_distiller_is_the_same_for_one_seed(name: str, sides: Sides) -> None:
         return distiller.loss(view_of(distiller, maps(1, 2), seed), target_of(distiller, maps(2, 5))).item()
 
     assert loss(3) == loss(3)
-    assert (loss(3) != loss(4)) == (name == "masked_generative")  # the only one here that draws by default
+    assert (loss(3) != loss(4)) == (name in DRAWING)
 
 
 @pytest.mark.parametrize(("name", "sides"), CASES, ids=NAMED)

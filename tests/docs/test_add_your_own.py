@@ -1,4 +1,4 @@
-"""docs/how-to/add-your-own.md: its four files and their lines, put into a copy of the package, train and ship."""
+"""docs/how-to/add-your-own.md: its files and their lines, put into a copy of the package, train and ship."""
 
 import csv
 import json
@@ -57,7 +57,7 @@ def test_one_file_and_one_line_are_enough(tmp_path: Path) -> None:
             words += [one for one in QUICK if "backbone" not in one and not one.startswith(idle)]
         elif words[1] == "export":
             words += ["--set", *INTEGERS]
-    assert [words[1] for words in orders] == ["cost", "data", "train", "train", "export", "bench", "-m"]
+    assert [words[1] for words in orders] == ["cost", "data", "train", "train", "train", "export", "bench", "-m"]
     own = {**os.environ, "PYTHONPATH": str(tmp_path / "src")}
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT], input=json.dumps(orders), cwd=tmp_path, env=own, capture_output=True, text=True,
@@ -70,6 +70,9 @@ def test_one_file_and_one_line_are_enough(tmp_path: Path) -> None:
     assert "distiller: generated" in saved
     assert "reach: 2" in saved
     assert "architecture: light_rcnn" in saved
+    saved = (tmp_path / "runs" / "attention" / "recipe.yaml").read_text()
+    assert "distiller: attention" in saved
+    assert "student: attention, mode quantization" in done.stdout
     saved = (tmp_path / "runs" / "gradients" / "recipe.yaml").read_text()
     assert "kind: gradients" in saved
     assert "distance: cosine" in saved

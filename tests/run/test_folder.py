@@ -1,7 +1,7 @@
 """What a run left is read back as it was written; what a stranger put there is refused in a sentence."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +28,24 @@ def test_a_run_is_read_as_it_was_written(run: Path) -> None:
     assert found.remarks == ("One seed.",)
     assert found.recipe == Recipe()
     assert found.stage(STUDENT) == run / "stages" / "student-0123abcd"
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "distiller", "title"),
+    [
+        ("student", "quantization", "mimic", "student (quantization mimic)"),
+        ("student", "mimic", "", "student (mimic)"),
+        ("student", "none", "channel_wise", "student (no mimic)"),
+        ("student", "mimic", "channel_wise", "student (channel_wise)"),
+        ("student", "teacher_only", "channel_wise", "student (channel_wise, mode teacher_only)"),
+        ("mimic", "mimic", "mimic", "mimic"),
+        ("mimic", "mimic", "pearson", "mimic (pearson)"),
+        ("scratch", "none", "pearson", "scratch"),
+        ("quantized_teacher", "", "", "quantized teacher"),
+    ],
+)
+def test_a_table_names_the_distiller_that_taught(name: str, mode: str, distiller: str, title: str) -> None:
+    assert replace(STUDENT, name=name, mode=mode, distiller=distiller).title == title
 
 
 def test_earlier_names_are_read_as_those_of_today(run: Path) -> None:

@@ -44,7 +44,7 @@ def _train(options: argparse.Namespace) -> int:
     from qmimic.config import recipe_text
     from qmimic.run.effects import recipe_to_train
     from qmimic.run.train import SHORT_COLUMNS, short_rows, train
-    from qmimic.tables import MODES
+    from qmimic.tables import taught_by
 
     recipe = recipe_to_train(options.recipe, options.overrides)
     out = Output(options)
@@ -54,7 +54,8 @@ def _train(options: argparse.Namespace) -> int:
         page = write_report_of(result, recipe, watcher)
     if not PartialState().is_main_process:
         return 0
-    title = f"{recipe.name}, val split, seed {recipe.seed}; student: {MODES[recipe.mimic.mode].title}"
+    how = taught_by(recipe.mimic.mode, recipe.mimic.distiller)
+    title = f"{recipe.name}, val split, seed {recipe.seed}; student: {how}"
     out.result(table(SHORT_COLUMNS, short_rows(result.results), title, words=2), *result.remarks)
     if recipe.published:
         listed = ", ".join(f"{name.replace('_', ' ')} {figure}" for name, figure in recipe.published.items())

@@ -3,7 +3,8 @@
 What they say of r(f_s) is to be what they say of f_t, so that the student's own heads hear of the labels alone
 (section 3.2). The paper cuts inside of heads that are several convolutions deep and equally wide. Ours are one
 convolution deep, and the student's are narrower. So the cut is at the map, before neck and heads, as in the released
-code for Faster R-CNN, and an adaptor r to the teacher's channels takes the place of the released standardisation.
+code for Faster R-CNN, behind an adaptor r to the teacher's channels. Released detectors of one stage standardise the
+student's map there too; r takes the place of that.
 """
 
 from collections.abc import Mapping

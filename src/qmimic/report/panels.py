@@ -97,7 +97,7 @@ def styles(titles: Sequence[str]) -> dict[str, Style]:
     others = iter(OTHERS * (1 + len(titles) // len(OTHERS)))
     found = {}
     for title in titles:
-        usual = STUDENT if title.startswith("student") else FIXED.get(title)
+        usual = STUDENT if title.startswith("student") else FIXED.get(title.partition(" (")[0])
         found[title] = usual or next(others)
     return found
 

@@ -18,7 +18,7 @@ from qmimic.arms import STUDENT, TEACHER_STAGES
 from qmimic.config import Recipe, explain, load_recipe
 from qmimic.errors import InputError
 from qmimic.files import MissingError, is_there, read_json, write_text
-from qmimic.tables import MODES
+from qmimic.tables import PAPERS, taught_by
 
 DEPLOY = "deploy"
 KEY = r"[0-9a-f]{12}"  # the form of a fingerprint in names
@@ -65,7 +65,7 @@ class StageResult:
         distillation_share, distillation_cosine: norm of the distillation gradient at the student's map in that of
             detection's, and their cosine, means over training; None of a student that is not taught.
         map50_before: of a quantized teacher before its fine-tuning.
-        mode: `mimic.mode` of a student; empty for teachers.
+        mode, distiller: `mimic.mode` and `mimic.distiller` of a student; empty for teachers.
     """
 
     name: Name
@@ -84,13 +84,14 @@ class StageResult:
     distillation_cosine: Annotated[float | None, Field(ge=-1.0001, le=1.0001), _once("mimic_cosine")] = None
     map50_before: Share | None = None
     mode: str = ""
+    distiller: str = ""
 
     @property
     def title(self) -> str:
-        """Its name in tables; the student's says how it was taught."""
-        if self.name != STUDENT:
-            return self.name.replace("_", " ")
-        return f"student ({MODES[self.mode].title if self.mode in MODES else self.mode})"
+        """Its name in tables; the student's says how it was taught, a baseline's where that is not as its name says."""
+        name, how = self.name.replace("_", " "), taught_by(self.mode, self.distiller)
+        other = self.mode not in ("", "none") and self.distiller not in ("", PAPERS)
+        return f"{name} ({how})" if self.name == STUDENT or other else name
 
 
 def ranked(results: tuple[StageResult, ...]) -> list[StageResult]:

@@ -279,7 +279,7 @@ def train_student(
         return taught(prepared, student, lesson, watcher)
 
     def extra(trained: Objective, kept: Detector) -> dict[str, Any]:
-        return {"mode": mimic.mode, **_lesson_learnt(trained, kept, prepared)}
+        return {"mode": mimic.mode, "distiller": mimic.distiller, **_lesson_learnt(trained, kept, prepared)}
 
     return run_stage(prepared, name, key, config, config.backbone, objective, watcher, extra)
 
