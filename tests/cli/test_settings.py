@@ -163,6 +163,7 @@ ONLY_WITH: dict[str, tuple[Any, dict[str, Any]]] = {
     "teacher.grid_point": (0.5, GRIDS),
     "teacher.bins": (8, GRIDS),
     "teacher.anchors": ([[[8, 8]], [[9, 9]]], ANCHORS),
+    "teacher.cell_boxes": (2, GRIDS),
     "teacher.variances": ([0.1, 0.1, 0.2, 0.2], ANCHORS),
     "teacher.centre_scales": ([1.2, 1.1], {**ANCHORS, "teacher.box_format": "yolov3", "teacher.grid_point": None}),
     "teacher.rows": ("r", {**BOX_FILE, "teacher.row_layout": ["box", "scores"]}),

@@ -64,6 +64,15 @@ def test_deltas_as_ssd_has_them() -> None:
     torch.testing.assert_close(decoded(deltas, config, SIZE), wanted, atol=1e-3, rtol=1e-5)
 
 
+def test_deltas_that_begin_with_y() -> None:
+    """As TensorFlow's detectors have them: dy, dx, dh, dw, divided by 10, 10, 5, 5."""
+    numbers = random_deltas(sum(grid.boxes for grid in grids_of(config_of("deltas", point=0.5), SIZE)))
+    others = {"point": 0.5, "variances": (0.1, 0.1, 0.2, 0.2)}
+    wanted = decoded(numbers, config_of("deltas", **others), SIZE)
+    turned = torch.stack([numbers[:, 1], numbers[:, 0], numbers[:, 3], numbers[:, 2]], 1)
+    assert torch.equal(decoded(turned, config_of("yx_deltas", **others), SIZE), wanted)
+
+
 def test_strides_that_are_no_whole_numbers() -> None:
     """SSD's anchors stand in the middles of equal cells: 19 and 10 of them on 300 pixels, 3 on 320."""
     for side, cells, strides in ((300, (19, 10), (15.789, 30)), (320, (10, 3), (32, 106.67))):
@@ -193,7 +202,9 @@ def test_a_map_that_may_lie_in_two_ways_is_refused() -> None:
     )  # fmt: skip
     (grid,) = grids_of(config, (96, 96))
     for shape in ((1, 3, 3, 3, 5), (1, 3, 3, 3)):
-        with pytest.raises(InputError, match="on the grid of stride 32"):
+        with pytest.raises(
+            InputError, match=r"on the grid of stride 32 .* as many rows and columns as anchors it may lie in two ways"
+        ):
             by_cells("o", torch.zeros(shape), [grid], False, 1)
     assert by_cells("o", torch.zeros(1, 3, 5, 3, 3), [grid], True, 1).shape == (1, 27, 5)
 

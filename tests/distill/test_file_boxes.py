@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
@@ -238,7 +238,7 @@ ROWS = {"rows": "r", "row_layout": ("box", "scores")}
             "6 columns, as .* say, lie on its other side: set teacher.transposed=true",
         ),
         (ROWS, {"r": torch.zeros(2, 3, 7)}, "is of 2 pictures, not of 1"),
-        ({"boxes": "b"}, {"b": torch.zeros(1, 4, 8)}, r"'b' has shape \[1, 4, 8\]; boxes are"),
+        ({"boxes": "b"}, {"b": torch.zeros(1, 5, 8)}, r"'b' has shape \[1, 5, 8\]; boxes are"),
         (
             {"boxes": "b", "scores": "s"},
             {"b": torch.zeros(1, 5, 4), "s": torch.zeros(1, 4, 3)},
@@ -300,8 +300,11 @@ def test_pixels_that_are_read_as_shares_are_refused() -> None:
             {"rows": "r", "row_layout": ("box", "scores"), "boxes": "b"},
             "leave out boxes, scores, objectness and labels",
         ),
-        ({"rows": "r", "row_layout": ("box", "score")}, "needs box and scores, or box, score and label, each once"),
-        ({"rows": "r", "row_layout": ("box", "scores", "label")}, "needs box and scores, or box, score and label"),
+        (
+            {"rows": "r", "row_layout": ("box", "score")},
+            "needs box and scores .of one class too., or box, score and label, each once",
+        ),
+        ({"rows": "r", "row_layout": ("box", "scores", "label")}, "needs box and scores .*, or box, score and label"),
         ({"transposed": True}, "transposed is how teacher.rows lie"),
         ({"scores": "s"}, "and labels are those of teacher.boxes"),
         ({"boxes": "b", "labels": "l"}, "need the boxes' scores"),
@@ -320,6 +323,37 @@ def test_corners_undo_every_format(shares: Any, kind: str, unit: str) -> None:
     boxes = np.concatenate([np.minimum(first, second), np.maximum(first, second)], 1)
     config = TeacherFileConfig(box_format=kind, box_unit=unit)
     np.testing.assert_allclose(corners(tensor(as_format(boxes, kind, unit)), config, SIZE).numpy(), boxes, atol=1e-3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(things(), st.booleans(), st.booleans())
+def test_boxes_and_scores_apart_may_lie_either_way(own: Any, boxes_turned: bool, scores_turned: bool) -> None:
+    """[B, N, 4] or [B, 4, N], [B, N, K] or [B, K, N], where N is not 4 or K."""
+    boxes, scores = tensor(own[0])[None], tensor(own[1])[None]
+    assume(boxes.shape[1] not in (4, KINDS))
+    config = TeacherFileConfig(boxes="b", scores="s")
+    given_ones = {
+        "b": boxes.transpose(1, 2) if boxes_turned else boxes,
+        "s": scores.transpose(1, 2) if scores_turned else scores,
+    }
+    found = found_in(config, given_ones, 1, SIZE)
+    assert torch.equal(found.boxes, boxes)
+    assert found.scores is not None
+    assert torch.equal(found.scores, scores)
+
+
+def test_rows_may_have_a_side_of_one_before_them() -> None:
+    config = TeacherFileConfig(rows="r", row_layout=("skip", "label", "score", "box"))
+    rows = torch.arange(14.0).reshape(1, 1, 2, 7)
+    found = found_in(config, {"r": rows}, 1, SIZE)
+    assert found.boxes.tolist() == [[[3, 4, 5, 6], [10, 11, 12, 13]]]
+
+
+def test_what_is_no_class_is_no_region() -> None:
+    boxes, labels = tensor([[[0, 0, 20, 20], [40, 0, 60, 20], [70, 0, 90, 20]]]), tensor([[2, 0, 1]])
+    config = TeacherFileConfig(boxes="b", scores="s", labels="l", classes=("cat", "dog", None))
+    kept = regions(Found(boxes, tensor([[[0.9], [0.2], [0.5]]]), None, labels), config, SIZE)
+    assert kept.boxes[0][kept.valid[0]].tolist() == [[70, 0, 90, 20], [40, 0, 60, 20]]
 
 
 def test_regions_are_suppressed_as_labels_are() -> None:

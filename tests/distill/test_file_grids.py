@@ -13,8 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from qmimic.config import TeacherConfig, TeacherFileConfig, recipe_from
+from qmimic.config.teacher_file import check_outputs
 from qmimic.detections import Detections
 from qmimic.distill.file_boxes import LEAST_SCORE, MOST_BOXES, detections
+from qmimic.distill.file_grids import Grid, by_cells, decoded
 from qmimic.distill.file_outputs import Found, found_in
 from qmimic.distill.file_scores import class_places
 from qmimic.distill.onnx_teacher import OnnxTeacher
@@ -309,3 +311,47 @@ def test_yunet_as_a_plain_loop_reads_it(real_data: Path) -> None:
         count += len(wanted)
         compare(found, sorted(wanted, key=lambda row: -row[1])[:MOST_BOXES])
     assert count >= 6
+
+
+def test_several_boxes_may_stand_on_a_cell() -> None:
+    """As SCRFD has them: [N, C] with two boxes a cell, one after another, distances from its corner in strides."""
+    config = TeacherConfig(
+        kind="onnx", boxes=("b8", "b16"), scores=("s8", "s16"), grid_strides=(8, 16), grid_point=0, cell_boxes=2,
+        box_format="distances", box_unit="strides", suppress=1,
+    )  # fmt: skip
+    numbers = {stride: np.random.default_rng(stride).random((2, 4, 2, 4)) for stride in (8, 16)}
+    outputs, wanted = {}, []
+    for stride, own in numbers.items():
+        rows, columns = 32 // stride, 64 // stride
+        own = np.resize(own, (rows, columns, 2, 4))
+        outputs[f"b{stride}"] = torch.from_numpy(own.reshape(-1, 4)).float()
+        outputs[f"s{stride}"] = torch.full((rows * columns * 2, 1), 0.5)
+        for row in range(rows):
+            for column in range(columns):
+                for left, top, right, bottom in own[row, column]:
+                    x, y = column, row
+                    wanted.append(
+                        [(x - left) * stride, (y - top) * stride, (x + right) * stride, (y + bottom) * stride]
+                    )
+    found = found_in(config, outputs, 1, (32, 64))
+    np.testing.assert_allclose(decoded(found.boxes, config, (32, 64))[0], wanted, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"cell_boxes": 2, "box_format": "xyxy", "grid_strides": ()}, "cell_boxes are those of distances or offsets"),
+        ({"cell_boxes": 65}, "cell_boxes"),
+    ],
+)
+def test_boxes_of_a_cell_that_do_not_fit_are_refused(changes: dict[str, Any], said: str) -> None:
+    own = {"kind": "onnx", "boxes": "b", "scores": "s", "grid_strides": (8,), "box_format": "distances"} | changes
+    with pytest.raises(ValueError, match=said):
+        check_outputs(TeacherConfig(**own))
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 4), (64, 4)])
+def test_more_boxes_than_cells_are_advised(shape: tuple[int, ...]) -> None:
+    grid = (Grid((32, 64), 8),)
+    with pytest.raises(InputError, match=r"it has 2 boxes for each cell: set teacher\.cell_boxes=2"):
+        by_cells("b", torch.zeros(shape), grid, False, 1)

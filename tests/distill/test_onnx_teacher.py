@@ -141,6 +141,49 @@ def test_a_file_with_one_picture_in_a_shape_within_looks_at_one_by_one(tmp_path:
     assert [own[valid].tolist() for own, valid in zip(seen.boxes, seen.valid, strict=True)] == wanted
 
 
+def test_boxes_of_all_pictures_in_one_list_are_looked_at_one_by_one(tmp_path: Path) -> None:
+    """As YOLOv7 end to end: [N, 7] of any number of pictures; here two rows of each, from its first numbers."""
+    path = a_graph(
+        tmp_path / "list.onnx",
+        [
+            helper.make_node("Flatten", ["picture"], ["flat"]),
+            helper.make_node("Slice", ["flat", *"abc"], ["own"]),
+            helper.make_node("Reshape", ["own", "shape"], ["rows"]),
+        ],
+        helper.make_tensor_value_info("rows", TensorProto.FLOAT, ["n", 7]),
+        numpy_helper.from_array(np.array([-1, 7]), "shape"),
+        *(numpy_helper.from_array(np.array([one]), name) for name, one in (("a", 0), ("b", 14), ("c", 1))),
+    )
+    said = {"rows": "rows", "row_layout": ("skip", "box", "label", "score"), "std": (1, 1, 1), "suppress": 1}
+    teacher = OnnxTeacher(TeacherConfig(kind="onnx", file=str(path), **said), SIZE)
+    images = torch.randint(0, 20, (3, 3, *SIZE), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    images.flatten(1)[:, [3, 4, 10, 11]] += 20  # corners that are below and right of the others
+    seen = teacher.look(images, True).regions
+    assert seen is not None
+    for own, boxes, valid in zip(images, seen.boxes, seen.valid, strict=True):
+        rows = sorted(own.flatten()[:14].reshape(2, 7).tolist(), key=lambda row: -row[6])
+        assert boxes[valid].tolist() == [row[1:5] for row in rows]
+
+
+def test_a_list_that_is_wrong_for_one_picture_too_is_refused_as_it_was_first_seen(tmp_path: Path) -> None:
+    path = a_graph(
+        tmp_path / "wrong.onnx",
+        [helper.make_node("Identity", ["picture"], ["boxes"])],
+        helper.make_tensor_value_info("boxes", TensorProto.FLOAT, None),
+    )
+    with pytest.raises(InputError, match=r"has shape \[2, 3, 64, 96\]; boxes are"):
+        OnnxTeacher(TeacherConfig(kind="onnx", file=str(path), boxes="boxes"), SIZE)
+
+
+@pytest.mark.parametrize("more", [{"classes": ("a", None)}, {"activation": "sigmoid"}])
+def test_which_score_of_a_softmax_is_for_no_object_is_said(tmp_path: Path, more: dict[str, object]) -> None:
+    path = a_file(tmp_path / "teacher.onnx", batch=1)
+    said = {"boxes": "boxes", "scores": "scores", "activation": "softmax"}
+    with pytest.raises(InputError, match=r"have 2 scores that go through a softmax, .* null for no object"):
+        OnnxTeacher(config(path, **said), SIZE)
+    OnnxTeacher(config(path, **{**said, **more}), SIZE)
+
+
 @pytest.mark.parametrize("kind", ["a sequence", "strings"])
 def test_outputs_that_are_no_numbers_are_named(tmp_path: Path, kind: str) -> None:
     one = helper.make_node("SequenceConstruct", ["picture"], ["boxes"])
@@ -201,6 +244,46 @@ def test_other_inputs_take_what_the_recipe_says(tmp_path: Path) -> None:
     assert seen.regions is not None
     assert seen.regions.boxes.tolist() == [[[24, 32, 48, 64]]] * 3
     assert seen.regions.valid.all()
+
+
+def test_an_input_of_any_length_is_as_long_as_what_is_given(tmp_path: Path) -> None:
+    """As of detectors that are told in words what to find; here the words are the box."""
+    path = a_graph(
+        tmp_path / "words.onnx",
+        [
+            helper.make_node("Cast", ["words"], ["wide"], to=TensorProto.FLOAT),
+            helper.make_node("Unsqueeze", ["wide", "one"], ["boxes"]),
+        ],
+        helper.make_tensor_value_info("boxes", TensorProto.FLOAT, None),
+        numpy_helper.from_array(np.array([1]), "one"),
+    )
+    model = onnx.load(path)
+    model.graph.input.append(helper.make_tensor_value_info("words", TensorProto.INT64, ["batch", "length"]))
+    onnx.save(model, path)
+    said = {"boxes": "boxes", "inputs": {"words": [3, 5, 30, 50]}}
+    seen = OnnxTeacher(TeacherConfig(kind="onnx", file=str(path), **said), SIZE).look(pictures(), True).regions
+    assert seen is not None
+    assert seen.boxes.tolist() == [[[3, 5, 30, 50]]] * 2
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "last", "said"),
+    [
+        (
+            1,
+            10,
+            False,
+            r"\[2, 3, 7, 10\]; a map is .*: the picture's border cuts its cells; take sides that are mult.* of 10",
+        ),
+        (16, 16, True, r"\[2, 4, 6, 3\]; a map is .*: its channels come last; name what it is before it is transposed"),
+    ],
+)
+def test_what_is_no_map_is_advised(tmp_path: Path, kernel: int, stride: int, last: bool, said: str) -> None:
+    nodes = [helper.make_node("AveragePool", ["picture"], ["a"], kernel_shape=[kernel] * 2, strides=[stride] * 2)]
+    nodes.append(helper.make_node("Transpose", ["a"], ["map"], perm=[0, 2, 3, 1] if last else [0, 1, 2, 3]))
+    path = a_graph(tmp_path / "a.onnx", nodes, helper.make_tensor_value_info("map", TensorProto.FLOAT, None))
+    with pytest.raises(InputError, match=said):
+        OnnxTeacher(config(path), SIZE)
 
 
 def test_an_input_too_large_to_fill_is_refused(tmp_path: Path) -> None:

@@ -117,6 +117,7 @@ OUTPUTS: dict[str, dict[str, Any]] = {  # what has to be set beside a setting of
     "teacher.objectness_activation": {"boxes": "b", "scores": "s", "objectness": "o"},
     **dict.fromkeys(("teacher.grid_strides", "teacher.grid_point", "teacher.bins"), GRIDS),
     "teacher.anchors": ANCHORS,
+    "teacher.cell_boxes": GRIDS,
     "teacher.variances": ANCHORS,
     "teacher.centre_scales": {"box_format": "yolov3", "grid_strides": [8], "anchors": [[[8, 8]]]},
     "teacher.row_layout": {"rows": "r", "row_layout": ["box", "score", "label"]},

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,14 @@ def test_there_is_room_for_all_that_a_file_says_of_a_picture(make: Make) -> None
     again = labelling._of_record(record)
     for own, other in ((found.boxes, again.boxes), (found.scores, again.scores), (found.labels, again.labels)):
         np.testing.assert_array_equal(own, other)
+
+
+def test_pictures_with_as_many_boxes_as_are_kept_are_counted(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labelling, "MOST_BOXES", 1)  # the pictures have one object each, or none
+    facts = labels_of(make()).facts
+    assert facts.full == facts.used > 0
+    assert f" {facts.full} of them have 1 box, as many as are kept" in facts.said()
+    assert "as many as are kept" not in replace(facts, full=0).said()
 
 
 def test_a_teacher_that_was_killed_goes_on_where_it_was(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

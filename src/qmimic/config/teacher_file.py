@@ -28,8 +28,10 @@ Anchor = tuple[Annotated[float, Field(gt=0, le=65536)], Annotated[float, Field(g
 Stride = Annotated[int | float, Field(ge=1, le=1024), AfterValidator(_whole)]
 Variance = Annotated[float, Field(gt=0, le=100)]
 MOST_GRIDS, MOST_ANCHORS = 16, 64
-OF_ANCHORS = ("deltas", "yolov3", "yolov5")  # formats of boxes that are measured from anchors
-OF_GRIDS = ("distances", "offsets", *OF_ANCHORS)  # formats of boxes that are measured from the cell on which they lie
+OF_DELTAS = ("deltas", "yx_deltas")
+OF_ANCHORS = (*OF_DELTAS, "yolov3", "yolov5")  # formats of boxes that are measured from anchors
+OF_POINTS = ("distances", "offsets")
+OF_GRIDS = (*OF_POINTS, *OF_ANCHORS)  # formats of boxes that are measured from the cell on which they lie
 FROM_CORNERS = ("yolov3", "yolov5")  # of a cell, as the format has it
 
 
@@ -69,12 +71,13 @@ class TeacherFileConfig(Section):
         description="onnx: in teacher.rows, or on its grids, a box is a column, as in B x 84 x N, and not a row",
     )
     box_format: Advanced[
-        Literal["xyxy", "yxyx", "cxcywh", "xywh", "distances", "offsets", "deltas", "yolov3", "yolov5"]
+        Literal["xyxy", "yxyx", "cxcywh", "xywh", "distances", "offsets", "deltas", "yx_deltas", "yolov3", "yolov5"]
     ] = Field(
         "xyxy",
         description="onnx: the four numbers of a box: corners, or centre or corner with width and height; on its grids "
         "distances (left, top, right, bottom) or offsets (centre, and logarithms of width and height) from a point; "
-        "from anchors deltas (as SSD, RetinaNet), or as YOLOv2 to v3 or YOLOv5 to v7 have them",
+        "from anchors deltas (as SSD, RetinaNet), yx_deltas (y and height first, as TensorFlow), or as YOLOv2 to v4 or "
+        "YOLOv5 to v7 have them",
     )
     box_unit: Advanced[Literal["pixels", "shares", "strides"]] = Field(
         "pixels",
@@ -88,6 +91,9 @@ class TeacherFileConfig(Section):
     grid_point: Advanced[float | None] = Field(
         None, ge=0, le=1, description="onnx: where in a grid's cell its point lies; 0: corner, 0.5: centre"
     )
+    cell_boxes: Advanced[int] = Field(
+        1, ge=1, le=MOST_ANCHORS, description="onnx: boxes on each cell, where they are not measured from anchors"
+    )
     anchors: Advanced[tuple[tuple[Anchor, ...], ...]] = Field(
         (),
         description="onnx: widths and heights of the anchors on a cell, pixels of its input, a list for each grid",
@@ -98,7 +104,7 @@ class TeacherFileConfig(Section):
         "1.2, 1.1, 1.05; none: 1",
     )
     variances: Advanced[tuple[Variance, Variance, Variance, Variance]] = Field(
-        (1, 1, 1, 1), description="onnx: by which deltas are multiplied; SSD has 0.1, 0.1, 0.2, 0.2"
+        (1, 1, 1, 1), description="onnx: by which deltas are multiplied, in their order; SSD has 0.1, 0.1, 0.2, 0.2"
     )
     bins: Advanced[int] = Field(
         1, ge=1, le=64, description="onnx: numbers of a distance, whose softmax weights 0, 1, 2, ..; 1: the distance"
@@ -128,6 +134,11 @@ class TeacherFileConfig(Section):
     def outputs(self) -> tuple[str, ...]:
         """Every output that is named for boxes."""
         return tuple(name for kind in KINDS_OF_OUTPUTS for name in names_of(getattr(self, kind)))
+
+    @property
+    def has_objectness(self) -> bool:
+        """Whether it says how sure it is that there is an object at all."""
+        return bool(self.objectness) or "objectness" in self.row_layout
 
     @property
     def objectness_needs_sigmoid(self) -> bool:
@@ -172,14 +183,18 @@ def _check_rows(teacher: TeacherFileConfig) -> None:
     whole = own in (["box", "scores"], ["box", "label", "score"]) and teacher.row_layout.count("objectness") < 2
     if teacher.rows and not whole:
         raise ValueError(
-            "teacher.row_layout needs box and scores, or box, score and label, each once; objectness at most once"
+            "teacher.row_layout needs box and scores (of one class too), or box, score and label, each once; "
+            "objectness at most once"
         )
     if teacher.transposed and not (teacher.rows or teacher.grid_strides):
-        raise ValueError("teacher.transposed is how teacher.rows lie: name that output, or leave it out")
+        raise ValueError(
+            "teacher.transposed is how teacher.rows lie, or outputs on grids; boxes and scores of their own may lie "
+            "either way: leave it out"
+        )
 
 
 def _check_boxes(teacher: TeacherFileConfig) -> None:
-    if teacher.objectness_activation and not (teacher.objectness or "objectness" in teacher.row_layout):
+    if teacher.objectness_activation and not teacher.has_objectness:
         raise ValueError(
             "teacher.objectness_activation needs an objectness: name its output, or its column in teacher.row_layout"
         )
@@ -208,6 +223,11 @@ def _check_levels(teacher: TeacherFileConfig) -> None:
 
 def _check_grids(teacher: TeacherFileConfig) -> None:
     raw = teacher.box_format in OF_GRIDS
+    if teacher.cell_boxes > 1 and teacher.box_format not in OF_POINTS:
+        raise ValueError(
+            "teacher.cell_boxes are those of distances or offsets on grids: set teacher.box_format to one of these, or "
+            "leave it out"
+        )
     if teacher.bins > 1 and teacher.box_format != "distances":
         raise ValueError("teacher.bins are those of distances: set teacher.box_format=distances, or leave them out")
     if raw != bool(teacher.grid_strides):
@@ -244,7 +264,7 @@ def _check_grids(teacher: TeacherFileConfig) -> None:
 
 def _check_anchors(teacher: TeacherFileConfig) -> None:
     what, grids = f"teacher.box_format={teacher.box_format}", len(teacher.grid_strides)
-    if teacher.variances != (1, 1, 1, 1) and teacher.box_format != "deltas":
+    if teacher.variances != (1, 1, 1, 1) and teacher.box_format not in OF_DELTAS:
         raise ValueError("teacher.variances are those of deltas: set teacher.box_format=deltas, or leave them out")
     if teacher.box_format not in OF_ANCHORS:
         if teacher.anchors:

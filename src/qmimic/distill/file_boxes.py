@@ -99,7 +99,8 @@ def detections(
 def regions(found: Found, config: TeacherFileConfig, size: tuple[int, int]) -> Proposals:
     """Where a file sees objects, whatever their class: boxes in pixels of its input, the best first.
 
-    Of boxes that overlap, the best stays, as among detections; without scores, boxes stay as the file orders them.
+    Of boxes that overlap, the best stays, as among detections; without scores, boxes stay as the file orders them. What
+    is no class (`null` in `classes`) is no object.
 
     Args:
         found: of B pictures.
@@ -110,10 +111,13 @@ def regions(found: Found, config: TeacherFileConfig, size: tuple[int, int]) -> P
     if found.scores is not None:
         plain = config.activation == "none" and found.objectness is None
         scores = found.scores if plain else scores_of(found.scores, found.objectness, config, valid)
-        if found.columns == len(config.classes):  # what is no class is no object
+        if found.columns == len(config.classes):
             scores = scores[..., [name is not None for name in config.classes]]
         best, kinds = scores.max(2)
-        kinds = kinds if found.labels is None else found.labels.nan_to_num(0).long()
+        if found.labels is not None:
+            kinds = found.labels.nan_to_num(-1).long()
+            for number, name in enumerate(config.classes):
+                valid = valid & (kinds != number) if name is None else valid
         if config.suppress < 1:
             valid = torch.stack([_apart(*one, config.suppress) for one in zip(boxes, best, kinds, valid, strict=True)])
         order = best.masked_fill(~valid, -torch.inf).argsort(dim=1, descending=True, stable=True)

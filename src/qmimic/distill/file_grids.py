@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from qmimic.config import TeacherFileConfig
-from qmimic.config.teacher_file import FROM_CORNERS, OF_ANCHORS
+from qmimic.config.teacher_file import FROM_CORNERS, OF_ANCHORS, OF_DELTAS
 from qmimic.errors import InputError
 
 
@@ -30,12 +30,14 @@ class Grid:
         stride: side of a cell, pixels.
         anchors: widths and heights of those on each cell, pixels; none where boxes are measured from points.
         centre_scale: by which the shift of a centre in its cell is stretched.
+        cell_boxes: boxes on each cell, where they are measured from points.
     """
 
     size: tuple[int, int]
     stride: float
     anchors: tuple[tuple[float, float], ...] = ()
     centre_scale: float = 1.0
+    cell_boxes: int = 1
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -54,8 +56,8 @@ class Grid:
 
     @property
     def to_a_cell(self) -> int:
-        """Boxes that are measured from a cell: one, or one from each anchor."""
-        return max(1, len(self.anchors))
+        """Boxes that are measured from a cell: some from its point, or one from each anchor."""
+        return len(self.anchors) or self.cell_boxes
 
     @property
     def boxes(self) -> int:
@@ -67,21 +69,22 @@ def grids_of(config: TeacherFileConfig, size: tuple[int, int]) -> tuple[Grid, ..
     """The grids in the file's order, none where it decodes its boxes.
 
     Args:
-        config: `grid_strides`, `anchors` and `centre_scales`.
+        config: `grid_strides`, `anchors`, `centre_scales` and `cell_boxes`.
         size: height and width of the file's input, pixels.
     """
     count = len(config.grid_strides)
     anchors, scales = config.anchors or ((),) * count, config.centre_scales or (1.0,) * count
-    return tuple(Grid(size, *own) for own in zip(config.grid_strides, anchors, scales, strict=True))
+    each = zip(config.grid_strides, anchors, scales, strict=True)
+    return tuple(Grid(size, *own, cell_boxes=config.cell_boxes) for own in each)
 
 
 def by_cells(name: str, values: Tensor, grids: Sequence[Grid], transposed: bool, batch: int) -> Tensor:
-    """An output as float32 [B, N, C], N the boxes of all its grids: cells row by row, on each cell its anchors.
+    """An output as float32 [B, N, C], N the boxes of all its grids: cells row by row, on each cell its boxes.
 
     Args:
         name: of the output, for messages.
         values: a list [B, N, C] or [B, N], of one picture also [N, C] or [N], or of one grid a map [B, h, w, C] or
-            [B, h, w]; with A anchors [B, h, w, A C], [B, h, w, A, C] or [B, A, h, w, C].
+            [B, h, w]; with A boxes a cell [B, h, w, A C], [B, h, w, A, C] or [B, A, h, w, C].
         grids: that it holds, one after another.
         transposed: a list is [B, C, N], and a map [B, C, h, w], [B, A C, h, w] or [B, A, C, h, w].
         batch: B.
@@ -131,9 +134,9 @@ def _wanted(grids: Sequence[Grid], transposed: bool) -> str:
     lists, maps = ("[B, C, N]", "[B, C, h, w]") if transposed else ("[B, N, C]", "[B, h, w, C]")
     if len(grids) > 1:
         return f"on the grids of strides {strides} it is {lists} with N = {count:,}"
-    (height, width), anchors = grids[0].shape, len(grids[0].anchors)
+    (height, width), anchors = grids[0].shape, grids[0].to_a_cell
     where, sides = f"on the grid of stride {strides}", f"h, w = {height}, {width}"
-    if not anchors:
+    if anchors == 1:
         return f"{where} it is {lists} with N = {count:,}, or {maps} with {sides}"
     maps = "[B, A C, h, w] or [B, A, C, h, w]" if transposed else "[B, h, w, A C], [B, h, w, A, C] or [B, A, h, w, C]"
     return f"{where} it is {lists} with N = {count:,}, {maps} with {sides} and A = {anchors}"
@@ -141,6 +144,15 @@ def _wanted(grids: Sequence[Grid], transposed: bool) -> str:
 
 def _advice(values: Tensor, grids: Sequence[Grid], transposed: bool, batch: int) -> str:
     """What may be wrong with an output of another shape, as advice."""
+    cells = sum(math.prod(grid.shape) for grid in grids)
+    side = values.shape[2 if transposed else 1] if values.ndim == 3 else values.shape[0] if values.ndim else 0
+    if grids[0].to_a_cell == 1 and side > cells and side % cells == 0:
+        return (
+            f"it has {side // cells} boxes for each cell: set teacher.cell_boxes={side // cells}, or name their "
+            "anchors (teacher.anchors)"
+        )
+    if len(grids) == 1 and grids[0].shape == (grids[0].to_a_cell,) * 2:
+        return "with as many rows and columns as anchors it may lie in two ways: take larger pictures (teacher.size)"
     if values.ndim > 4 and not grids[0].anchors:
         return (
             f"it has {values.ndim} dimensions, so its boxes may be measured from anchors (teacher.anchors); if they "
@@ -192,8 +204,9 @@ def _from_anchors(
     """Centres, and widths and heights, [..., N, 2] each, of boxes that are measured from anchors."""
     grids = grids_of(config, size)
     anchors = torch.cat([torch.tensor(grid.anchors).repeat(math.prod(grid.shape), 1) for grid in grids])
-    if config.box_format == "deltas":
+    if config.box_format in OF_DELTAS:
         raw = raw * torch.tensor(config.variances)
+        raw = raw[..., [1, 0, 3, 2]] if config.box_format == "yx_deltas" else raw
         return points + raw[..., :2] * anchors, raw[..., 2:].exp() * anchors
     shares = raw.sigmoid()
     if config.box_format == "yolov3":

@@ -119,7 +119,8 @@ def found_in(config: TeacherFileConfig, outputs: Mapping[str, Tensor], batch: in
 
     Args:
         config: which output is what.
-        outputs: by name, as they came: [B, N, ...], or [N, ...] of one picture; on grids also maps.
+        outputs: by name, as they came: [B, N, ...], or [N, ...] of one picture; boxes and scores apart also [B, 4, N]
+            and [B, K, N]; on grids also maps.
         batch: B, pictures of this call.
         size: height and width of its input, pixels.
 
@@ -151,6 +152,8 @@ def _of_boxes(level: Level) -> Found:
     """Of one level whose boxes and scores are apart."""
     boxes, wide = level.of("boxes"), 4 * level.config.bins
     boxes = boxes.squeeze(2) if boxes.ndim == 4 else boxes  # one box for all classes
+    if not level.config.grid_strides and boxes.ndim == 3 and boxes.shape[1] == wide != boxes.shape[2]:
+        boxes = boxes.transpose(1, 2)  # [B, 4, N]
     if boxes.ndim not in (2, 3) or boxes.shape[-1] != wide:
         raise level.misshapen("boxes", _width_of_boxes(level.config, boxes.shape[-1]))
     boxes = level.batched("boxes", boxes)
@@ -158,9 +161,11 @@ def _of_boxes(level: Level) -> Found:
     scores = None
     if "scores" in level.names:
         own = level.of("scores")
+        if own.ndim == 3 and own.shape[2] == count != own.shape[1]:
+            own = own.transpose(1, 2)  # [B, K, N]
         columns = own.shape[-1] if own.ndim == 3 or (own.ndim == 2 and boxes.shape[:2] != own.shape) else 1
         if own.numel() != level.batch * count * columns:
-            raise level.misshapen("scores", f"scores of {count} boxes are [B, N], [B, N, K] or [N]")
+            raise level.misshapen("scores", f"scores of {count} boxes are [B, N], [B, N, K], [B, K, N] or [N]")
         scores = own.reshape(level.batch, count, columns)
 
     def one_a_box(kind: str, said: str) -> Tensor | None:
@@ -181,8 +186,8 @@ def _width_of_boxes(config: TeacherFileConfig, width: int) -> str:
     wide = 4 * config.bins
     if not config.grid_strides:
         return (
-            "boxes are [B, N, 4] or [N, 4]; name an output of boxes and scores in teacher.rows, or the grids of boxes "
-            "that the file does not decode in teacher.grid_strides"
+            "boxes are [B, N, 4], [B, 4, N] or [N, 4]; name an output of boxes and scores in teacher.rows, or the "
+            "grids of boxes that the file does not decode in teacher.grid_strides"
         )
     if config.box_format == "distances" and width and width % 4 == 0:
         return f"it has {width} numbers for each box: set teacher.bins={width // 4}"
@@ -192,6 +197,8 @@ def _width_of_boxes(config: TeacherFileConfig, width: int) -> str:
 def _of_rows(level: Level) -> Found:
     """Of one level whose boxes and scores stand in one output."""
     config, rows = level.config, level.of("rows")
+    if rows.ndim == 4 and rows.shape[1] == 1 and not config.grid_strides:
+        rows = rows.squeeze(1)  # as Caffe's and OpenVINO's last layer for detectors has them
     transposed = config.transposed and not config.grid_strides  # those on grids are laid out already
     columns = rows.shape[-2 if transposed else -1] if rows.ndim in (2, 3) else 0
     layout = config.row_layout

@@ -143,3 +143,25 @@ def stride_of(value: NDArray[np.generic], size: tuple[int, int]) -> int | None:
         return None
     stride = size[0] // value.shape[2]
     return stride if stride and (stride * value.shape[2], stride * value.shape[3]) == size else None
+
+
+def advice_on_map(value: NDArray[np.generic], size: tuple[int, int]) -> str:
+    """What may be wrong with what is no map, words to follow a comma; empty where nothing is known.
+
+    Args:
+        value: of float numbers.
+        size: height and width of the pictures, pixels.
+    """
+    if value.ndim != 4 or not all(value.shape):
+        return ""
+    if stride_of(np.moveaxis(value, 3, 1), size):
+        return ": its channels come last; name what it is before it is transposed"
+    cut = [
+        stride
+        for stride in range(2, min(size) + 1)
+        if all(-(-side // stride) == cells for side, cells in zip(size, value.shape[2:], strict=True))
+    ]
+    if cut:
+        stride = next((one for one in cut if one & (one - 1) == 0), cut[0])  # detectors halve their maps
+        return f": the picture's border cuts its cells; take sides that are multiples of {stride}"
+    return ": if the file resizes its pictures, take those of the size that it uses (teacher.size or data.size)"

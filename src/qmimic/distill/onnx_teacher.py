@@ -19,7 +19,7 @@ from qmimic.distill.file_boxes import detections
 from qmimic.distill.file_boxes import regions as file_regions
 from qmimic.distill.file_outputs import Found, found_in
 from qmimic.distill.file_scores import class_places
-from qmimic.distill.inner_maps import branching_maps, lies_in_a_branch, open_giving, stride_of
+from qmimic.distill.inner_maps import advice_on_map, branching_maps, lies_in_a_branch, open_giving, stride_of
 from qmimic.errors import InputError
 from qmimic.runtime.formats import Input
 from qmimic.tables import near
@@ -94,7 +94,27 @@ class OnnxTeacher:
         if list(self._strides) != sorted(set(self._strides)):
             have = ", ".join(f"{name} has {stride}" for name, stride in zip(config.maps, self._strides, strict=True))
             raise InputError(f"teacher.maps must be in growing order of stride, one map of each: {have}.")
-        self._columns = self._found([seen], len(self._probe)).columns if config.outputs else None
+        self._columns = self._columns_of(seen) if config.outputs else None
+        if config.activation == "softmax" and self._columns and not (config.classes or config.has_objectness):
+            raise InputError(
+                f"The teacher's boxes have {self._columns} scores that go through a softmax, where one is usually for "
+                "no object: write in teacher.classes the data's name of each, null for no object."
+            )
+
+    def _columns_of(self, seen: dict[str, NDArray[np.generic]]) -> int | None:
+        """For how many classes the probe's boxes have scores, see `Found.columns`. Raises: as `_found`."""
+        try:
+            return self._found([seen], len(self._probe)).columns
+        except InputError as error:
+            if self._one_by_one:
+                raise
+            # Some put the boxes of all pictures into one list, or find them in the first picture alone.
+            try:
+                columns = self._found([self._run(self._probe[:1])], 1).columns
+            except InputError:
+                raise error from None
+            self._one_by_one = True
+            return columns
 
     place_strides: tuple[int, ...] = ()
     heads = Heads()
@@ -205,11 +225,11 @@ class OnnxTeacher:
     def _other(self, name: str, value: object, batch: int) -> NDArray[np.generic]:
         """What another input takes for `batch` pictures: the numbers for each of them, or one number everywhere.
 
-        Where an input leaves its shape open, its first side is the batch and the next two are the pictures' size.
+        Where an input leaves its shape open, its first side is the batch. Others are as long as what is given; of one
+        number everywhere they are the pictures' height and width.
         """
         kind = self.engine.inputs[name]
-        open_sides = iter((batch, *self.size))
-        shape = tuple(next(open_sides, 1) if side is None else side for side in kind.shape)
+        shape = self._shape_of(value, kind.shape, batch)
         if math.prod(shape) > batch * MOST_NUMBERS:
             raise InputError(
                 f"{name} of {self.path} takes {list(shape)} numbers, more than {MOST_NUMBERS:,} a picture; take "
@@ -226,6 +246,16 @@ class OnnxTeacher:
                 f"teacher.inputs gives {name} of {self.path} {str(value)[:60]}; it takes {kind.dtype} of shape "
                 f"{[side or 'any' for side in kind.shape]}."
             ) from error
+
+    def _shape_of(self, value: object, sides: tuple[int | None, ...], batch: int) -> tuple[int, ...]:
+        """The shape of another input, whose open sides follow from what is given for it."""
+        try:
+            given = np.array(value).shape
+        except ValueError:  # lists of different lengths, which are refused as numbers
+            given = ()
+        own = [None] * (len(sides) - len(given)) + list(given)
+        size = iter(self.size)
+        return tuple(side or (batch if not axis else own[axis] or next(size, 1)) for axis, side in enumerate(sides))
 
     def _layout(self, shape: tuple[int | None, ...]) -> bool:
         """Whether pictures are [B, H, W, 3]."""
@@ -272,7 +302,7 @@ class OnnxTeacher:
         if stride is None:
             raise InputError(
                 f"The output {name!r} of {self.path} has shape {list(seen.shape)}; a map is [B, C, H/stride, W/stride] "
-                f"of pictures of {height} x {width} pixels."
+                f"of pictures of {height} x {width} pixels{advice_on_map(seen, self.size)}."
             )
         return int(seen.shape[1]), stride
 

@@ -139,6 +139,7 @@ def _make(
     with replacing(folder / LABELS_PICTURE) as temporary:
         _drawn(pictures, found, taken, classes).save(temporary, format="PNG")
     kinds, sure = np.concatenate([one.labels for one in found]), np.concatenate(taken)
+    most = prepared.recipe.detector.max_detections if prepared.recipe.trains_teacher else MOST_BOXES
     counts = [np.bincount(kinds[which], minlength=len(classes)).tolist() for which in (sure, ~sure)]
     facts = Facts(
         pictures=len(found),
@@ -146,6 +147,8 @@ def _make(
         chosen_on=data.scored,
         classes=tuple(Labelled(*one) for one in zip(classes, own, *counts, strict=True)),
         sum=checksum(text.encode()),
+        most=most,
+        full=sum(len(one.scores) >= most for one in found),
     )
     write_text(folder / FACTS, json.dumps(asdict(facts), indent=1))
 

@@ -58,6 +58,7 @@ class Facts:
         chosen_on: where the thresholds were chosen, in words.
         classes: one after another.
         sum: of the file of labels.
+        most, full: boxes that a picture can have, and pictures that have as many.
     """
 
     pictures: Count
@@ -65,6 +66,8 @@ class Facts:
     chosen_on: str
     classes: tuple[Labelled, ...]
     sum: str
+    most: Count = 0
+    full: Count = 0
 
     @property
     def boxes(self) -> int:
@@ -79,9 +82,15 @@ class Facts:
             if shared
             else ""
         )
+        boxes = f"{self.most:,} box{'' if self.most == 1 else 'es'}"
+        full = (
+            f" {self.full:,} of them have {boxes}, as many as are kept; objects beyond these are taught as background."
+            if self.full
+            else ""
+        )
         return (
             f"The teacher labelled {self.used:,} of {self.pictures:,} pictures with {self.boxes:,} boxes, from the "
-            f"score of the best F1 on {self.chosen_on}: {'; '.join(map(_said_of, self.classes))}.{few}"
+            f"score of the best F1 on {self.chosen_on}: {'; '.join(map(_said_of, self.classes))}.{few}{full}"
         )
 
 
