@@ -124,7 +124,7 @@ class PruningConfig(Section):
     steps: Advanced[int] = Field(
         10, ge=1, description="taylor: steps of one round, over which the criterion is averaged"
     )
-    learning_rate: Advanced[float] = Field(3e-4, gt=0, description="taylor: learning rate of these steps")
+    learning_rate: Advanced[float] = Field(2e-3, gt=0, description="taylor: learning rate of these steps")
     cost_weight: Advanced[float] = Field(
         3.0, ge=0, description="taylor: how much a channel's share of the multiply-accumulates counts against it"
     )

@@ -324,7 +324,11 @@ def _plain(config: Section, *left_out: str) -> dict[str, Any]:
 
 def _pruning(recipe: Recipe) -> list[object]:
     """What a pruned teacher depends on besides its cost."""
-    return [_plain(recipe.pruning), *([TAYLOR_VERSION] if recipe.pruning.method == "taylor" else [])]
+    own = _plain(recipe.pruning)
+    if recipe.pruning.method == "taylor":
+        return [own, TAYLOR_VERSION]
+    # LASSO has no rate; this was the default when the ids of jobs began to count it.
+    return [{**own, "learning_rate": 3e-4}]
 
 
 def _since(config: MimicConfig) -> list[object]:
