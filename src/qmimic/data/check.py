@@ -139,11 +139,8 @@ def check(
                 if first[0] != split:
                     text = f"The same image is {first[1]} of {first[0]}."
                     twice.append(LabelDefect("duplicate_across_splits", sample.image_id, text))
-    parts = {split: samples for split, samples in dataset.splits.items() if split not in unions}
-    sifted = sift(replace(dataset, splits=parts), seen)
-    lengths = np.sqrt(np.clip(np.concatenate([np.zeros((0, 2), np.float32), *sides]), 0, None).prod(1))
-    places = np.digitize(lengths, BINS)
-    names = [f"<{bound}" for bound in BINS] + [f">={BINS[-1]}"]
+    sifted = sift(replace(dataset, splits={s: own for s, own in dataset.splits.items() if s not in unions}), seen)
+    sizes, small = _by_size(sides)
     recipe = recipe or Recipe()
     crowded = crowds(dataset, limits(recipe), recipe.data.allow_capped)
     classes = _class_defects(dataset, counts, shown, unions)
@@ -151,12 +148,25 @@ def check(
         images={split: len(samples) for split, samples in dataset.splits.items()},
         boxes={split: sum(len(s.boxes) for s in samples) for split, samples in dataset.splits.items()},
         classes={name: counts[label] for label, name in enumerate(dataset.classes)},
-        sizes={name: int((places == place).sum()) for place, name in enumerate(names)},
+        sizes=sizes,
         attributes={name: {str(k): own[k] for k in sorted(own)} for name, own in attributes.items()},
-        small=float((lengths < OUTPUT_STRIDE).mean()) if len(lengths) else 0.0,
+        small=small,
         defects=(*dataset.defects, *sifted.defects, *twice, *classes, *crowded),
         accounted=sifted.accounted,
     )
+
+
+def _by_size(sides: Sequence[np.ndarray[Any, np.dtype[np.float32]]]) -> tuple[dict[str, int], float]:
+    """How many boxes there are of each size, and the share that is smaller than an output stride.
+
+    Args:
+        sides: of each image, widths and heights [N, 2] at the training size, pixels.
+    """
+    lengths = np.sqrt(np.clip(np.concatenate([np.zeros((0, 2), np.float32), *sides]), 0, None).prod(1))
+    places = np.digitize(lengths, BINS)
+    names = [*(f"<{bound}" for bound in BINS), f">={BINS[-1]}"]
+    small = float((lengths < OUTPUT_STRIDE).mean()) if len(lengths) else 0.0
+    return {name: int((places == place).sum()) for place, name in enumerate(names)}, small
 
 
 def defects_drawn(dataset: Dataset, defects: Sequence[LabelDefect]) -> Image.Image | None:

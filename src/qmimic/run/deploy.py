@@ -120,19 +120,7 @@ def deploy(
     written = _write(exported, notes, folder / path.stem, targets, parity)
     able = [target for target in targets if FORMATS[target].integers]
     if int8 and able:
-        prepared = _prepared(recipe, detector)
-        try:
-            with exclusive_lock(path.parent):
-                found = to_integers(prepared, detector, path.parent / STAGES, watcher)
-        except Int8RefusedError as error:
-            watcher.say(str(error))
-            return _timed(written)
-        on_integers, proof = replace(exported, detector=found.detector), partial(_accuracy, prepared, found)
-        for target in able:  # each by itself: one engine's roundings may cost too much and another's not
-            try:
-                written |= _write(on_integers, notes, folder / f"{path.stem}-int8", [target], proof)
-            except Int8RefusedError as error:
-                watcher.say(str(error))
+        written |= _on_integers(exported, _prepared(recipe, detector), notes, path, folder, able, watcher)
     return _timed(written)
 
 
@@ -198,6 +186,32 @@ def _write(
     """Files and their formats."""
     metadata = describe(exported.detector, notes)
     return {ship(exported, metadata, FORMATS[target], path, proof): target for target in targets}
+
+
+def _on_integers(
+    exported: Exported,
+    prepared: Prepared,
+    notes: dict[str, object],
+    path: Path,
+    folder: Path,
+    targets: Sequence[str],
+    watcher: Watcher,
+) -> dict[Path, str]:
+    """The files on integers and their formats; the watcher is told why those that lose too much were not written."""
+    try:
+        with exclusive_lock(path.parent):
+            found = to_integers(prepared, exported.detector, path.parent / STAGES, watcher)
+    except Int8RefusedError as error:
+        watcher.say(str(error))
+        return {}
+    own, proof = replace(exported, detector=found.detector), partial(_accuracy, prepared, found)
+    written: dict[Path, str] = {}
+    for target in targets:  # each by itself: one engine's roundings may cost too much and another's not
+        try:
+            written |= _write(own, notes, folder / f"{path.stem}-int8", [target], proof)
+        except Int8RefusedError as error:
+            watcher.say(str(error))
+    return written
 
 
 def _timed(written: Mapping[Path, str]) -> list[Deployed]:
