@@ -9,7 +9,7 @@ v7.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor
 from qmimic.config import TeacherFileConfig
 from qmimic.config.teacher_file import FROM_CORNERS, OF_ANCHORS, OF_DELTAS
 from qmimic.errors import InputError
+from qmimic.runtime.places import cells
 
 
 @dataclass(frozen=True)
@@ -41,18 +42,18 @@ class Grid:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns; a cell that the border cuts counts as one.
-
-        A stride that is no whole number stands for so many cells, and was rounded: 15.789 for 300 pixels in 19.
-        """
-        if self.stride != int(self.stride):
-            return round(self.size[0] / self.stride), round(self.size[1] / self.stride)
-        return math.ceil(self.size[0] / self.stride), math.ceil(self.size[1] / self.stride)
+        """Rows and columns; a cell that the border cuts counts as one."""
+        return self._counted(math.ceil)
 
     @property
     def whole(self) -> tuple[int, int]:
         """Rows and columns without cells that the border cuts."""
-        return int(self.size[0] // self.stride), int(self.size[1] // self.stride)
+        return self._counted(math.floor)
+
+    def _counted(self, towards: Callable[[float], int]) -> tuple[int, int]:
+        """Rows and columns. A stride that is a fraction was rounded, and cuts no cell: 15.789 is 300 pixels in 19."""
+        towards = towards if self.stride == int(self.stride) else round
+        return towards(self.size[0] / self.stride), towards(self.size[1] / self.stride)
 
     @property
     def to_a_cell(self) -> int:
@@ -144,13 +145,12 @@ def _wanted(grids: Sequence[Grid], transposed: bool) -> str:
 
 def _advice(values: Tensor, grids: Sequence[Grid], transposed: bool, batch: int) -> str:
     """What may be wrong with an output of another shape, as advice."""
-    cells = sum(math.prod(grid.shape) for grid in grids)
-    side = values.shape[2 if transposed else 1] if values.ndim == 3 else values.shape[0] if values.ndim else 0
-    if grids[0].to_a_cell == 1 and side > cells and side % cells == 0:
-        return (
-            f"it has {side // cells} boxes for each cell: set teacher.cell_boxes={side // cells}, or name their "
-            "anchors (teacher.anchors)"
-        )
+    count = sum(grid.boxes for grid in grids)
+    length = values.shape[2 if transposed else 1] if values.ndim == 3 else values.shape[0] if values.ndim == 2 else 0
+    if grids[0].to_a_cell == 1 and length > count and length % count == 0:
+        several = length // count
+        own = "" if grids[0].anchors else f"set teacher.cell_boxes={several}, or "
+        return f"it has {several} boxes for each cell: {own}name {several} anchors for each (teacher.anchors)"
     if len(grids) == 1 and grids[0].shape == (grids[0].to_a_cell,) * 2:
         return "with as many rows and columns as anchors it may lie in two ways: take larger pictures (teacher.size)"
     if values.ndim > 4 and not grids[0].anchors:
@@ -166,7 +166,7 @@ def _advice(values: Tensor, grids: Sequence[Grid], transposed: bool, batch: int)
         return f"set teacher.transposed={str(not transposed).lower()}"
     if len(grids) > 1 and any({grid.boxes} & sides or set(grid.shape) <= sides for grid in grids):
         return "it holds one grid alone, so name a list of outputs, one for each grid"
-    cut = [grid for grid in grids if grid.stride == int(grid.stride) and grid.whole != grid.shape]
+    cut = [grid for grid in grids if grid.whole != grid.shape]
     if any({math.prod(grid.whole)} & sides or set(grid.whole) <= sides for grid in cut):
         return (
             "it has no cells where the picture's border cuts them, so take pictures whose sides are multiples of "
@@ -218,11 +218,7 @@ def _from_anchors(
 
 def _points(config: TeacherFileConfig, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Points x, y [N, 2] from which boxes are measured, and strides [N, 1], in pixels."""
-    found = []
-    for grid in grids_of(config, size):
-        y, x = np.meshgrid(*((np.arange(count) + 0.5) * grid.stride for count in grid.shape), indexing="ij")
-        places = np.stack([x, y, np.full_like(x, grid.stride)], -1).reshape(-1, 3).astype(np.float32)
-        found.append(np.repeat(places, grid.to_a_cell, 0))
+    found = [np.repeat(cells(grid.shape, grid.stride), grid.to_a_cell, 0) for grid in grids_of(config, size)]
     middles, strides = torch.from_numpy(np.concatenate(found)).split((2, 1), -1)
     point = 0 if config.box_format in FROM_CORNERS else config.grid_point
     assert point is not None, "the recipe says where a cell's point lies"

@@ -26,11 +26,18 @@ def place_grid(size: tuple[int, int], strides: tuple[int, ...]) -> Floats:
         size: height and width of the image, pixels.
         strides: of the levels.
     """
-    found = []
-    for stride in strides:
-        y, x = np.meshgrid(*((np.arange(side // stride) + 0.5) * stride for side in size), indexing="ij")
-        found.append(np.stack([x, y, np.full_like(x, stride)], -1).reshape(-1, 3))
-    return np.concatenate(found).astype(np.float32)
+    return np.concatenate([cells((size[0] // stride, size[1] // stride), stride) for stride in strides])
+
+
+def cells(shape: tuple[int, int], stride: float) -> Floats:
+    """The centres of a grid's cells [rows * columns, 3]: x, y and stride, pixels; by row and column.
+
+    Args:
+        shape: rows and columns.
+        stride: side of a cell, pixels.
+    """
+    y, x = np.meshgrid(*((np.arange(count) + 0.5) * stride for count in shape), indexing="ij")
+    return np.stack([x, y, np.full_like(x, stride)], -1).reshape(-1, 3).astype(np.float32)
 
 
 def place_count(metadata: Metadata) -> int:
