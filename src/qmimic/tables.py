@@ -120,7 +120,7 @@ MODES = Table(
         "student_only": Mode("student's map quantized", student=True),
     },
 )
-PAPERS = "mimic"  # the distiller of the paper, which a mode's title is about
+PAPER_DISTILLER = "mimic"  # that of the paper, which the titles of the modes are about
 
 
 def taught_by(mode: str, distiller: str) -> str:
@@ -130,7 +130,7 @@ def taught_by(mode: str, distiller: str) -> str:
         mode: `mimic.mode`.
         distiller: `mimic.distiller`; empty in results from before there were several.
     """
-    if mode == "none" or distiller in ("", PAPERS):
+    if mode == "none" or distiller in ("", PAPER_DISTILLER):
         return MODES[mode].title if mode in MODES else mode
     return distiller if mode == "mimic" else f"{distiller}, mode {mode}"
 

@@ -104,8 +104,8 @@ def least(
         criterion: by group, [channels], how much each matters, on any scale per group.
         cost: of the network as it is now.
         goal: multiply-accumulates to come down to.
-        end: what no removal may go below. Several costly channels at a time may take more than a round's share; if they
-            could not go, all others would go in their place.
+        end: multiply-accumulates that no removal may go below. It may go below `goal`, though: a group of expensive
+            channels may take more than a round's share, and if it could not be removed, all others would be instead.
         cost_weight: weight of a channel's share of the present multiply-accumulates.
         floor: by group, how many must stay, at least one.
         units: by group, what the number of channels becomes a multiple of, where any are removed; the next of these

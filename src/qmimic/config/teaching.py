@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from qmimic.config.base import Advanced, InTable, Section, check_own
-from qmimic.tables import DICTIONARIES, DISTANCES, DISTILLERS, MODES, REGION_POOLINGS
+from qmimic.tables import DICTIONARIES, DISTANCES, DISTILLERS, MODES, PAPER_DISTILLER, REGION_POOLINGS
 
 
 class QuantizerConfig(Section):
@@ -43,7 +43,7 @@ class MimicConfig(Section):
         description="norm of the distillation gradient at the student's map over detection's, held by weight=auto",
     )
     distiller: Annotated[str, InTable(DISTILLERS)] = Field(
-        "mimic", description="what the student learns from its teacher; mimic is the paper's"
+        PAPER_DISTILLER, description="what the student learns from its teacher; mimic is the paper's"
     )
     settings: Advanced[dict[str, Any]] = Field({}, description="the distiller's own settings, `name: value` each")
     distance: Annotated[str, InTable(DISTANCES)] = Field(
@@ -101,11 +101,10 @@ class MimicConfig(Section):
     def _read(self) -> "MimicConfig":
         """What is set is read by the distiller. The section's own settings are the default distiller's."""
         fields = type(self).model_fields
-        default = fields["distiller"].default
-        if (self.distiller == default and not self.settings) or not find_spec("torch"):
+        if (self.distiller == PAPER_DISTILLER and not self.settings) or not find_spec("torch"):
             return self
         kind = DISTILLERS[self.distiller]
-        for name in sorted(DISTILLERS[default].reads - kind.reads):
+        for name in sorted(DISTILLERS[PAPER_DISTILLER].reads - kind.reads):
             if getattr(self, name) != fields[name].default:
                 raise ValueError(f"mimic.{name} has no effect with mimic.distiller={self.distiller}; leave it out")
         check_own(self.settings, kind.Settings, "mimic.settings", f"mimic.distiller={self.distiller}")

@@ -99,8 +99,8 @@ def detections(
 def regions(found: Found, config: TeacherFileConfig, size: tuple[int, int]) -> Proposals:
     """Where a file sees objects, whatever their class: boxes in pixels of its input, the best first.
 
-    Of boxes that overlap, the best stays, as among detections; without scores, boxes stay as the file orders them. What
-    is no class (`null` in `classes`) is no object.
+    Of boxes that overlap, the best stays, as among detections; without scores, boxes stay as the file orders them.
+    Boxes of a class that is `null` in `classes` are left out.
 
     Args:
         found: of B pictures.
@@ -116,8 +116,8 @@ def regions(found: Found, config: TeacherFileConfig, size: tuple[int, int]) -> P
         best, kinds = scores.max(2)
         if found.labels is not None:
             kinds = found.labels.nan_to_num(-1).long()
-            for number, name in enumerate(config.classes):
-                valid = valid & (kinds != number) if name is None else valid
+            nothing = [number for number, name in enumerate(config.classes) if name is None]
+            valid = valid & ~torch.isin(kinds, torch.tensor(nothing, dtype=torch.long))
         if config.suppress < 1:
             valid = torch.stack([_apart(*one, config.suppress) for one in zip(boxes, best, kinds, valid, strict=True)])
         order = best.masked_fill(~valid, -torch.inf).argsort(dim=1, descending=True, stable=True)

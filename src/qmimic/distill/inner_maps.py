@@ -146,7 +146,7 @@ def stride_of(value: NDArray[np.generic], size: tuple[int, int]) -> int | None:
 
 
 def advice_on_map(value: NDArray[np.generic], size: tuple[int, int]) -> str:
-    """What may be wrong with what is no map, a colon and words; empty where nothing is known.
+    """Why an output cannot be a map, to end a message with: a colon and a hint, or nothing where none is known.
 
     Args:
         value: of float numbers.

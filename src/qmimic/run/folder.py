@@ -18,7 +18,7 @@ from qmimic.arms import STUDENT, TEACHER_STAGES
 from qmimic.config import Recipe, explain, load_recipe
 from qmimic.errors import InputError
 from qmimic.files import MissingError, is_there, read_json, write_text
-from qmimic.tables import PAPERS, taught_by
+from qmimic.tables import taught_by
 
 DEPLOY = "deploy"
 KEY = r"[0-9a-f]{12}"  # the form of a fingerprint in names
@@ -90,7 +90,7 @@ class StageResult:
     def title(self) -> str:
         """Its name in tables; the student's says how it was taught, a baseline's where that is not as its name says."""
         name, how = self.name.replace("_", " "), taught_by(self.mode, self.distiller)
-        other = self.mode not in ("", "none") and self.distiller not in ("", PAPERS)
+        other = how != taught_by(self.mode, "")
         return f"{name} ({how})" if self.name == STUDENT or other else name
 
 
