@@ -1,7 +1,7 @@
 """Boxes that are measured from anchors, against torchvision's own anchors and coder, and a plain loop over cells."""
 
 import math
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.models.detection.image_list import ImageList
 
-from qmimic.config import TeacherConfig
+from qmimic.config import TeacherConfig, TeacherFileConfig
 from qmimic.config.teacher_file import check_outputs
 from qmimic.distill.file_boxes import detections
 from qmimic.distill.file_grids import by_cells, decoded, grids_of
@@ -145,6 +145,40 @@ def test_yolov4_stretches_centres_about_the_middles_of_their_cells() -> None:
 def test_scales_that_do_not_fit_are_refused(box_format: str, scales: tuple[float, ...], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         check_outputs(config_of(box_format, centre_scales=scales, rows=("a", "b"), row_layout=("box", "scores")))
+
+
+GRIDS = {"grid_strides": STRIDES, "grid_point": 0.5}
+OF_OTHERS = {  # what each format needs, as far as it is not that of all
+    **{key: {} for key in ("xyxy", "yxyx", "cxcywh", "xywh")},
+    **{key: {**GRIDS, "box_unit": "strides"} for key in ("distances", "offsets")},
+    **{key: {**GRIDS, "anchors": ANCHORS} for key in ("deltas", "yx_deltas")},
+    "yolov3": {"grid_strides": STRIDES, "anchors": ANCHORS},
+    "yolov5": {"grid_strides": STRIDES, "anchors": ANCHORS},
+}
+OF_SOME = {  # settings of some formats alone
+    "centre_scales": ((1.2, 1.1), {"yolov3"}),
+    "cell_boxes": (2, {"distances", "offsets"}),
+    "variances": ((0.1, 0.1, 0.2, 0.2), {"deltas", "yx_deltas"}),
+    "bins": (8, {"distances"}),
+    "anchors": (ANCHORS, {"deltas", "yx_deltas", "yolov3", "yolov5"}),
+}
+
+
+@pytest.mark.parametrize("setting", OF_SOME)
+@pytest.mark.parametrize("box_format", OF_OTHERS)
+def test_a_setting_of_some_formats_is_refused_with_all_others(box_format: str, setting: str) -> None:
+    value, formats = OF_SOME[setting]
+    said = {"kind": "onnx", "boxes": "b", "scores": "s", "box_format": box_format, **OF_OTHERS[box_format]}
+    check_outputs(TeacherConfig(**said))
+    if box_format in formats:
+        check_outputs(TeacherConfig(**{**said, setting: value}))
+    else:
+        with pytest.raises(ValueError, match=f"teacher.{setting}"):
+            check_outputs(TeacherConfig(**{**said, setting: value}))
+
+
+def test_the_formats_here_are_all() -> None:
+    assert set(OF_OTHERS) == set(get_args(get_type_hints(TeacherFileConfig)["box_format"]))
 
 
 @settings(max_examples=60, deadline=None)

@@ -266,6 +266,10 @@ def _check_anchors(teacher: TeacherFileConfig) -> None:
     what, grids = f"teacher.box_format={teacher.box_format}", len(teacher.grid_strides)
     if teacher.variances != (1, 1, 1, 1) and teacher.box_format not in OF_DELTAS:
         raise ValueError("teacher.variances are those of deltas: set teacher.box_format=deltas, or leave them out")
+    if teacher.centre_scales and teacher.box_format != "yolov3":
+        raise ValueError(
+            "teacher.centre_scales are those of YOLOv4's boxes: set teacher.box_format=yolov3, or leave them out"
+        )
     if teacher.box_format not in OF_ANCHORS:
         if teacher.anchors:
             raise ValueError(
@@ -280,10 +284,6 @@ def _check_anchors(teacher: TeacherFileConfig) -> None:
         )
     if any(not 1 <= len(own) <= MOST_ANCHORS for own in teacher.anchors):
         raise ValueError(f"each list of teacher.anchors has 1 to {MOST_ANCHORS} anchors")
-    if teacher.centre_scales and teacher.box_format != "yolov3":
-        raise ValueError(
-            "teacher.centre_scales are those of YOLOv4's boxes: set teacher.box_format=yolov3, or leave them out"
-        )
     if len(teacher.centre_scales) not in (0, grids):
         raise ValueError(
             f"teacher.centre_scales has {len(teacher.centre_scales)}, and teacher.grid_strides {grids}; name one for "
