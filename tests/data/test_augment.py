@@ -1,12 +1,14 @@
 """Random views: boxes move with their pixels."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from qmimic.config import AugmentConfig
-from qmimic.data.augment import augment, exact_views
+from qmimic.data.augment import augment, exact_views, ways_to_flip
 from qmimic.data.letterbox import FILL
 from qmimic.data.targets import IGNORED, PADDING, Targets
 
@@ -237,3 +239,14 @@ def test_a_mosaic_shows_a_picture_with_the_three_that_follow() -> None:
     assert pixels[3, 0, ::32, ::32].tolist() == [[4, 5], [1, 2]]
     assert moved.labels[3].tolist() == [3, 4, 0, 1]
     assert moved.boxes[3].tolist() == [[0, 0, 32, 32], [32, 0, 64, 32], [0, 32, 32, 64], [32, 32, 64, 64]]
+
+
+def test_the_ways_to_flip_tell_views_apart_that_are_as_many() -> None:
+    """A bank numbers views by these: as many others must not be taken for them."""
+    ways = [
+        OFF.model_copy(update={"flip": flip, "flip_vertical": down, "transpose": across})
+        for flip, down, across in itertools.product((0, 0.5), repeat=3)
+    ]
+    assert len({ways_to_flip(one) for one in ways}) == len(ways)
+    for one in ways:
+        assert exact_views(one) == 2 ** sum(ways_to_flip(one))

@@ -158,6 +158,11 @@ def test_a_folder_without_any_box(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert (code, [kind for kind, _ in defects]) == (1, ["no_boxes"])
 
 
+def test_a_val_split_without_any_box(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    voc_xml(root, "c")
+    assert found(root, capsys) == (1, [("no_boxes", "val")])
+
+
 def test_the_same_pixels_in_two_splits(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copy(root / "JPEGImages" / "a.png", root / "JPEGImages" / "c.png")
     code, content = report(root, capsys)

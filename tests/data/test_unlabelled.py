@@ -94,6 +94,24 @@ def test_pictures_of_val_that_were_saved_again_are_left_out(tmp_path: Path) -> N
     assert "18 found, 2 used, 16 left out (looks like one of val)" in said
 
 
+def test_a_jpeg_of_val_is_known_at_any_size(tmp_path: Path) -> None:
+    """JPEGs are looked at as drafts, whose size depends on the picture's."""
+    config = DataConfig(root=str(coco(tmp_path / "cats", suffix=".jpg")), unlabelled=str(tmp_path / "frames"))
+    (tmp_path / "frames").mkdir()
+    noise = np.random.default_rng(7).integers(0, 256, (8, 2, 9, 12, 3), dtype=np.uint8)
+    for place in range(4):
+        for split, cells in zip(("train", "val"), noise[place], strict=True):
+            own = Image.fromarray(cells).resize((1000, 750), Image.Resampling.BICUBIC)
+            own.save(tmp_path / "cats" / split / f"{split}{place}.jpg", quality=92)
+            for side in (97, 160, 333, 500, 640, 1500) if split == "val" else ():
+                again = own.resize((side, side * 3 // 4), Image.Resampling.BICUBIC)
+                again.save(tmp_path / "frames" / f"{place}-{side}.jpg", quality=80)
+        Image.fromarray(noise[4 + place, 0]).resize((640, 480)).save(tmp_path / "frames" / f"new{place}.jpg")
+    names, said = used(config)
+    assert names == [f"new{place}.jpg" for place in range(4)]
+    assert "28 found, 4 used, 24 left out (looks like one of val)" in said
+
+
 def test_pictures_of_drawn_data_are_known_too(tmp_path: Path) -> None:
     drawn = digits()
     (tmp_path / "frames").mkdir()

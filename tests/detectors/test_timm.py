@@ -1,6 +1,8 @@
 """Networks of timm as backbones: their levels, weights under whatever names, what is frozen, and their files."""
 
+import contextlib
 import copy
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -241,6 +243,29 @@ def test_a_file_that_holds_no_weights_is_refused_and_nothing_in_it_runs(
     assert "run" not in capsys.readouterr().out
     with pytest.raises(InputError, match="missing"):
         read_weights(tmp_path / "missing.pth")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_file_of_weights_that_is_damaged_anywhere_is_refused_in_a_sentence(tmp_path: Path, zipped: bool) -> None:
+    whole, path = tmp_path / "whole.pth", tmp_path / "a.pth"
+    torch.save({"a.weight": torch.ones(3, 2), "b": torch.zeros(4)}, whole, _use_new_zipfile_serialization=zipped)
+    content, draw = whole.read_bytes(), random.Random(3)
+    for cut in range(0, len(content), 7):
+        path.write_bytes(content[:cut])
+        with pytest.raises(InputError, match=str(path)):
+            read_weights(path)
+    for _ in range(300):
+        place = draw.randrange(len(content))
+        path.write_bytes(content[:place] + draw.randbytes(1) + content[place + 1 :])
+        with contextlib.suppress(InputError):  # or it holds other numbers now
+            read_weights(path)
+
+
+@pytest.mark.parametrize("odd", [torch.ones(2, 2).to_sparse(), torch.ones(2, 2, device="meta")])
+def test_weights_that_are_no_plain_numbers_are_refused(tmp_path: Path, odd: torch.Tensor) -> None:
+    torch.save({"a.weight": odd}, tmp_path / "a.pth")
+    with pytest.raises(InputError, match=r"a.weight|a state dict|neither"):
+        read_weights(tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize(

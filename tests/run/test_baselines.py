@@ -108,3 +108,14 @@ def test_baselines_that_cannot_be_are_refused_before_any_training(make_recipe: M
         recipe_from({"student": {"weights": "some.safetensors"}, "pruning": {"method": "lasso"}}, "the test")
     with pytest.raises(InputError, match=r"quantizer\.per_channel=false"):
         recipe_from({"quantizer": {"per_channel": True}, "baselines": ["quantized"]}, "the test")
+
+
+def test_a_pruning_that_diverges_says_so_and_leaves_nothing_behind(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe(
+        pruning={"method": "taylor", "rounds": 2, "steps": 3, "learning_rate": 1e30}, mimic={"mode": "none"}
+    )
+    with pytest.raises(
+        InputError, match=r"The loss of the teacher became .* of its pruning; lower pruning.learning_rate"
+    ):
+        qmimic.train(recipe.model_copy(update={"baselines": ()}))
+    assert not list((recipe.folder / "stages").glob("pruned*/detector.safetensors"))

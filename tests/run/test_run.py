@@ -10,7 +10,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import qmimic
+from cli_cases import coco
 from qmimic.config import Recipe, load_recipe
+from qmimic.errors import InputError
 from qmimic.run.folder import StageResult, ranked
 from qmimic.run.train import markdown, remarks
 from qmimic.training.progress import Silent
@@ -253,3 +255,16 @@ def test_a_student_that_nobody_teaches_needs_no_teacher(make_recipe: Callable[..
     run = qmimic.train(make_recipe(mimic={"mode": "none"}, teacher={"min_map": 1.0}))
     assert [result.name for result in run.results] == ["scratch", "student"]
     assert not list((run.folder / "stages").glob("teacher-*"))
+
+
+def test_a_val_without_boxes_and_a_share_without_a_class_are_refused_before_any_training(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    bare = coco(tmp_path / "bare")
+    file = bare / "instances_val.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "annotations": []}))
+    with pytest.raises(InputError, match=r"No image of the split 'val' of .*bare has a box to find"):
+        qmimic.train(make_recipe(data={"root": str(bare)}))
+    few = coco(tmp_path / "few", 8, tuple("abcdefgh"))
+    with pytest.raises(InputError, match=r"as labelled \(data.label_share=0.25\); raise data.label_share"):
+        qmimic.train(make_recipe(data={"root": str(few), "label_share": 0.25}))

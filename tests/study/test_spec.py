@@ -100,6 +100,7 @@ def test_each_seed_may_have_a_fold_of_its_own(tmp_path: Path) -> None:
         ("seeds: [3, 4]", "sedes: [3]", "unknown key 'sedes'; a study has name"),
         ("recipe: recipe.yaml", "recipe: none.yaml", "Cannot read the recipe"),
         ("name: small", "name: ../small", "name: "),
+        ("seeds: [3, 4]", "seeds: [3, 4]\ngrid: {student.steps: []}", "grid.student.steps: "),
         ("arms:", "arms: {}\nset: {}\nx:", "set' is given twice"),
     ],
 )

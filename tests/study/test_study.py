@@ -18,7 +18,7 @@ from qmimic.study import worker
 from qmimic.study.report import report
 from qmimic.study.schedule import run_study
 from qmimic.study.spec import expand, jobs_of, load_study
-from qmimic.study.table import names, plan, read_jobs, read_results, update
+from qmimic.study.table import names, plan, read_jobs, read_results, set_aside, update
 
 
 def test_a_study_computes_what_is_shared_once_and_first(tmp_path: Path) -> None:
@@ -56,6 +56,26 @@ def test_a_changed_study_keeps_what_still_holds(tmp_path: Path) -> None:
     assert len(started) == 2
     assert len(jobs) == 10
     assert len(read_results(folder)) == 6
+
+
+def test_what_a_study_no_longer_names_is_set_aside_and_comes_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, folder = study_file(tmp_path), tmp_path / "out"
+    run_here(path, folder)
+    whole = without_times(folder)
+    study_file(tmp_path, STUDY.replace("  quantized: {mimic.mode: quantization, mimic.weight: 0.5}\n", ""))
+    jobs, started = run_here(path, folder)
+    assert (len(jobs), started, set_aside(folder)) == (8, [], 2)  # a student of each seed
+    assert len(read_results(folder)) == 4
+    assert main(["study", str(path), "--out", str(folder), "--workers", "1"]) == 0
+    assert f"2 finished jobs in {folder} belong to no run of this study any more" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    study_file(tmp_path)
+    assert run_here(path, folder)[1] == []
+    assert without_times(folder) == whole
+    assert set_aside(folder) == 0
 
 
 def test_a_table_alone_can_be_gone_on_with(tmp_path: Path) -> None:

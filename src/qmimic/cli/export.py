@@ -128,5 +128,5 @@ def _export(options: argparse.Namespace) -> int:
     )
     out.end({"files": [asdict(one) for one in files], "advice": advice(files), "sources": sources})
     if options.int8 and not any(one.precision == "int8" for one in files):
-        raise InputError("No int8 file was written, for the reasons above; ExecuTorch files have no int8 here.")
+        raise InputError("No int8 file was written, for the reasons above.")
     return 0

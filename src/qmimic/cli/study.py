@@ -70,6 +70,7 @@ def _run_study(options: argparse.Namespace, out: "Output") -> int:
     from qmimic.study.cluster import Cluster
     from qmimic.study.schedule import Process, run_study
     from qmimic.study.spec import expand, load_study
+    from qmimic.study.table import set_aside
     from qmimic.study.view import View
 
     if options.workers is not None and options.workers < 1:
@@ -86,5 +87,10 @@ def _run_study(options: argparse.Namespace, out: "Output") -> int:
     for job in jobs:
         if job.status == "failed":
             out.result(f"failed: {job.kind} {job.id}: {job.error}")
+    if aside := set_aside(folder):
+        out.result(
+            f"{aside} finished jobs in {folder} belong to no run of this study any more; they are kept, and count "
+            "again when their arm, setting or seed comes back."
+        )
     _report(out, [folder], folder / "report.md")
     return 0

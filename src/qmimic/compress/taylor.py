@@ -23,6 +23,7 @@ from qmimic.contracts import ChannelGroup
 from qmimic.data.loader import Batch
 from qmimic.detectors.channels import channel_groups, keep_channels, widths
 from qmimic.detectors.detector import Detector
+from qmimic.errors import InputError
 from qmimic.training.optimizer import build_optimizer
 from qmimic.training.step import DetectionObjective, StepGenerators
 
@@ -53,7 +54,7 @@ def prune_by_taylor(
         enough for that.
 
     Raises:
-        InputError: its channels cannot be pruned.
+        InputError: its channels cannot be pruned, or the loss is no longer a finite number.
     """
     detector = objective.detector
     whole = Cost(detector).of({})
@@ -66,6 +67,11 @@ def prune_by_taylor(
         optimizer = build_optimizer(objective.train(), schedule)
         for step in range(done * config.steps, (done + 1) * config.steps):
             loss = _learn(objective, optimizer, next(batches), generators(step), schedule.clip_norm, criterion)
+            if not math.isfinite(loss):
+                raise InputError(
+                    f"The loss of the teacher became {loss} at step {step} of its pruning; lower pruning.learning_rate "
+                    "and run again."
+                )
             show(step + 1, loss)
         goal = whole * (macs / whole) ** ((done + 1) / config.rounds)
         last = done == config.rounds - 1  # only then do a few layers leave their multiples, to meet the cost

@@ -36,7 +36,12 @@ def exact_views(config: AugmentConfig) -> int | None:
     """How many views an image has, if flips alone make them; None if scale, shift or colour make each a new one."""
     if config.scale != (1, 1) or config.shift or config.colour or config.mosaic:
         return None
-    return 1 << sum(map(bool, (config.flip, config.flip_vertical, config.transpose)))
+    return 1 << sum(ways_to_flip(config))
+
+
+def ways_to_flip(config: AugmentConfig) -> tuple[bool, bool, bool]:
+    """Whether pictures are flipped left to right, flipped upside down, transposed."""
+    return bool(config.flip), bool(config.flip_vertical), bool(config.transpose)
 
 
 def closing(config: AugmentConfig) -> AugmentConfig:

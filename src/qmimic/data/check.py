@@ -214,6 +214,9 @@ def _class_defects(
         for label in sorted(labels - seen.get("train", labels)) if split not in unions else ():
             text = f"Its boxes are in {split}, but none is in train."
             found.append(LabelDefect("unknown_class", dataset.classes[label], text))
+    for split in ("train", "val"):  # a test split may well be without labels
+        if counts and not seen.get(split, {""}):
+            found.append(LabelDefect("no_boxes", split, "No image of the split has a box."))
     if not counts:
         found.append(LabelDefect("no_boxes", dataset.name, "No image has a box."))
     return found

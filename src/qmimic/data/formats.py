@@ -157,7 +157,7 @@ def _seen(dataset: Dataset) -> dict[int, Look | InputError]:
 def looks(files: Mapping[Path, Path | None]) -> dict[Path, Look | InputError]:
     """What image files are, or what is wrong with them; equal pictures share their number, whatever they are stored as.
 
-    JPEGs are decoded small, which is far faster. Where others of the same size are stored in another way, which may
+    JPEGs are decoded small, which is faster. Where others of the same size are stored in another way, which may
     show the same picture, they are decoded whole.
 
     Args:

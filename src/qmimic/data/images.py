@@ -42,6 +42,7 @@ TURNS = {
 }
 FLAT = 17  # levels of 255; a picture that spans fewer shows hardly anything, as 12 bits in a file of 16
 THUMB = 16  # pixels, sides of the thumbnail by which pictures are known that were stored again
+DRAFT = 8 * THUMB  # pixels, least sides of a draft: on smaller ones thumbnails depend on how a picture was stored
 LYING = {TURNS[5], TURNS[6], TURNS[7], TURNS[8]}
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # in a JPEG, but for those within the pixels of a scan
 SCAN, END = 0xDA, 0xD9
@@ -111,26 +112,36 @@ def look(path: Path, root: Path | None = None, whole: bool = True) -> Look:
     with _opened(path, root) as file:
         turn = TURNS.get(_orientation(file))
         size = (file.height, file.width) if turn in LYING else (file.width, file.height)
-        drafted = not whole and file.draft(None, (1, 1)) is not None
+        draft = None if whole else file.draft(None, (DRAFT, DRAFT))
         with _decoded(file):
-            picture = _rgb(file) if drafted else upright(file)
-            return look_at(picture, size, turn, drafted)
+            picture = _rgb(file) if draft else upright(file)
+            return look_at(picture, size, turn, draft and draft[1])
 
 
 def look_at(
     picture: Image.Image,
     size: tuple[int, int] | None = None,
     turn: Image.Transpose | None = None,
-    drafted: bool = False,
+    drafted: tuple[float, float, float, float] | None = None,
 ) -> Look:
-    """What an RGB picture is; all else as in `Look`, None: the size that it has."""
+    """What an RGB picture is.
+
+    Args:
+        picture: as a person sees it; a draft as it is stored.
+        size: as in `Look`; None: the size that it has.
+        turn: as in `Look`.
+        drafted: of a draft, the box that the whole picture fills in it; None: it is no draft.
+    """
     size = size or picture.size
     digest = hashlib.blake2b(repr((size, turn if drafted else None)).encode(), digest_size=8)
     digest.update(picture.tobytes())
-    small = picture.resize((THUMB, THUMB), Image.Resampling.BOX).convert("L")
-    if drafted and turn is not None:  # then the picture is as it is stored
+    # Not BOX: it counts pixels on a border wholly or not at all, so a thumbnail would depend on the picture's size.
+    small = picture.resize((THUMB, THUMB), Image.Resampling.BILINEAR, drafted).convert("L")
+    if drafted and turn is not None:
         small = small.transpose(turn)
-    return Look(size, (int.from_bytes(digest.digest()) >> 1) or 1, levels(picture), small.tobytes(), turn, drafted)
+    return Look(
+        size, (int.from_bytes(digest.digest()) >> 1) or 1, levels(picture), small.tobytes(), turn, drafted is not None
+    )
 
 
 def read_resized(

@@ -1,10 +1,8 @@
 """Published weights for a backbone: from a file (safetensors, or a state dict of torch) or from timm itself."""
 
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from zipfile import BadZipFile
 
 import torch
 from torch import Tensor
@@ -102,7 +100,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         with open_file(path) as file:
             found = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, BadZipFile, RuntimeError, ValueError, EOFError, KeyError, AttributeError) as error:
+    except InputError:
+        raise
+    except Exception as error:  # what torch raises on damaged files has no narrower common type
         raise InputError(
             f"{path} is neither safetensors nor a torch state dict of tensors alone; save it as one of these."
         ) from error
@@ -114,6 +114,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     for name, value in found.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise InputError(f"{path} holds {str(name)[:100]!r}, which is not a tensor; save the state dict alone.")
+        if value.layout != torch.strided or value.device.type != "cpu":
+            raise InputError(f"{path} holds {name[:100]!r} without plain numbers; save dense tensors of a CPU.")
     return dict(found)
 
 

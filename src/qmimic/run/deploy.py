@@ -102,6 +102,8 @@ def deploy(
     """
     refuse_keys(overrides, READ if int8 else READ_IN_FLOAT, "export", WHY[int8])
     refuse_links(path.parent, OURS)
+    for target in targets:  # that one cannot be written must not wait for the others
+        FORMATS[target].require_engine()
     detector, notes = load_detector(path)
     recipe = _recipe(path, data, overrides, detector)
     applied = [key.rpartition(".")[2] for key in named_keys(overrides) if key in APPLIED]
@@ -119,6 +121,9 @@ def deploy(
     exported = Exported(detector, batch, suppression, opset)
     written = _write(exported, notes, folder / path.stem, targets, parity)
     able = [target for target in targets if FORMATS[target].integers]
+    if int8 and len(able) < len(targets):
+        others = (FORMATS[target].engine for target in targets if target not in able)
+        watcher.say(f"There is no int8 here for {', '.join(others)}.")
     if int8 and able:
         written |= _on_integers(exported, _prepared(recipe, detector), notes, path, folder, able, watcher)
     return _timed(written)

@@ -57,7 +57,7 @@ LATER = {
     *("augment.transpose", "augment.mosaic", "teacher.closing_steps", "student.closing_steps"),
 }
 LABELS_VERSION = 2  # when a teacher would label the same pictures otherwise
-BANK_VERSION = 4  # when a bank's records change
+BANK_VERSION = 5  # when a bank's records change
 COSTS_VERSION = 1  # when the same candidate of a search would cost something else
 REPORT_VERSION = 2  # when a report would show something else of the same networks
 ENGINE_PACKAGES = ("qmimic", "onnxruntime", "openvino", "executorch", "ai-edge-litert", "tflite-micro", "ncnn")

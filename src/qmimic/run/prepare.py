@@ -201,14 +201,27 @@ def environment(accelerator: Accelerator) -> dict[str, str | int]:
 
 
 def _check_classes(dataset: Dataset, data: DataConfig) -> None:
+    """Raises: InputError: the split to score has nothing to find, or a class that no training picture shows."""
+
     def seen(samples: Columns) -> set[int]:
         rows = samples.box_rows
         return set(np.unique(samples.store.labels[rows][~samples.store.crowd[rows]]).tolist())
 
     splits = in_columns(dataset.splits, dataset.root)
+    rows, store = splits[VAL].box_rows, splits[VAL].store
+    if not (~store.crowd[rows] & ~store.difficult[rows]).any():
+        raise InputError(
+            f"No image of the split {data.scored!r} of {data.root} has a box to find, so nothing can be scored; move "
+            "some labelled images there, or name another split in data.val."
+        )
     unknown = sorted(seen(splits[VAL]) - seen(splits[TRAIN]))
     if unknown:
         names = ", ".join(dataset.classes[label] for label in unknown)
+        if data.label_share < 1:
+            raise InputError(
+                f"The split {data.scored!r} has the class {names}, which no image of {data.train!r} shows that counts "
+                f"as labelled (data.label_share={data.label_share:g}); raise data.label_share."
+            )
         raise InputError(
             f"The split {data.scored!r} has the class {names}, which no image of {data.train!r} shows; "
             "move some of its images to the training split or remove the class."

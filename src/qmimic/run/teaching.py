@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from qmimic.config import Recipe
-from qmimic.data.augment import exact_views
+from qmimic.data.augment import exact_views, ways_to_flip
 from qmimic.data.records import RecordFile
 from qmimic.detectors.build import build
 from qmimic.detectors.detector import Detector
@@ -240,7 +240,7 @@ def _bank(prepared: Prepared, teacher: Teacher, distiller: Distiller, key: str, 
             f"{recipe.run.bank_mib}."
         )
         return None
-    path = recipe.folder / BANK / f"{_name(prepared, distiller, layout, views, key)}.bin"
+    path = recipe.folder / BANK / f"{_name(prepared, distiller, layout, key)}.bin"
     watcher.say(
         f"The teacher bank: {size / 1e6:.1f} MB in {path}, {record_bytes(layout):,} bytes for each of "
         f"{records:,} views, filled as they come up."
@@ -260,7 +260,7 @@ def _first_targets(prepared: Prepared, teacher: Teacher, distiller: Distiller) -
     return found
 
 
-def _name(prepared: Prepared, distiller: Distiller, layout: Layout, views: int, key: str) -> str:
+def _name(prepared: Prepared, distiller: Distiller, layout: Layout, key: str) -> str:
     """A fingerprint of all that decides what is in a bank."""
     recipe = prepared.recipe
     content = [
@@ -268,6 +268,6 @@ def _name(prepared: Prepared, distiller: Distiller, layout: Layout, views: int, 
         distiller.target_settings(),
         [[name, entry.shape, entry.kind, entry.levels is not None] for name, entry in layout.items()],
         {name: quantizer.stride.tolist() for name, quantizer in distiller.grids().items()},
-        views,
+        ways_to_flip(recipe.augment),  # which views there are, not only how many: they are numbered by these
     ]
     return bank_key(recipe, prepared.key, key, content, prepared.accelerator.num_processes)

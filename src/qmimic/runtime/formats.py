@@ -20,6 +20,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from textwrap import indent
 from typing import Any
@@ -76,6 +77,7 @@ class Format:
         suffixes: of its files; the first is that of the file that a runtime opens. No two formats share one, so that
             their files can lie in one folder; the longest matching suffix decides a file's format.
         runs, writes: names of the modules of its two halves.
+        package: that is imported to write or run its files, and the extra that installs it.
         integers: whether it can hold a detector on integer grids.
         two_stages: whether it can hold a two-stage detector.
         elsewhere: its files do not run in this machine's Python: they are proved here by an engine with the same
@@ -87,10 +89,18 @@ class Format:
     suffixes: tuple[str, ...]
     runs: str
     writes: str
+    package: tuple[str, str]
     integers: bool = True
     two_stages: bool = True
     elsewhere: bool = False
     content: str = ""
+
+    def require_engine(self) -> None:
+        """Raises: InputError: what writes or runs its files is not installed."""
+        name, extra = self.package
+        if find_spec(name) is None:
+            called = self.engine if not self.elsewhere else f"What writes pages for {self.engine}"
+            raise InputError(f"{called} is not installed: pip install 'qmimic[{extra}]'.")
 
     def open_file(self, path: Path, threads: int, spin: bool) -> Session:
         """Load a file. Raises InputError: the engine is not installed, or cannot run it."""
@@ -129,6 +139,7 @@ FORMATS: Table[Format] = Table(
             (".onnx",),
             "qmimic.runtime.onnx_engine",
             "qmimic.ship.onnx_file",
+            ("onnxruntime", "runtime"),
             content="an ONNX model",
         ),
         "openvino": Format(
@@ -136,6 +147,7 @@ FORMATS: Table[Format] = Table(
             (".xml", ".bin"),
             "qmimic.runtime.openvino_engine",
             "qmimic.ship.openvino_file",
+            ("openvino", "openvino"),
             content="an OpenVINO model",
         ),
         "executorch": Format(
@@ -143,6 +155,7 @@ FORMATS: Table[Format] = Table(
             (".pte", ".json"),
             "qmimic.runtime.executorch_engine",
             "qmimic.ship.executorch_file",
+            ("executorch", "executorch"),
             integers=False,
             content="an ExecuTorch program",
         ),
@@ -151,6 +164,7 @@ FORMATS: Table[Format] = Table(
             (".tflite",),
             "qmimic.runtime.litert_engine",
             "qmimic.ship.litert_file",
+            ("ai_edge_litert", "litert"),
             two_stages=False,
             content="a TensorFlow Lite model",
         ),
@@ -159,6 +173,7 @@ FORMATS: Table[Format] = Table(
             (".ncnn.param", ".ncnn.bin", ".ncnn.json"),
             "qmimic.runtime.ncnn_engine",
             "qmimic.ship.ncnn_file",
+            ("ncnn", "ncnn"),
             two_stages=False,
         ),
         "web": Format(
@@ -166,6 +181,7 @@ FORMATS: Table[Format] = Table(
             (".web.html",),
             "qmimic.runtime.web_engine",
             "qmimic.ship.web_file",
+            ("ai_edge_litert", "litert"),
             elsewhere=True,
         ),
     },

@@ -4,7 +4,7 @@ import copy
 import itertools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -24,7 +24,9 @@ class Study(BaseModel):
     question: str = Field("", description="the question it answers, a sentence for the report")
     recipe: str = Field(description="the recipe's file, relative to the study's")
     set: dict[str, Any] = Field({}, description="settings of every run")
-    grid: dict[str, list[Any]] = Field({}, description="values by setting; every arm runs with every combination")
+    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(
+        {}, description="values by setting; every arm runs with every combination"
+    )
     arms: dict[str, dict[str, Any]] = Field(min_length=1, description="name of an arm to its settings")
     control: str = Field("", description="the arm to which others are compared, seed by seed; empty: the first")
     published: dict[str, str] = Field({}, description="by arm, what its authors report, for a column of the table")

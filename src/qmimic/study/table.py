@@ -59,6 +59,9 @@ CREATE VIEW results AS
 """
 
 
+OF_RUNS = "SELECT job FROM runs UNION SELECT teacher FROM runs UNION SELECT quantized FROM runs"
+
+
 @dataclass(frozen=True)
 class JobRow:
     """A job at present: `status` is waiting, running, done or failed."""
@@ -93,8 +96,9 @@ def opened(folder: Path) -> Iterator[sqlite3.Connection]:
 
 
 def plan(folder: Path, study: Study, runs: Iterable[Run]) -> None:
-    """Make the table hold exactly these runs. Done jobs that are still wanted stay; all others wait, even failed ones.
+    """Make the table hold exactly these runs. Done jobs stay, wanted or not; all others wait, even failed ones.
 
+    What is done and not wanted any more is set aside: it counts again when its arm, setting or seed comes back.
     Jobs are planned seed by seed, so that a study cut short has complete pairs; runs keep their order.
     """
     runs = tuple(runs)
@@ -130,7 +134,7 @@ def plan(folder: Path, study: Study, runs: Iterable[Run]) -> None:
             )
         for row in table.execute("SELECT id FROM jobs").fetchall():
             if row["id"] not in wanted:
-                table.execute("DELETE FROM jobs WHERE id = ?", (row["id"],))
+                table.execute("DELETE FROM jobs WHERE id = ? AND status != 'done'", (row["id"],))
         table.execute("UPDATE jobs SET status = 'waiting', error = '' WHERE status IN ('running', 'failed')")
         _want_lost_teachers(table, folder)
 
@@ -171,10 +175,20 @@ def read_study(folder: Path) -> Study:
 
 
 def read_jobs(folder: Path) -> list[JobRow]:
-    """All jobs in the order in which they were planned."""
+    """All jobs of the runs in the order in which they were planned."""
     with opened(folder) as table:
-        rows = table.execute("SELECT id, kind, needs, status, error, step, steps, seconds FROM jobs ORDER BY rowid")
+        rows = table.execute(
+            "SELECT id, kind, needs, status, error, step, steps, seconds FROM jobs "
+            f"WHERE id IN ({OF_RUNS}) ORDER BY rowid"
+        )
         return [JobRow(**row) for row in rows.fetchall()]
+
+
+def set_aside(folder: Path) -> int:
+    """How many jobs are done that no run wants any more, see `plan`."""
+    with opened(folder) as table:
+        row = table.execute(f"SELECT count(*) FROM jobs WHERE id NOT IN ({OF_RUNS})").fetchone()
+        return int(row[0])
 
 
 def read_results(folder: Path) -> list[dict[str, Any]]:
