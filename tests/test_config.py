@@ -108,8 +108,6 @@ def test_a_wrong_value_names_its_key(override: str, says: str) -> None:
     ("overrides", "names"),
     [
         (["data.val=train"], ["data.train", "data.val"]),
-        (["pruning.method=taylor", "teacher.detector=one_stage"], ["pruning.method", "teacher.detector"]),
-        (["baselines=[lasso]", "detector.architecture=one_stage", "teacher.detector=rfcn"], ["lasso", "one_stage"]),
         (["mimic.map_steps=0.5", "mimic.last_step=0.4"], ["mimic.map_steps", "mimic.last_step"]),
         (
             ["student.quantize_map=true", "quantizer.per_channel=true"],

@@ -100,6 +100,13 @@ def test_baselines_that_cannot_be_are_refused_before_any_training(make_recipe: M
     refused("resnet18_grouped/4 has grouped convolutions", recipe.model_copy(update={"teacher": teacher}))
     wide = recipe.student.model_copy(update={"backbone": "resnet18/2"})
     refused("costs no more than resnet18/2", recipe.model_copy(update={"student": wide}))
+    other_kind = {"teacher.detector": "one_stage"}
+    for settings in (
+        {},
+        {"baselines": ("lasso",)},
+        {"baselines": (), "pruning.method": "taylor", "mimic.mode": "none"},
+    ):
+        refused("the teacher is one_stage and the student faster_rcnn", recipe.changed({**other_kind, **settings}))
     other = recipe.student.model_copy(update={"backbone": "resnet34/16"})
     foreign = recipe.student.model_copy(update={"backbone": "timm:resnet10t"})
     refused("no timm:resnet10t of grouped", recipe.model_copy(update={"student": foreign, "baselines": ("grouped",)}))

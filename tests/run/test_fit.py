@@ -287,6 +287,8 @@ def test_a_teacher_that_costs_too_little_is_not_pruned_but_the_rest_goes_on(trai
     settings += ["teacher.backbone=resnet18/32", "student.backbone=resnet18/16"]
     recipe = load_recipe(None, [*settings, "baselines=[scratch,taylor]"])
     assert fit._prunable(recipe, Silent()).baselines == ("scratch",)
+    other = {"teacher.backbone": "resnet18/4", "teacher.detector": "one_stage"}  # than the winner's
+    assert fit._prunable(recipe.changed(other), Silent()).baselines == ("scratch",)
 
 
 @pytest.mark.usefixtures("few")

@@ -109,13 +109,6 @@ class Recipe(Section):
                 f"{cut or 'pruning.method=' + self.pruning.method} makes a student that sees pictures as its teacher "
                 f"did, and teacher.scale={self.teacher.scale} makes them larger: set teacher.scale=1, or leave it out"
             )
-        named = cut or (None if self.pruning.method == "none" else f"pruning.method={self.pruning.method}")
-        if named and self.teacher_architecture != self.detector.architecture:
-            raise ValueError(
-                f"{named} cuts the student out of its teacher, so both are of one architecture; here the teacher is "
-                f"{self.teacher_architecture} and the student {self.detector.architecture}: leave out "
-                f"teacher.detector, or {named.partition('=')[0]}"
-            )
         if self.pruning.method != "none" and self.student.weights:
             raise ValueError("student.weights and pruning.method exclude each other: set one of them")
         return self

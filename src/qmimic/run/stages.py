@@ -141,8 +141,14 @@ def macs_to_prune_to(prepared: Prepared) -> int:
     """Multiply-accumulates of the recipe's student.
 
     Raises:
-        InputError: the teacher's channels cannot be pruned, or it costs no more than that.
+        InputError: the teacher is of another architecture, its channels cannot be pruned, or it costs no more.
     """
+    kind, own = prepared.recipe.teacher_architecture, prepared.recipe.detector.architecture
+    if kind != own:
+        raise InputError(
+            f"A student that is cut out of its teacher has its architecture: here the teacher is {kind} and the "
+            f"student {own}; leave out teacher.detector, or do not prune."
+        )
     teacher, student = (prepared.recipe.teacher.backbone, prepared.recipe.student.backbone)
     whole, macs = build(prepared.teacher_spec), mac_count(build(prepared.spec(student)))
     channel_groups(whole)
