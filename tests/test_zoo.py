@@ -21,6 +21,7 @@ from qmimic.detectors.build import build, mac_count, parameter_count
 from qmimic.detectors.files import load_detector, save_detector
 from qmimic.detectors.pretrained import load_backbone
 from qmimic.errors import InputError
+from qmimic.extras import extra_of
 from qmimic.runtime import formats
 from qmimic.runtime.detector import Detector
 from qmimic.runtime.formats import FORMATS
@@ -174,13 +175,24 @@ def test_exporting_needs_a_folder_of_ones_own(tmp_path: Path) -> None:
     assert sorted(zoo.FOLDER.iterdir()) == before
 
 
+def test_the_extra_of_every_engine_is_known() -> None:
+    assert {one.package: extra_of(one.package) for one in FORMATS.values() if one.package} == {
+        "onnxruntime": "runtime",
+        "openvino": "openvino",
+        "executorch": "executorch",
+        "ai_edge_litert": "litert",
+        "ncnn": "ncnn",
+    }
+
+
 def test_an_engine_that_is_missing_is_said_before_any_file_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = formats.find_spec
     monkeypatch.setattr(formats, "find_spec", lambda name: None if name == "executorch" else found(name))
     out = tmp_path / "out"
-    more = ("--data", "synthetic:digits", "--out", str(out))
-    assert main(["export", "zoo:digits", "--to", "onnx,executorch", *more]) == 2
-    assert "ExecuTorch is not installed: pip install 'qmimic[executorch]'." in capsys.readouterr().err
-    assert not out.exists()
+    exported = ["export", "zoo:digits", "--data", "synthetic:digits"]
+    for command in (exported, ["fit", "synthetic:digits", "--max-ms", "9"]):
+        assert main([*command, "--to", "onnx,executorch", "--out", str(out)]) == 2
+        assert "ExecuTorch is not installed: pip install 'qmimic[executorch]'." in capsys.readouterr().err
+        assert not out.exists()

@@ -6,6 +6,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 
 SOURCES = {
     "PIL": "pillow",
+    "ai_edge_litert": "ai-edge-litert",
     "cv2": "opencv-python-headless",
     "sklearn": "scikit-learn",
     "starlette": "fastapi",

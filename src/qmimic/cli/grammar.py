@@ -66,11 +66,11 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def targets(text: str) -> list[str]:
-    """Names of formats from `--to`. Raises InputError: one of them is unknown."""
+    """Names of formats from `--to`. Raises InputError: one of them is unknown, or its engine is not installed."""
     from qmimic.runtime.formats import FORMATS  # numpy is slow to import
     from qmimic.tables import look_up
 
     names = list(dict.fromkeys(text.split(",")))
     for name in names:
-        look_up(FORMATS, name, "--to")
+        look_up(FORMATS, name, "--to").require_engine()
     return names

@@ -102,8 +102,6 @@ def deploy(
     """
     refuse_keys(overrides, READ if int8 else READ_IN_FLOAT, "export", WHY[int8])
     refuse_links(path.parent, OURS)
-    for target in targets:  # that one cannot be written must not wait for the others
-        FORMATS[target].require_engine()
     detector, notes = load_detector(path)
     recipe = _recipe(path, data, overrides, detector)
     applied = [key.rpartition(".")[2] for key in named_keys(overrides) if key in APPLIED]

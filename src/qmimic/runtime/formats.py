@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qmimic.errors import InputError
+from qmimic.extras import extra_of, install
 from qmimic.files import OTHER_KIND, is_there, what_is
 from qmimic.tables import Table
 from qmimic.zoo import is_of_zoo
@@ -77,30 +78,28 @@ class Format:
         suffixes: of its files; the first is that of the file that a runtime opens. No two formats share one, so that
             their files can lie in one folder; the longest matching suffix decides a file's format.
         runs, writes: names of the modules of its two halves.
-        package: that is imported to write or run its files, and the extra that installs it.
         integers: whether it can hold a detector on integer grids.
         two_stages: whether it can hold a two-stage detector.
         elsewhere: its files do not run in this machine's Python: they are proved here by an engine with the same
             operators, and are neither timed nor served.
         content: what `qmimic.files.what_is` calls its files; empty: their first bytes do not identify them.
+        package: of the engine, by the name that Python imports; empty: which one is needed depends on the detector.
     """
 
     engine: str
     suffixes: tuple[str, ...]
     runs: str
     writes: str
-    package: tuple[str, str]
     integers: bool = True
     two_stages: bool = True
     elsewhere: bool = False
     content: str = ""
+    package: str = ""
 
     def require_engine(self) -> None:
-        """Raises: InputError: what writes or runs its files is not installed."""
-        name, extra = self.package
-        if find_spec(name) is None:
-            called = self.engine if not self.elsewhere else f"What writes pages for {self.engine}"
-            raise InputError(f"{called} is not installed: pip install 'qmimic[{extra}]'.")
+        """Raises: InputError: the engine is not installed, as far as that is known without a detector."""
+        if self.package and find_spec(self.package) is None:
+            raise InputError(f"{self.engine} is not installed: {install(extra_of(self.package))}.")
 
     def open_file(self, path: Path, threads: int, spin: bool) -> Session:
         """Load a file. Raises InputError: the engine is not installed, or cannot run it."""
@@ -139,49 +138,48 @@ FORMATS: Table[Format] = Table(
             (".onnx",),
             "qmimic.runtime.onnx_engine",
             "qmimic.ship.onnx_file",
-            ("onnxruntime", "runtime"),
             content="an ONNX model",
+            package="onnxruntime",
         ),
         "openvino": Format(
             "OpenVINO",
             (".xml", ".bin"),
             "qmimic.runtime.openvino_engine",
             "qmimic.ship.openvino_file",
-            ("openvino", "openvino"),
             content="an OpenVINO model",
+            package="openvino",
         ),
         "executorch": Format(
             "ExecuTorch",
             (".pte", ".json"),
             "qmimic.runtime.executorch_engine",
             "qmimic.ship.executorch_file",
-            ("executorch", "executorch"),
             integers=False,
             content="an ExecuTorch program",
+            package="executorch",
         ),
         "litert": Format(
             "LiteRT",
             (".tflite",),
             "qmimic.runtime.litert_engine",
             "qmimic.ship.litert_file",
-            ("ai_edge_litert", "litert"),
             two_stages=False,
             content="a TensorFlow Lite model",
+            package="ai_edge_litert",
         ),
         "ncnn": Format(
             "ncnn",
             (".ncnn.param", ".ncnn.bin", ".ncnn.json"),
             "qmimic.runtime.ncnn_engine",
             "qmimic.ship.ncnn_file",
-            ("ncnn", "ncnn"),
             two_stages=False,
+            package="ncnn",
         ),
         "web": Format(
             "a browser",
             (".web.html",),
             "qmimic.runtime.web_engine",
             "qmimic.ship.web_file",
-            ("ai_edge_litert", "litert"),
             elsewhere=True,
         ),
     },
