@@ -215,7 +215,7 @@ def _class_defects(
             text = f"Its boxes are in {split}, but none is in train."
             found.append(LabelDefect("unknown_class", dataset.classes[label], text))
     for split in ("train", "val"):  # a test split may well be without labels
-        if counts and not seen.get(split, {""}):
+        if counts and split in seen and not seen[split]:
             found.append(LabelDefect("no_boxes", split, "No image of the split has a box."))
     if not counts:
         found.append(LabelDefect("no_boxes", dataset.name, "No image has a box."))

@@ -112,36 +112,34 @@ def look(path: Path, root: Path | None = None, whole: bool = True) -> Look:
     with _opened(path, root) as file:
         turn = TURNS.get(_orientation(file))
         size = (file.height, file.width) if turn in LYING else (file.width, file.height)
-        draft = None if whole else file.draft(None, (DRAFT, DRAFT))
+        found = None if whole else file.draft(None, (DRAFT, DRAFT))
         with _decoded(file):
-            picture = _rgb(file) if draft else upright(file)
-            return look_at(picture, size, turn, draft and draft[1])
+            return look_at(_rgb(file), size, turn, found[1]) if found else look_at(upright(file), size, turn)
 
 
 def look_at(
     picture: Image.Image,
     size: tuple[int, int] | None = None,
     turn: Image.Transpose | None = None,
-    drafted: tuple[float, float, float, float] | None = None,
+    draft: tuple[float, float, float, float] | None = None,
 ) -> Look:
     """What an RGB picture is.
 
     Args:
-        picture: as a person sees it; a draft as it is stored.
+        picture: as a person sees it, or a draft of it as it is stored.
         size: as in `Look`; None: the size that it has.
         turn: as in `Look`.
-        drafted: of a draft, the box that the whole picture fills in it; None: it is no draft.
+        draft: the box that the picture fills in its draft, which may be larger by some pixels; None: it is whole.
     """
     size = size or picture.size
-    digest = hashlib.blake2b(repr((size, turn if drafted else None)).encode(), digest_size=8)
+    digest = hashlib.blake2b(repr((size, turn if draft else None)).encode(), digest_size=8)
     digest.update(picture.tobytes())
     # Not BOX: it counts pixels on a border wholly or not at all, so a thumbnail would depend on the picture's size.
-    small = picture.resize((THUMB, THUMB), Image.Resampling.BILINEAR, drafted).convert("L")
-    if drafted and turn is not None:
+    small = picture.resize((THUMB, THUMB), Image.Resampling.BILINEAR, draft).convert("L")
+    if draft and turn is not None:
         small = small.transpose(turn)
-    return Look(
-        size, (int.from_bytes(digest.digest()) >> 1) or 1, levels(picture), small.tobytes(), turn, drafted is not None
-    )
+    pixels = (int.from_bytes(digest.digest()) >> 1) or 1
+    return Look(size, pixels, levels(picture), small.tobytes(), turn, draft is not None)
 
 
 def read_resized(

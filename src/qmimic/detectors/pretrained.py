@@ -97,15 +97,13 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     path = _there(path)
     if path.suffix == ".safetensors":
         return read_tensors(path).tensors
-    try:
-        with open_file(path) as file:
+    with open_file(path) as file:
+        try:
             found = torch.load(file, map_location="cpu", weights_only=True)
-    except InputError:
-        raise
-    except Exception as error:  # what torch raises on damaged files has no narrower common type
-        raise InputError(
-            f"{path} is neither safetensors nor a torch state dict of tensors alone; save it as one of these."
-        ) from error
+        except Exception as error:  # what torch raises on damaged files has no narrower common type
+            raise InputError(
+                f"{path} is neither safetensors nor a torch state dict of tensors alone; save it as one of these."
+            ) from error
     for wrapper in WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
             found = found[wrapper]
@@ -115,7 +113,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise InputError(f"{path} holds {str(name)[:100]!r}, which is not a tensor; save the state dict alone.")
         if value.layout != torch.strided or value.device.type != "cpu":
-            raise InputError(f"{path} holds {name[:100]!r} without plain numbers; save dense tensors of a CPU.")
+            raise InputError(f"{path} holds {name[:100]!r} as a sparse tensor, or without its values; save dense ones.")
     return dict(found)
 
 

@@ -195,7 +195,8 @@ def why_idle(recipe: Recipe, key: str) -> str:
     if section == "detector" and name in DetectorConfig.model_fields:
         kinds = dict.fromkeys((recipe.detector.architecture, recipe.teacher_architecture))
         if not any(name in ARCHITECTURES[kind].reads for kind in kinds):
-            return f"{' and '.join(kinds)} read no such setting: set detector.architecture to one that does"
+            read = "read" if len(kinds) > 1 else "reads"
+            return f"{' and '.join(kinds)} {read} no such setting: set detector.architecture to one that does"
     return ""
 
 

@@ -59,6 +59,7 @@ CREATE VIEW results AS
 """
 
 
+# The jobs that the runs want; others are set aside.
 OF_RUNS = "SELECT job FROM runs UNION SELECT teacher FROM runs UNION SELECT quantized FROM runs"
 
 
