@@ -1,5 +1,6 @@
 """Studies run: order and sharing of jobs, failures as rows, and the same table after any kill."""
 
+import json
 import shutil
 import signal
 import sqlite3
@@ -12,10 +13,14 @@ from typing import Any, ClassVar
 import pytest
 from study_cases import STUDY, Here, run_here, study_file, without_times
 
+from cli_cases import coco
 from qmimic.cli import main
+from qmimic.config import DataConfig
+from qmimic.data.chosen import open_with_unlabelled
 from qmimic.errors import InputError
 from qmimic.study import worker
 from qmimic.study.report import report
+from qmimic.study.same_data import data_of
 from qmimic.study.schedule import run_study
 from qmimic.study.spec import expand, jobs_of, load_study
 from qmimic.study.table import names, plan, read_jobs, read_results, set_aside, update
@@ -46,6 +51,36 @@ def test_a_study_computes_what_is_shared_once_and_first(tmp_path: Path) -> None:
     text = report([folder], tmp_path / "report.md")
     assert "6 of 6 runs done" in text
     assert (tmp_path / "report-small-gains.png").is_file()
+
+
+def test_other_data_are_not_mixed_with_those_of_finished_jobs(tmp_path: Path) -> None:
+    path, folder = study_file(tmp_path), tmp_path / "out"
+    run_here(path, folder)
+    shutil.copytree(tmp_path / "data", tmp_path / "kept")  # without the times of change
+    shutil.rmtree(tmp_path / "data")
+    assert run_here(study_file(tmp_path), folder)[1] == []  # new pictures, made alike
+    labels = tmp_path / "data" / "instances_train.json"
+    before = labels.read_text()
+    content = json.loads(before)
+    content["annotations"][0]["bbox"][2] += 1
+    labels.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"data have changed since 10 of the finished jobs in .*out were computed"):
+        run_here(path, folder)
+    labels.write_text(before)
+    assert run_here(path, folder)[1] == []
+    # A copy of the table beside other data, or beside none, is read as ever.
+    shutil.rmtree(tmp_path / "data")
+    assert "6 of 6 runs done" in report([folder], tmp_path / "report.md")
+
+
+def test_spare_pictures_count_for_students_alone(tmp_path: Path) -> None:
+    spare = shutil.copytree(coco(tmp_path / "other", 9) / "train", tmp_path / "spare")
+    config = DataConfig(root=str(coco(tmp_path / "data")), unlabelled=str(spare))
+    before = {kind: data_of(kind, *open_with_unlabelled(config)) for kind in ("teacher", "student")}
+    (spare / "train8.png").unlink()
+    after = {kind: data_of(kind, *open_with_unlabelled(config)) for kind in ("teacher", "student")}
+    assert before["teacher"] == after["teacher"]
+    assert before["student"] != after["student"]
 
 
 def test_a_changed_study_keeps_what_still_holds(tmp_path: Path) -> None:

@@ -197,11 +197,27 @@ def scaled_boxes(samples: Columns, size: tuple[int, int]) -> tuple[NDArray[np.fl
 
 def dataset_fingerprint(dataset: Dataset) -> str:
     """A name for the labels and images of a dataset's splits; pixels count by size and last change of their files."""
+    return _fingerprint(dataset, copied=False)
+
+
+def content_fingerprint(dataset: Dataset, unlabelled: Unlabelled | None) -> str:
+    """A name for labels and pictures that copies of the same files share: pixels count by size alone.
+
+    Args:
+        dataset, unlabelled: from `open_with_unlabelled`.
+    """
+    parts = [dataset, unlabelled.dataset] if unlabelled else [dataset]
+    return " ".join(_fingerprint(part, copied=True) for part in parts)
+
+
+def _fingerprint(dataset: Dataset, copied: bool) -> str:
+    """What both are made of. Args: of the dataset; copied: leave out when files changed, which a copy may forget."""
     digest = hashlib.sha256("\n".join(dataset.classes).encode("utf-8", "surrogatepass"))
     for split, samples in in_columns(dataset.splits, dataset.root).items():
         store, boxes = samples.store, samples.box_rows
         digest.update(f"{split} {len(samples)}\n".encode("utf-8", "surrogatepass"))
-        for array in (samples.id_bytes, samples.id_lengths, samples.image_lengths, samples.image_times, samples.counts):
+        times = () if copied else (samples.image_times,)
+        for array in (samples.id_bytes, samples.id_lengths, samples.image_lengths, *times, samples.counts):
             digest.update(array.tobytes())
         for column in (store.boxes, store.labels, store.difficult, store.crowd):
             digest.update(column[boxes].tobytes())

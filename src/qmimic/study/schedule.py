@@ -14,6 +14,7 @@ from typing import Protocol
 from qmimic.files import appending, open_file
 from qmimic.run.folder import BANK, KEY
 from qmimic.run.lock import exclusive_lock
+from qmimic.study.same_data import check_same_data
 from qmimic.study.spec import Run, Study, jobs_of
 from qmimic.study.table import JobRow, plan, read_jobs, update
 
@@ -81,9 +82,11 @@ def run_study(
         All jobs: done, or failed with the reason.
 
     Raises:
-        InputError: another process runs this study, or the folder cannot be written.
+        InputError: another process runs this study, the folder cannot be written, or the data are others than those of
+            finished jobs.
     """
     with exclusive_lock(folder):
+        check_same_data(folder, runs)
         plan(folder, study, runs)
         (folder / "logs").mkdir(exist_ok=True)
         active: dict[str, Worker] = {}

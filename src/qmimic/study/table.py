@@ -185,6 +185,16 @@ def read_jobs(folder: Path) -> list[JobRow]:
         return [JobRow(**row) for row in rows.fetchall()]
 
 
+def data_of_done(folder: Path) -> dict[str, str]:
+    """What finished jobs were computed on, by id, where the table says so; see `same_data.data_of`."""
+    if not is_there(folder / FILE):
+        return {}
+    with opened(folder) as table:
+        table.executescript(SCHEMA)
+        rows = table.execute("SELECT id, json_extract(result, '$.data') AS data FROM jobs WHERE status = 'done'")
+        return {row["id"]: row["data"] for row in rows.fetchall() if row["data"]}
+
+
 def set_aside(folder: Path) -> int:
     """How many jobs are done that no run wants any more, see `plan`."""
     with opened(folder) as table:

@@ -12,8 +12,9 @@ from qmimic.config import Recipe
 from qmimic.errors import InputError
 from qmimic.run.folder import StageResult
 from qmimic.run.lock import exclusive_lock
-from qmimic.run.prepare import prepare
+from qmimic.run.prepare import Prepared, prepare
 from qmimic.run.stages import Teachers, labels_of, teachers_of, train_student, train_teacher
+from qmimic.study.same_data import data_of
 from qmimic.study.table import recipe_of, update
 from qmimic.training.loop import Watcher
 
@@ -80,15 +81,19 @@ def outcome(folder: Path, job: str, kind: str, recipe: Recipe, watcher: Watcher)
     try:
         # The processes of a killed study end at their next step; until then they own the job.
         with exclusive_lock(folder / "jobs" / job, patience=ORPHANS_END):
-            result = work(kind, recipe, watcher)
+            prepared = prepare(recipe)
+            result = {
+                **asdict(work(kind, prepared, watcher)),
+                "data": data_of(kind, prepared.dataset, prepared.unlabelled),
+            }
     except InputError as error:
         return {"status": "failed", "error": str(error)}
-    return {"status": "done", "result": json.dumps(asdict(result)), "seconds": time.monotonic() - began}
+    return {"status": "done", "result": json.dumps(result), "seconds": time.monotonic() - began}
 
 
-def work(kind: str, recipe: Recipe, watcher: Watcher) -> StageResult:
+def work(kind: str, prepared: Prepared, watcher: Watcher) -> StageResult:
     """Compute a job's stage, after those it needs. Raises: as the stages."""
-    prepared = prepare(recipe)
+    recipe = prepared.recipe
     if kind == "student" and not recipe.needs_teachers:
         return train_student(prepared, "student", None, watcher).result
     if kind == "teacher":
