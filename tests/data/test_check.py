@@ -10,8 +10,10 @@ from PIL import Image
 
 from folders import coco_json, picture, voc_list, voc_object, voc_xml
 from qmimic.cli import main
+from qmimic.config import Recipe
 from qmimic.data.formats import load_dataset, usable
 from qmimic.errors import InputError
+from qmimic.run.prepare import prepare
 
 
 def report(root: Path, capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, dict[str, Any]]:
@@ -45,7 +47,9 @@ def test_a_clean_folder(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     # Twice as large in the network's input: 200 x 160, about 179; and 20 x 60, about 35.
     assert {size: count for size, count in content["sizes"].items() if count} == {"<64": 3, "<256": 3}
     assert main(["data", "check", str(root)]) == 0
-    assert "Nothing needs mending." in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Nothing needs mending." in said
+    assert "at the training size (256 x 256)" in said
 
 
 BROKEN_BOXES = [
@@ -161,6 +165,26 @@ def test_a_folder_without_any_box(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_a_val_split_without_any_box(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     voc_xml(root, "c")
     assert found(root, capsys) == (1, [("no_boxes", "val")])
+
+
+def test_difficult_boxes_alone_are_nothing_to_find(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hard = "<difficult>1</difficult>"
+    voc_xml(root, "c", voc_object("cat", 1, 1, 100, 80, extra=hard))
+    assert found(root, capsys) == (1, [("no_boxes", "val")])
+    with pytest.raises(InputError, match=r"No image of the split 'val' of .* has a box to find"):
+        prepare(Recipe(data={"root": str(root)}))
+    # A class that train shows in difficult boxes alone is learnt as little as one that it does not show.
+    voc_xml(root, "c", voc_object("dog", 1, 1, 100, 80))
+    for name in "ab":
+        voc_xml(
+            root,
+            name,
+            voc_object("cat", 1, 1, 100, 80),
+            voc_object("dog", 11, 11, 20, 40, extra=hard),
+        )
+    assert found(root, capsys) == (1, [("unknown_class", "dog")])
+    with pytest.raises(InputError, match=r"has the class dog, which no image of 'train' shows"):
+        prepare(Recipe(data={"root": str(root)}))
 
 
 def test_the_same_pixels_in_two_splits(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,7 +32,7 @@ def add(commands: Commands) -> None:
     check = data.add_parser("check", help="find what is wrong with the labels before any training")
     check.add_argument("path", type=Path, help="folder of a dataset")
     check.add_argument(
-        "--size", type=int, nargs=2, metavar=("H", "W"), default=(256, 256), help="training size, pixels"
+        "--size", type=int, nargs=2, metavar=("H", "W"), default=(256, 256), help="training size in pixels (256 256)"
     )
     overrides = check.add_argument(
         "--set", dest="overrides", nargs="+", default=[], metavar=OVERRIDES, help=f"recipe keys: {', '.join(READ)}"

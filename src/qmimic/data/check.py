@@ -32,7 +32,8 @@ class Report:
     Attributes:
         images, boxes: numbers by split.
         classes: boxes by class.
-        sizes: boxes by the square root of their area in pixels at the training size; keys are upper bounds.
+        size: the training size that was asked about, height and width, pixels.
+        sizes: boxes by the square root of their area in pixels at that size; keys are upper bounds.
         attributes: boxes by value of each attribute, for formats that have some.
         small: share of the boxes that are smaller than the output stride, 0..1.
         defects: everything found.
@@ -42,6 +43,7 @@ class Report:
     images: dict[str, int]
     boxes: dict[str, int]
     classes: dict[str, int]
+    size: tuple[int, int]
     sizes: dict[str, int]
     attributes: dict[str, dict[str, int]]
     small: float
@@ -71,7 +73,7 @@ class Report:
         ]
         for name, values in self.attributes.items():
             lines.append(f"{name}: " + ", ".join(f"{value}: {count} boxes" for value, count in values.items()))
-        lines += ["box sizes in pixels at the training size:"]
+        lines += [f"box sizes in pixels at the training size ({self.size[0]} x {self.size[1]}):"]
         most = max(self.sizes.values(), default=0) or 1
         lines += [f"  {name:>6} {'#' * round(40 * n / most)} {n}" for name, n in self.sizes.items()]
         if self.small > 0.05:
@@ -117,7 +119,7 @@ def check(
     seen: dict[int, Look | InputError] = {}
     twice: list[LabelDefect] = []
     for split, samples in dataset.splits.items():
-        shown[split] = {int(label) for sample in samples for label in sample.labels}
+        shown[split] = {int(label) for sample in samples for label in sample.labels[~sample.ignored]}
         if split in unions:
             continue  # the other splits show all of it
         with ThreadPoolExecutor() as pool:
@@ -148,6 +150,7 @@ def check(
         images={split: len(samples) for split, samples in dataset.splits.items()},
         boxes={split: sum(len(s.boxes) for s in samples) for split, samples in dataset.splits.items()},
         classes={name: counts[label] for label, name in enumerate(dataset.classes)},
+        size=size,
         sizes=sizes,
         attributes={name: {str(k): own[k] for k in sorted(own)} for name, own in attributes.items()},
         small=small,
@@ -212,11 +215,12 @@ def _class_defects(
             found.append(LabelDefect("similar_classes", names[0], text))
     for split, labels in seen.items():
         for label in sorted(labels - seen.get("train", labels)) if split not in unions else ():
-            text = f"Its boxes are in {split}, but none is in train."
+            text = f"Its boxes are in {split}, but none that counts is in train."
             found.append(LabelDefect("unknown_class", dataset.classes[label], text))
     for split in ("train", "val"):  # a test split may well be without labels
         if counts and split in seen and not seen[split]:
-            found.append(LabelDefect("no_boxes", split, "No image of the split has a box."))
+            text = "No image of the split has a box to find; difficult ones and crowds are none."
+            found.append(LabelDefect("no_boxes", split, text))
     if not counts:
         found.append(LabelDefect("no_boxes", dataset.name, "No image has a box."))
     return found

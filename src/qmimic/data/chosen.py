@@ -105,7 +105,7 @@ def remarks(dataset: Dataset, limits: Mapping[str, int], allow_capped: bool) -> 
 def _objects(splits: Mapping[str, Columns]) -> NDArray[np.int64]:
     """How many objects of each sample are to be found: those that are neither difficult nor a crowd, int64 [n]."""
     store = next(iter(splits.values())).store
-    before = np.concatenate([[0], np.cumsum(~(store.difficult | store.crowd), dtype=np.int64)])
+    before = np.concatenate([[0], np.cumsum(~store.ignored, dtype=np.int64)])
     rows = np.concatenate([own.rows for own in splits.values()])
     counts: NDArray[np.int64] = before[store.starts[rows + 1]] - before[store.starts[rows]]
     return counts
@@ -190,7 +190,7 @@ def scaled_boxes(samples: Columns, size: tuple[int, int]) -> tuple[NDArray[np.fl
     known, which = np.unique(samples.image_sizes, axis=0, return_inverse=True)
     scales = np.array([fit(width, height, size).scale for width, height in known], np.float32).reshape(-1, 4)[which]
     boxes = store.boxes[rows]
-    keep = has_area(boxes) & ~store.difficult[rows] & ~store.crowd[rows]
+    keep = has_area(boxes) & ~store.ignored[rows]
     scaled: NDArray[np.float32] = (boxes * np.repeat(scales, samples.counts, 0))[keep]
     return scaled, np.repeat(np.arange(len(samples)), samples.counts)[keep]
 

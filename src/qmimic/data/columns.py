@@ -45,6 +45,12 @@ class Store:
     difficult: NDArray[np.bool_]
     crowd: NDArray[np.bool_]
 
+    @property
+    def ignored(self) -> NDArray[np.bool_]:
+        """bool [T], as `Sample.ignored`."""
+        ignored: NDArray[np.bool_] = self.difficult | self.crowd
+        return ignored
+
 
 class Columns(Sequence[Sample]):
     """Some samples of a store, in some order; a `Sample` is made when one is asked for, without attributes of boxes.

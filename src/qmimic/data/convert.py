@@ -51,7 +51,7 @@ def convert(dataset: Dataset, target: Path, to: str) -> str:
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda item: _put(dataset, item[1], folder / item[0]), places.items()))
     remarks = [f"{target}: {len(places)} images as {to}, {sum(len(s.boxes) for s in places.values())} boxes"]
-    flags = sum(int((sample.difficult | sample.crowd).sum()) for sample in places.values())
+    flags = sum(int(sample.ignored.sum()) for sample in places.values())
     if flags and not writer.flags:
         remarks.append(f"{flags} of them no longer marked as difficult or crowd, which {to} cannot hold")
     if dataset.defects:

@@ -202,7 +202,7 @@ def crowds(dataset: Dataset, limits: Mapping[str, int], allowed: bool) -> list[L
     """The pictures with more objects than a detector can find, limits as in `findable`; notes where that is allowed."""
     found = []
     for sample in _distinct(dataset):
-        most = int((~sample.difficult & ~sample.crowd).sum())
+        most = int((~sample.ignored).sum())
         low = {name: value for name, value in limits.items() if value < most}
         if low:
             shown = ", ".join(f"{name}={value}" for name, value in low.items())

@@ -156,7 +156,7 @@ class Loader:
             sample = self.samples[index]
             count = len(sample.boxes)
             boxes[row, :count] = sample.boxes * where.scale
-            labels[row, :count] = np.where(sample.difficult | sample.crowd, IGNORED, sample.labels)
+            labels[row, :count] = np.where(sample.ignored, IGNORED, sample.labels)
         targets = Targets(torch.from_numpy(boxes), torch.from_numpy(labels))
         return Batch(
             torch.from_numpy(images).permute(0, 3, 1, 2),

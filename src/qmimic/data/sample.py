@@ -45,6 +45,12 @@ class Sample:
     attributes: Mapping[str, NDArray[np.int64]] = field(default_factory=dict)
     pixels: int = 0
 
+    @property
+    def ignored(self) -> NDArray[np.bool_]:
+        """bool [M], difficult boxes and crowds: they are not learnt, and detections on them count for nothing."""
+        ignored: NDArray[np.bool_] = self.difficult | self.crowd
+        return ignored
+
 
 def has_area(boxes: NDArray[np.float32]) -> NDArray[np.bool_]:
     """Which labelled boxes [M, 4] (xyxy, pixels) are boxes at all, bool [M]; the others are defects.

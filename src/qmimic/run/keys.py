@@ -59,7 +59,7 @@ LATER = {
 LABELS_VERSION = 2  # when a teacher would label the same pictures otherwise
 BANK_VERSION = 5  # when a bank's records change
 COSTS_VERSION = 1  # when the same candidate of a search would cost something else
-REPORT_VERSION = 2  # when a report would show something else of the same networks
+REPORT_VERSION = 3  # when a report would show something else of the same networks
 ENGINE_PACKAGES = ("qmimic", "onnxruntime", "openvino", "executorch", "ai-edge-litert", "tflite-micro", "ncnn")
 
 

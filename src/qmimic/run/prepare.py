@@ -204,17 +204,17 @@ def _check_classes(dataset: Dataset, data: DataConfig) -> None:
     """Raises: InputError: the split to score has nothing to find, or a class that no training picture shows."""
 
     def seen(samples: Columns) -> set[int]:
-        rows = samples.box_rows
-        return set(np.unique(samples.store.labels[rows][~samples.store.crowd[rows]]).tolist())
+        rows, store = samples.box_rows, samples.store
+        return set(np.unique(store.labels[rows][~store.ignored[rows]]).tolist())
 
     splits = in_columns(dataset.splits, dataset.root)
-    rows, store = splits[VAL].box_rows, splits[VAL].store
-    if not (~store.crowd[rows] & ~store.difficult[rows]).any():
+    wanted = seen(splits[VAL])
+    if not wanted:
         raise InputError(
             f"No image of the split {data.scored!r} of {data.root} has a box to find, so nothing can be scored; move "
             "some labelled images there, or name another split in data.val."
         )
-    unknown = sorted(seen(splits[VAL]) - seen(splits[TRAIN]))
+    unknown = sorted(wanted - seen(splits[TRAIN]))
     if unknown:
         names = ", ".join(dataset.classes[label] for label in unknown)
         if data.label_share < 1:

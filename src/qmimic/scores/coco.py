@@ -67,7 +67,7 @@ def _ground_truth(samples: Sequence[Sample], classes: Sequence[str]) -> dict[str
     annotations: list[dict[str, object]] = []
     for image, sample in enumerate(samples, 1):
         keep = has_area(sample.boxes)
-        crowd = (sample.crowd | sample.difficult)[keep].tolist()
+        crowd = sample.ignored[keep].tolist()
         boxes = _xywh(sample.boxes[keep])
         for box, label, is_crowd in zip(boxes, sample.labels[keep].tolist(), crowd, strict=True):
             annotations.append(

@@ -48,7 +48,7 @@ class Truth:
         image = np.repeat(np.arange(len(own)), [int(keep.sum()) for keep in kept])
         box = _join([sample.boxes[keep] for sample, keep in zip(own, kept, strict=True)], (0, 4), np.float64)
         label = _join([sample.labels[keep] for sample, keep in zip(own, kept, strict=True)], (0,), np.int64)
-        ignored = [(sample.difficult | sample.crowd)[keep] for sample, keep in zip(own, kept, strict=True)]
+        ignored = [sample.ignored[keep] for sample, keep in zip(own, kept, strict=True)]
         group = image * classes + label
         order = np.argsort(group, kind="stable")
         starts = np.searchsorted(group[order], np.arange(len(own) * classes + 1))
