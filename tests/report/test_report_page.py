@@ -201,4 +201,4 @@ def test_an_export_writes_it_anew_with_the_files(run: Path, written: Path, tmp_p
     results.write_text(json.dumps(tree).replace(tree["stages"][-1]["key"], "0" * 12))
     text = read_page(write_report(own)).text
     assert "is not the network that" in text["results"]
-    assert "Nothing has been exported" in text["files"]
+    assert "belongs to this run's networks, as said at the top; export them again" in text["files"]

@@ -39,6 +39,7 @@ class Facts:
         run: recipe, table and remarks.
         said: sentences on inconsistencies.
         deployed: files that were exported from this run.
+        left_out: a sentence for each file in its `deploy` folder that is none of them.
         scored: all networks on val.
         worst: images with most of the student's errors.
         timing: latencies of the networks.
@@ -52,6 +53,7 @@ class Facts:
     run: FinishedRun
     said: tuple[str, ...]
     deployed: tuple[DeployedFile, ...]
+    left_out: tuple[str, ...]
     scored: Scored | Absent
     worst: tuple[WorstImage, ...]
     timing: Timing | Absent
@@ -69,7 +71,7 @@ def collect(run: FinishedRun, say: Callable[[str], None]) -> Facts:
         run: as read.
         say: told, in a sentence, what slow work comes next.
     """
-    deployed, said = deployed_files(run)
+    deployed, left_out = deployed_files(run)
     dataset = _or_reason(lambda: open_dataset(run.recipe.data))
 
     def of_data(make: Callable[[Dataset], T]) -> T | Absent:
@@ -83,8 +85,9 @@ def collect(run: FinishedRun, say: Callable[[str], None]) -> Facts:
     logs = {result.title: read_log(run.stage(result) / LOG) for result in run.results}
     return Facts(
         run=run,
-        said=(*said, *changed),
+        said=changed,
         deployed=deployed,
+        left_out=left_out,
         scored=scored,
         worst=worst,
         timing=_or_reason(lambda: timing(run, deployed, say)),

@@ -130,7 +130,9 @@ def deployed_files(run: FinishedRun) -> tuple[tuple[DeployedFile, ...], tuple[st
             said.append(str(error))
             continue
         if metadata.training.get("key") not in keys:
-            said.append(f"{path.name} was made from another run's network and is left out.")
+            said.append(
+                f"{path.name} was made from another network than this run's, an older one perhaps, and is left out."
+            )
             continue
         if metadata.changed:
             said.append(f"{path.name} has changed since it was proved and is left out.")

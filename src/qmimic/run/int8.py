@@ -68,6 +68,12 @@ def to_integers(prepared: Prepared, detector: Detector, folder: Path, watcher: W
     calibrate(found, (batch.images for batch in islice(loader.once(), math.ceil(config.images / loader.batch_size))))
     after, trained = Validation(prepared)(found), 0
     watcher.say(f"With int8 it has {100 * after:.1f} mAP@0.5, in float {100 * before:.1f}.")
+    if allowed <= 0:
+        watcher.say(
+            f"In float it has no more mAP@0.5 than int8 may lose (int8.max_loss={config.max_loss:g}), so no loss is "
+            "refused and the comparison proves nothing; train longer, or name pictures on which it finds something "
+            "with --data."
+        )
     if after < allowed and config.steps:
         key = int8_key(prepared.recipe, prepared.key, _sum(detector))
         found, after = _trained(prepared, found, before, key, folder / f"int8-{key}", watcher)
