@@ -89,7 +89,7 @@ def test_coco_names_that_are_no_image_of_the_folder(
     [
         ("[1, 2]", "not of COCO's layout"),
         ('{"images": []}', "no images in the split 'train'"),
-        ('{"images": [{"id": 1}]}', "file_name: Field required"),
+        ('{"images": [{"id": 1}]}', "file_name: is missing"),
         ("[" * 100_000, "not a whole JSON"),
         ("", "not a whole JSON"),
     ],

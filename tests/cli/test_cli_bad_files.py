@@ -38,10 +38,10 @@ def state(folder: Path) -> dict[str, bytes]:
         ("data.size=[100, 100]", "multiples of 16"),
         ("data.val=nothing", "its splits: train, val"),
         ("teacher.weights=missing.safetensors", "Cannot read the weights missing.safetensors"),
-        ("mimic.weight=auot", "mimic.weight: Input should be a valid number or auto"),
+        ("mimic.weight=auot", "mimic.weight: needs a number or auto"),
         (
             "mimic.region_size=20 mimic.regions=foo",
-            "mimic.region_size: Input should be less than or equal to 14 (given: 20)",
+            "mimic.region_size: needs at most 14 (given: 20)",
         ),
         ("mimic.region_count=1 mimic.sampling=balanced mimic.regions=student", "mimic.region_count to 2 or more"),
         ("mimic.pooling=crop mimic.region_size=7", "mimic.pooling=crop takes the entries as they lie"),

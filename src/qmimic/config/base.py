@@ -20,6 +20,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from qmimic.errors import InputError
+from qmimic.plain_words import in_words
 from qmimic.tables import BACKBONES, Table, parse_backbone, unknown
 
 T = TypeVar("T")
@@ -60,7 +61,7 @@ def check_own(settings: Mapping[str, Any], model: type[Section], key: str, owner
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(map(str, first["loc"]))
-        message = first["msg"].removeprefix("Value error, ")
+        message = in_words(first)
         if first["type"] == "extra_forbidden":
             known = list(model.model_fields)
             message = unknown("setting", name, known).removesuffix(".") if known else f"{owner} has none; leave it out"

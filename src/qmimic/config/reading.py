@@ -12,6 +12,7 @@ from qmimic.config.listing import settings
 from qmimic.config.recipe import Recipe
 from qmimic.errors import InputError
 from qmimic.files import MissingError, read_bytes, write_text
+from qmimic.plain_words import in_words
 from qmimic.tables import look_up, near, unknown
 from qmimic.yaml_text import parse_yaml
 
@@ -45,7 +46,7 @@ def load_recipe(path: Path | str | None, overrides: list[str]) -> Recipe:
         InputError: the file is missing, is not YAML, or has an unknown key (the nearest one is named) or a bad value.
     """
     tree = _tree(overrides, load_tree(recipe_file(Path(path)), "recipe") if path else {})
-    return recipe_from(tree, str(path) if path else "the overrides")
+    return recipe_from(tree, str(path) if path else "the overrides", overrides)
 
 
 def named_keys(overrides: Sequence[str]) -> list[str]:
@@ -130,12 +131,17 @@ def put(tree: dict[str, Any], key: str, value: Any, source: str) -> None:
     for parent in parents:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
-            raise InputError(f"In {source!r}, {parent} is a value, not a section; see `qmimic train --help`.")
+            raise InputError(f"In {source}, {parent} is a value, not a section; see `qmimic train --help`.")
     node[leaf] = value
 
 
-def recipe_from(tree: dict[str, Any], source: str) -> Recipe:
+def recipe_from(tree: dict[str, Any], source: str, overrides: Sequence[str] = ()) -> Recipe:
     """A checked recipe from plain values.
+
+    Args:
+        tree: the values, overrides applied.
+        source: how an error calls where they stand.
+        overrides: what an error blames where the key is theirs.
 
     Raises:
         InputError: an unknown key, a value of the wrong type, or settings that exclude each other.
@@ -143,7 +149,9 @@ def recipe_from(tree: dict[str, Any], source: str) -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise InputError(f"In {source}: {explain(error)}") from error
+        key = ".".join(str(part) for part in error.errors()[0]["loc"])
+        own = (one for one in reversed(overrides) if f"{key}.".startswith(f"{one.partition('=')[0]}."))
+        raise InputError(f"In {next(own, source)[:200]}: {explain(error)}") from error
 
 
 def explain(error: ValidationError) -> str:
@@ -162,19 +170,17 @@ def explain(error: ValidationError) -> str:
         key = parent  # of a union, pydantic adds the kind that it tried, and tells of the others too
         others = [one for one in error.errors()[1:] if one["loc"][:-1] == first["loc"][:-1]]
         words = [one["ctx"]["expected"].replace("'", "") for one in others if one["type"] == "literal_error"]
-    given, message = first.get("input"), first["msg"].removeprefix("Value error, ")
+    given, message = first.get("input"), in_words(first)
     if words:
-        message = f"{message.partition(', ')[0]} or {' or '.join(words)}"
+        message = f"{message} or {' or '.join(words)}"
     if first["type"] == "sentence":
         return message if first["ctx"]["names"] in (key, parent) else f"{key}: {message}"
     if first["type"] == "literal_error" and isinstance(given, str) and key in known:
         return unknown(key, given, known[key].choices)
     if first["type"] == "missing" and last.isdigit():
         return f"{parent}: needs more values than the {last} given."
-    if first["type"] in ("model_type", "dict_type"):
-        message = "needs `name: value` pairs"
     if first["type"] in ("tuple_type", "list_type"):
-        message, given = f"needs a list, such as [{given}, ...]", None
+        message, given = f"{message}, such as [{given}, ...]", None
     shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) and len(repr(given)) < 200 else ""
     return f"{key}: {message}{shown}." if key and not message.startswith(key) else f"{message}."
 

@@ -15,6 +15,7 @@ from qmimic.data.splits import names_of, samples_of
 from qmimic.detections import Detections
 from qmimic.errors import InputError
 from qmimic.files import OTHER_KIND, parse_json, what_is, write_text
+from qmimic.plain_words import in_words
 
 Ids = dict[Any, Any]  # ids of a COCO file: of images to their names, of categories to labels
 
@@ -150,9 +151,9 @@ def _fault(error: ValidationError) -> str:
     first = error.errors()[0]
     place = [str(part) for part in first["loc"]]
     if not place:
-        return f"{first['msg']} at the top level"
+        return f"the top level {in_words(first)}"
     key = f", {'.'.join(place[1:])}" if place[1:] else ""
-    return f"entry {place[0]}{key}: {first['msg']}"
+    return f"entry {place[0]}{key}: {in_words(first)}"
 
 
 def coco_ids(dataset: Dataset, split: str) -> tuple[Ids, Ids]:

@@ -11,6 +11,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
+from qmimic.plain_words import in_words
 from qmimic.serve.endpoints import about_labels, about_models, about_pictures, about_reports, refusals
 from qmimic.serve.limits import Gate, Limits, RefusedError
 from qmimic.serve.models import Shelf
@@ -71,7 +72,7 @@ async def _unusable(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     where = ".".join(str(part) for part in first["loc"][1:]) or "body"
-    message = first["msg"].removeprefix("Value error, ")
+    message = in_words(first)
     return JSONResponse({"error": f"{where}: {message}; /openapi.json says what is expected."}, 422)
 
 

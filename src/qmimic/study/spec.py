@@ -2,11 +2,21 @@
 
 import copy
 import itertools
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    StrictInt,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from qmimic.config import Recipe, explain, load_tree, put, recipe_from
 from qmimic.config.reading import keys_of
@@ -20,7 +30,7 @@ class Study(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the study")
+    name: str = Field(description="name of the study")
     question: str = Field("", description="the question it answers, a sentence for the report")
     recipe: str = Field(description="the recipe's file, relative to the study's")
     set: dict[str, Any] = Field({}, description="settings of every run")
@@ -30,16 +40,23 @@ class Study(BaseModel):
     arms: dict[str, dict[str, Any]] = Field(min_length=1, description="name of an arm to its settings")
     control: str = Field("", description="the arm to which others are compared, seed by seed; empty: the first")
     published: dict[str, str] = Field({}, description="by arm, what its authors report, for a column of the table")
-    order: dict[str, float] = Field(
+    order: dict[str, FiniteFloat] = Field(
         {},
         description="arms, each claimed to be so many points of mAP@0.5 above the one before it, the first above the "
         "control; the report says whether the order appears or is refuted",
     )
-    seeds: tuple[int, ...] = Field((0, 1, 2, 3, 4), min_length=1, description="every arm runs with each of these")
+    seeds: tuple[StrictInt, ...] = Field((0, 1, 2, 3, 4), min_length=1, description="every arm runs with each of these")
     folds: int = Field(1, ge=1, description="parts of cross-validation over `data.train`; 1: none")
     fold_of_seed: bool = Field(
         False, description="the k-th seed runs on fold k only, instead of every seed on every fold"
     )
+
+    @field_validator("name")
+    @classmethod
+    def _names_a_folder(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise ValueError("may hold letters, digits, '.', '_' and '-', and begins with a letter or a digit")
+        return name
 
     @model_validator(mode="after")
     def _consistent(self) -> "Study":
@@ -134,7 +151,8 @@ def expand(study: Study, source: Path, folder: Path) -> tuple[Run, ...]:
         folder: where the stages of all runs go.
 
     Raises:
-        InputError: the recipe cannot be read, or an arm or a point of the grid names an unknown setting.
+        InputError: the recipe cannot be read, an arm or a point of the grid names an unknown setting, or two arms are
+            the same run.
     """
     base = load_tree(source.parent / study.recipe, "recipe")
     points = [dict(zip(study.grid, values, strict=True)) for values in itertools.product(*study.grid.values())]
@@ -155,6 +173,7 @@ def expand(study: Study, source: Path, folder: Path) -> tuple[Run, ...]:
             put(tree, "data.fold", [fold, study.folds], place)
         runs.append(Run(arm, point, seed, fold, recipe_from(tree, place)))
     _refuse_idle(study, runs, base, source)
+    _refuse_twins(runs, source)
     return tuple(runs)
 
 
@@ -172,6 +191,18 @@ def _refuse_idle(study: Study, runs: list[Run], base: dict[str, Any], source: Pa
         if all(whys):
             place = f"arm {arm} of {source}" if arm else source
             raise InputError(f"In {place}: {key} would have no effect: {whys[0]}; or leave it out.")
+
+
+def _refuse_twins(runs: list[Run], source: Path) -> None:
+    """Refuse two arms that are the same in all their runs: their difference would be 0, whatever is compared."""
+    students: dict[str, list[str]] = {}
+    for run in runs:
+        students.setdefault(run.arm, []).append(jobs_of(run)[-1].id)
+    first: dict[tuple[str, ...], str] = {}
+    for arm, ids in students.items():
+        twin = first.setdefault(tuple(ids), arm)
+        if twin != arm:
+            raise InputError(f"In {source}: the arms {twin!r} and {arm!r} are the same run; leave one of them out.")
 
 
 def jobs_of(run: Run) -> tuple[Job, ...]:
