@@ -303,11 +303,12 @@ class Backbone(Part):
             InputError: there are fewer stages.
         """
         own = self.stages()
-        if stages > len(own) or (norms and not own):
+        if not own:
             raise InputError(
-                f"The backbone has {len(own)} stages to freeze, not {stages or 'any'}; lower teacher.frozen_stages or "
-                "set teacher.frozen_norm=false."
+                "The backbone has no stages that can be frozen; leave out teacher.frozen_stages and frozen_norm."
             )
+        if stages > len(own):
+            raise InputError(f"The backbone has {len(own)} stages; teacher.frozen_stages={stages} is too high.")
 
         def within(name: str, some: tuple[tuple[str, ...], ...]) -> bool:
             return any(f"{name}.".startswith(f"{part}.") for stage in some for part in stage)

@@ -351,6 +351,8 @@ def test_published_weights_of_another_network_are_refused(tmp_path: Path, saved:
     assert "has layer1.2.conv1.weight, which resnet18 lacks" in refusal(deeper, lambda p: load_backbone(wide(), p))
     spoilt = published(path, **{"conv1.weight": torch.full((64, 3, 7, 7), float("nan"))})
     assert "conv1.weight" in refusal(spoilt, lambda p: load_backbone(wide(), p))
+    below = published(path, **{"layer2.0.bn1.running_var": torch.full((128,), -0.5)})
+    assert "negative variances in layer2.0.bn1.running_var" in refusal(below, lambda p: load_backbone(wide(), p))
 
 
 def test_a_broadcast_tensor_of_one_number_is_written(tmp_path: Path) -> None:

@@ -261,6 +261,19 @@ def test_a_file_of_weights_that_is_damaged_anywhere_is_refused_in_a_sentence(tmp
             read_weights(path)
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("ending", ["safetensors", "pth"])
+def test_weights_of_16_bits_are_widened(tmp_path: Path, kind: torch.dtype, ending: str) -> None:
+    half = {name: own.to(kind) if own.is_floating_point() else own for name, own in state_of(LITE).items()}
+    path = tmp_path / f"half.{ending}"
+    save_file(half, path) if ending == "safetensors" else torch.save(half, path)
+    found = read_weights(path)
+    assert found.keys() == half.keys()
+    for name, own in found.items():
+        assert own.dtype in (torch.float32, torch.int64)
+        assert torch.equal(own, half[name].to(own.dtype))
+
+
 @pytest.mark.parametrize("odd", [torch.ones(2, 2).to_sparse(), torch.ones(2, 2, device="meta")])
 def test_weights_that_are_no_plain_numbers_are_refused(tmp_path: Path, odd: torch.Tensor) -> None:
     torch.save({"a.weight": odd}, tmp_path / "a.pth")

@@ -181,7 +181,8 @@ def explain(error: ValidationError) -> str:
         return f"{parent}: needs more values than the {last} given."
     if first["type"] in ("tuple_type", "list_type"):
         message, given = f"{message}, such as [{given}, ...]", None
-    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) and len(repr(given)) < 200 else ""
+    plain = isinstance(given, str | int | float | bool | dict | list) and first["type"] != "missing"
+    shown = f" (given: {given!r})" if plain and len(repr(given)) < 200 else ""
     return f"{key}: {message}{shown}." if key and not message.startswith(key) else f"{message}."
 
 

@@ -123,10 +123,17 @@ def load_state(module: torch.nn.Module, tensors: dict[str, Tensor], path: Path) 
     """Load tensors into a module, after checking that names and shapes are the module's own.
 
     Raises:
-        InputError: a tensor is missing, unknown or of another shape; the first one is named.
+        InputError: a tensor is missing, unknown, of another shape or type, or impossible; the first one is named.
     """
     _check_state(module.state_dict(), tensors, path)
     module.load_state_dict(tensors)
+    for name, layer in module.named_modules():
+        if (
+            isinstance(layer, torch.nn.BatchNorm2d)
+            and layer.running_var is not None
+            and bool((layer.running_var < 0).any())
+        ):
+            raise InputError(f"{path} holds negative variances in {name}.running_var; take an earlier checkpoint.")
 
 
 def _check_state(wanted: dict[str, Tensor], tensors: dict[str, Tensor], path: Path) -> None:
@@ -140,7 +147,8 @@ def _check_state(wanted: dict[str, Tensor], tensors: dict[str, Tensor], path: Pa
                 "another width or another number of classes; name the matching checkpoint."
             )
         if found.dtype != tensor.dtype:
-            raise InputError(f"{path} holds {name} as {found.dtype}, but the network needs {tensor.dtype}.")
+            kinds = [str(own.dtype).removeprefix("torch.") for own in (found, tensor)]
+            raise InputError(f"{path} holds {name} as {kinds[0]}, but the network needs {kinds[1]}; convert it.")
         if found.is_floating_point() and not bool(torch.isfinite(found).all()):
             raise InputError(f"{path} holds NaN or infinite numbers in {name}; take an earlier checkpoint.")
     unknown = sorted(set(tensors) - set(wanted))

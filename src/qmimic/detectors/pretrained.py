@@ -91,12 +91,18 @@ def _of_detector(detector: Detector, path: Path, called: str) -> dict[str, Tenso
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a file of weights by name: safetensors, or what torch saved, read as tensors and nothing else.
 
+    Those of 16 bits, as many collections store them, are widened to float32, which has all their values.
+
     Raises:
         InputError: the file is missing, damaged, or holds anything but tensors.
     """
     path = _there(path)
-    if path.suffix == ".safetensors":
-        return read_tensors(path).tensors
+    tensors = read_tensors(path).tensors if path.suffix == ".safetensors" else _saved_by_torch(path)
+    return {name: own.float() if own.dtype in (torch.float16, torch.bfloat16) else own for name, own in tensors.items()}
+
+
+def _saved_by_torch(path: Path) -> dict[str, Tensor]:
+    """Raises: InputError: as `read_weights`."""
     with open_file(path) as file:
         try:
             found = torch.load(file, map_location="cpu", weights_only=True)
