@@ -167,6 +167,18 @@ def test_a_labelled_folder_is_taken_for_its_pictures_and_that_is_said(data: Data
     assert "also holds labels (coco), which are not read" in said
 
 
+def test_files_that_are_not_named_as_pictures_are_counted(data: DataConfig, tmp_path: Path) -> None:
+    frames = tmp_path / "frames"
+    picture(frames / "own.png", seed=101)
+    picture(frames / "other.png", seed=102).rename(frames / "other")
+    (frames / "film.mp4").write_bytes(b"1")
+    (frames / "more").mkdir()
+    (frames / "more" / "film.mp4").write_bytes(b"2")
+    names, said = used(data)
+    assert names == ["own.png"]
+    assert "also holds 3 files whose names are no picture's (.mp4, no ending); they are not read." in said
+
+
 def test_what_is_used_does_not_change_what_is_trained_on_with_labels(data: DataConfig, tmp_path: Path) -> None:
     picture(tmp_path / "frames" / "new.png", seed=100)
     with_, without = open_with_unlabelled(data)[0], open_dataset(data.model_copy(update={"unlabelled": None}))

@@ -104,6 +104,13 @@ def pictures_of(root: Path, labelled: Dataset, config: DataConfig) -> Unlabelled
     said = [single_line(account.as_text(f"unlabelled pictures of {root}"))]
     if not samples:
         raise InputError(f"{root} has no picture to learn from ({said[0]}); set data.unlabelled to other pictures.")
+    if other := [path.suffix or "no ending" for path in data_files(root) if not is_picture(path)]:
+        kinds = ", ".join(name for name, _ in Counter(other).most_common(5))
+        said.append(
+            single_line(
+                f"{root} also holds {len(other):,} files whose names are no picture's ({kinds}); they are not read."
+            )
+        )
     said += [
         f"{root} also holds labels ({name}), which are not read: the teacher labels its pictures."
         for name, known_layout in READERS.items()

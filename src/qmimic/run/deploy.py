@@ -103,6 +103,8 @@ def deploy(
     refuse_keys(overrides, READ if int8 else READ_IN_FLOAT, "export", WHY[int8])
     refuse_links(path.parent, OURS)
     detector, notes = load_detector(path)
+    for target in targets:  # before the first file is written
+        FORMATS[target].require_stages(2 - bool(detector.place_strides))
     recipe = _recipe(path, data, overrides, detector)
     applied = [key.rpartition(".")[2] for key in named_keys(overrides) if key in APPLIED]
     if applied:

@@ -101,6 +101,14 @@ class Format:
         if self.package and find_spec(self.package) is None:
             raise InputError(f"{self.engine} is not installed: {install(extra_of(self.package))}.")
 
+    def require_stages(self, stages: int) -> None:
+        """Raises: InputError: it cannot hold a detector of so many stages."""
+        if stages == 2 and not self.two_stages:
+            raise InputError(
+                f"{self.engine}'s {self.suffixes[0]} holds detectors of one stage only, and this one has two; train "
+                "one with detector.architecture=one_stage, or export to another format."
+            )
+
     def open_file(self, path: Path, threads: int, spin: bool) -> Session:
         """Load a file. Raises InputError: the engine is not installed, or cannot run it."""
         session: Session = import_module(self.runs).open_file(path, threads, spin)

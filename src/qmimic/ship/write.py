@@ -73,11 +73,7 @@ def label(path: Path, kind: Format, metadata: Metadata) -> None:
 
 def write_described(exported: Exported, kind: Format, metadata: Metadata, path: Path) -> None:
     """Write a detector in a format without proof, to be timed. Raises InputError: the format cannot hold it."""
-    if not kind.two_stages and not exported.detector.place_strides:
-        raise InputError(
-            f"{kind.engine}'s {kind.suffixes[0]} holds detectors of one stage only, and this one has two; train one "
-            "with detector.architecture=one_stage, or export to another format."
-        )
+    kind.require_stages(2 - bool(exported.detector.place_strides))
     kind.write(exported, path)
     label(path, kind, metadata)
 
