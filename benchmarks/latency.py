@@ -27,7 +27,7 @@ from qmimic.runtime.engine import Engine
 from qmimic.ship import onnx_file, openvino_file
 from qmimic.ship.onnx_file import Exported
 
-NETWORKS = (("resnet18/16", "faster_rcnn"), ("vgg16/32", "rfcn"))
+NETWORKS = {"resnet18/16-faster_rcnn": ("resnet18/16", "faster_rcnn"), "vgg16/32-rfcn": ("vgg16/32", "rfcn")}
 PEERS = ("yunet_n", "yunet_s", "rfb320", "slim320")
 SIZE = (240, 320)
 
@@ -66,11 +66,11 @@ def on_noise(detector: Detector) -> Detector:
     return found
 
 
-def load_all(folder: Path, data: Path | None) -> tuple[dict[str, Engine], dict[str, float]]:
+def load_all(folder: Path, data: Path | None, networks: list[str]) -> tuple[dict[str, Engine], dict[str, float]]:
     """Everything to be timed, by name, and sizes of int8 files in kB."""
     engines, sizes = {}, {}
-    for backbone, architecture in NETWORKS:
-        name = f"{backbone}-{architecture}"
+    for name in networks:
+        backbone, architecture = NETWORKS[name]
         path = folder / name.replace("/", "_")
         config = DetectorConfig(architecture=architecture)
         detector = build_detector(backbone, ("object",), SIZE, config=config).eval()
@@ -93,6 +93,7 @@ def load_all(folder: Path, data: Path | None) -> tuple[dict[str, Engine], dict[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     options = parser.parse_args()
@@ -100,7 +101,7 @@ def main() -> None:
     if not data:
         print("QMIMIC_DATA is not set: without peers.")
     with tempfile.TemporaryDirectory() as folder:
-        engines, sizes = load_all(Path(folder), data)
+        engines, sizes = load_all(Path(folder), data, options.networks)
         runs = {" ".join(key): as_run(engine) for key, engine in engines.items()}
         seconds = alternate(runs, options.rounds)
     medians = {key: 1000 * float(np.median(seconds[" ".join(key)])) for key in engines}

@@ -17,7 +17,7 @@ SMALL = {
     "growth.py": ["--repeats", "1", "--threads", "1", "--json"],
     "data.py": ["--images", "1000", "--json"],
     "processes.py": ["--size", "64", "--batch", "2", "--steps", "2", "--json"],
-    "latency.py": ["--rounds", "1", "--json"],
+    "latency.py": ["--networks", "resnet18/16-faster_rcnn", "--rounds", "1", "--json"],
     "one_stage.py": ["--backbones", "repvgg/24", "--rounds", "1", "--json"],
     "equal_milliseconds.py": [
         *("--data", "synthetic:digits", "--size", "64", "--seeds", "1", "--steps", "2", "--rounds", "1"),

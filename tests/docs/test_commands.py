@@ -50,6 +50,7 @@ QUICK += [
 ]
 QUICK += ["detector.anchor_count=3", "detector.pre_nms=64", "detector.post_nms=16", "data.cache_mib=8"]
 QUICK += ["pruning.rounds=1", "pruning.steps=1", "pruning.images=2"]
+QUICK += ["run.report=false"]  # tests/report has reports; each exports all networks of its run to time them
 INTEGERS = ["int8.steps=1", "int8.max_loss=1", "int8.images=4", "int8.batch_size=2"]
 
 RECIPE = """

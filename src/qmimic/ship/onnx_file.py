@@ -58,7 +58,8 @@ def build_graph(exported: Exported) -> onnx.ModelProto:
     height, width = detector.spec.size
     images = torch.zeros(batch or 2, height, width, 3, dtype=torch.uint8)
     free = None if batch else ({0: torch.export.Dim("batch")},)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # the exporter thinks aloud
+    # The exporter thinks aloud; with gradients it would trace a region of its own for all that is without, in vain.
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             network,

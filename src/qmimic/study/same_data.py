@@ -34,16 +34,16 @@ def check_same_data(folder: Path, runs: tuple[Run, ...]) -> None:
         InputError: they differ, or the data cannot be read.
     """
     done = data_of_done(folder)
-    opened: dict[str, tuple[Dataset, Unlabelled | None]] = {}
+    present: dict[tuple[str, str], str] = {}
     others: dict[str, str] = {}
     for job in (job for run in runs for job in jobs_of(run) if job.id in done):
         config = job.recipe.data
         if not is_there(Path(config.root)):  # what is drawn is nowhere, and changes with this program only
             continue
-        name = config.model_dump_json()
-        if name not in opened:
-            opened[name] = open_with_unlabelled(config)
-        if data_of(job.kind, *opened[name]) != done[job.id]:
+        name = job.kind, config.model_dump_json()
+        if name not in present:
+            present[name] = data_of(job.kind, *open_with_unlabelled(config))
+        if present[name] != done[job.id]:
             others[job.id] = config.root
     if others:
         raise InputError(
