@@ -89,7 +89,7 @@ def test_what_a_distiller_does_not_read_is_refused(name: str) -> None:
 
 
 def test_a_distiller_s_own_settings_are_checked_and_used() -> None:
-    for wrong, hint in (({"temprature": 1}, "did you mean temperature"), ({"temperature": 0}, "greater than 0")):
+    for wrong, hint in (({"temprature": 1}, "did you mean temperature"), ({"temperature": 0}, "needs more than 0")):
         with pytest.raises(InputError, match=hint):
             recipe_from({"mimic": {"distiller": "channel_wise", "settings": wrong}}, "own")
     teacher, student = maps(2, 5), maps(3, 5)
