@@ -99,21 +99,22 @@ def main() -> None:
     """Print a table, or with --json one object last."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--backbones", nargs="+", default=BACKBONES)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=1, help=argparse.SUPPRESS)
-    parser.add_argument("--backbone", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--of", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        worker(options.backbone, options.size, options.batch, options.steps, options.threads)
+        worker(options.of, options.size, options.batch, options.steps, options.threads)
         return
     table = {}
-    for backbone in BACKBONES:
+    for backbone in options.backbones:
         for count, threads in CASES:
             arguments = [f"--{name}={getattr(options, name)}" for name in ("size", "batch", "steps")]
-            found = together(count, threads, [*arguments, f"--backbone={backbone}"])
+            found = together(count, threads, [*arguments, f"--of={backbone}"])
             table[f"{backbone}, {count} x {threads}"] = {key: round(value, 1) for key, value in found.items()}
             print(
                 f"{backbone}, {count} process(es) of {threads} thread(s): {found['images_per_s']:.1f} images/s, "

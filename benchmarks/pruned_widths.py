@@ -52,6 +52,7 @@ def pruned(teacher: str, macs: int, multiple: int) -> Detector:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teachers", nargs="+", default=TEACHERS)
+    parser.add_argument("--multiples", nargs="+", type=int, default=MULTIPLES, help="channels taken away at once")
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--json", action="store_true", help="print one JSON object last")
     options = parser.parse_args()
@@ -60,7 +61,7 @@ def main() -> None:
     detectors = {STUDENT: student} | {
         f"{teacher} by {multiple}": pruned(teacher, mac_count(student), multiple)
         for teacher in options.teachers
-        for multiple in MULTIPLES
+        for multiple in options.multiples
     }
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder) / f"{place}.onnx" for place, name in enumerate(detectors)}

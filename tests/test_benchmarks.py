@@ -16,14 +16,14 @@ SMALL = {
     "profile_step.py": ["--size", "64", "--batch", "2", "--repeats", "1", "--backbone", "resnet18/32", "--json"],
     "growth.py": ["--repeats", "1", "--threads", "1", "--json"],
     "data.py": ["--images", "1000", "--json"],
-    "processes.py": ["--size", "64", "--batch", "2", "--steps", "2", "--json"],
+    "processes.py": ["--backbones", "resnet18/16", "--size", "64", "--batch", "2", "--steps", "2", "--json"],
     "latency.py": ["--networks", "resnet18/16-faster_rcnn", "--rounds", "1", "--json"],
     "one_stage.py": ["--backbones", "repvgg/24", "--rounds", "1", "--json"],
     "equal_milliseconds.py": [
         *("--data", "synthetic:digits", "--size", "64", "--seeds", "1", "--steps", "2", "--rounds", "1"),
         *("--backbones", "repvgg/24", "--out", "out", "--json"),
     ],
-    "pruned_widths.py": ["--teachers", "resnet18/4", "--rounds", "1", "--json"],
+    "pruned_widths.py": ["--teachers", "resnet18/4", "--multiples", "8", "--rounds", "1", "--json"],
     "engines.py": ["--rounds", "1", "--to", "onnx", "--json"],
 }
 # They need what a clone does not have: a GPU's hours, another project's environment, a run, minutes.

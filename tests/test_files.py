@@ -20,6 +20,7 @@ from qmimic.files import (
     MissingError,
     append_text,
     building,
+    check_writable,
     is_there,
     own_folder,
     parse_json,
@@ -447,3 +448,15 @@ def test_at_any_moment_of_a_swap_a_whole_folder_is_there(tmp_path: Path, exchang
         if done.returncode == 0:
             break
     assert (target / "a").read_text() == "new"
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_slow_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_writable(tmp_path / "not" / "there" / "file")
+    assert not (tmp_path / "not").exists()
+    asked: list[object] = []
+    monkeypatch.setattr(os, "access", lambda path, _: asked.append(path))
+    with pytest.raises(InputError, match=r"Cannot write .*file: Permission denied; free some space or choose another"):
+        check_writable(tmp_path / "not" / "there" / "file")
+    assert asked == [tmp_path]

@@ -55,6 +55,9 @@ from qmimic.files.writing import (
     check_one_name as check_one_name,
 )
 from qmimic.files.writing import (
+    check_writable as check_writable,
+)
+from qmimic.files.writing import (
     own_folder as own_folder,
 )
 from qmimic.files.writing import (

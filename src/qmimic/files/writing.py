@@ -55,6 +55,18 @@ def replacing(path: Path, root: Path | None = None) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def check_writable(path: Path) -> None:
+    """Check, before slow work, that the folder of `path`, or the nearest one above it that is there, can be written.
+
+    Raises:
+        InputError: it cannot.
+    """
+    here = next(parent for parent in path.absolute().parents if parent.is_dir())
+    if not os.access(here, os.W_OK):
+        code = errno.EROFS if os.statvfs(here).f_flag & os.ST_RDONLY else errno.EACCES
+        raise _unwritable(path, OSError(code, os.strerror(code)))
+
+
 def write_text(path: Path, text: str, root: Path | None = None) -> None:
     """Write `text` as UTF-8 to `path`, completely or not at all. Args: as `replacing`.
 

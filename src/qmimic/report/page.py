@@ -16,7 +16,7 @@ from PIL import Image
 from qmimic.config import Recipe
 from qmimic.data.images import read_image
 from qmimic.errors import InputError
-from qmimic.files import refuse_links, write_text
+from qmimic.files import check_writable, refuse_links, write_text
 from qmimic.report import figures
 from qmimic.report.collect import Absent, Facts, collect
 from qmimic.report.labels import Labels
@@ -74,8 +74,9 @@ def write_report(folder: Path, out: Path | None = None, say: Callable[[str], Non
             made says so in its place.
     """
     refuse_links(folder, OURS, TRACKERS)
-    path = out or folder / FILE
-    save(path, page(collect(read_run(folder), say)))
+    path, run = out or folder / FILE, read_run(folder)
+    check_writable(path)
+    save(path, page(collect(run, say)))
     return path
 
 

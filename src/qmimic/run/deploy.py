@@ -16,7 +16,7 @@ from qmimic.detectors.build import with_settings
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.files import load_detector
 from qmimic.errors import InputError
-from qmimic.files import refuse_links
+from qmimic.files import check_writable, refuse_links
 from qmimic.run.folder import DEPLOY, OURS, RECIPE, STAGES
 from qmimic.run.int8 import Int8RefusedError, IntegerDetector, to_integers
 from qmimic.run.lock import exclusive_lock
@@ -110,6 +110,7 @@ def deploy(
     if applied:
         detector = with_settings(detector, {name: getattr(recipe.detector, name) for name in applied})
     folder = out or path.parent / DEPLOY
+    check_writable(folder / path.stem)
     dataset = load_dataset(recipe.data.root)
     if not any(len(samples) for samples in dataset.splits.values()):
         raise InputError(f"{dataset.name} has no images to compare on; name another dataset with --data.")
