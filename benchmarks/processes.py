@@ -105,16 +105,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=1, help=argparse.SUPPRESS)
-    parser.add_argument("--of", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--backbone", default="", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        worker(options.of, options.size, options.batch, options.steps, options.threads)
+        worker(options.backbone, options.size, options.batch, options.steps, options.threads)
         return
     table = {}
     for backbone in options.backbones:
         for count, threads in CASES:
             arguments = [f"--{name}={getattr(options, name)}" for name in ("size", "batch", "steps")]
-            found = together(count, threads, [*arguments, f"--of={backbone}"])
+            found = together(count, threads, [*arguments, f"--backbone={backbone}"])
             table[f"{backbone}, {count} x {threads}"] = {key: round(value, 1) for key, value in found.items()}
             print(
                 f"{backbone}, {count} process(es) of {threads} thread(s): {found['images_per_s']:.1f} images/s, "

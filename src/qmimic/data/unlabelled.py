@@ -104,18 +104,7 @@ def pictures_of(root: Path, labelled: Dataset, config: DataConfig) -> Unlabelled
     said = [single_line(account.as_text(f"unlabelled pictures of {root}"))]
     if not samples:
         raise InputError(f"{root} has no picture to learn from ({said[0]}); set data.unlabelled to other pictures.")
-    if other := [path.suffix or "no ending" for path in data_files(root) if not is_picture(path)]:
-        kinds = ", ".join(name for name, _ in Counter(other).most_common(5))
-        said.append(
-            single_line(
-                f"{root} also holds {len(other):,} files whose names are no picture's ({kinds}); they are not read."
-            )
-        )
-    said += [
-        f"{root} also holds labels ({name}), which are not read: the teacher labels its pictures."
-        for name, known_layout in READERS.items()
-        if known_layout.sniff(root)
-    ]
+    said += _not_read(root)
     return Unlabelled(_dataset(root.name, root, tuple(samples.values()), labelled), tuple(said))
 
 
@@ -130,6 +119,21 @@ def _files(root: Path) -> tuple[list[Path], Counter[str]]:
             f"{root} holds no picture ({', '.join(FORMATS)}); name a folder of pictures in data.unlabelled."
         )
     return read, Counter({"copy_in_a_format_not_read": len(copies), "format_not_read": len(files) - len(read)})
+
+
+def _not_read(root: Path) -> list[str]:
+    """Sentences on what else lies in the folder: files that are not named as pictures, and labels."""
+    said = []
+    if other := [path.suffix or "no ending" for path in data_files(root) if not is_picture(path)]:
+        kinds = ", ".join(name for name, _ in Counter(other).most_common(5))
+        text = f"{root} also holds {len(other):,} files whose names are no picture's ({kinds}); they are not read."
+        said.append(single_line(text))
+    said += [
+        f"{root} also holds labels ({name}), which are not read: the teacher labels its pictures."
+        for name, known_layout in READERS.items()
+        if known_layout.sniff(root)
+    ]
+    return said
 
 
 def _dataset(name: str, root: Path | None, samples: tuple[Sample, ...], labelled: Dataset) -> Dataset:

@@ -101,9 +101,9 @@ class Format:
         if self.package and find_spec(self.package) is None:
             raise InputError(f"{self.engine} is not installed: {install(extra_of(self.package))}.")
 
-    def require_stages(self, stages: int) -> None:
-        """Raises: InputError: it cannot hold a detector of so many stages."""
-        if stages == 2 and not self.two_stages:
+    def require_stages(self, two: bool) -> None:
+        """Raises: InputError: it cannot hold a detector of two stages, and this one has them."""
+        if two and not self.two_stages:
             raise InputError(
                 f"{self.engine}'s {self.suffixes[0]} holds detectors of one stage only, and this one has two; train "
                 "one with detector.architecture=one_stage, or export to another format."
