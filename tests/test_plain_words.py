@@ -38,6 +38,7 @@ class Point(BaseModel):
         (Annotated[int, Field(gt=1)], 1, "needs more than 1"),
         (Annotated[int, Field(le=1)], 2, "needs at most 1"),
         (Annotated[int, Field(lt=1)], 1, "needs less than 1"),
+        (Annotated[str, Field(pattern=r"\S")], " ", r"does not fit the pattern \S"),
         (Literal["adamw", "sgd"], "adam", "needs adamw or sgd"),
     ],
 )

@@ -27,6 +27,7 @@ WORDS = {
     "greater_than": "needs more than {gt}",
     "less_than_equal": "needs at most {le}",
     "less_than": "needs less than {lt}",
+    "string_pattern_mismatch": "does not fit the pattern {pattern}",
     "literal_error": "needs {expected}",
 }
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
@@ -24,6 +25,8 @@ from qmimic.plain_words import in_words
 from qmimic.tables import BACKBONES, Table, parse_backbone, unknown
 
 T = TypeVar("T")
+
+NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"  # of runs and studies, which name folders
 ADVANCED = "advanced"
 Advanced = Annotated[T, ADVANCED]  # a setting that hardly anybody needs
 
@@ -99,6 +102,12 @@ def _backbone(name: str) -> str:
     return name
 
 
+def _folder_name(name: str) -> str:
+    if not re.fullmatch(NAME, name):
+        raise ValueError("may hold letters, digits, '.', '_' and '-', and begins with a letter or a digit")
+    return name
+
+
 def _input_size(size: tuple[int, int]) -> tuple[int, int]:
     if any(side % 16 or not 32 <= side <= 4096 for side in size):
         raise ValueError("needs two multiples of 16 from 32 to 4096, height and width")
@@ -113,6 +122,7 @@ def _levels(strides: tuple[int, ...]) -> tuple[int, ...]:
 
 Levels = Annotated[tuple[int, ...], AfterValidator(_levels)]
 InputSize = Annotated[tuple[int, int], AfterValidator(_input_size)]
+FolderName = Annotated[str, AfterValidator(_folder_name), Field(json_schema_extra={"pattern": f"^{NAME}$"})]
 BackboneName = Annotated[str, AfterValidator(_backbone)]
 Side = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from qmimic.arms import ARMS, STUDENT, order
-from qmimic.config.base import InTable, Section
+from qmimic.config.base import FolderName, InTable, Section
 from qmimic.config.sections import (
     AugmentConfig,
     DataConfig,
@@ -37,7 +37,7 @@ GONE: dict[str, object] = {
 class Recipe(Section):
     """A whole run: data, teacher, quantized teacher, student and the baselines beside it."""
 
-    name: str = Field("demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="name of the run")
+    name: FolderName = Field("demo", description="name of the run")
     seed: int = Field(0, ge=0, lt=2**31, description="one seed gives one result")
     baselines: tuple[Annotated[str, InTable(ARMS)], ...] = Field(
         ("scratch",),

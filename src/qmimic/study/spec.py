@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,11 +13,11 @@ from pydantic import (
     FiniteFloat,
     StrictInt,
     ValidationError,
-    field_validator,
     model_validator,
 )
 
 from qmimic.config import Recipe, explain, load_tree, put, recipe_from
+from qmimic.config.base import FolderName
 from qmimic.config.reading import keys_of
 from qmimic.errors import InputError
 from qmimic.run.effects import why_idle
@@ -30,7 +29,7 @@ class Study(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str = Field(description="name of the study")
+    name: FolderName = Field(description="name of the study")
     question: str = Field("", description="the question it answers, a sentence for the report")
     recipe: str = Field(description="the recipe's file, relative to the study's")
     set: dict[str, Any] = Field({}, description="settings of every run")
@@ -50,13 +49,6 @@ class Study(BaseModel):
     fold_of_seed: bool = Field(
         False, description="the k-th seed runs on fold k only, instead of every seed on every fold"
     )
-
-    @field_validator("name")
-    @classmethod
-    def _names_a_folder(cls, name: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-            raise ValueError("may hold letters, digits, '.', '_' and '-', and begins with a letter or a digit")
-        return name
 
     @model_validator(mode="after")
     def _consistent(self) -> "Study":
