@@ -18,7 +18,7 @@ from qmimic.cli import main
 from qmimic.config import DataConfig
 from qmimic.data.chosen import open_with_unlabelled
 from qmimic.errors import InputError
-from qmimic.study import worker
+from qmimic.study import same_data, worker
 from qmimic.study.report import report
 from qmimic.study.same_data import data_of
 from qmimic.study.schedule import run_study
@@ -81,6 +81,24 @@ def test_spare_pictures_count_for_students_alone(tmp_path: Path) -> None:
     after = {kind: data_of(kind, *open_with_unlabelled(config)) for kind in ("teacher", "student")}
     assert before["teacher"] == after["teacher"]
     assert before["student"] != after["student"]
+
+
+def test_data_that_are_not_here_are_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spare = tmp_path / "spare"
+    text = STUDY.replace("{mimic.mode: mimic}", f"{{mimic.mode: mimic, data.unlabelled: {spare}}}")
+    path = study_file(tmp_path, text)
+    runs = tuple(run for run in expand(load_study(path), path, tmp_path / "out") if run.arm == "mimic")
+    ids = {job.kind: job.id for job in jobs_of(runs[0])}
+    monkeypatch.setattr(same_data, "data_of_done", lambda _: {ids["student"]: "other"})
+    same_data.check_same_data(tmp_path, runs)
+    shutil.copytree(coco(tmp_path / "more", 9) / "train", spare)
+    with pytest.raises(InputError, match=r"have changed since 1 of the finished jobs"):
+        same_data.check_same_data(tmp_path, runs)
+    # A teacher does not see them, so it is compared without them.
+    shutil.rmtree(spare)
+    monkeypatch.setattr(same_data, "data_of_done", lambda _: {ids["teacher"]: "other"})
+    with pytest.raises(InputError, match=r"have changed since 1 of the finished jobs"):
+        same_data.check_same_data(tmp_path, runs)
 
 
 def test_a_changed_study_keeps_what_still_holds(tmp_path: Path) -> None:

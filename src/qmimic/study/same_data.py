@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from qmimic.config import REST
 from qmimic.data.chosen import content_fingerprint, open_with_unlabelled
 from qmimic.data.sample import Dataset
 from qmimic.data.unlabelled import Unlabelled
@@ -34,13 +35,16 @@ def check_same_data(folder: Path, runs: tuple[Run, ...]) -> None:
         InputError: they differ, or the data cannot be read.
     """
     done = data_of_done(folder)
-    present: dict[tuple[str, str], str] = {}
+    present: dict[str, str] = {}
     others: dict[str, str] = {}
     for job in (job for run in runs for job in jobs_of(run) if job.id in done):
         config = job.recipe.data
-        if not is_there(Path(config.root)):  # what is drawn is nowhere, and changes with this program only
+        if job.kind != "student":
+            config = config.model_copy(update={"unlabelled": None})
+        places = [config.root, *([config.unlabelled] if config.unlabelled not in (None, REST) else [])]
+        if not all(is_there(Path(place)) for place in places):  # digits that are drawn lie nowhere
             continue
-        name = job.kind, config.model_dump_json()
+        name = config.model_dump_json()
         if name not in present:
             present[name] = data_of(job.kind, *open_with_unlabelled(config))
         if present[name] != done[job.id]:
