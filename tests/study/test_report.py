@@ -39,6 +39,7 @@ def row(arm: str, seed: int, map50: float, **values: Any) -> dict[str, Any]:
         "parameters": 1000,
         "macs": 10_000_000,
         "bytes": 5000,
+        "teacher": "" if values.get("teacher_map50", 0.9) is None else f"teacher of {values.get('teacher_map50')}",
         "teacher_map50": 0.9,
         "quantized_map50": 0.92,
     }
@@ -180,6 +181,9 @@ def test_teachers_of_some_arms_alone_are_told_apart_and_the_weak_are_named() -> 
     assert by_arm["mimic"].of_teacher == pytest.approx(sum(0.63 / (0.7 + 0.01 * seed) for seed in range(3)) / 3)
     # Seeds 0 and 1 have two different teachers, seed 2 has one.
     assert by_arm["scratch"].of_teacher == pytest.approx(0.6 / 0.72)
+    # That seed 2's other teacher is not trained yet does not make the first one scratch's.
+    waiting = row("other", 2, 0.0, status="waiting", teacher="another", teacher_map50=None)
+    assert {one.arm: one for one in summarize(own, [*rows, waiting])}["scratch"].of_teacher is None
 
 
 def test_a_study_s_note_stands_before_its_table(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ class ArmSummary:
     Attributes:
         arm, point: which.
         score: mAP@0.5, 0..1; gain: its paired difference to the control, None for the control itself.
-        of_teacher: mean of its mAP@0.5 over that of the teacher of the same seed and fold; None without one.
+        of_teacher: mean of its mAP@0.5 over that of its teacher; without one, over that of the study's only teacher of
+            the same seed and fold; None where there are several, trained yet or not.
         matching, matching_nonzero: means, None without a mimic.
         backbone, parameters, macs, bytes: of its network.
         failed: runs that are missing because they failed, and why the first did.
@@ -62,10 +63,10 @@ def repetitions(rows: Sequence[dict[str, Any]]) -> dict[int, float]:
 def summarize(study: Study, results: Sequence[dict[str, Any]]) -> list[ArmSummary]:
     """A summary of every arm at every point, in the study's order."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
-    teachers: dict[tuple[int, int], set[float]] = defaultdict(set)
+    teachers: dict[tuple[int, int], dict[str, float | None]] = defaultdict(dict)
     for row in results:
-        if row["teacher_map50"]:
-            teachers[row["seed"], row["fold"]].add(row["teacher_map50"])
+        if row["teacher"]:
+            teachers[row["seed"], row["fold"]][row["teacher"]] = row["teacher_map50"]
         groups[repr(row["point"]), row["arm"]].append(row)
     found = []
     for (point, arm), rows in groups.items():
@@ -75,9 +76,9 @@ def summarize(study: Study, results: Sequence[dict[str, Any]]) -> list[ArmSummar
         done = [row for row in rows if row["status"] == "done"]
         shares = []
         for row in done:
-            # A student without a teacher is compared with the others' teacher, if they all have the same.
-            known = {row["teacher_map50"]} if row["teacher_map50"] else teachers[row["seed"], row["fold"]]
-            shares += [row["map50"] / one for one in known if len(known) == 1]
+            others = list(teachers[row["seed"], row["fold"]].values())
+            known = [row["teacher_map50"]] if row["teacher"] else others if len(others) == 1 else []
+            shares += [row["map50"] / one for one in known if one]
         some: dict[str, Any] = done[0] if done else {"backbone": "-", "parameters": 0, "macs": 0, "bytes": 0}
         found.append(
             ArmSummary(

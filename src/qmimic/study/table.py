@@ -23,7 +23,7 @@ from qmimic.study.spec import Run, Study, jobs_of
 FILE = "study.sqlite"
 # One row per run. Read by this query, never by the file's own view, which a stranger may have written.
 RESULTS = """
-SELECT runs.arm, runs.point, runs.seed, runs.fold, job.status, job.error, job.seconds,
+SELECT runs.arm, runs.point, runs.seed, runs.fold, runs.teacher, job.status, job.error, job.seconds,
     json_extract(job.result, '$.backbone') AS backbone,
     json_extract(job.result, '$.map50') AS map50,
     json_extract(job.result, '$.map07') AS map07,
