@@ -102,6 +102,24 @@ def suppress(boxes: Tensor, valid: Tensor, threshold: float, most: int | None = 
     return stays > 0
 
 
+def suppress_by_label(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
+    """Greedy non-maximum suppression among the many boxes of one picture, each label for itself.
+
+    Args:
+        boxes: [D, 4] xyxy.
+        scores: [D].
+        labels: int64 [D].
+        threshold: largest IoU of two boxes of a label that both stay.
+
+    Returns:
+        int64 indices of the boxes that stay, in falling order of score.
+    """
+    from torchvision.ops import batched_nms  # here: importing it takes seconds, and few commands need it
+
+    kept: Tensor = batched_nms(boxes, scores, labels, threshold)
+    return kept
+
+
 @torch.library.custom_op("qmimic::suppress", mutates_args=())
 def _suppress(boxes: Tensor, valid: Tensor, threshold: float, most: int) -> Tensor:
     return suppress(boxes, valid, threshold, most)

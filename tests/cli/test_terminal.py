@@ -43,6 +43,22 @@ def light(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+SLOW = """
+import sys
+from qmimic.cli import main
+code = main(sys.argv[1:])
+print(*sorted({"matplotlib", "scipy", "sympy", "torch._dynamo", "torchvision"} & set(sys.modules)), file=sys.stderr)
+sys.exit(code)
+"""
+
+
+def test_a_trained_detector_is_read_without_what_takes_seconds_to_import(trained: Path) -> None:
+    command = [sys.executable, "-c", SLOW, "eval", str(trained / "run" / "student.safetensors")]
+    command += ["--data", str(trained / "cats"), "--split", "val"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "\n")
+
+
 @pytest.mark.parametrize("arguments", [(), ("--help",), ("--version",), ("runs", "--help"), ("export", "--help")])
 def test_these_need_no_library(arguments: tuple[str, ...]) -> None:
     done = light(*arguments)

@@ -16,8 +16,11 @@ def anchor_grid(sizes: tuple[tuple[float, float], ...], size: tuple[int, int], s
         float32 [A * H/stride * W/stride, 4], xyxy in pixels; ordered by anchor, row, column, like the RPN's output.
         Each centre is the middle of a cell.
     """
-    rows = (torch.arange(size[0] // stride) + 0.5) * stride
-    columns = (torch.arange(size[1] // stride) + 0.5) * stride
+    height, width = size[0] // stride, size[1] // stride
+    if torch.get_default_device().type == "meta":  # values do not matter, and sums would load torch's compiler: seconds
+        return torch.empty(len(sizes) * height * width, 4)
+    rows = (torch.arange(height) + 0.5) * stride
+    columns = (torch.arange(width) + 0.5) * stride
     y, x = torch.meshgrid(rows, columns, indexing="ij")
     centres = torch.stack([x, y, x, y], -1)
     half = torch.tensor(sizes) / 2

@@ -1,12 +1,14 @@
 """Detectors built from their descriptions, changed copies of them, and their size and cost."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from qmimic.config import explain
@@ -33,6 +35,27 @@ def build(spec: DetectorSpec, seed: int = 0) -> Detector:
     if spec.channels:
         keep_channels(detector, {name: torch.arange(count) for name, count in spec.channels.items()})
     return detector
+
+
+def build_unset(spec: DetectorSpec) -> Detector:
+    """A detector for weights that come from elsewhere: its own are not drawn, and hold whatever lay in memory.
+
+    Raises: as `build`.
+    """
+    with _NothingDrawn():
+        return build(spec)
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Leaves tensors as they are where random values would be drawn; on the meta device that takes torch's compiler."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        named = kwargs or {}
+        if func.__name__.endswith(("normal_", "uniform_")):
+            return args[0] if args else named["tensor"]
+        return func(*args, **named)
 
 
 def at_size(detector: Detector, size: tuple[int, int]) -> Detector:
@@ -67,7 +90,7 @@ def with_settings(detector: Detector, settings: Mapping[str, object], called: st
         spec = kind.model_validate({**detector.spec.model_dump(), **settings})
     except ValidationError as error:
         raise InputError(f"The detector does not accept {called}: {explain(error)}") from error
-    other = build(spec)
+    other = build_unset(spec)
     other.quantizer = copy.deepcopy(detector.quantizer)
     other.load_state_dict(detector.state_dict())
     return other.to(detector.device).eval()

@@ -2,8 +2,6 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from qmimic.detectors.alignment import REACH
 from qmimic.runtime.places import place_grid
@@ -31,6 +29,11 @@ def without_place(
         np.column_stack([pictures, np.floor(middles / levels[0])]).astype(np.int64), axis=0, return_counts=True
     )
     crowded = np.unique(cells[count > 1, 0])[:MOST_PICTURES]
+    if not len(crowded):
+        return 0
+    from scipy.sparse import csr_array  # here: importing it takes most of a second
+    from scipy.sparse.csgraph import maximum_bipartite_matching
+
     x, y, stride = place_grid(size, levels).T
     left = 0
     for picture in crowded.tolist():

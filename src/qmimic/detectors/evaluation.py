@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qmimic.boxes import suppress_by_label
 from qmimic.contracts import BatchDetections, Features
 from qmimic.data.loader import Loader
 from qmimic.detections import Detections
@@ -43,17 +44,15 @@ def merge(views: list[dict[str, Detections]], config: DetectorSpec) -> dict[str,
         views: by image id, boxes in pixels of the original images.
         config: the suppression's IoU, and how many detections stay.
     """
-    from torchvision.ops import batched_nms  # here: importing it takes a second
-
     found = {}
     for image_id in views[0]:
         together = [view[image_id] for view in views]
         boxes, scores, labels = (
             np.concatenate([getattr(own, name) for own in together]) for name in ("boxes", "scores", "labels")
         )
-        tensors = (torch.from_numpy(values) for values in (boxes, scores, labels))
-        keep = batched_nms(*tensors, config.nms_threshold)[: config.max_detections].numpy()
-        found[image_id] = Detections(boxes, scores, labels).keep(keep)
+        coordinates, confidences, kinds = (torch.from_numpy(values) for values in (boxes, scores, labels))
+        order = suppress_by_label(coordinates, confidences, kinds, config.nms_threshold)
+        found[image_id] = Detections(boxes, scores, labels).keep(order[: config.max_detections].numpy())
     return found
 
 

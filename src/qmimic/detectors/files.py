@@ -14,7 +14,7 @@ from torch import Tensor
 
 from qmimic.config import QuantizerConfig, explain
 from qmimic.detectors.architectures import parse_spec
-from qmimic.detectors.build import build
+from qmimic.detectors.build import build_unset
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.quantize import Quantizer
 from qmimic.errors import InputError
@@ -199,7 +199,7 @@ def load_detector(path: Path | str) -> tuple[Detector, dict[str, Any]]:
         raise InputError(f"{path} describes a detector that cannot be built: {reason}") from error
 
     def empty() -> Detector:
-        detector = build(spec)
+        detector = build_unset(spec)
         if config is not None:
             strides = detector.channels[0] if config.per_channel else 1
             detector.quantizer = Quantizer(config, torch.ones(strides))

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import batched_nms
 
+from qmimic.boxes import suppress_by_label
 from qmimic.config import TeacherFileConfig
 from qmimic.contracts import Proposals
 from qmimic.detections import Detections
@@ -90,7 +90,7 @@ def detections(
         own, mine, kinds = own[keep], mine[keep], kinds[keep]
         order = mine.argsort(descending=True, stable=True)
         if config.suppress < 1:
-            order = batched_nms(own, mine, kinds, config.suppress)
+            order = suppress_by_label(own, mine, kinds, config.suppress)
         order = order[:MOST_BOXES]
         found_ones.append(Detections(own[order].numpy(), mine[order].numpy(), kinds[order].numpy()))
     return found_ones
@@ -129,7 +129,7 @@ def _apart(boxes: Tensor, scores: Tensor, kinds: Tensor, valid: Tensor, most: fl
     """Which of a picture's boxes [N, 4] stay, bool [N]: its best, where those of a kind overlap by `most` at most."""
     known = valid.nonzero()[:, 0]
     known = known[scores[known].argsort(descending=True, stable=True)[:MOST_REGIONS]]
-    kept = known[batched_nms(boxes[known], scores[known], kinds[known], most)]
+    kept = known[suppress_by_label(boxes[known], scores[known], kinds[known], most)]
     return torch.zeros_like(valid).index_fill(0, kept, True)
 
 

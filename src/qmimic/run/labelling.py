@@ -17,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torchvision.ops import nms
 
 from qmimic import processes
+from qmimic.boxes import suppress_by_label
 from qmimic.config import Recipe
 from qmimic.data.chosen import dataset_fingerprint
 from qmimic.data.loader import Loader
@@ -158,7 +158,8 @@ def _one_an_object(found: Detections, taken: NDArray[np.bool_]) -> NDArray[np.bo
     places = np.flatnonzero(taken)
     boxes, scores = (torch.from_numpy(values[places]) for values in (found.boxes, found.scores))
     kept = np.zeros(len(taken), np.bool_)
-    kept[places[nms(boxes, scores, SAME_OBJECT).numpy()]] = True
+    same = torch.zeros(len(places), dtype=torch.int64)
+    kept[places[suppress_by_label(boxes, scores, same, SAME_OBJECT).numpy()]] = True
     return kept
 
 
