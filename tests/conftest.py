@@ -1,5 +1,6 @@
 """Fixtures of all tests."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,16 @@ import torch
 
 from cli_cases import RECIPE, Refused, coco, train
 from qmimic.cli import main
+from traced_once import tracing_once
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the network; without one, asking takes a minute
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: the collector of garbage need not walk through it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +38,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def networks_are_traced_once() -> Iterator[None]:
+    with tracing_once():
+        yield
 
 
 @pytest.fixture

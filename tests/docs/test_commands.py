@@ -78,9 +78,11 @@ def shorter(words: Sequence[str]) -> list[str]:
 
 
 def quick(path: Path, overrides: Sequence[str]) -> list[str]:
-    """Settings that shorten a training, as far as its recipe reads them."""
-    recipe = load_recipe(path, [*(one for one in overrides if not one.startswith("-")), *QUICK])
-    return [setting for setting in QUICK if not why_idle(recipe, setting.partition("=")[0])]
+    """Settings that shorten a training, as far as its recipe reads them and the command does not name them."""
+    named = [one for one in overrides if not one.startswith("-")]
+    own = [] if any(one.startswith("baselines=") for one in named) else ["baselines=[taylor]"]  # the tutorial ships it
+    recipe = load_recipe(path, [*named, *own, *QUICK])
+    return [*own, *(setting for setting in QUICK if not why_idle(recipe, setting.partition("=")[0]))]
 
 
 def parse_qmimic(words: Sequence[str]) -> None:

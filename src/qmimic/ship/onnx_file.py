@@ -53,6 +53,19 @@ def build_graph(exported: Exported) -> onnx.ModelProto:
     Raises:
         InputError: the detector cannot be exported, see `ShippedNetwork`; or not in this opset.
     """
+    model = _traced(exported)
+    _integer_weights(model.graph)
+    _anchors_by_place(model.graph, exported.detector)
+    _without_idle_relus(model.graph)
+    _in_few_words(model.graph)
+    if exported.opset != OPSET:
+        lower(model, exported.opset)
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
+def _traced(exported: Exported) -> onnx.ModelProto:
+    """The graph as torch's exporter writes it. Raises: as `build_graph`, but for the opset."""
     detector, batch = exported.detector, exported.batch
     network = ShippedNetwork(detector, exported.suppression, exported.by_rows).eval()
     height, width = detector.spec.size
@@ -76,13 +89,6 @@ def build_graph(exported: Exported) -> onnx.ModelProto:
         )
     assert program is not None
     model: onnx.ModelProto = program.model_proto
-    _integer_weights(model.graph)
-    _anchors_by_place(model.graph, detector)
-    _without_idle_relus(model.graph)
-    _in_few_words(model.graph)
-    if exported.opset != OPSET:
-        lower(model, exported.opset)
-    onnx.checker.check_model(model, full_check=True)
     return model
 
 
