@@ -44,7 +44,7 @@ def test_what_goes_wrong_on_a_cluster_is_a_row_or_a_sentence(
     path = study_file(tmp_path)
     text = path.read_text().replace("mimic.weight: 0.5", "student.learning_rate: 1.0e30")
     path.write_text(text.replace("seeds: [3, 4]", "seeds: [3]"))
-    assert main(["study", str(path), "--out", str(tmp_path / "out"), "--ray", cluster]) == 0
+    assert main(["study", str(path), "--out", str(tmp_path / "out"), "--ray", cluster]) == 1
     failed = [job for job in read_jobs(tmp_path / "out") if job.status == "failed"]
     assert failed
     assert all("loss of student became" in job.error for job in failed)

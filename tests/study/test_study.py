@@ -185,7 +185,9 @@ def test_what_needs_a_failed_job_fails_with_it(tmp_path: Path) -> None:
     assert len(started) == 2
 
 
-def test_a_process_that_dies_is_a_failed_row_with_its_last_words(tmp_path: Path) -> None:
+def test_a_process_that_dies_is_a_failed_row_with_its_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     path, folder = study_file(tmp_path, STUDY.replace("[3, 4]", "[3]")), tmp_path / "out"
 
     class Dies:
@@ -197,10 +199,12 @@ def test_a_process_that_dies_is_a_failed_row_with_its_last_words(tmp_path: Path)
 
         def stop(self) -> None: ...
 
-    study = load_study(path)
-    jobs = run_study(study, expand(study, path, folder), folder, 2, lambda jobs: None, Dies)
+    monkeypatch.setattr("qmimic.study.schedule.Process", Dies)
+    assert main(["study", str(path), "--out", str(folder)]) == 1
+    jobs = read_jobs(folder)
     assert {job.status for job in jobs} == {"failed"}
     assert "ended with code -11: Segmentation fault" in jobs[0].error
+    assert capsys.readouterr().out.count("\nfailed: ") == len(jobs)
 
 
 def test_a_study_killed_at_any_moment_ends_in_the_same_table(tmp_path: Path) -> None:

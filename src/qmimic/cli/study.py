@@ -84,13 +84,13 @@ def _run_study(options: argparse.Namespace, out: "Output") -> int:
     with Cluster(options.ray) if options.ray else nullcontext() as cluster, view:
         workers = options.workers or (cluster.cores if cluster else os.cpu_count() or 1)
         jobs = run_study(study, runs, folder, workers, view.show, cluster.start if cluster else Process)
-    for job in jobs:
-        if job.status == "failed":
-            out.result(f"failed: {job.kind} {job.id}: {job.error}")
+    failed = [job for job in jobs if job.status == "failed"]
+    for job in failed:
+        out.result(f"failed: {job.kind} {job.id}: {job.error}")
     if aside := set_aside(folder):
         out.result(
             f"{aside} finished jobs in {folder} belong to no run of this study any more; they are kept, and count "
             "again when their arm, setting or seed comes back."
         )
     _report(out, [folder], folder / "report.md")
-    return 0
+    return 1 if failed else 0
