@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from qmimic.config import QuantizerConfig
-from qmimic.detectors.build import build, equal_cost, fold_batch_norm, mac_count, parameter_count
+from qmimic.detectors.build import (
+    _NothingDrawn,
+    build,
+    build_unset,
+    equal_cost,
+    fold_batch_norm,
+    mac_count,
+    parameter_count,
+)
 from qmimic.detectors.quantize import Quantizer
 from qmimic.errors import InputError
 from tiny_detectors import lively, some_images, tiny_spec
@@ -152,3 +160,15 @@ def test_pixels_are_centred_alike_by_rows_and_by_layers() -> None:
         centred = detector.centred(pixels, by_rows)
         torch.testing.assert_close(centred[1, :, 5, 7].double(), by_hand, rtol=1e-6, atol=1e-4)
     assert torch.equal(detector.centred(pixels, True), detector.centred(pixels, False))
+
+
+def test_what_is_built_unset_draws_no_weights_and_all_else() -> None:
+    detector, whole = build_unset(tiny_spec()), build(tiny_spec())
+    assert detector.state_dict().keys() == whole.state_dict().keys()
+    for (name, own), (_, other) in zip(detector.named_buffers(), whole.named_buffers(), strict=True):
+        assert torch.equal(own, other), name
+    before = torch.get_rng_state()
+    with _NothingDrawn():
+        nn.Conv2d(3, 3, 3), nn.Linear(3, 3)
+        assert torch.equal(torch.get_rng_state(), before)
+        assert torch.zeros(9).normal_().all()  # a table of random numbers, say, that no file holds

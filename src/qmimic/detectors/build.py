@@ -47,14 +47,15 @@ def build_unset(spec: DetectorSpec) -> Detector:
 
 
 class _NothingDrawn(TorchFunctionMode):
-    """Leaves tensors as they are where random values would be drawn; on the meta device that takes torch's compiler."""
+    """Leaves weights as they are where random ones would be drawn, which on the meta device loads torch's compiler."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         named = kwargs or {}
-        if func.__name__.endswith(("normal_", "uniform_")):
-            return args[0] if args else named["tensor"]
+        drawn = args[0] if args else named.get("tensor")
+        if isinstance(drawn, nn.Parameter) and func.__name__.endswith(("normal_", "uniform_")):
+            return drawn
         return func(*args, **named)
 
 
