@@ -187,7 +187,7 @@ def test_two_stages_are_refused_by_the_command(trained: Path, tmp_path: Path, re
 
 def test_a_batch_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="one picture at a time"):
-        ncnn_file.write(Exported(one_stage().eval(), None), tmp_path / PARTS[0])
+        KIND.write(Exported(one_stage().eval(), None), tmp_path / PARTS[0])
 
 
 def test_an_operator_that_is_not_translated_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -368,7 +368,7 @@ def test_the_command_writes_a_page(
 def test_bad_input(trained: Path, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     student = trained / "run" / "student.safetensors"
     monkeypatch.setenv(web_file.VARIABLE, str(tmp_path))
-    command = "export", student, "--to", "web", "--out", tmp_path / "out"
+    command = "export", student, "--to", "onnx,web", "--out", tmp_path / "out"  # nothing is written before it is told
     assert f"onnxruntime-web is not in {tmp_path}: npm install onnxruntime-web" in refused(*command)
     with pytest.raises(InputError, match=r"@litertjs/core is not in .*: npm install @litertjs/core"):
         page_of(one_stage().eval(), tmp_path / "a.web.html")

@@ -104,7 +104,7 @@ def deploy(
     refuse_links(path.parent, OURS)
     detector, notes = load_detector(path)
     for target in targets:  # before the first file is written
-        FORMATS[target].require_stages(two=not detector.place_strides)
+        FORMATS[target].require_detector(Exported(detector, batch, suppression, opset))
     recipe = _recipe(path, data, overrides, detector)
     applied = [key.rpartition(".")[2] for key in named_keys(overrides) if key in APPLIED]
     if applied:

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from qmimic.errors import InputError
 from qmimic.extras import extra_of, install
 from qmimic.files import OTHER_KIND, is_there, what_is
-from qmimic.tables import Table
+from qmimic.tables import Table, imported
 from qmimic.zoo import is_of_zoo
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -80,6 +80,8 @@ class Format:
         runs, writes: names of the modules of its two halves.
         integers: whether it can hold a detector on integer grids.
         two_stages: whether it can hold a two-stage detector.
+        one_picture: whether its files take one picture at a time.
+        needs: "module:function" that raises InputError if something to write a detector (`Exported`) is not there.
         elsewhere: its files do not run in this machine's Python: they are proved here by an engine with the same
             operators, and are neither timed nor served.
         content: what `qmimic.files.what_is` calls its files; empty: their first bytes do not identify them.
@@ -92,6 +94,8 @@ class Format:
     writes: str
     integers: bool = True
     two_stages: bool = True
+    one_picture: bool = False
+    needs: str = ""
     elsewhere: bool = False
     content: str = ""
     package: str = ""
@@ -101,13 +105,24 @@ class Format:
         if self.package and find_spec(self.package) is None:
             raise InputError(f"{self.engine} is not installed: {install(extra_of(self.package))}.")
 
-    def require_stages(self, two: bool) -> None:
-        """Raises: InputError: it cannot hold a detector of two stages, and this one has them."""
-        if two and not self.two_stages:
+    def require_detector(self, exported: Any) -> None:
+        """Tell what is wrong before anything is written.
+
+        Args:
+            exported: a detector on its way into files, `qmimic.ship.onnx_file.Exported`.
+
+        Raises:
+            InputError: the format cannot hold it, or something that writing it needs is not there.
+        """
+        if not self.two_stages and not exported.detector.place_strides:
             raise InputError(
                 f"{self.engine}'s {self.suffixes[0]} holds detectors of one stage only, and this one has two; train "
                 "one with detector.architecture=one_stage, or export to another format."
             )
+        if self.one_picture and exported.batch != 1:
+            raise InputError(f"A {self.suffixes[0]} file takes one picture at a time; leave --batch at 1.")
+        if self.needs:
+            imported(self.needs)(exported)
 
     def open_file(self, path: Path, threads: int, spin: bool) -> Session:
         """Load a file. Raises InputError: the engine is not installed, or cannot run it."""
@@ -121,6 +136,7 @@ class Format:
 
     def write(self, exported: Any, path: Path) -> None:
         """Write a detector (`qmimic.ship.onnx_file.Exported`). Raises InputError: the format cannot hold it."""
+        self.require_detector(exported)
         import_module(self.writes).write(exported, path)
 
     def describe(self, path: Path, properties: Mapping[str, str]) -> None:
@@ -163,6 +179,7 @@ FORMATS: Table[Format] = Table(
             "qmimic.runtime.executorch_engine",
             "qmimic.ship.executorch_file",
             integers=False,
+            one_picture=True,
             content="an ExecuTorch program",
             package="executorch",
         ),
@@ -172,6 +189,7 @@ FORMATS: Table[Format] = Table(
             "qmimic.runtime.litert_engine",
             "qmimic.ship.litert_file",
             two_stages=False,
+            one_picture=True,
             content="a TensorFlow Lite model",
             package="ai_edge_litert",
         ),
@@ -181,6 +199,7 @@ FORMATS: Table[Format] = Table(
             "qmimic.runtime.ncnn_engine",
             "qmimic.ship.ncnn_file",
             two_stages=False,
+            one_picture=True,
             package="ncnn",
         ),
         "web": Format(
@@ -188,6 +207,8 @@ FORMATS: Table[Format] = Table(
             (".web.html",),
             "qmimic.runtime.web_engine",
             "qmimic.ship.web_file",
+            one_picture=True,
+            needs="qmimic.ship.web_file:engine_for",
             elsewhere=True,
         ),
     },

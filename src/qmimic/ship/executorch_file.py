@@ -39,15 +39,13 @@ def write(exported: Exported, path: Path) -> None:
         path: of the file.
 
     Raises:
-        InputError: ExecuTorch is not installed, or the batch is another one.
+        InputError: ExecuTorch is not installed.
     """
     try:
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
     except ImportError as error:
         raise InputError("ExecuTorch is not installed: pip install 'qmimic[executorch]'.") from error
-    if exported.batch != 1:
-        raise InputError("An ExecuTorch file takes one picture at a time; leave --batch at 1.")
     # Its passes know one order of memory.
     detector = ShippedNetwork(exported.detector).detector.to(memory_format=torch.contiguous_format)
     images = torch.zeros(1, *detector.spec.size, 3, dtype=torch.uint8)

@@ -42,11 +42,9 @@ def model_of(exported: Exported, float_ends: bool = False) -> bytes:
         float_ends: a detector on integers takes its pixels as floats and gives floats, for runtimes that know no int8.
 
     Raises:
-        InputError: the batch is not 1, or the graph has what the format lacks.
+        InputError: the graph has what the format lacks.
     """
     detector = exported.detector
-    if exported.batch != 1:
-        raise InputError("A .tflite file takes one picture at a time; leave --batch at 1.")
     integers = is_on_grids(detector)
     network = _PlaceOutputs(with_summands(detector) if integers else detector).eval()
     images = torch.zeros(1, *detector.spec.size, 3, dtype=torch.uint8)

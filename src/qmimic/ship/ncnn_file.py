@@ -41,10 +41,8 @@ def write(exported: Exported, path: Path) -> None:
     """See `qmimic.runtime.formats`.
 
     Raises:
-        InputError: the batch is not 1, or the graph has an operator that is not translated.
+        InputError: the graph has an operator that is not translated.
     """
-    if exported.batch != 1:
-        raise InputError("An ncnn file takes one picture at a time; leave --batch at 1.")
     graph = build_graph(Exported(exported.detector, 1, suppression=False)).graph
     text, weights = _Translation(graph).files()
     path.write_text(text, encoding="ascii")

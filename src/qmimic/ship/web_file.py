@@ -77,10 +77,8 @@ def write(exported: Exported, path: Path) -> None:
     """See `qmimic.runtime.formats`.
 
     Raises:
-        InputError: no engine is there, the batch is not 1, or as `build_graph`.
+        InputError: no engine is there, or as `build_graph`.
     """
-    if exported.batch != 1:
-        raise InputError("A page looks at one picture at a time; leave --batch at 1.")
     engine, folder = engine_for(exported)
     if engine is LITERT:
         from qmimic.ship import litert_file
