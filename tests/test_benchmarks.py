@@ -2,7 +2,11 @@
 
 import json
 import runpy
+import signal
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,6 +39,27 @@ def test_every_benchmark_is_listed() -> None:
     assert files == {*SMALL, *BY_HAND, *PARTS}
 
 
+@contextmanager
+def at_most(seconds: int) -> Iterator[None]:
+    """Raises TimeoutError if what is within takes longer."""
+
+    def expired(*_: object) -> None:
+        raise TimeoutError(f"it took more than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, expired)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_a_benchmark_that_hangs_is_ended() -> None:
+    with pytest.raises(TimeoutError), at_most(1):
+        time.sleep(5)
+
+
 @pytest.mark.parametrize("name", sorted(SMALL))
 def test_it_runs_and_prints_its_figures(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -43,5 +68,6 @@ def test_it_runs_and_prints_its_figures(
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [name, *SMALL[name]])
-    runpy.run_path(str(BENCHMARKS / name), run_name="__main__")  # in this process: torch is there already
+    with at_most(300):
+        runpy.run_path(str(BENCHMARKS / name), run_name="__main__")  # in this process: torch is there already
     assert json.loads(capsys.readouterr().out.splitlines()[-1])
