@@ -7,9 +7,12 @@ from contextlib import contextmanager
 
 import onnx
 import pytest
+from torch import nn
 
 from qmimic.ship import onnx_file
 from qmimic.ship.onnx_file import Exported
+
+OF_TORCH = vars(nn.Module()).keys()  # parameters, buffers, hooks
 
 
 @contextmanager
@@ -18,7 +21,7 @@ def tracing_once() -> Iterator[None]:
     trace, kept = onnx_file._traced, dict[str, onnx.ModelProto]()
 
     def traced(exported: Exported) -> onnx.ModelProto:
-        key = _digest(exported)
+        key = digest(exported)
         if key not in kept:
             kept[key] = trace(exported)
         graph = onnx.ModelProto()
@@ -30,13 +33,13 @@ def tracing_once() -> Iterator[None]:
         yield
 
 
-def _digest(exported: Exported) -> str:
-    """Of all that a graph is made of: modules with their plain attributes, and tensors."""
+def digest(exported: Exported) -> str:
+    """Of all that a graph is made of: modules with their attributes, such as a quantizer's config, and tensors."""
     detector = exported.detector
     parts = [repr((detector.spec, exported.batch, exported.suppression, exported.by_rows))]
     for name, module in detector.named_modules():
-        plain = {key: value for key, value in vars(module).items() if isinstance(value, int | float | str | tuple)}
-        parts.append(f"{name} {type(module)} {plain}")
+        own = {key: value for key, value in vars(module).items() if key not in OF_TORCH}
+        parts.append(f"{name} {type(module)} {own}")
     digest = hashlib.sha256("\n".join(parts).encode())
     for name, tensor in itertools.chain(detector.named_parameters(), detector.named_buffers()):
         digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode() + tensor.detach().contiguous().numpy().tobytes())
