@@ -36,7 +36,7 @@ def tracing_once() -> Iterator[None]:
 def digest(exported: Exported) -> str:
     """Of all that a graph is made of: modules with their attributes, such as a quantizer's config, and tensors."""
     detector = exported.detector
-    parts = [repr((detector.spec, exported.batch, exported.suppression, exported.by_rows))]
+    parts = [repr((detector.spec, exported.batch, exported.suppression))]
     for name, module in detector.named_modules():
         own = {key: value for key, value in vars(module).items() if key not in OF_TORCH}
         parts.append(f"{name} {type(module)} {own}")

@@ -237,21 +237,16 @@ class Detector(nn.Module):
         """
         self.detect_on(features)
 
-    def centred(self, pixels: Tensor, by_rows: bool = False) -> Tensor:
+    def centred(self, pixels: Tensor) -> Tensor:
         """Pixels as a deployed file takes them, made into the backbone's input; for exporters.
 
         They are divided by `std` here unless the backbone's weights do so, see `absorb_deviation`.
 
         Args:
             pixels: RGB, uint8 [B, H, W, 3].
-            by_rows: subtract the mean from whole rows of pixels before the layout changes, not after it. The values are
-                the same; some engines take one way faster, some the other.
         """
         if self.spec.grey:
             centred = (pixels.float() @ torch.tensor(LUMA)[:, None]).permute(0, 3, 1, 2) - self.mean
-        elif by_rows:
-            rows = pixels.flatten(2).float() - self.mean.flatten().repeat(pixels.shape[2])
-            centred = rows.unflatten(2, pixels.shape[2:]).permute(0, 3, 1, 2)
         else:
             centred = pixels.permute(0, 3, 1, 2).float() - self.mean
         return centred / self.std if self.divides else centred

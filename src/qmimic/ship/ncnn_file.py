@@ -24,7 +24,8 @@ from onnx.reference import ReferenceEvaluator
 from qmimic.errors import InputError
 from qmimic.runtime.metadata import INPUT, WEIGHTS_SUM
 from qmimic.runtime.ncnn_engine import WEIGHTS, beside
-from qmimic.ship.onnx_file import Exported, build_graph
+from qmimic.ship.onnx_file import Exported
+from qmimic.ship.opset import OPSET
 
 MAGIC = 7767517
 FLOATS, BYTES = b"\0\0\0\0", (0x000D4B38).to_bytes(4, "little")  # before weights: how they are stored
@@ -43,7 +44,7 @@ def write(exported: Exported, path: Path) -> None:
     Raises:
         InputError: the graph has an operator that is not translated.
     """
-    graph = build_graph(Exported(exported.detector, 1, suppression=False)).graph
+    graph = exported.changed(batch=1, suppression=False, opset=OPSET).graph.graph
     text, weights = _Translation(graph).files()
     path.write_text(text, encoding="ascii")
     beside(path, WEIGHTS).write_bytes(weights)

@@ -17,13 +17,12 @@ class ShippedNetwork(nn.Module):
     Args:
         detector: in evaluation mode, trained or on grids; it is copied.
         suppression: False leaves thresholds and suppression of detections to the runtime.
-        by_rows: how pixels are centred, see `Detector.centred`.
 
     Raises:
         InputError: no exporter can write the detector's map or its pooling.
     """
 
-    def __init__(self, detector: Detector, suppression: bool = True, by_rows: bool = False) -> None:
+    def __init__(self, detector: Detector, suppression: bool = True) -> None:
         super().__init__()
         if detector.quantizer is not None and detector.quantizer.config.kind == "power_of_two":
             raise InputError(
@@ -31,7 +30,7 @@ class ShippedNetwork(nn.Module):
                 "student.quantize_map, or one of quantizer.kind=uniform."
             )
         detector.export_parts()  # refuses what no format can write
-        self.suppression, self.by_rows = suppression, by_rows
+        self.suppression = suppression
         self.detector = fold_batch_norm(detector).requires_grad_(False).cpu()
         absorb_deviation(self.detector)  # saves a pass over the image
         freeze(self.detector)
@@ -49,7 +48,7 @@ class ShippedNetwork(nn.Module):
             regions, below 0 where there is none.
         """
         detector = self.detector
-        features = detector.quantize(detector.backbone(detector.centred(images, self.by_rows)))
+        features = detector.quantize(detector.backbone(detector.centred(images)))
         if not self.suppression:
             return detector.score_boxes(features)
         found = detector.detect_on(features)

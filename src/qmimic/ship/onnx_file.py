@@ -4,10 +4,10 @@ import contextlib
 import io
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import onnx
@@ -32,19 +32,22 @@ class Exported:
         batch: images at once; None: any number.
         suppression: whether detections are suppressed in the graph.
         opset: of the graph.
-        by_rows: how pixels are centred, see `Detector.centred`.
     """
 
     detector: Detector
     batch: int | None = 1
     suppression: bool = True
     opset: int = OPSET
-    by_rows: bool = False
 
     @cached_property
     def graph(self) -> onnx.ModelProto:
-        """See `build_graph`."""
+        """See `build_graph`; made once, for all formats that are written from it. It is not to be changed."""
         return build_graph(self)
+
+    def changed(self, **settings: Any) -> Self:
+        """The same with other settings; itself, with its graph, if none of them differs."""
+        other = replace(self, **settings)
+        return self if other == self else other
 
 
 def build_graph(exported: Exported) -> onnx.ModelProto:
@@ -67,7 +70,7 @@ def build_graph(exported: Exported) -> onnx.ModelProto:
 def _traced(exported: Exported) -> onnx.ModelProto:
     """The graph as torch's exporter writes it. Raises: as `build_graph`, but for the opset."""
     detector, batch = exported.detector, exported.batch
-    network = ShippedNetwork(detector, exported.suppression, exported.by_rows).eval()
+    network = ShippedNetwork(detector, exported.suppression).eval()
     height, width = detector.spec.size
     images = torch.zeros(batch or 2, height, width, 3, dtype=torch.uint8)
     free = None if batch else ({0: torch.export.Dim("batch")},)

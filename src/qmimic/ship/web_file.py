@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from qmimic.runtime.formats import Session
 from qmimic.runtime.metadata import KEY
 from qmimic.runtime.web_engine import MODEL, model_of
 from qmimic.ship import page_in_node
-from qmimic.ship.onnx_file import Exported, build_graph
+from qmimic.ship.onnx_file import Exported
 
 VARIABLE = "QMIMIC_NODE_MODULES"
 
@@ -85,7 +85,7 @@ def write(exported: Exported, path: Path) -> None:
 
         model = litert_file.model_of(exported, float_ends=True)
     else:
-        model = build_graph(replace(exported, suppression=True)).SerializeToString()
+        model = exported.changed(suppression=True).graph.SerializeToString()
     scripts = SERVED / "palette.js", PAGE / "parts.js", PAGE / "resize.js", PAGE / engine.script, PAGE / "page.js"
     parts = {
         "style": (SERVED / "style.css").read_bytes() + (PAGE / "style.css").read_bytes(),
