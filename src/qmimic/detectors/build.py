@@ -185,10 +185,13 @@ def parameter_count(detector: Detector) -> int:
 def mac_count(detector: Detector) -> int:
     """Multiply-accumulates of the convolutions and linear layers for one image, including proposals and head.
 
-    Suppression and RoI pooling are left out: their products depend on what the image shows.
+    Suppression and RoI pooling are left out: their products depend on what the image shows. Batch norms count nothing:
+    they need not be folded first.
     """
     image: Tensor = torch.zeros(1, 3, *detector.spec.size, device=detector.device)
+    trained = detector.training
     with FlopCounterMode(display=False) as counter:
-        fold_batch_norm(detector).detect(image)
+        detector.eval().detect(image)
+    detector.train(trained)
     counted = {aten.convolution, aten.addmm, aten.mm}
     return int(sum(n for op, n in counter.get_flop_counts()["Global"].items() if op in counted)) // 2

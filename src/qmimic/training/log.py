@@ -51,7 +51,8 @@ def draw_curves(logs: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """
     from matplotlib.figure import Figure  # here: jobs of a study draw nothing
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4))
+    figure.subplots_adjust(left=0.08, right=0.99, bottom=0.12, top=0.92, wspace=0.12)
     left, right = figure.subplots(1, 2)
     for name, lines in logs.items():
         losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
