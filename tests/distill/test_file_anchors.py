@@ -150,14 +150,17 @@ def test_scales_that_do_not_fit_are_refused(box_format: str, scales: tuple[float
 GRIDS = {"grid_strides": STRIDES, "grid_point": 0.5}
 OF_OTHERS = {  # what each format needs, as far as it is not that of all
     **{key: {} for key in ("xyxy", "yxyx", "cxcywh", "xywh")},
-    **{key: {**GRIDS, "box_unit": "strides"} for key in ("distances", "offsets")},
+    **{key: {**GRIDS, "box_unit": "strides"} for key in ("distances", "offsets", "centres")},
     **{key: {**GRIDS, "anchors": ANCHORS} for key in ("deltas", "yx_deltas")},
     "yolov3": {"grid_strides": STRIDES, "anchors": ANCHORS},
     "yolov5": {"grid_strides": STRIDES, "anchors": ANCHORS},
 }
 OF_SOME = {  # settings of some formats alone
     "centre_scales": ((1.2, 1.1), {"yolov3"}),
-    "cell_boxes": (2, {"distances", "offsets"}),
+    "cell_boxes": (2, {"distances", "offsets", "centres"}),
+    "sizes": ("z", {"offsets", "centres"}),
+    "peaks": (True, {"distances", "offsets", "centres"}),
+    "anchors_first": (True, {"deltas", "yx_deltas", "yolov3", "yolov5"}),
     "variances": ((0.1, 0.1, 0.2, 0.2), {"deltas", "yx_deltas"}),
     "bins": (8, {"distances"}),
     "anchors": (ANCHORS, {"deltas", "yx_deltas", "yolov3", "yolov5"}),
@@ -259,3 +262,23 @@ def test_maps_of_yolov7_become_detections() -> None:
     np.testing.assert_allclose(found.scores, [sigmoid(3) * sigmoid(2), sigmoid(2) * sigmoid(1)], rtol=1e-5)
     # The middle of the cell; as wide and high as the anchor; cut at the picture.
     np.testing.assert_allclose(found.boxes, [[33, 17.5, 63, 64], [48, 25, 64, 55]], atol=1e-3)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_list_may_begin_with_the_first_anchor_of_all_cells(transposed: bool) -> None:
+    """As maps [B, A, h, w, C] become lists without a change of order."""
+    config = config_of("yolov5", ANCHORS, rows="r", row_layout=("box", "scores"), transposed=transposed)
+    grids = grids_of(config, SIZE)
+    wanted, anchors_first = [], []
+    for number, grid in enumerate(grids):
+        height, width = grid.shape
+        own = torch.randn(2, 3, height, width, 6, generator=torch.Generator().manual_seed(number))
+        anchors_first.append(own.flatten(1, 3))
+        wanted.append(torch.stack([own[:, a, y, x] for y in range(height) for x in range(width) for a in range(3)], 1))
+    given_one = torch.cat(anchors_first, 1).transpose(1, 2) if transposed else torch.cat(anchors_first, 1)
+    found = found_in(config.model_copy(update={"anchors_first": True}), {"r": given_one}, 2, SIZE)
+    assert torch.equal(found.boxes, torch.cat(wanted, 1)[..., :4])
+    assert found.scores is not None
+    assert torch.equal(found.scores, torch.cat(wanted, 1)[..., 4:])
+    one_each = by_cells("s", given_one[:, 0] if transposed else given_one[..., 0], grids, transposed, 2, True)
+    assert torch.equal(one_each[..., 0], torch.cat(wanted, 1)[..., 0])

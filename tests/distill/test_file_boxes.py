@@ -298,7 +298,7 @@ def test_pixels_that_are_read_as_shares_are_refused() -> None:
         ({"rows": "r"}, "rows and row_layout go together"),
         (
             {"rows": "r", "row_layout": ("box", "scores"), "boxes": "b"},
-            "leave out boxes, scores, objectness and labels",
+            "leave out boxes, sizes, scores, objectness and labels",
         ),
         (
             {"rows": "r", "row_layout": ("box", "score")},

@@ -13,9 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from qmimic.config import TeacherConfig, TeacherFileConfig, recipe_from
-from qmimic.config.teacher_file import check_outputs
+from qmimic.config.teacher_file import OF_CENTRES, check_outputs
 from qmimic.detections import Detections
-from qmimic.distill.file_boxes import LEAST_SCORE, MOST_BOXES, detections
+from qmimic.distill.file_boxes import LEAST_SCORE, MOST_BOXES, detections, regions
 from qmimic.distill.file_grids import Grid, by_cells, decoded
 from qmimic.distill.file_outputs import Found, found_in
 from qmimic.distill.file_scores import class_places
@@ -68,9 +68,10 @@ def numbers_of(thing: Thing, config: TeacherFileConfig) -> list[float]:
     stride = STRIDES[grid]
     assert config.grid_point is not None
     x, y = (column + config.grid_point) * stride, (row + config.grid_point) * stride
-    if config.box_format == "offsets":
+    if config.box_format in OF_CENTRES:
         centre = [((x1 + x2) / 2 - x) / stride, ((y1 + y2) / 2 - y) / stride]
-        return [*centre, math.log((x2 - x1) / stride), math.log((y2 - y1) / stride)]
+        sizes = [(x2 - x1) / stride, (y2 - y1) / stride]
+        return [*centre, *(sizes if config.box_format == "centres" else map(math.log, sizes))]
     unit = stride if config.box_unit == "strides" else 1
     sides = [(x - x1) / unit, (y - y1) / unit, (x2 - x) / unit, (y2 - y) / unit]
     if config.bins == 1:
@@ -122,7 +123,13 @@ def compare(found: Detections, wanted: list[tuple[int, float, list[float]]]) -> 
 
 
 FORMATS = st.sampled_from(
-    [("offsets", "strides", 1), ("distances", "strides", 1), ("distances", "pixels", 1), ("distances", "strides", BINS)]
+    [
+        ("offsets", "strides", 1),
+        ("centres", "strides", 1),
+        ("distances", "strides", 1),
+        ("distances", "pixels", 1),
+        ("distances", "strides", BINS),
+    ]
 )
 
 
@@ -169,6 +176,58 @@ def test_the_point_of_a_cell(own: list[Thing], point: float) -> None:
     same(found_in(config, outputs, 1, SIZE), config, own)
 
 
+@settings(max_examples=40, deadline=None)
+@given(things(), st.sampled_from(OF_CENTRES), st.booleans(), st.booleans())
+def test_sizes_apart_from_their_centres(own: list[Thing], box_format: str, transposed: bool, as_map: bool) -> None:
+    names = {"boxes": ("a", "b", "c"), "sizes": ("d", "e", "f"), "scores": ("g", "h", "i")}
+    config = config_of((box_format, "strides", 1), 0.5, transposed, **names)
+    both, scores = levels(own, config, "boxes"), [values * 0.9 for values in levels(own, config, "scores")]
+    parts = [values[..., :2] for values in both], [values[..., 2:] for values in both], scores
+    outputs = {
+        name: values
+        for kind, part in zip(names.values(), parts, strict=True)
+        for name, values in zip(kind, laid(part, config, as_map), strict=True)
+    }
+    same(found_in(config, outputs, 1, SIZE), config, own)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 3]))
+def test_centernet_as_a_plain_loop_reads_it(seed: int, levels_of: int) -> None:
+    """Heat of each class, widths and heights, and the rest of a centre, all as maps of stride 4: a box at each peak."""
+    random = np.random.default_rng(seed)
+    heat = random.integers(-5, 4, (2, len(CLASSES), 6, 9)).astype(np.float32)  # whole numbers: some peaks are plateaus
+    heat += np.arange(len(CLASSES), dtype=np.float32).reshape(1, -1, 1, 1) / 8  # no ties of classes
+    rest, sizes = random.random((2, 2, 6, 9)), random.random((2, 2, 6, 9)) * 3 + 0.5
+    config = TeacherConfig(
+        kind="onnx", boxes="reg", sizes="wh", scores="hm", box_format="centres", box_unit="strides", grid_strides=(4,),
+        grid_point=0, transposed=True, peaks=True, activation="sigmoid", suppress=1, classes=CLASSES,
+    )  # fmt: skip
+    outputs = {name: torch.from_numpy(own).float() for name, own in (("hm", heat), ("reg", rest), ("wh", sizes))}
+    found = detections(found_in(config, outputs, 2, (24, 36)), config, range(len(CLASSES)), (24, 36))
+    for picture, one in enumerate(found):
+        wanted = []
+        for y in range(6):
+            for x in range(9):
+                peaks = []
+                for kind in range(len(CLASSES)):
+                    around = heat[picture, kind, max(y - 1, 0) : y + 2, max(x - 1, 0) : x + 2]
+                    if heat[picture, kind, y, x] == around.max():
+                        peaks.append((1 / (1 + math.exp(-heat[picture, kind, y, x])), kind))
+                if not peaks:
+                    continue
+                score, kind = max(peaks)
+                cx, cy = 4 * (x + rest[picture, 0, y, x]), 4 * (y + rest[picture, 1, y, x])
+                w, h = 4 * sizes[picture, :, y, x]
+                box = [max(cx - w / 2, 0), max(cy - h / 2, 0), min(cx + w / 2, 36), min(cy + h / 2, 24)]
+                if score >= LEAST_SCORE and box[2] > box[0] and box[3] > box[1]:
+                    wanted.append((kind, score, box))
+        compare(one, sorted(wanted, key=lambda row: -row[1]))
+        regions_found = regions(found_in(config, outputs, 2, (24, 36)), config, (24, 36))
+        best = regions_found.boxes[picture][regions_found.valid[picture]][: len(wanted)]
+        np.testing.assert_allclose(best, [row[2] for row in sorted(wanted, key=lambda row: -row[1])], atol=1e-3)
+
+
 GRIDS: dict[str, Any] = {"box_format": "distances", "box_unit": "strides", "grid_strides": (8, 16), "grid_point": 0.5}
 YOLO: dict[str, Any] = {
     "box_format": "yolov5",
@@ -192,6 +251,12 @@ NAMED: dict[str, Any] = {**GRIDS, "boxes": ("a", "b"), "scores": ("c", "d")}
         ({"grid_strides": (8, 16, 32)}, "grid_strides has 3 strides, and 2 outputs are named; name one for each grid"),
         ({"box_format": "offsets", "box_unit": "pixels"}, "box_format=offsets is in strides: set teacher.box_unit"),
         ({"box_unit": "shares"}, "box_format=distances is in strides or pixels: set teacher.box_unit"),
+        ({"box_format": "centres", "box_unit": "pixels"}, "box_format=centres is in strides: set teacher.box_unit"),
+        ({"sizes": ("e", "f")}, "sizes are those of centres on grids: name the centres in teacher.boxes, and set"),
+        ({"box_format": "centres", "sizes": "e"}, "outputs differ, 2 for boxes and 1 for sizes and 2 for scores"),
+        ({**YOLO, "peaks": True}, "peaks compares a score with those on the cells around, one box a cell"),
+        ({"cell_boxes": 2, "peaks": True}, "peaks compares a score with those on the cells around, one box a cell"),
+        ({"anchors_first": True}, "anchors_first is the order of several boxes on a cell: set teacher.anchors or"),
         ({"box_format": "offsets", "bins": 4}, "bins are those of distances"),
         ({"box_unit": "pixels", "bins": 4}, "distances with teacher.bins is in strides: set teacher.box_unit=strides"),
         ({"boxes": ()}, "teacher.boxes names no output; name one, or leave it out"),
@@ -338,9 +403,31 @@ def test_several_boxes_may_stand_on_a_cell() -> None:
 
 
 @pytest.mark.parametrize(
+    ("shapes", "said"),
+    [
+        ({"b": (1, 88, 3)}, r"'b' has shape \[1, 88, 3\]; centres are two numbers for each cell, where teacher.sizes"),
+        ({"w": (1, 88, 4)}, r"'w' has shape \[1, 88, 4\]; widths and heights are two numbers for each cell"),
+    ],
+)
+def test_sizes_of_another_shape_are_refused(shapes: dict[str, tuple[int, ...]], said: str) -> None:
+    own = {**GRIDS, "box_format": "centres", "grid_strides": (8,), "boxes": "b", "scores": "s"}
+    outputs = {"b": (1, 88, 2), "w": (1, 88, 2), "s": (1, 88, 3)}
+    given_ones = {name: torch.zeros(*shape) for name, shape in outputs.items()}
+    found_in(TeacherConfig(kind="onnx", sizes="w", **own), given_ones, 1, SIZE)
+    with pytest.raises(InputError, match=r"the two numbers of a centre: name the output of .* in teacher\.sizes"):
+        found_in(TeacherConfig(kind="onnx", **own), given_ones, 1, SIZE)
+    wrong = {name: torch.zeros(*shape) for name, shape in {**outputs, **shapes}.items()}
+    with pytest.raises(InputError, match=said):
+        found_in(TeacherConfig(kind="onnx", sizes="w", **own), wrong, 1, SIZE)
+
+
+@pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"cell_boxes": 2, "box_format": "xyxy", "grid_strides": ()}, "cell_boxes are those of distances or offsets"),
+        (
+            {"cell_boxes": 2, "box_format": "xyxy", "grid_strides": ()},
+            "cell_boxes are those of distances, offsets, centres",
+        ),
         ({"cell_boxes": 65}, "cell_boxes"),
     ],
 )

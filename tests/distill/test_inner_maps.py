@@ -157,12 +157,6 @@ def test_two_maps_of_one_stride_are_named(tmp_path: Path) -> None:
         teacher_of(path, "/neck/act", "/stem/act")
 
 
-def test_a_file_of_several_pictures_at_once_is_refused(tmp_path: Path) -> None:
-    a_graph(tmp_path / "four.onnx", batch=4)
-    with pytest.raises(InputError, match="takes 4 pictures at once; export it for 1, or for any number"):
-        teacher_of(tmp_path / "four.onnx", "same")
-
-
 @pytest.mark.parametrize("kept", [None, 100])
 def test_weights_that_are_missing_or_cut_short_are_named(tmp_path: Path, kept: int | None) -> None:
     path, beside = tmp_path / "big.onnx", tmp_path / "big.onnx.data"

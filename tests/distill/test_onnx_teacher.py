@@ -1,11 +1,14 @@
 """A teacher that is an ONNX file: what it sees is what the graph says, computed here by numpy."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from qmimic.config import DataConfig, TeacherConfig
@@ -19,7 +22,13 @@ BOXES = np.array([[4, 5, 30, 40], [10, 10, 200, 50], [8, 8, 8, 20]], np.float32)
 SCORES = np.array([[0.2, 0.1], [0.3, 0.9], [0.95, 0.99]], np.float32)
 
 
-def a_file(path: Path, last: bool = False, batch: int | None = None, kind: int = TensorProto.FLOAT) -> Path:
+def a_file(
+    path: Path,
+    last: bool = False,
+    batch: int | None = None,
+    kind: int = TensorProto.FLOAT,
+    constants: Mapping[str, NDArray[np.float32]] = MappingProxyType({"boxes": BOXES, "scores": SCORES}),
+) -> Path:
     """A graph whose map is the means of 16 x 16 pixels, with constant boxes: all the outputs of a detector."""
     shape = [batch or "batch", 3, *SIZE] if not last else [batch or "batch", *SIZE, 3]
     nodes = []
@@ -35,13 +44,13 @@ def a_file(path: Path, last: bool = False, batch: int | None = None, kind: int =
         helper.make_node("Identity", ["constant_boxes"], ["boxes"]),
         helper.make_node("Identity", ["constant_scores"], ["scores"]),
     ]
-    outputs = {"map": [batch or "batch", 3, 4, 6], "boxes": [3, 4], "scores": [3, 2]}
+    outputs = {"map": [batch or "batch", 3, 4, 6], **{name: list(own.shape) for name, own in constants.items()}}
     graph = helper.make_graph(
         nodes,
         "teacher",
         [helper.make_tensor_value_info("picture", kind, shape)],
         [helper.make_tensor_value_info(name, TensorProto.FLOAT, own) for name, own in outputs.items()],
-        [numpy_helper.from_array(BOXES, "constant_boxes"), numpy_helper.from_array(SCORES, "constant_scores")],
+        [numpy_helper.from_array(np.array(own), f"constant_{name}") for name, own in constants.items()],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     return path
@@ -72,6 +81,28 @@ def test_it_sees_what_the_graph_computes(tmp_path: Path, last: bool, batch: int 
     by_hand = values.reshape(2, 3, 4, 16, 6, 16).mean((3, 5))
     np.testing.assert_allclose(seen.features.map.numpy(), by_hand, rtol=1e-4, atol=1e-3)
     assert seen.regions is None
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 9])
+def test_a_file_of_four_pictures_at_once_sees_any_number(tmp_path: Path, count: int) -> None:
+    """The last call is filled up, and what fills it is in no output."""
+    boxes = {"boxes": "boxes", "scores": "scores"}
+    shapes = {"boxes": (4, 3, 4), "scores": (4, 3, 2)}
+    repeated = {name: np.broadcast_to(own, shapes[name]) for name, own in (("boxes", BOXES), ("scores", SCORES))}
+    four = OnnxTeacher(config(a_file(tmp_path / "four.onnx", batch=4, constants=repeated), **boxes), SIZE)
+    one = OnnxTeacher(config(a_file(tmp_path / "one.onnx", batch=1), **boxes), SIZE)
+    seen, wanted = (teacher.look(pictures(count), True) for teacher in (four, one))
+    assert torch.equal(seen.features.map, wanted.features.map)
+    assert seen.regions is not None
+    assert wanted.regions is not None
+    assert torch.equal(seen.regions.boxes, wanted.regions.boxes)
+    assert torch.equal(seen.regions.valid, wanted.regions.valid)
+
+
+def test_a_list_of_the_boxes_of_four_pictures_at_once_is_refused(tmp_path: Path) -> None:
+    path = a_file(tmp_path / "four.onnx", batch=4)  # [N, 4] for all of them
+    with pytest.raises(InputError, match="of 1 pictures, not of 4; export it for one picture, or for any number"):
+        OnnxTeacher(config(path, boxes="boxes"), SIZE)
 
 
 def test_its_boxes_are_regions_the_best_first(tmp_path: Path) -> None:

@@ -23,14 +23,15 @@ def _whole(value: float) -> float:
 
 Name = Annotated[str, BeforeValidator(_as_text)]
 Outputs = Name | tuple[Name, ...]  # of an ONNX file: one for all boxes, or one for each level
-KINDS_OF_OUTPUTS = ("rows", "boxes", "scores", "objectness", "labels")
+KINDS_OF_OUTPUTS = ("rows", "boxes", "sizes", "scores", "objectness", "labels")
 Anchor = tuple[Annotated[float, Field(gt=0, le=65536)], Annotated[float, Field(gt=0, le=65536)]]
 Stride = Annotated[int | float, Field(ge=1, le=1024), AfterValidator(_whole)]
 Variance = Annotated[float, Field(gt=0, le=100)]
 MOST_GRIDS, MOST_ANCHORS = 16, 64
 OF_DELTAS = ("deltas", "yx_deltas")
 OF_ANCHORS = (*OF_DELTAS, "yolov3", "yolov5")  # formats of boxes that are measured from anchors
-OF_POINTS = ("distances", "offsets")
+OF_CENTRES = ("offsets", "centres")
+OF_POINTS = ("distances", *OF_CENTRES)
 OF_GRIDS = (*OF_POINTS, *OF_ANCHORS)  # formats of boxes that are measured from the cell on which they lie
 FROM_CORNERS = ("yolov3", "yolov5")  # of a cell, as the format has it
 
@@ -50,6 +51,9 @@ class TeacherFileConfig(Section):
     )
     boxes: Advanced[Outputs | None] = Field(
         None, description="onnx: output of boxes, see box_format and box_unit; a list where each level has its own"
+    )
+    sizes: Advanced[Outputs | None] = Field(
+        None, description="onnx: output of widths and heights, where teacher.boxes has centres alone, as CenterNet"
     )
     scores: Advanced[Outputs | None] = Field(
         None, description="onnx: output of their scores, one a box or one a class; boxes are ordered by the best"
@@ -71,13 +75,25 @@ class TeacherFileConfig(Section):
         description="onnx: in teacher.rows, or on its grids, a box is a column, as in B x 84 x N, and not a row",
     )
     box_format: Advanced[
-        Literal["xyxy", "yxyx", "cxcywh", "xywh", "distances", "offsets", "deltas", "yx_deltas", "yolov3", "yolov5"]
+        Literal[
+            "xyxy",
+            "yxyx",
+            "cxcywh",
+            "xywh",
+            "distances",
+            "offsets",
+            "centres",
+            "deltas",
+            "yx_deltas",
+            "yolov3",
+            "yolov5",
+        ]
     ] = Field(
         "xyxy",
         description="onnx: the four numbers of a box: corners, or centre or corner with width and height; on its grids "
-        "distances (left, top, right, bottom) or offsets (centre, and logarithms of width and height) from a point; "
-        "from anchors deltas (as SSD, RetinaNet), yx_deltas (y and height first, as TensorFlow), or as YOLOv2 to v4 or "
-        "YOLOv5 to v7 have them",
+        "distances (left, top, right, bottom), offsets (centre, and logarithms of width and height) or centres "
+        "(centre, width and height) from a point; from anchors deltas (as SSD, RetinaNet), yx_deltas (y and height "
+        "first, as TensorFlow), or as YOLOv2 to v4 or YOLOv5 to v7 have them",
     )
     box_unit: Advanced[Literal["pixels", "shares", "strides"]] = Field(
         "pixels",
@@ -98,6 +114,11 @@ class TeacherFileConfig(Section):
         (),
         description="onnx: widths and heights of the anchors on a cell, pixels of its input, a list for each grid",
     )
+    anchors_first: Advanced[bool] = Field(
+        False,
+        description="onnx: in a list, the first anchor on all cells of a grid comes first, and not all anchors on the "
+        "first cell",
+    )
     centre_scales: Advanced[tuple[Annotated[float, Field(ge=1, le=2)], ...]] = Field(
         (),
         description="onnx: for each grid, by which the shift of a centre in its cell is stretched, as YOLOv4 has it: "
@@ -108,6 +129,10 @@ class TeacherFileConfig(Section):
     )
     bins: Advanced[int] = Field(
         1, ge=1, le=64, description="onnx: numbers of a distance, whose softmax weights 0, 1, 2, ..; 1: the distance"
+    )
+    peaks: Advanced[bool] = Field(
+        False,
+        description="onnx: a score counts only where none of its class on the 8 cells around is higher, as CenterNet",
     )
     activation: Advanced[Literal["none", "sigmoid", "softmax"]] = Field(
         "none", description="onnx: what makes its scores ones from 0 to 1"
@@ -170,9 +195,9 @@ def check_outputs(teacher: TeacherFileConfig) -> None:
 
 
 def _check_rows(teacher: TeacherFileConfig) -> None:
-    if teacher.rows and (teacher.boxes or teacher.scores or teacher.labels or teacher.objectness):
+    if teacher.rows and any(getattr(teacher, name) for name in KINDS_OF_OUTPUTS if name != "rows"):
         raise ValueError(
-            "teacher.rows holds boxes and scores in one output: leave out boxes, scores, objectness and labels"
+            "teacher.rows holds boxes and scores in one output: leave out boxes, sizes, scores, objectness and labels"
         )
     if bool(teacher.rows) != bool(teacher.row_layout):
         raise ValueError(
@@ -200,6 +225,11 @@ def _check_boxes(teacher: TeacherFileConfig) -> None:
         )
     if (teacher.scores or teacher.labels or teacher.objectness) and not teacher.boxes:
         raise ValueError("teacher.scores, objectness and labels are those of teacher.boxes: name that output too")
+    if teacher.sizes and not (teacher.boxes and teacher.box_format in OF_CENTRES):
+        raise ValueError(
+            "teacher.sizes are those of centres on grids: name the centres in teacher.boxes, and set "
+            f"teacher.box_format to one of {', '.join(OF_CENTRES)}"
+        )
     if (teacher.labels or teacher.objectness) and not teacher.scores:
         raise ValueError("teacher.labels and objectness need the boxes' scores: name their output in teacher.scores")
 
@@ -225,7 +255,17 @@ def _check_grids(teacher: TeacherFileConfig) -> None:
     raw = teacher.box_format in OF_GRIDS
     if teacher.cell_boxes > 1 and teacher.box_format not in OF_POINTS:
         raise ValueError(
-            "teacher.cell_boxes are those of distances or offsets on grids: set teacher.box_format to one of these, or "
+            f"teacher.cell_boxes are those of {', '.join(OF_POINTS)} on grids: set teacher.box_format to one of these, "
+            "or leave it out"
+        )
+    if teacher.peaks and (teacher.box_format not in OF_POINTS or teacher.cell_boxes > 1):
+        raise ValueError(
+            "teacher.peaks compares a score with those on the cells around, one box a cell: set teacher.box_format to "
+            f"one of {', '.join(OF_POINTS)} without teacher.cell_boxes, or leave it out"
+        )
+    if teacher.anchors_first and not (teacher.anchors or teacher.cell_boxes > 1):
+        raise ValueError(
+            "teacher.anchors_first is the order of several boxes on a cell: set teacher.anchors or cell_boxes, or "
             "leave it out"
         )
     if teacher.bins > 1 and teacher.box_format != "distances":

@@ -10,7 +10,7 @@ from qmimic.boxes import suppress_by_label
 from qmimic.config import TeacherFileConfig
 from qmimic.contracts import Proposals
 from qmimic.detections import Detections
-from qmimic.distill.file_grids import decoded
+from qmimic.distill.file_grids import at_peaks, decoded, grids_of
 from qmimic.distill.file_outputs import Found
 from qmimic.distill.file_scores import scores_of
 from qmimic.errors import InputError
@@ -69,8 +69,7 @@ def detections(
             "teacher.box_unit=pixels."
         )
     boxes, valid = clipped(corners(found.boxes, config, size), size)
-    assert found.scores is not None, "the file has scores"
-    scores, known = scores_of(found.scores, found.objectness, config, valid), torch.tensor(places)
+    scores, known = _scores(found, config, valid, size), torch.tensor(places)
     if found.labels is None:
         best, columns = scores.masked_fill(known < 0, -1).max(2)
     else:
@@ -109,8 +108,8 @@ def regions(found: Found, config: TeacherFileConfig, size: tuple[int, int]) -> P
     """
     boxes, valid = clipped(corners(found.boxes, config, size), size)
     if found.scores is not None:
-        plain = config.activation == "none" and found.objectness is None
-        scores = found.scores if plain else scores_of(found.scores, found.objectness, config, valid)
+        plain = config.activation == "none" and found.objectness is None and not config.peaks
+        scores = found.scores if plain else _scores(found, config, valid, size)
         if found.columns == len(config.classes):
             scores = scores[..., [name is not None for name in config.classes]]
         best, kinds = scores.max(2)
@@ -123,6 +122,13 @@ def regions(found: Found, config: TeacherFileConfig, size: tuple[int, int]) -> P
         order = best.masked_fill(~valid, -torch.inf).argsort(dim=1, descending=True, stable=True)
         boxes, valid = boxes.gather(1, order[..., None].expand(-1, -1, 4)), valid.gather(1, order)
     return Proposals(torch.where(valid[..., None], boxes, 0.0), valid)
+
+
+def _scores(found: Found, config: TeacherFileConfig, valid: Tensor, size: tuple[int, int]) -> Tensor:
+    """See `scores_of`; at peaks alone, where the recipe says so."""
+    assert found.scores is not None, "the file has scores"
+    scores = scores_of(found.scores, found.objectness, config, valid)
+    return at_peaks(scores, grids_of(config, size)) if config.peaks else scores
 
 
 def _apart(boxes: Tensor, scores: Tensor, kinds: Tensor, valid: Tensor, most: float) -> Tensor:

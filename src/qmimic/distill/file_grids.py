@@ -3,9 +3,10 @@
 A box is measured from a point of its cell, or from one of the anchors there, in the recipe's terms
 (`TeacherFileConfig`). Distances with bins are the distributions of Generalized Focal Loss (Li et al., NeurIPS 2020,
 section 3.2): a distance is the mean of 0, 1, 2, .. weighted by a softmax. Deltas are those of Faster R-CNN (Ren et al.,
-2015, eq. 2), with the variances of SSD (Liu et al., 2016); the other two are YOLOv3's (Redmon and Farhadi, 2018,
-section 2.1), whose centres YOLOv4 stretches (`scale_x_y` of its repository), and that of the repositories of YOLOv5 and
-v7.
+2015, eq. 2), with the variances of SSD (Liu et al., 2016). Centres with their sizes, and scores that count at peaks
+alone, are CenterNet's (Zhou et al., "Objects as Points", 2019, section 4). The other two are YOLOv3's (Redmon and
+Farhadi, 2018, section 2.1), whose centres YOLOv4 stretches (`scale_x_y` of its repository), and that of the
+repositories of YOLOv5 and v7.
 """
 
 import math
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from qmimic.config import TeacherFileConfig
@@ -79,7 +81,9 @@ def grids_of(config: TeacherFileConfig, size: tuple[int, int]) -> tuple[Grid, ..
     return tuple(Grid(size, *own, cell_boxes=config.cell_boxes) for own in each)
 
 
-def by_cells(name: str, values: Tensor, grids: Sequence[Grid], transposed: bool, batch: int) -> Tensor:
+def by_cells(
+    name: str, values: Tensor, grids: Sequence[Grid], transposed: bool, batch: int, anchors_first: bool = False
+) -> Tensor:
     """An output as float32 [B, N, C], N the boxes of all its grids: cells row by row, on each cell its boxes.
 
     Args:
@@ -89,6 +93,7 @@ def by_cells(name: str, values: Tensor, grids: Sequence[Grid], transposed: bool,
         grids: that it holds, one after another.
         transposed: a list is [B, C, N], and a map [B, C, h, w], [B, A C, h, w] or [B, A, C, h, w].
         batch: B.
+        anchors_first: in a list, the first box of all cells of a grid comes first, and not all boxes of the first cell.
 
     Raises:
         InputError: it has another shape.
@@ -98,9 +103,9 @@ def by_cells(name: str, values: Tensor, grids: Sequence[Grid], transposed: bool,
         values = values[None]
     if values.ndim > 1 and values.shape[0] == batch:
         if tuple(values.shape[1:]) == (count,):
-            return values.reshape(batch, count, 1)
+            return _cells_first(values.reshape(batch, count, 1), grids, anchors_first)
         if values.ndim == 3 and values.shape[2 if transposed else 1] == count:
-            return values.transpose(1, 2) if transposed else values
+            return _cells_first(values.transpose(1, 2) if transposed else values, grids, anchors_first)
         laid = _of_map(values, grids[0], transposed) if len(grids) == 1 else None
         if laid is not None:
             return laid
@@ -108,6 +113,14 @@ def by_cells(name: str, values: Tensor, grids: Sequence[Grid], transposed: bool,
         f"The teacher's output {name!r} has shape {list(values.shape)}; {_wanted(grids, transposed)}; "
         f"{_advice(values, grids, transposed, batch)}."
     )
+
+
+def _cells_first(values: Tensor, grids: Sequence[Grid], anchors_first: bool) -> Tensor:
+    """A list [B, N, C] with the boxes of a cell beside each other."""
+    if not anchors_first:
+        return values
+    each = zip(values.split([grid.boxes for grid in grids], 1), grids, strict=True)
+    return torch.cat([own.unflatten(1, (grid.to_a_cell, -1)).transpose(1, 2).flatten(1, 2) for own, grid in each], 1)
 
 
 def _of_map(values: Tensor, grid: Grid, transposed: bool) -> Tensor | None:
@@ -194,7 +207,8 @@ def decoded(raw: Tensor, config: TeacherFileConfig, size: tuple[int, int]) -> Te
     if config.box_format in OF_ANCHORS:
         centres, sides = _from_anchors(raw, config, size, points, strides)
     else:
-        centres, sides = points + raw[..., :2] * unit, raw[..., 2:].exp() * unit
+        sizes = raw[..., 2:].exp() if config.box_format == "offsets" else raw[..., 2:]
+        centres, sides = points + raw[..., :2] * unit, sizes * unit
     return torch.cat([centres - sides / 2, centres + sides / 2], -1)
 
 
@@ -223,3 +237,13 @@ def _points(config: TeacherFileConfig, size: tuple[int, int]) -> tuple[Tensor, T
     point = 0 if config.box_format in FROM_CORNERS else config.grid_point
     assert point is not None, "the recipe says where a cell's point lies"
     return middles + (point - 0.5) * strides, strides
+
+
+def at_peaks(scores: Tensor, grids: Sequence[Grid]) -> Tensor:
+    """Scores [B, N, K] of grids with one box a cell, 0 where one of the same class on the 8 cells around is higher."""
+    found = []
+    for own, grid in zip(scores.split([grid.boxes for grid in grids], 1), grids, strict=True):
+        maps = own.nan_to_num(0).transpose(1, 2).unflatten(2, grid.shape)
+        peaks = maps == F.max_pool2d(maps, 3, stride=1, padding=1)
+        found.append(own * peaks.flatten(2).transpose(1, 2))
+    return torch.cat(found, 1)

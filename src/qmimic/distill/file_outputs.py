@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qmimic.config import TeacherFileConfig
-from qmimic.config.teacher_file import KINDS_OF_OUTPUTS, Column, names_of
+from qmimic.config.teacher_file import KINDS_OF_OUTPUTS, OF_CENTRES, Column, names_of
 from qmimic.distill.file_grids import by_cells, grids_of
 from qmimic.errors import InputError
 
@@ -75,6 +75,10 @@ class Found:
         assert boxes is not None, "every file has boxes"
         return cls(boxes, of("scores"), of("objectness"), of("labels"))
 
+    def first(self, count: int) -> "Found":
+        """Of the first pictures."""
+        return self._together([self], lambda own: own[0][:count])
+
 
 @dataclass(frozen=True)
 class Level:
@@ -136,7 +140,8 @@ def found_in(config: TeacherFileConfig, outputs: Mapping[str, Tensor], batch: in
         laid = given
         if grids:
             own = grids[place : place + 1] if config.level_count > 1 else grids
-            laid = {name: by_cells(name, given[name], own, config.transposed, batch) for name in names.values()}
+            lies = config.transposed, batch, config.anchors_first
+            laid = {name: by_cells(name, given[name], own, *lies) for name in names.values()}
         level = Level(config, names, given, laid, batch)
         levels.append(_of_rows(level) if config.rows else _of_boxes(level))
     found = Found.beside(levels)
@@ -154,6 +159,8 @@ def _of_boxes(level: Level) -> Found:
     boxes = boxes.squeeze(2) if boxes.ndim == 4 else boxes  # one box for all classes
     if not level.config.grid_strides and boxes.ndim == 3 and boxes.shape[1] == wide != boxes.shape[2]:
         boxes = boxes.transpose(1, 2)  # [B, 4, N]
+    if "sizes" in level.names:
+        boxes = _of_halves(level)
     if boxes.ndim not in (2, 3) or boxes.shape[-1] != wide:
         raise level.misshapen("boxes", _width_of_boxes(level.config, boxes.shape[-1]))
     boxes = level.batched("boxes", boxes)
@@ -181,6 +188,14 @@ def _of_boxes(level: Level) -> Found:
     return Found(boxes, scores, one_a_box("objectness", "numbers of objectness"), labels)
 
 
+def _of_halves(level: Level) -> Tensor:
+    """Boxes [B, N, 4] on grids whose centres and sizes are apart."""
+    for kind, said in (("boxes", "centres"), ("sizes", "widths and heights")):
+        if level.of(kind).shape[-1] != 2:
+            raise level.misshapen(kind, f"{said} are two numbers for each cell, where teacher.sizes is named")
+    return torch.cat([level.of("boxes"), level.of("sizes")], -1)
+
+
 def _width_of_boxes(config: TeacherFileConfig, width: int) -> str:
     """What is said of an output of boxes with another number of columns."""
     wide = 4 * config.bins
@@ -191,6 +206,8 @@ def _width_of_boxes(config: TeacherFileConfig, width: int) -> str:
         )
     if config.box_format == "distances" and width and width % 4 == 0:
         return f"it has {width} numbers for each box: set teacher.bins={width // 4}"
+    if config.box_format in OF_CENTRES and width == 2:
+        return "it has the two numbers of a centre: name the output of widths and heights in teacher.sizes"
     return f"teacher.boxes has {wide} numbers for each cell, and this one {width}; name another output"
 
 

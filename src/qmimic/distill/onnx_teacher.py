@@ -33,8 +33,8 @@ MOST_NUMBERS = 1 << 24  # a picture, of an input beside it: more than the larges
 class OnnxTeacher:
     """An ONNX detector by ONNX Runtime: its maps are the levels, its boxes the regions, and labels of pictures.
 
-    It takes pictures [B, 3, H, W] or [B, H, W, 3], B free, 1 or not there, float32 or uint8, and beside them what the
-    recipe says (`teacher.inputs`). Its maps are [B, C, h, w]; how its boxes lie is declared in the recipe, see
+    It takes pictures [B, 3, H, W] or [B, H, W, 3], B free, a number or not there, float32 or uint8, and beside them
+    what the recipe says (`teacher.inputs`). Its maps are [B, C, h, w]; how its boxes lie is declared in the recipe, see
     `file_outputs`.
 
     Args:
@@ -71,18 +71,16 @@ class OnnxTeacher:
         self.single = len(self.input.shape) == 3  # as torchvision's detectors
         self.channels_last = self._layout((1, *self.input.shape) if self.single else self.input.shape)
         at_once = None if self.single else self.input.shape[0]
-        if at_once not in (None, 1):
-            raise InputError(f"{self.path} takes {at_once} pictures at once; export it for 1, or for any number.")
-        self._one_by_one = self.single or at_once == 1
+        self._at_once = 1 if self.single else at_once  # pictures of a call; None: any number
         # Two pictures, where it takes them, show what belongs to a picture.
-        self._probe = np.zeros((1 if self._one_by_one else 2, 3, *self.size), np.float32)
+        self._probe = np.zeros((self._at_once or 2, 3, *self.size), np.float32)
         try:
             seen = self._run(self._probe)
         except InputError:
-            if self._one_by_one:
+            if self._at_once:
                 raise
             # Exporters often say that any number goes, and have one in a shape within.
-            self._one_by_one, self._probe = True, self._probe[:1]
+            self._at_once, self._probe = 1, self._probe[:1]
             seen = self._run(self._probe)
         for name in (*config.maps, *config.outputs):
             if name not in seen:
@@ -106,14 +104,14 @@ class OnnxTeacher:
         try:
             return self._found([seen], len(self._probe)).columns
         except InputError as error:
-            if self._one_by_one:
+            if self._at_once:
                 raise
             # Some put the boxes of all pictures into one list, or find them in the first picture alone.
             try:
                 columns = self._found([self._run(self._probe[:1])], 1).columns
             except InputError:
                 raise error from None
-            self._one_by_one = True
+            self._at_once = 1
             return columns
 
     place_strides: tuple[int, ...] = ()
@@ -147,7 +145,9 @@ class OnnxTeacher:
             )
         parts = self._seen(images)
         maps = [
-            torch.from_numpy(np.concatenate([part[name] for part in parts]).astype(np.float32)).to(images.device)
+            torch.from_numpy(np.concatenate([part[name] for part in parts])[: len(images)].astype(np.float32)).to(
+                images.device
+            )
             for name in self.config.maps
         ]
         found = file_regions(self._found(parts, len(images)), self.config, self.size) if regions else None
@@ -179,9 +179,12 @@ class OnnxTeacher:
         return find
 
     def _seen(self, images: Tensor) -> list[dict[str, NDArray[np.generic]]]:
-        """The outputs on a batch, looked at in parts where the file takes one picture at a time."""
+        """The outputs on a batch, in parts where the file takes a number of pictures; the last is filled up."""
         pixels = images.detach().float().cpu().numpy()
-        return [self._run(part) for part in (np.split(pixels, len(pixels)) if self._one_by_one else [pixels])]
+        count = self._at_once or len(pixels)
+        missing = -len(pixels) % count
+        pixels = np.concatenate([pixels, np.repeat(pixels[-1:], missing, 0)])
+        return [self._run(part) for part in np.split(pixels, len(pixels) // count)]
 
     def _run(self, pixels: NDArray[np.float32]) -> dict[str, NDArray[np.generic]]:
         config = self.config
@@ -318,10 +321,10 @@ class OnnxTeacher:
 
     def _found(self, parts: list[dict[str, NDArray[np.generic]]], batch: int) -> Found:
         """Boxes of a batch that was looked at in parts."""
-        names = self.config.outputs
+        names, each = self.config.outputs, self._at_once or batch
         tensors = [{name: torch.from_numpy(part[name].astype(np.float32)) for name in names} for part in parts]
         try:
-            return Found.joined([found_in(self.config, one, batch // len(parts), self.size) for one in tensors])
+            return Found.joined([found_in(self.config, one, each, self.size) for one in tensors]).first(batch)
         except InputError as error:
             raise InputError(f"{self.path}: {error}") from error
 
