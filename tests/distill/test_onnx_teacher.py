@@ -99,6 +99,12 @@ def test_a_file_of_four_pictures_at_once_sees_any_number(tmp_path: Path, count: 
     assert torch.equal(seen.regions.valid, wanted.regions.valid)
 
 
+def test_a_file_that_demands_thousands_of_pictures_is_refused(tmp_path: Path) -> None:
+    path = a_file(tmp_path / "many.onnx", batch=100_000)
+    with pytest.raises(InputError, match="takes 100,000 pictures at once; export it for 1, or for any number"):
+        OnnxTeacher(config(path), SIZE)
+
+
 def test_a_list_of_the_boxes_of_four_pictures_at_once_is_refused(tmp_path: Path) -> None:
     path = a_file(tmp_path / "four.onnx", batch=4)  # [N, 4] for all of them
     with pytest.raises(InputError, match="of 1 pictures, not of 4; export it for one picture, or for any number"):

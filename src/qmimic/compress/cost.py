@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from qmimic.detectors.build import evaluating
 from qmimic.detectors.channels import channel_groups, layer, widths
 from qmimic.detectors.detector import Detector
 
@@ -69,11 +70,10 @@ def _places(detector: Detector) -> dict[str, int]:
 
     layers = [(name, m) for name, m in detector.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)]
     handles = [module.register_forward_hook(partial(count, name)) for name, module in layers]
-    training = detector.training
     try:
-        detector.eval().detect(torch.zeros(1, 3, *detector.spec.size, device=detector.device))
+        with evaluating(detector):
+            detector.detect(torch.zeros(1, 3, *detector.spec.size, device=detector.device))
     finally:
-        detector.train(training)
         for handle in handles:
             handle.remove()
     return found

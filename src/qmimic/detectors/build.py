@@ -1,7 +1,8 @@
 """Detectors built from their descriptions, changed copies of them, and their size and cost."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -182,6 +183,17 @@ def parameter_count(detector: Detector) -> int:
     return sum(parameter.numel() for parameter in fold_batch_norm(detector).parameters())
 
 
+@contextmanager
+def evaluating(detector: Detector) -> Iterator[None]:
+    """Evaluation mode, and the mode from before afterwards."""
+    training = detector.training
+    try:
+        detector.eval()
+        yield
+    finally:
+        detector.train(training)
+
+
 def mac_count(detector: Detector) -> int:
     """Multiply-accumulates of the convolutions and linear layers for one image, including proposals and head.
 
@@ -189,9 +201,7 @@ def mac_count(detector: Detector) -> int:
     they need not be folded first.
     """
     image: Tensor = torch.zeros(1, 3, *detector.spec.size, device=detector.device)
-    trained = detector.training
-    with FlopCounterMode(display=False) as counter:
-        detector.eval().detect(image)
-    detector.train(trained)
+    with evaluating(detector), FlopCounterMode(display=False) as counter:
+        detector.detect(image)
     counted = {aten.convolution, aten.addmm, aten.mm}
     return int(sum(n for op, n in counter.get_flop_counts()["Global"].items() if op in counted)) // 2
