@@ -256,6 +256,11 @@ NAMED: dict[str, Any] = {**GRIDS, "boxes": ("a", "b"), "scores": ("c", "d")}
         ({"box_format": "centres", "sizes": "e"}, "outputs differ, 2 for boxes and 1 for sizes and 2 for scores"),
         ({**YOLO, "peaks": True}, "peaks compares a score with those on the cells around, one box a cell"),
         ({"cell_boxes": 2, "peaks": True}, "peaks compares a score with those on the cells around, one box a cell"),
+        (
+            {"scores": None, "peaks": True},
+            "peaks is for scores: name their output in teacher.scores, or in teacher.rows",
+        ),
+        ({"scores": None, "activation": "sigmoid"}, "activation is for scores: name their output in teacher.scores"),
         ({"anchors_first": True}, "anchors_first is the order of several boxes on a cell: set teacher.anchors or"),
         ({"box_format": "offsets", "bins": 4}, "bins are those of distances"),
         ({"box_unit": "pixels", "bins": 4}, "distances with teacher.bins is in strides: set teacher.box_unit=strides"),
