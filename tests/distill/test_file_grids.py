@@ -192,8 +192,8 @@ def test_sizes_apart_from_their_centres(own: list[Thing], box_format: str, trans
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 3]))
-def test_centernet_as_a_plain_loop_reads_it(seed: int, levels_of: int) -> None:
+@given(st.integers(0, 2**32 - 1))
+def test_centernet_as_a_plain_loop_reads_it(seed: int) -> None:
     """Heat of each class, widths and heights, and the rest of a centre, all as maps of stride 4: a box at each peak."""
     random = np.random.default_rng(seed)
     heat = random.integers(-5, 4, (2, len(CLASSES), 6, 9)).astype(np.float32)  # whole numbers: some peaks are plateaus

@@ -230,11 +230,9 @@ def _check_boxes(teacher: TeacherFileConfig) -> None:
             "teacher.sizes are those of centres on grids: name the centres in teacher.boxes, and set "
             f"teacher.box_format to one of {', '.join(OF_CENTRES)}"
         )
-    idle = next(
-        (name for name, idle in (("activation", "none"), ("peaks", False)) if getattr(teacher, name) != idle), None
-    )
-    if idle and not (teacher.scores or teacher.rows):
-        raise ValueError(f"teacher.{idle} is for scores: name their output in teacher.scores, or in teacher.rows")
+    of_scores = "activation" if teacher.activation != "none" else "peaks" if teacher.peaks else None
+    if of_scores and not (teacher.scores or teacher.rows):
+        raise ValueError(f"teacher.{of_scores} is for scores: name their output in teacher.scores, or in teacher.rows")
     if (teacher.labels or teacher.objectness) and not teacher.scores:
         raise ValueError("teacher.labels and objectness need the boxes' scores: name their output in teacher.scores")
 

@@ -155,12 +155,10 @@ def found_in(config: TeacherFileConfig, outputs: Mapping[str, Tensor], batch: in
 
 def _of_boxes(level: Level) -> Found:
     """Of one level whose boxes and scores are apart."""
-    boxes, wide = level.of("boxes"), 4 * level.config.bins
+    boxes, wide = _of_halves(level) if "sizes" in level.names else level.of("boxes"), 4 * level.config.bins
     boxes = boxes.squeeze(2) if boxes.ndim == 4 else boxes  # one box for all classes
     if not level.config.grid_strides and boxes.ndim == 3 and boxes.shape[1] == wide != boxes.shape[2]:
         boxes = boxes.transpose(1, 2)  # [B, 4, N]
-    if "sizes" in level.names:
-        boxes = _of_halves(level)
     if boxes.ndim not in (2, 3) or boxes.shape[-1] != wide:
         raise level.misshapen("boxes", _width_of_boxes(level.config, boxes.shape[-1]))
     boxes = level.batched("boxes", boxes)

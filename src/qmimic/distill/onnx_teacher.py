@@ -26,7 +26,7 @@ from qmimic.tables import near
 from qmimic.zoo import DEPLOYED, located
 
 MULTIPLE = 32  # pixels; what most detectors want of an input's sides
-MOST_AT_ONCE = 256  # pictures that a file may demand
+MOST_AT_ONCE = 1 << 26  # pixels that a file may demand: some 160 pictures of 640 x 640
 MOST_SAID = 200  # characters of an engine's message, whose end says what is wrong
 MOST_NUMBERS = 1 << 24  # a picture, of an input beside it: more than the largest picture has
 
@@ -72,7 +72,7 @@ class OnnxTeacher:
         self.single = len(self.input.shape) == 3  # as torchvision's detectors
         self.channels_last = self._layout((1, *self.input.shape) if self.single else self.input.shape)
         at_once = None if self.single else self.input.shape[0]
-        if at_once and at_once > MOST_AT_ONCE:
+        if at_once and at_once * math.prod(self.size) > MOST_AT_ONCE:
             raise InputError(f"{self.path} takes {at_once:,} pictures at once; export it for 1, or for any number.")
         self._at_once = 1 if self.single else at_once  # pictures of a call; None: any number
         # Two pictures, where it takes them, show what belongs to a picture.

@@ -41,7 +41,7 @@ class Exported:
 
     @cached_property
     def graph(self) -> onnx.ModelProto:
-        """See `build_graph`; made once, for all formats that are written from it. It is not to be changed."""
+        """See `build_graph`; made once and shared by all formats, so copy it before you change it."""
         return build_graph(self)
 
     def changed(self, **settings: Any) -> Self:
