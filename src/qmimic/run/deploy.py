@@ -1,7 +1,7 @@
 """From a trained detector's file to the files that ship: proved, timed on this machine, and one of them recommended."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -103,8 +103,9 @@ def deploy(
     refuse_keys(overrides, READ if int8 else READ_IN_FLOAT, "export", WHY[int8])
     refuse_links(path.parent, OURS)
     detector, notes = load_detector(path)
+    exported = Exported(detector, batch, suppression, opset)
     for target in targets:  # before the first file is written
-        FORMATS[target].require_detector(Exported(detector, batch, suppression, opset))
+        FORMATS[target].require_detector(exported)
     recipe = _recipe(path, data, overrides, detector)
     applied = [key.rpartition(".")[2] for key in named_keys(overrides) if key in APPLIED]
     if applied:
@@ -119,7 +120,7 @@ def deploy(
     def parity(shipped: ShippedDetector, name: str) -> Mapping[str, Any]:
         return asdict(require(detector, shipped, images, name))
 
-    exported = Exported(detector, batch, suppression, opset)
+    exported = exported.changed(detector=detector)
     written = _write(exported, notes, folder / path.stem, targets, parity)
     able = [target for target in targets if FORMATS[target].integers]
     if int8 and len(able) < len(targets):
@@ -210,7 +211,7 @@ def _on_integers(
     except Int8RefusedError as error:
         watcher.say(str(error))
         return {}
-    own, proof = replace(exported, detector=found.detector), partial(_accuracy, prepared, found)
+    own, proof = exported.changed(detector=found.detector), partial(_accuracy, prepared, found)
     written: dict[Path, str] = {}
     for target in targets:  # each by itself: one engine's roundings may cost too much and another's not
         try:
