@@ -2,14 +2,13 @@
 
 import json
 import runpy
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+from time_limit import at_most
 
 ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -37,22 +36,6 @@ PARTS = {"torchvision_twin.py"}
 def test_every_benchmark_is_listed() -> None:
     files = {path.name for path in BENCHMARKS.glob("*.py")}
     assert files == {*SMALL, *BY_HAND, *PARTS}
-
-
-@contextmanager
-def at_most(seconds: int) -> Iterator[None]:
-    """Raises TimeoutError if what is within takes longer."""
-
-    def expired(*_: object) -> None:
-        raise TimeoutError(f"it took more than {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, expired)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def test_a_benchmark_that_hangs_is_ended() -> None:

@@ -6,7 +6,6 @@ import os
 import re
 import resource
 import shutil
-import signal
 import struct
 import subprocess
 import sys
@@ -32,26 +31,11 @@ from qmimic.data import index, matlab
 from qmimic.data.images import _Room, image_size, look, read_image
 from qmimic.data.matlab import read_matlab
 from qmimic.errors import InputError, printable, single_line
+from time_limit import at_most
 from wider_cases import cells, write_mat
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n0 0 64 64 rectfill\nshowpage\n%%EOF\n"
 SECONDS = 20
-
-
-@contextmanager
-def at_once() -> Iterator[None]:
-    """Whoever waits for ever is woken."""
-
-    def late(*_: object) -> None:
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(SECONDS)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -101,7 +85,7 @@ def test_a_trap_in_place_of_a_file_is_named_at_once(
         (root / "data.yaml").write_text("train: images/train\nval: images/val\n")
     set_trap(root / place, kind)
     command = ["data", "index" if place == "qmimic-index" else "check", str(root)]
-    with at_once():
+    with at_most(SECONDS):
         code = main(command)
     shown = capsys.readouterr()
     assert code in (1, 2)
@@ -148,7 +132,7 @@ def test_scans_of_a_progressive_jpeg_are_bounded_before_it_is_decoded(tmp_path: 
     assert read_image(path).size == (64, 64)
     path.write_bytes(progressive(14_000))
     assert image_size(path) == (64, 64)
-    with at_once(), pytest.raises(InputError, match="over 100 scans"):
+    with at_most(SECONDS), pytest.raises(InputError, match="over 100 scans"):
         read_image(path)
     # Markers that lie in a segment, such as a thumbnail's, and what follows the end, such as a film, are none.
     plain = progressive(1)
