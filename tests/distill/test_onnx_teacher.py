@@ -130,6 +130,7 @@ def test_its_boxes_are_regions_the_best_first(tmp_path: Path) -> None:
         ({"maps": ()}, SIZE, "needs teacher.file, and the output with its map in teacher.maps"),
         ({"file": None}, SIZE, "needs teacher.file"),
         ({}, (96, 96), r"takes pictures of 64 x 96 pixels; set data.size=\[64,96\] \(it is \[96, 96\]\)"),
+        ({"size": (96, 96)}, SIZE, r"64 x 96 pixels; set teacher.size=\[64,96\] \(it is \[96, 96\]\)\."),
         ({"maps": ("boxes",)}, SIZE, r"'boxes' of .* has shape \[3, 4\]; a map is"),
     ],
 )

@@ -270,9 +270,10 @@ class OnnxTeacher:
             raise InputError(f"{self.path} takes {self.input.shape}, which is not [B, 3, H, W] or [B, H, W, 3].")
         height, width = shape[1:3] if last else shape[2:]
         if (height or self.size[0], width or self.size[1]) != self.size:
+            key, other = ("teacher.size", "") if self.config.size else ("data.size", ", or without a map teacher.size")
             raise InputError(
-                f"{self.path} takes pictures of {height} x {width} pixels; set data.size=[{height},{width}] "
-                f"(it is {list(self.size)}), or without a map teacher.size."
+                f"{self.path} takes pictures of {height} x {width} pixels; set {key}=[{height},{width}] "
+                f"(it is {list(self.size)}){other}."
             )
         return last
 
