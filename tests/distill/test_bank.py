@@ -18,6 +18,7 @@ from qmimic.distill.mimic import Mimic, sees_levels
 from qmimic.errors import InputError
 
 ROWS = np.array([4, 0, 2])
+CPU = torch.device("cpu")
 
 
 def a_target(quantizer: Quantizer | None, scale: float = 3.0) -> Target:
@@ -48,10 +49,10 @@ def test_what_is_written_is_read_to_the_last_bit(tmp_path: Path, kind: str, stor
     levels = "uint8" if stored == "uint16" and kind == "power_of_two" else stored
     assert kinds == {"map": levels, "regions": levels, "boxes": "float32", "valid": "bool"}
     bank = Bank(tmp_path / "bank.bin", 6, layout)
-    assert bank.read(ROWS) is None
+    assert bank.read(ROWS, CPU) is None
     bank.write(ROWS, target)
     for own in (bank, Bank(tmp_path / "bank.bin", 6, layout)):  # as it is, and opened again
-        found = own.read(ROWS)
+        found = own.read(ROWS, CPU)
         assert found is not None
         assert list(found) == list(layout)
         for name, one in target.items():
@@ -59,7 +60,7 @@ def test_what_is_written_is_read_to_the_last_bit(tmp_path: Path, kind: str, stor
             assert found[name].dtype == one.dtype
             assert found[name].stride() == one.stride()
     assert (tmp_path / "bank.bin").stat().st_size == RecordFile.size(6, record_bytes(layout))
-    assert bank.read(np.array([4, 1])) is None
+    assert bank.read(np.array([4, 1]), CPU) is None
 
 
 def test_get_computes_once_and_reads_from_then_on(tmp_path: Path) -> None:
@@ -85,12 +86,12 @@ def test_every_damaged_byte_is_noticed(tmp_path: Path) -> None:
     for place in (0, record - 1, 2 * record + 77, 3 * record - 2):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
         bank = Bank(path, 6, layout)
-        assert bank.read(ROWS) is None
+        assert bank.read(ROWS, CPU) is None
         bank.write(ROWS, target)
-        assert bank.read(ROWS) is not None
+        assert bank.read(ROWS, CPU) is not None
     path.write_bytes(whole[: len(whole) // 2])  # cut short: what is left is used
-    assert Bank(path, 6, layout).read(ROWS) is None
-    assert Bank(path, 6, layout).read(ROWS[1:]) is not None
+    assert Bank(path, 6, layout).read(ROWS, CPU) is None
+    assert Bank(path, 6, layout).read(ROWS[1:], CPU) is not None
 
 
 def test_levels_that_a_byte_cannot_hold_are_not_kept(tmp_path: Path) -> None:
@@ -98,7 +99,7 @@ def test_levels_that_a_byte_cannot_hold_are_not_kept(tmp_path: Path) -> None:
     map_ = a_target(quantizer)["map"]
     bank = Bank(tmp_path / "bank.bin", 6, {"map": Entry((5, 3, 4), "uint8", quantizer)})
     bank.write(ROWS, {"map": map_})
-    assert bank.read(ROWS) is None
+    assert bank.read(ROWS, CPU) is None
     few = torch.cat([quantizer(map_[:1] * 0.1), map_[1:]])
     bank.write(ROWS, {"map": few})
     found = bank.read(ROWS[:1])

@@ -305,7 +305,7 @@ def refusal(recipe: Recipe) -> str:
         ({"scores": "score"}, "has no output 'score'; did you mean scores? It has: boxes, scores, rows."),
         ({"boxes": None, "scores": None}, "needs teacher.file, and the output with its map in teacher.maps, or those"),
         ({"scores": None}, "labels pictures by boxes with scores: name the outputs in teacher.boxes and scores"),
-        ({"size": [32, 32]}, "takes pictures of 64 x 64 pixels; set data.size=[64,64] (it is [32, 32]), or without"),
+        ({"size": [32, 32]}, "takes pictures of 64 x 64 pixels; set teacher.size=[64,64] (it is [32, 32])."),
         ({"classes": ["red", "zebra"]}, "The teacher has classes that the data lack: zebra; the data have red, blue."),
         ({"classes": ["red"]}, "boxes have 2 scores of classes and teacher.classes names 1"),
         ({"classes": ["blue", "red"]}, "right more often than not, so it cannot label pictures. Few of its boxes fit"),

@@ -85,18 +85,18 @@ class Bank:
         """The targets of a batch, read or else computed and kept.
 
         Args:
-            views: int64 [B], which records.
+            views: int64 [B], which records, on the device of the targets.
             compute: the targets of all of them.
         """
         rows = views.cpu().numpy().astype(np.int64)
-        found = self.read(rows)
+        found = self.read(rows, views.device)
         if found is None:
             found = compute()
             self.write(rows, found)
-        return {name: one.to(views.device) for name, one in found.items()}
+        return found
 
-    def read(self, rows: NDArray[np.int64]) -> Target | None:
-        """The records of a batch, int64 [B]; None if one of them is missing or damaged."""
+    def read(self, rows: NDArray[np.int64], device: torch.device) -> Target | None:
+        """The records of a batch, int64 [B], on a device; None if one of them is missing or damaged."""
         kept = [record for row in rows if (record := self._file.read(int(row))) is not None]
         if len(kept) < len(rows):
             return None
@@ -106,9 +106,9 @@ class Bank:
             start += entry.bytes
             shape = (len(rows), *_stored_shape(entry.shape))
             if entry.levels is None:
-                target[name] = _channels_first(torch.from_numpy(stored.reshape(shape)))
+                target[name] = _channels_first(torch.from_numpy(stored.reshape(shape)).to(device))
             else:
-                levels = torch.from_numpy(stored.astype(np.float32).reshape(shape))
+                levels = torch.from_numpy(stored.astype(np.float32).reshape(shape)).to(device)
                 target[name] = entry.levels.values_inside(_channels_first(levels))
         return target
 

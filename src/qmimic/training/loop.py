@@ -146,13 +146,14 @@ def _advance(
     """
     for group in optimizer.param_groups:
         group["lr"] = rate
-    images, targets = batch.images.to(accelerator.device), batch.targets.to(accelerator.device)
-    generators = step_generators(job.seed, step, accelerator.device)
+    device = accelerator.device
+    images, targets, indices = batch.images.to(device), batch.targets.to(device), batch.indices.to(device)
+    generators = step_generators(job.seed, step, device)
     if accelerator.num_processes > 1:
         generators = generators.of_rows(rows, job.schedule.batch_size)
     # Accelerate has one precision per process, but stages differ, so autocast is entered here.
     with torch.autocast(images.device.type, torch.bfloat16, enabled=job.bf16):
-        terms: dict[str, Tensor] = objective(images, targets, generators, step / job.schedule.steps, batch.indices)
+        terms: dict[str, Tensor] = objective(images, targets, generators, step / job.schedule.steps, indices)
     names, losses = list(terms), torch.stack(list(terms.values()))
     values: list[float] = mean_over(losses.detach()).tolist()  # waits for the device once; the same in all processes
     if not all(map(math.isfinite, values)):
