@@ -123,7 +123,7 @@ def together(command: list[str], count: int) -> list[tuple[int, str, str, int]]:
 def test_of_many_processes_one_writes_and_speaks_and_all_do_what_one_would(recipe: Path, tmp_path: Path) -> None:
     data, run = coco(tmp_path / "data"), tmp_path / "run"
     # More steps than phases: in each of them some weights are not used, and no process may wait for those.
-    settings = [str(recipe), f"data.root={data}", "run.threads=1", "student.steps=4"]
+    settings = [str(recipe), f"data.root={data}", "run.device=cpu", "run.threads=1", "student.steps=4"]
     settings += ["mimic.map_steps=0.4", "mimic.last_step=0.8", "student.batch_size=3", "baselines=[scratch,taylor]"]
     settings += ["teacher.backbone=resnet18/16", "pruning.rounds=2", "pruning.steps=1"]
     settings += ["pruning.learning_rate=0.0003"]  # AdamW's first steps are as large where rounding decides their sign

@@ -1,6 +1,7 @@
 """RoIAlign against torchvision's; RoIPool against a loop over bins."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -8,8 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torchvision.ops import roi_align as torchvision_roi_align
+from torchvision.ops import roi_pool as torchvision_roi_pool
 
 from qmimic.detectors.roi_pooling import ROI_POOLINGS, roi_align, roi_pool
+
+Pool = Callable[[Tensor, Tensor, int, int], Tensor]
 
 STRIDE = 16
 MAP = (2, 3, 7, 9)  # of an image 112 pixels high and 144 wide
@@ -59,11 +63,18 @@ def test_roi_align_equals_torchvision_also_over_the_border(seed: int, size: int,
     torch.testing.assert_close(pooled, reference_align(features, rois, size, stride), atol=1e-5, rtol=1e-5)
 
 
+def reference_pool(features: Tensor, rois: Tensor, size: int, stride: int) -> Tensor:
+    return torchvision_roi_pool(features, list(rois), size, 1 / stride).unflatten(0, rois.shape[:2])
+
+
+@pytest.mark.parametrize("pools", [(roi_align, reference_align), (roi_pool, reference_pool)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_roi_align_and_its_gradient_equal_torchvision_in_both_layouts(layout: torch.memory_format) -> None:
+def test_pooling_and_its_gradient_equal_torchvision_in_both_layouts(
+    layout: torch.memory_format, pools: tuple[Pool, Pool]
+) -> None:
     rois, weights = random_rois(1), random_map(2, (2, 6, 3, 5, 5))
     gradients, values = [], []
-    for pool in (roi_align, reference_align):
+    for pool in pools:
         features = random_map(0).contiguous(memory_format=layout).requires_grad_()
         values.append(pool(features, rois, 5, STRIDE))
         (values[-1] * weights).sum().backward()

@@ -102,7 +102,7 @@ def test_levels_that_a_byte_cannot_hold_are_not_kept(tmp_path: Path) -> None:
     assert bank.read(ROWS, CPU) is None
     few = torch.cat([quantizer(map_[:1] * 0.1), map_[1:]])
     bank.write(ROWS, {"map": few})
-    found = bank.read(ROWS[:1])
+    found = bank.read(ROWS[:1], CPU)
     assert found is not None
     assert torch.equal(found["map"], few[:1])
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -114,13 +116,39 @@ def roi_pool(features: Tensor, rois: Tensor, size: int, stride: int) -> Tensor:
 
     Args, returns: as `roi_align`.
     """
-    from torchvision.ops import roi_pool as torchvision_roi_pool  # here: importing it takes a second
-
     batch, count = rois.shape[:2]
     index = torch.arange(batch, device=rois.device, dtype=torch.float32).repeat_interleave(count)
     flat = torch.cat([index[:, None], rois.detach().float().reshape(-1, 4)], 1)
-    pooled: Tensor = torchvision_roi_pool(features.float(), flat, size, 1.0 / stride)
+    pooled: Tensor = _Largest.apply(features.float(), flat, size, 1.0 / stride)[0]
     return pooled.view(batch, count, -1, size, size).to(features.dtype)
+
+
+class _Largest(torch.autograd.Function):
+    """torchvision's RoIPool with a gradient that is summed in the same order each time; on a GPU its own is not."""
+
+    @staticmethod
+    def forward(features: Tensor, rois: Tensor, size: int, scale: float) -> tuple[Tensor, Tensor]:
+        """Maxima [K, C, size, size] of regions [K, 5], and where in [H * W] each lies, -1 in an empty bin."""
+        import_module("torchvision.ops")  # here: importing it takes a second
+        pooled, places = torch.ops.torchvision.roi_pool(features, rois, scale, size, size)
+        return pooled, places
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int, float], output: tuple[Tensor, Tensor]) -> None:
+        features, rois, *_ = inputs
+        ctx.save_for_backward(rois, output[1])
+        ctx.shape = features.shape
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
+        rois, places = ctx.saved_tensors
+        batch, channels, height, width = ctx.shape
+        planes = rois[:, :1].long() * channels + torch.arange(channels, device=rois.device)
+        at = planes[..., None, None] * (height * width) + places.clamp(min=0)
+        summed = gradient.new_zeros(batch * channels * height * width)
+        summed.scatter_add_(0, at.flatten(), gradient.masked_fill(places < 0, 0).flatten())
+        return summed.view(ctx.shape), None, None, None
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ def _trained(
     loader = prepared.train.with_batch_size(config.batch_size)
     with trackers_of(prepared, "int8", key, folder, watcher) as trackers:
         job = Job("int8", folder, key, prepared.recipe.seed, config.schedule, False, trackers)
-        found = train_network(job, objective, loader, validation, prepared.accelerator, watcher)
+        found = train_network(job, objective, loader, validation, prepared.accelerator, prepared.device, watcher)
         after = validation.map50(found)
         trackers.end({"map50": after, "map50_float": before})
     return found, after
@@ -122,8 +122,9 @@ def sensitivities(prepared: Prepared, detector: Detector) -> list[str]:
     def loss(one: Detector) -> float:
         total = 0.0
         for step, batch in enumerate(batches):
-            generators = step_generators(seed, step, torch.device("cpu"))
-            output = one.losses(one.features(batch.images), batch.targets, generators.samples)
+            generators = step_generators(seed, step, one.device)
+            images, targets = batch.images.to(one.device), batch.targets.to(one.device)
+            output = one.losses(one.features(images), targets, generators.samples)
             total += sum(float(term) for term in output.losses.values())
         return total
 

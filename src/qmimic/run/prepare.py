@@ -8,7 +8,6 @@ from importlib.metadata import version
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 from pydantic import ValidationError
 
 from qmimic.config import DataConfig, DetectorConfig, Recipe, explain
@@ -26,7 +25,7 @@ from qmimic.detectors.crowds import without_place
 from qmimic.detectors.fitted import FINE
 from qmimic.detectors.spec import DetectorSpec
 from qmimic.errors import InputError
-from qmimic.run import threads
+from qmimic.run import device, threads
 from qmimic.run.keys import cache_key, data_key
 from qmimic.run.memory import keep_freed_memory
 from qmimic.tables import TIMM
@@ -47,7 +46,8 @@ class Prepared:
         train, val: loaders; train gives full shuffled batches, val every image once.
         detector: settings of every detector, with anchors.
         key: fingerprint of data, size and detector settings.
-        accelerator: device and processes.
+        accelerator: the processes of the run.
+        device: of this process.
         remarks: sentences that a person has to read before any training.
         unlabelled: pictures for the teacher to label; None where the recipe names none.
     """
@@ -59,6 +59,7 @@ class Prepared:
     detector: DetectorConfig
     key: str
     accelerator: Accelerator
+    device: torch.device
     remarks: tuple[str, ...] = ()
     unlabelled: Unlabelled | None = None
 
@@ -89,7 +90,7 @@ class Prepared:
         """Whether a network of this width is computed in bf16."""
         if self.recipe.run.precision != "auto":
             return self.recipe.run.precision == "bf16"
-        return bf16_by_default(backbone, self.accelerator.device)
+        return bf16_by_default(backbone, self.device)
 
 
 def prepare(recipe: Recipe) -> Prepared:
@@ -106,11 +107,7 @@ def prepare(recipe: Recipe) -> Prepared:
     keep_freed_memory()
     number, about_threads = threads.choose(recipe.run, recipe.folder)
     torch.set_num_threads(number)
-    # Between processes: what a phase of the mimic loss does not use must not be waited for.
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
-    # Told that there is no GPU: otherwise, processes without one would not find each other.
-    cpu = recipe.run.device == "cpu" or not torch.accelerator.is_available()
-    accelerator = Accelerator(cpu=cpu, kwargs_handlers=[unused])
+    accelerator, computes_on = device.choose(recipe.run)
     for name in ("teacher", "quantized_teacher", "student"):
         if getattr(recipe, name).batch_size < accelerator.num_processes:
             raise InputError(
@@ -125,7 +122,7 @@ def prepare(recipe: Recipe) -> Prepared:
     about_data = chosen.remarks(dataset, limits(recipe), data.allow_capped)
     about_others = unlabelled.remarks if unlabelled else ()
     told = (*([about_threads] if about_threads else []), *about_data, *about_others, *said)
-    return Prepared(recipe, dataset, train, val, detector, key, accelerator, told, unlabelled)
+    return Prepared(recipe, dataset, train, val, detector, key, accelerator, computes_on, told, unlabelled)
 
 
 def _at_its_size(recipe: Recipe, dataset: Dataset) -> tuple[Loader, Loader, DetectorConfig, str]:
@@ -187,14 +184,14 @@ def pixel_cache(dataset: Dataset, split: str, recipe: Recipe) -> PixelCache | No
     return PixelCache(recipe.folder / "pixels" / f"{name}.bin", len(samples), data.size, data.cache_mib << 20)
 
 
-def environment(accelerator: Accelerator) -> dict[str, str | int]:
+def environment(prepared: Prepared) -> dict[str, str | int]:
     """What the run ran on, for its folder."""
     packages = ("qmimic", "torch", "torchvision", "accelerate", "numpy", "pillow", "safetensors")
     return {
         "python": platform.python_version(),
         "system": platform.platform(),
-        "device": str(accelerator.device),
-        "processes": accelerator.num_processes,
+        "device": str(prepared.device),
+        "processes": prepared.accelerator.num_processes,
         "threads": torch.get_num_threads(),
         **{package: version(package) for package in packages},
     }

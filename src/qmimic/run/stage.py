@@ -71,7 +71,9 @@ def run_stage(
             trained, validation = objective.detector.eval(), Validation(prepared)
             if schedule.steps:
                 loader = prepared.train.with_batch_size(schedule.batch_size)
-                trained = train_network(job, objective, loader, validation, prepared.accelerator, watcher)
+                trained = train_network(
+                    job, objective, loader, validation, prepared.accelerator, prepared.device, watcher
+                )
             objective.eval()
             if prepared.accelerator.is_main_process:
                 with processes.apart():

@@ -56,7 +56,7 @@ class Teachers:
 
         def teacher() -> Teacher:
             detector, _ = load_detector(master.file)
-            detector.to(prepared.accelerator.device)
+            detector.to(prepared.device)
             return of_scale(DetectorTeacher(detector, prepared.bf16(recipe.teacher.backbone)), recipe.teacher.scale)
 
         def quantizer() -> Quantizer:
@@ -105,11 +105,11 @@ def quantize_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> St
 
     def quantized() -> Detector:
         detector, _ = load_detector(teacher.file)
-        detector.to(prepared.accelerator.device)
+        detector.to(prepared.device)
         _require_one_level(recipe, detector)
         rms = channel_rms(detector, prepared.train.with_batch_size(config.batch_size))
         detector.quantizer = Quantizer(recipe.quantizer, absolute_stride(recipe.quantizer, rms)).to(rms.device)
-        return detector.to(prepared.accelerator.device)
+        return detector.to(prepared.device)
 
     before: list[float] = []
 
@@ -174,7 +174,7 @@ def prune_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> Stage
 
     def pruned() -> Detector:
         detector, _ = load_detector(teacher.file)
-        detector.to(prepared.accelerator.device)
+        detector.to(prepared.device)
         loader = prepared.train.with_batch_size(recipe.student.batch_size)
         if config.method == "lasso":
             left = equal_share(detector, macs)
@@ -187,7 +187,7 @@ def prune_teacher(prepared: Prepared, teacher: Stage, watcher: Watcher) -> Stage
             macs,
             config,
             loader.steps(recipe.seed, 0, steps),
-            lambda step: step_generators(recipe.seed, step, prepared.accelerator.device),
+            lambda step: step_generators(recipe.seed, step, prepared.device),
             lambda step, loss: watcher.step(step, loader.batch_size, loss),
         )
 
@@ -236,7 +236,7 @@ def labels_of(prepared: Prepared, teachers: Teachers | OpenedTeacher, watcher: W
     if isinstance(teachers, OpenedTeacher):
         return label(prepared, teachers.teacher, teachers.key, watcher)
     detector, _ = load_detector(teachers.full_precision.file)
-    detector.to(prepared.accelerator.device)
+    detector.to(prepared.device)
     return label(prepared, DetectorTeacher(detector, bf16=False), teachers.full_precision.result.key, watcher)
 
 

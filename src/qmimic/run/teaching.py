@@ -216,7 +216,7 @@ def _rms(prepared: Prepared, teacher: Teacher) -> tuple[Tensor, ...]:
     """Of every channel of each level, float32 [C]; in float32, however the teacher is computed in training."""
     exact = teacher.exact()
     loader = prepared.train.with_batch_size(prepared.recipe.student.batch_size)
-    device = prepared.accelerator.device
+    device = prepared.device
     return level_rms(lambda images: exact.look(images.to(device), False).features, loader)
 
 
@@ -251,7 +251,7 @@ def _bank(prepared: Prepared, teacher: Teacher, distiller: Distiller, key: str, 
 @torch.no_grad()
 def _first_targets(prepared: Prepared, teacher: Teacher, distiller: Distiller) -> list[Target]:
     """Of the first images as they are, to learn how targets are stored."""
-    device = prepared.accelerator.device
+    device = prepared.device
     distiller = distiller.to(device)
     found = []
     for _, batch in zip(range(BATCHES_MEASURED), prepared.train.once(), strict=False):

@@ -84,7 +84,7 @@ def train(recipe: Recipe, watcher: Watcher) -> RunResult:
                 f"The run folder {recipe.folder} holds a recipe.yaml that no run wrote, and this run would overwrite "
                 "it; set run.dir to another folder."
             )
-        write_text(where, json.dumps(environment(prepared.accelerator), indent=1))  # first: it marks the folder as ours
+        write_text(where, json.dumps(environment(prepared), indent=1))  # first: it marks the folder as ours
         save_recipe(recipe, resolved)
         _write_data(prepared)
         with contextlib.suppress(InputError):  # damaged ones are written anew at the end

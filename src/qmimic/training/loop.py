@@ -73,16 +73,18 @@ def train_network(
     loader: Loader,
     evaluate: Callable[[Detector], float],
     accelerator: Accelerator,
+    device: torch.device,
     watcher: Watcher,
 ) -> Detector:
     """Train an objective to the end of its schedule, from its last checkpoint if there is one.
 
     Args:
         job: what to train, and where.
-        objective: on any device; it is moved to the accelerator's.
+        objective: on any device; it is moved to this process's.
         loader: of training images, with the schedule's batch size.
         evaluate: computes mAP@0.5 on val, 0..1, of a detector in evaluation mode.
-        accelerator: device and processes.
+        accelerator: the processes.
+        device: of this process.
         watcher: notified of every step.
 
     Returns:
@@ -92,7 +94,7 @@ def train_network(
         InputError: the loss is not finite, or the run folder cannot be written.
     """
     schedule = job.schedule
-    objective.to(accelerator.device)
+    objective.to(device)
     average = None
     if schedule.ema:
         average = AveragedModel(objective.detector, multi_avg_fn=get_ema_multi_avg_fn(schedule.ema), use_buffers=True)
@@ -109,7 +111,7 @@ def train_network(
     log = Log(job.folder, done, job.trackers) if accelerator.is_main_process else None
     for step, batch in enumerate(loader.steps(job.seed, done, schedule.steps, rows), start=done):
         rate = learning_rate(schedule, step)
-        losses = _advance(job, wrapped, optimizer, batch, rows, step, rate, accelerator)
+        losses = _advance(job, wrapped, optimizer, batch, rows, step, rate, accelerator, device)
         value = sum(losses.values())
         if average is not None:
             average.update_parameters(objective.detector)
@@ -138,6 +140,7 @@ def _advance(
     step: int,
     rate: float,
     accelerator: Accelerator,
+    device: torch.device,
 ) -> dict[str, float]:
     """One optimizer step on a process's rows of the global batch; gives the loss terms before it.
 
@@ -146,7 +149,6 @@ def _advance(
     """
     for group in optimizer.param_groups:
         group["lr"] = rate
-    device = accelerator.device
     images, targets, indices = batch.images.to(device), batch.targets.to(device), batch.indices.to(device)
     generators = step_generators(job.seed, step, device)
     if accelerator.num_processes > 1:

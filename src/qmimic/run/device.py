@@ -1,0 +1,52 @@
+"""Where a run computes: which processes, which device of this one, and sums on it that come out the same each time."""
+
+import os
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import is_initialized
+from accelerate.utils import DistributedDataParallelKwargs
+
+from qmimic.config import RunConfig
+from qmimic.errors import InputError
+
+
+def choose(config: RunConfig) -> tuple[Accelerator, torch.device]:
+    """The processes of a run, and the device of this one.
+
+    Networks are moved to the device by who builds them: Accelerate keeps its first device for as long as Python runs,
+    but a script may train on a GPU and then export on the CPU.
+
+    Raises:
+        InputError: more processes than this machine has GPUs.
+    """
+    cpu = config.device == "cpu" or not torch.accelerator.is_available()
+    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.accelerator.device_count()
+    if not cpu and here > gpus:
+        raise InputError(
+            f"{here} processes were started on a machine with {gpus} GPU{'s' * (gpus > 1)}; start one process for "
+            "each, or set run.device=cpu."
+        )
+    # Between processes: what a phase of the mimic loss does not use must not be waited for.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    # Told that there is no GPU: otherwise, processes without one would not find each other.
+    first = not is_initialized()
+    accelerator = Accelerator(cpu=cpu and first, device_placement=False, kwargs_handlers=[unused])
+    device = accelerator.device if accelerator.num_processes > 1 else _alone(cpu)
+    _repeat_sums(device)
+    return accelerator, device
+
+
+def _alone(cpu: bool) -> torch.device:
+    """The device of a process that trains alone."""
+    found = None if cpu else torch.accelerator.current_accelerator()
+    return torch.device(found.type, torch.accelerator.current_device_index()) if found else torch.device("cpu")
+
+
+def _repeat_sums(device: torch.device) -> None:
+    """Have a GPU take sums in one order: left alone, its threads add as they end, and one seed gives many results."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS at its first product
+    torch.use_deterministic_algorithms(device.type == "cuda")
+    # Nothing here reads what it has not written, so nothing needs to be filled first.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
