@@ -29,7 +29,7 @@ RECIPE = ROOT / "recipes" / "animals-informed.yaml"
 TEACHER = "timm:tf_efficientnet_lite0"
 EPOCH = 187  # steps of 16 pictures
 ARMS = {
-    "scratch": {"mimic.mode": "none", "mimic.weight": 0},
+    "scratch": {"mimic.mode": "none"},
     "mimic": {"mimic.mode": "mimic"},
     "quantization mimic": {"mimic.mode": "quantization"},
     "teacher quantized alone": {"mimic.mode": "teacher_only"},
