@@ -3,9 +3,10 @@
     python benchmarks/gpu_informed.py --data PATH/animals --weights efficientnet-lite0.pth
 
 First the teacher's training step against torchvision's Faster R-CNN around the same network, alternating. Then the
-study (scratch, mimic, quantization mimic, teacher quantized alone), as many jobs at a time as there are cores. Students
-get as many steps as fit into the minutes left, by a measurement with as many jobs at a time; they are printed, and how
-many of the recipe's 30 epochs they come to. Everything is kept in --out, and the same command goes on.
+study (scratch, mimic, quantization mimic, teacher quantized alone, and scratch of twice the steps), as many jobs at a
+time as there are cores. Students get as many steps as fit into the minutes left, by a measurement with so many jobs;
+they are printed, and how many of the recipe's 30 epochs they come to. Everything is kept in --out, and the same command
+goes on. Start NVIDIA's MPS first (nvidia-cuda-mps-control -d): without it the jobs take turns on the GPU.
 """
 
 import argparse
@@ -28,12 +29,13 @@ ROOT = Path(__file__).parents[1]
 RECIPE = ROOT / "recipes" / "animals-informed.yaml"
 TEACHER = "timm:tf_efficientnet_lite0"
 EPOCH = 187  # steps of 16 pictures
-ARMS = {
-    "scratch": {"mimic.mode": "none"},
+SCRATCH = {"mimic.mode": "none"}
+TAUGHT = {
     "mimic": {"mimic.mode": "mimic"},
     "quantization mimic": {"mimic.mode": "quantization"},
     "teacher quantized alone": {"mimic.mode": "teacher_only"},
 }
+ARMS = 1 + len(TAUGHT)
 MARGIN = 0.85  # of the minutes left that are planned for: jobs do not end together
 SHORT, LONG = 20, 120  # steps of the measurement
 
@@ -59,17 +61,20 @@ def study_of(options: argparse.Namespace, name: str, seeds: int, teacher: int, s
         **{f"{stage}.checkpoint_every": 500 for stage in ("teacher", "quantized_teacher", "student")},
         "run.trackers": [],
     }
-    several = isinstance(student, list)
-    grid = {"student.steps": student} if several else {}
-    if not several:
+    arms, grid = {"scratch": SCRATCH, **TAUGHT}, {}
+    if isinstance(student, list):
+        grid = {"student.steps": student}
+    else:
         settings["student.steps"] = student
+        arms = {"scratch": SCRATCH, "scratch, twice the steps": {**SCRATCH, "student.steps": 2 * student}, **TAUGHT}
     tree = {
         "name": name,
         "recipe": str(RECIPE),
         "question": f"What does an informed teacher teach, by {seeds} seeds of {student} steps?",
+        "order": {"mimic": 2, "quantization mimic": 1.2},
         "set": settings,
         "grid": grid,
-        "arms": ARMS,
+        "arms": arms,
         "seeds": list(range(seeds)),
     }
     path = options.out / f"{name}.yaml"
@@ -104,13 +109,13 @@ def costs(folder: Path) -> dict[str, tuple[float, float]]:
 
 
 def steps_that_fit(costs: dict[str, tuple[float, float]], left: float, seeds: int, workers: int, teacher: int) -> int:
-    """Steps of a student for which all jobs fit into the seconds left."""
+    """Steps of a student for which all jobs fit into the seconds left; one more arm has twice as many."""
     rounds = seeds / min(workers, seeds)
     (start, step), (own_start, own) = costs["teacher"], costs["student"]
     # A teacher, its quantized form a quarter as long, then the students of all arms.
     taken = rounds * (2 * start + 1.25 * teacher * step)
-    students = seeds * len(ARMS) / workers
-    return int(((left * MARGIN - taken) / students - own_start) / own)
+    a_student = (left * MARGIN - taken) * workers / seeds
+    return int((a_student - (ARMS + 1) * own_start) / ((ARMS + 2) * own))
 
 
 def main() -> int:
@@ -133,7 +138,7 @@ def main() -> int:
         step = teacher_step(device)
         ours, ratio = 1000 * step["ours"], step["ratio"]
         print(f"{said['device']}: the teacher's step takes {ours:.1f} ms, torchvision's {ratio:.2f} times as long.")
-        seeds = max(1, options.workers // len(ARMS))
+        seeds = max(1, options.workers // ARMS)
         found = costs(run(options, study_of(options, "measure", seeds, SHORT, [SHORT, LONG])))
         left = 60 * options.minutes - (time.monotonic() - began)
         steps = steps_that_fit(found, left, options.seeds, options.workers, options.teacher_steps)

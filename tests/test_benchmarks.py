@@ -1,5 +1,6 @@
 """Every benchmark runs, at its smallest: figures in the documentation come from scripts that still work."""
 
+import argparse
 import json
 import runpy
 import sys
@@ -8,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+import gpu_informed
+from qmimic.study.spec import Run, expand, load_study
 from time_limit import at_most
 
 ROOT = Path(__file__).parents[1]
@@ -54,3 +57,23 @@ def test_it_runs_and_prints_its_figures(
     with at_most(300):
         runpy.run_path(str(BENCHMARKS / name), run_name="__main__")  # in this process: torch is there already
     assert json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_the_study_for_a_gpu_is_accepted_and_fits_into_its_minutes(tmp_path: Path) -> None:
+    options = argparse.Namespace(data=tmp_path, weights=tmp_path / "lite0.pth", out=tmp_path)
+
+    def runs_of(name: str, seeds: int, student: int | list[int]) -> tuple[Run, ...]:
+        path = gpu_informed.study_of(options, name, seeds, 20, student)
+        return expand(load_study(path), path, tmp_path / name)
+
+    assert len(runs_of("measure", 2, [20, 120])) == 4 * 2 * 2
+    steps = {run.arm: run.recipe.student.steps for run in runs_of("whole", 3, 500)}
+    assert sorted(steps.values()) == [500] * 4 + [1000]
+    assert steps["scratch, twice the steps"] == 1000
+
+    # Counted anew: on one worker, a second to begin each job and 0.1 and 0.02 seconds a step.
+    costs = {"teacher": (1.0, 0.1), "student": (1.0, 0.02)}
+    found = gpu_informed.steps_that_fit(costs, 2000, seeds=2, workers=1, teacher=100)
+    teachers = 2 * (1 + 100 * 0.1) + 2 * (1 + 25 * 0.1)
+    students = 2 * sum(1 + own / 500 * found * 0.02 for own in steps.values())
+    assert teachers + students == pytest.approx(2000 * gpu_informed.MARGIN, abs=1)
