@@ -163,8 +163,8 @@ def test_openvino_s_two_files_belong_together(tmp_path: Path) -> None:
 
 @pytest.fixture
 def prepared(trained: Path, tmp_path: Path) -> Prepared:
-    recipe = load_recipe(trained / "run" / "recipe.yaml", [f"run.dir={tmp_path}", "int8.steps=3", "int8.batch_size=4"])
-    return prepare(recipe)
+    settings = [f"run.dir={tmp_path}", "int8.steps=3", "int8.batch_size=4", "run.device=cpu"]  # as `deploy` has it
+    return prepare(load_recipe(trained / "run" / "recipe.yaml", settings))
 
 
 def test_what_loses_is_trained_and_then_kept_float_in_part(
