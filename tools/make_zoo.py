@@ -4,6 +4,7 @@ Finished trainings are not repeated, so an interrupted call continues where it w
 
     python tools/make_zoo.py --data FOLDER pcb cells
     python tools/make_zoo.py --data FOLDER cells --also 1 2      # further seeds, for the card alone
+    python tools/make_zoo.py --data FOLDER --again               # the students there are, as files are written today
 
 FOLDER holds the datasets under the names in the recipes. Everything on a card is measured here: mAP@0.5 of the shipped
 int8 file on val, with its bootstrap interval; the parity of its float twin; its time beside the other students'.
@@ -25,13 +26,14 @@ import torch
 from qmimic.api import detect, train
 from qmimic.bench.measure import as_run
 from qmimic.bench.timing import alternate
-from qmimic.config import Recipe, load_recipe
+from qmimic.config import Recipe, load_recipe, save_recipe
 from qmimic.data.chosen import open_dataset
 from qmimic.data.sample import Dataset
 from qmimic.data.splits import TRAIN, VAL
 from qmimic.detectors.build import mac_count, parameter_count
 from qmimic.detectors.files import load_detector, save_detector
 from qmimic.run.deploy import Deployed, deploy
+from qmimic.run.folder import RECIPE
 from qmimic.runtime.engine import Engine
 from qmimic.scores.bootstrap import Interval, draws, interval, mean_ap
 from qmimic.scores.matches import match
@@ -56,11 +58,17 @@ def recipe_of(name: str, data: Path, runs: Path) -> Recipe:
     return recipe.changed({"data.root": root if root.startswith("synthetic:") else str(data / root)})
 
 
-def shipped(recipe: Recipe) -> tuple[Path, list[Deployed]]:
-    """Train a student; its file, and those that ship."""
-    run = train(recipe)
+def shipped(path: Path, recipe: Recipe) -> list[Deployed]:
+    """The files that ship of a student in the folder of its run."""
     overrides = [f"int8.max_loss={recipe.int8.max_loss}"]
-    return run.student, deploy(run.student, None, recipe.data.root, overrides, 1, True, ["onnx"], True, Silent())
+    return deploy(path, None, recipe.data.root, overrides, 1, True, ["onnx"], True, Silent())
+
+
+def packaged(name: str, recipe: Recipe) -> Path:
+    """The student that is in the package, put into a folder as of a run."""
+    recipe.folder.mkdir(parents=True, exist_ok=True)
+    save_recipe(recipe, recipe.folder / RECIPE)
+    return Path(shutil.copyfile(FOLDER / f"{name}{TRAINED}", recipe.folder / f"student{TRAINED}"))
 
 
 def of_int8(files: list[Deployed]) -> Deployed:
@@ -83,14 +91,14 @@ def of_seeds(card: Card, recipe: Recipe, seeds: list[int]) -> Card:
     dataset = open_dataset(recipe.data)
     for seed in seeds:
         own = recipe.changed({"seed": seed, "run.dir": f"{recipe.folder}-seed{seed}"})
-        known[seed] = round(scored(of_int8(shipped(own)[1]).path, dataset).value, 4)
+        known[seed] = round(scored(of_int8(shipped(train(own).student, own)).path, dataset).value, 4)
         print(f"seed {seed}: {100 * known[seed]:.1f} mAP@0.5", flush=True)
     return replace(card, seeds=tuple(known), map50_of_seeds=tuple(known.values()))
 
 
-def made(name: str, recipe: Recipe) -> Card:
-    """Train, ship and describe a student; its milliseconds are measured later."""
-    path, files = shipped(recipe)
+def made(name: str, recipe: Recipe, path: Path) -> Card:
+    """Ship and describe a trained student; its milliseconds are measured later."""
+    files = shipped(path, recipe)
     detector, notes = load_detector(path)
     proof = {one.precision: one.proof for one in files}
     own = of_int8(files)
@@ -136,13 +144,22 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the datasets")
     parser.add_argument("--runs", type=Path, default=Path("runs/zoo"), help="folder for the runs")
     parser.add_argument("--also", nargs="+", type=int, default=[], help="only train these seeds too, for the cards")
+    parser.add_argument("--again", action="store_true", help="train nothing: export the students that are there")
     options = parser.parse_args()
     torch.set_num_threads(1)
     file = FOLDER / CARDS
     cards = json.loads(file.read_text()) if file.exists() else {}
     for name in options.names or ABOUT:
         recipe = recipe_of(name, options.data, options.runs)
-        card = of_seeds(of_zoo()[name], recipe, options.also) if options.also else made(name, recipe)
+        if options.also:
+            card = of_seeds(of_zoo()[name], recipe, options.also)
+        elif options.again:
+            before = of_zoo()[name]
+            card = made(name, recipe, packaged(name, recipe))
+            others = before.map50_of_seeds[1:]
+            card = replace(card, seeds=before.seeds, map50_of_seeds=(*card.map50_of_seeds, *others))
+        else:
+            card = made(name, recipe, train(recipe).student)
         cards[name] = asdict(card)
         print(f"{name}: {100 * cards[name]['map50']:.1f} mAP@0.5, {cards[name]['bytes']:,} bytes", flush=True)
     cards = {name: cards[name] for name in ABOUT if name in cards}
