@@ -118,6 +118,16 @@ def steps_that_fit(costs: dict[str, tuple[float, float]], left: float, seeds: in
     return int((a_student - (ARMS + 1) * own_start) / ((ARMS + 2) * own))
 
 
+def planned(options: argparse.Namespace, left: float) -> int:
+    """Steps of a student that fit into the seconds left, by a small study of the same jobs."""
+    began = time.monotonic()
+    seeds = max(1, options.workers // ARMS)
+    found = costs(run(options, study_of(options, "measure", seeds, SHORT, [SHORT, LONG])))
+    left -= time.monotonic() - began
+    steps = steps_that_fit(found, left, options.seeds, options.workers, options.teacher_steps)
+    return min(steps, 30 * EPOCH)
+
+
 def main() -> int:
     """Measure, plan, run; the report's path is printed last."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -128,6 +138,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--teacher-steps", type=int, default=4 * EPOCH)
+    parser.add_argument("--steps", type=int, help="of a student; without, as many as fit")
     options = parser.parse_args()
     began = time.monotonic()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -138,16 +149,11 @@ def main() -> int:
         step = teacher_step(device)
         ours, ratio = 1000 * step["ours"], step["ratio"]
         print(f"{said['device']}: the teacher's step takes {ours:.1f} ms, torchvision's {ratio:.2f} times as long.")
-        seeds = max(1, options.workers // ARMS)
-        found = costs(run(options, study_of(options, "measure", seeds, SHORT, [SHORT, LONG])))
-        left = 60 * options.minutes - (time.monotonic() - began)
-        steps = steps_that_fit(found, left, options.seeds, options.workers, options.teacher_steps)
-        if steps < EPOCH:
+        steps = options.steps or planned(options, 60 * options.minutes - (time.monotonic() - began))
+        if steps < EPOCH and not options.steps:
             print(f"In {options.minutes:g} minutes a student gets {steps} steps, less than an epoch: raise --minutes.")
             return 2
-        plan.write_text(
-            json.dumps({**said, "teacher_step": step, "costs": found, "student_steps": min(steps, 30 * EPOCH)})
-        )
+        plan.write_text(json.dumps({**said, "teacher_step": step, "student_steps": steps}))
     steps = json.loads(plan.read_text())["student_steps"]
     print(f"Students get {steps} steps, {steps / EPOCH:.1f} of the recipe's 30 epochs.", flush=True)
     folder = run(options, study_of(options, "informed-gpu", options.seeds, options.teacher_steps, steps))
