@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.ops import roi_align as torchvision_roi_align
 from torchvision.ops import roi_pool as torchvision_roi_pool
 
-from qmimic.detectors.roi_pooling import ROI_POOLINGS, roi_align, roi_pool
+from qmimic.detectors.roi_pooling import ROI_POOLINGS, RepeatableRoiPool, roi_align, roi_pool
 
 Pool = Callable[[Tensor, Tensor, int, int], Tensor]
 
@@ -67,7 +67,16 @@ def reference_pool(features: Tensor, rois: Tensor, size: int, stride: int) -> Te
     return torchvision_roi_pool(features, list(rois), size, 1 / stride).unflatten(0, rois.shape[:2])
 
 
-@pytest.mark.parametrize("pools", [(roi_align, reference_align), (roi_pool, reference_pool)])
+def repeatable_pool(features: Tensor, rois: Tensor, size: int, stride: int) -> Tensor:
+    """As on a GPU."""
+    index = torch.arange(len(rois)).repeat_interleave(rois.shape[1]).float()
+    flat = torch.cat([index[:, None], rois.flatten(0, 1)], 1)
+    return RepeatableRoiPool.apply(features, flat, size, 1 / stride)[0].unflatten(0, rois.shape[:2])
+
+
+@pytest.mark.parametrize(
+    "pools", [(roi_align, reference_align), (roi_pool, reference_pool), (repeatable_pool, reference_pool)]
+)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_pooling_and_its_gradient_equal_torchvision_in_both_layouts(
     layout: torch.memory_format, pools: tuple[Pool, Pool]

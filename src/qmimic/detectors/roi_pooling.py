@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -116,20 +115,23 @@ def roi_pool(features: Tensor, rois: Tensor, size: int, stride: int) -> Tensor:
 
     Args, returns: as `roi_align`.
     """
+    from torchvision.ops import roi_pool as torchvision_roi_pool  # here: importing it takes a second
+
     batch, count = rois.shape[:2]
     index = torch.arange(batch, device=rois.device, dtype=torch.float32).repeat_interleave(count)
     flat = torch.cat([index[:, None], rois.detach().float().reshape(-1, 4)], 1)
-    pooled: Tensor = _Largest.apply(features.float(), flat, size, 1.0 / stride)[0]
+    given = features.float(), flat, size, 1.0 / stride
+    # On a GPU, torchvision's gradient is summed in the order in which threads end.
+    pooled: Tensor = RepeatableRoiPool.apply(*given)[0] if features.is_cuda else torchvision_roi_pool(*given)
     return pooled.view(batch, count, -1, size, size).to(features.dtype)
 
 
-class _Largest(torch.autograd.Function):
-    """torchvision's RoIPool with a gradient that is summed in the same order each time; on a GPU its own is not."""
+class RepeatableRoiPool(torch.autograd.Function):
+    """torchvision's RoIPool with a gradient that is summed in one order, where torch is told to be deterministic."""
 
     @staticmethod
     def forward(features: Tensor, rois: Tensor, size: int, scale: float) -> tuple[Tensor, Tensor]:
         """Maxima [K, C, size, size] of regions [K, 5], and where in [H * W] each lies, -1 in an empty bin."""
-        import_module("torchvision.ops")  # here: importing it takes a second
         pooled, places = torch.ops.torchvision.roi_pool(features, rois, scale, size, size)
         return pooled, places
 
