@@ -137,6 +137,7 @@ class RepeatableRoiPool(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int, float], output: tuple[Tensor, Tensor]) -> None:
+        """What the gradient needs."""
         features, rois, *_ = inputs
         ctx.save_for_backward(rois, output[1])
         ctx.shape = features.shape
@@ -144,6 +145,7 @@ class RepeatableRoiPool(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None, None]:
+        """The gradient to the map, from that to the maxima."""
         rois, places = ctx.saved_tensors
         batch, channels, height, width = ctx.shape
         planes = rois[:, :1].long() * channels + torch.arange(channels, device=rois.device)

@@ -117,6 +117,11 @@ def _place(point: Mapping[str, Any]) -> str:
     return "".join(f" at {key} {value}" for key, value in point.items())
 
 
+def _quoted(arm: str) -> str:
+    """An arm's name within a list that is separated by commas."""
+    return f'"{arm}"' if "," in arm else arm
+
+
 def _verdict(control: str, place: str, group: Sequence[ArmSummary]) -> str:
     told: dict[str, list[str]] = {"above": [], "below": [], "not distinguishable from": []}
     for own in group:
@@ -124,7 +129,7 @@ def _verdict(control: str, place: str, group: Sequence[ArmSummary]) -> str:
             low, high = own.gain.mean - own.gain.margin, own.gain.mean + own.gain.margin
             told["above" if low > 0 else "below" if high < 0 else "not distinguishable from"].append(own.arm)
     said = [
-        f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} {word} {control}"
+        f"{', '.join(map(_quoted, names))} {'is' if len(names) == 1 else 'are'} {word} {_quoted(control)}"
         for word, names in told.items()
         if names
     ]
