@@ -250,3 +250,16 @@ def test_the_ways_to_flip_tell_views_apart_that_are_as_many() -> None:
     assert len({ways_to_flip(one) for one in ways}) == len(ways)
     for one in ways:
         assert exact_views(one) == 2 ** sum(ways_to_flip(one))
+
+
+def test_a_network_computed_in_bf16_sees_the_same_views() -> None:
+    config = AugmentConfig(flip=0.5, scale=(0.5, 2.0), shift=0.2, colour=0.4, mosaic=0.5)
+    images = torch.randint(0, 256, (4, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    targets = Targets(torch.rand(4, 2, 4), torch.zeros(4, 2, dtype=torch.long))
+    views = []
+    for bf16 in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            views.append(augment(images, targets, config, torch.Generator().manual_seed(1)))
+    assert views[1].images.dtype == torch.float32
+    assert torch.equal(views[0].images, views[1].images)
+    assert torch.equal(views[0].targets.boxes, views[1].targets.boxes)

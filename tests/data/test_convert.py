@@ -113,6 +113,13 @@ def test_any_boxes_come_back_as_the_same_float32(
     sample = sample_of(image, boxes, [0] * len(boxes))
     dataset = Dataset("boxes", image.parent, ("thing",), {"train": (sample,)})
     with tempfile.TemporaryDirectory() as folder:
+        width, height = SIZES[which]
+        shares = np.abs(sample.boxes / np.array([width, height, width, height]))
+        if to == "yolo" and shares.max() > 1.99:  # at 2 the reader begins to take them for pixels
+            if shares.max() > 2.01:
+                with pytest.raises(InputError, match="has a box far outside of its picture"):
+                    convert(dataset, Path(folder) / "out", to)
+            return
         convert(dataset, Path(folder) / "out", to)
         (found,) = READ[to](Path(folder) / "out").splits["train"]
     assert np.array_equal(found.boxes, sample.boxes)
@@ -140,6 +147,15 @@ def test_embedded_data_become_png_files(tmp_path: Path) -> None:
         assert read.image is not None
         with Image.open(read.image) as file:
             assert np.array_equal(np.asarray(file), np.asarray(dataset.load(drawn)))
+
+
+@pytest.mark.parametrize("to", ["voc", "coco", "yolo"])
+def test_a_class_without_a_box_is_kept_or_named(tmp_path: Path, to: str) -> None:
+    dataset = replace(digits(train=3, val=2, size=96), classes=(*map(str, range(10)), "x", "y"))
+    said = convert(dataset, tmp_path / "out", to)
+    kept = {"x", "y"} <= set(load_dataset(tmp_path / "out").classes)
+    assert kept == (to != "voc")
+    assert ("x, y" in said) == (not kept)
 
 
 def test_the_command(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 from folders import contents, picture, sample_of, voc_list, voc_object, voc_xml
 from qmimic.config import DataConfig, DetectorConfig, Recipe
 from qmimic.data.chosen import open_dataset, remarks
+from qmimic.data.columns import in_columns
 from qmimic.data.faults import limits
 from qmimic.data.formats import load_dataset
 from qmimic.data.sample import Dataset
@@ -185,3 +186,15 @@ def test_what_is_said_before_the_first_step(tmp_path: Path) -> None:
         "Pictures with more objects than can be found with detector.post_nms=4: 1, with up to 10",
     ):
         assert part in said, said
+
+
+@pytest.mark.parametrize("columns", [False, True])
+def test_splits_that_say_different_things_of_a_picture_are_not_joined(columns: bool) -> None:
+    def dataset(label: int) -> Dataset:
+        one, other = (sample_of(Path("a.png"), [(1, 1, 9, 9)], [own]) for own in (0, label))
+        splits = {"train": (one,), "extra": (other,)}
+        return Dataset("pets", None, ("a", "b"), in_columns(splits, None) if columns else splits)
+
+    assert names(dataset(0), "train+extra") == ["a"]
+    with pytest.raises(InputError, match="a has other labels in one of the splits train and extra of pets than in"):
+        samples_of(dataset(1), "train+extra")

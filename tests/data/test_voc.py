@@ -158,3 +158,13 @@ def test_a_real_folder_has_the_boxes_of_its_coco_copy(real_data: Path, name: str
     for split, images in copy.items():
         assert {n: sorted(t) for n, t in images.items()} == {n: sorted(t) for n, t in own[split].items()}
     assert {**own["train"], **own["val"]} == own["trainval"]
+
+
+def test_what_was_deleted_is_left_out_and_counted(tmp_path: Path) -> None:
+    picture(tmp_path / "JPEGImages" / "a.jpg")
+    removed = voc_object("dog", 1, 1, 100, 80, extra="<deleted>1</deleted>")
+    voc_xml(tmp_path, "a", removed, voc_object("cat", 11, 21, 20, 40, extra="<deleted>0</deleted>"))
+    dataset = voc.read(tmp_path)
+    assert contents(dataset) == {"train": {"a.jpg": [("cat", (10, 20, 20, 40), False, False)]}}
+    assert dataset.accounted is not None
+    assert dataset.accounted.boxes.as_json() == {"found": 2, "used": 1, "left_out": {"deleted": 1}}

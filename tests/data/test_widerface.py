@@ -118,3 +118,12 @@ def test_a_missing_image_is_a_defect(tmp_path: Path) -> None:
 def test_it_converts_to_other_layouts(tmp_path: Path) -> None:
     assert main(["data", "convert", str(folder(tmp_path / "wider")), str(tmp_path / "coco"), "--to", "coco"]) == 0
     assert contents(load_dataset(tmp_path / "coco")) == contents(load_dataset(tmp_path / "wider"))
+
+
+def test_a_file_that_ends_within_a_picture_s_faces_is_named(tmp_path: Path) -> None:
+    cut = TEXT.rstrip().rpartition("\n")[0] + "\n"
+    dataset = load_dataset(folder(tmp_path, cut))
+    assert [defect.detail for defect in dataset.defects] == [
+        "The file ends within the faces of 1--Handshaking/1_c.jpg; fetch the annotations again."
+    ]
+    assert [sample.image_id for sample in dataset.splits["train"]] == ["0--Parade/0_a", "1--Handshaking/1_b"]

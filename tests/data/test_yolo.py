@@ -166,13 +166,31 @@ def test_splits_are_folders_lists_or_several(tmp_path: Path, config: str, counts
     assert dataset.accounted.pictures.used == sum(counts.values())
 
 
+def test_a_list_names_what_is_no_picture(tmp_path: Path) -> None:
+    for name in "ab":
+        picture(tmp_path / "images" / f"{name}.png")
+        label(tmp_path, f"labels/{name}.txt", "0 0.5 0.5 0.5 0.5\n")
+    (tmp_path / "images" / "b.png").rename(tmp_path / "images" / "b.npy")
+    (tmp_path / "train.txt").write_text("images/a.png\nimages/b.npy\n")
+    (tmp_path / "data.yaml").write_text("train: train.txt\nnames: [cat]\n")
+    said = [defect.detail for defect in yolo.read(tmp_path).defects]
+    assert "It lists images/b.npy, whose name is not that of a picture." in said
+
+
 def test_pixels_are_named(tmp_path: Path) -> None:
     picture(tmp_path / "images" / "a.png")
     label(tmp_path, "classes.txt", "cat")
     label(tmp_path, "labels/a.txt", "0 12 20 40 40\n")
-    (defect,) = yolo.read(tmp_path).defects
+    picture(tmp_path / "images" / "b.png")
+    label(tmp_path, "labels/b.txt", "0 0.5 0.5 0.5 0.5\n")
+    dataset = yolo.read(tmp_path)
+    (defect,) = dataset.defects
     assert "has pixels" in defect.detail
     assert "0 12 20 40 40" in defect.detail
+    # Neither is its box taught, nor what it shows as background.
+    assert [sample.image_id for own in dataset.splits.values() for sample in own] == ["b"]
+    assert dataset.accounted is not None
+    assert dataset.accounted.boxes.left_out == {"unreadable_label": 1}
 
 
 def test_a_polygon_is_taken_by_its_box(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from qmimic.compress.integer_grids import calibrate, prepare_qat
 from qmimic.detectors.build import build, mac_count
 from qmimic.detectors.channels import channel_groups, keep_channels, widths
-from qmimic.detectors.detector import Detector
+from qmimic.detectors.detector import Detector, _brightness
 from qmimic.detectors.files import load_detector, save_detector
 from qmimic.detectors.pretrained import load_backbone
 from qmimic.errors import InputError
@@ -117,3 +117,10 @@ def test_its_onnx_file_takes_colour_and_computes_what_it_computes(integers: bool
 def test_a_backbone_that_reads_pixels_otherwise_is_refused() -> None:
     with pytest.raises(InputError, match=r"data\.grey needs"):
         build(tiny_spec(backbone="timm:tresnet_m", grey=True))
+
+
+def test_brightness_is_not_rounded_in_bf16() -> None:
+    colours = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = _brightness(colours)
+    torch.testing.assert_close(found, _brightness(colours), rtol=0, atol=0)

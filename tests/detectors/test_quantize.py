@@ -251,3 +251,11 @@ def test_levels_are_whole_numbers_that_give_the_values_back(
     quantized = quantizer(f.view(1, 1, -1))
     assert torch.equal(quantizer.values(levels), quantized)
     assert torch.equal(quantizer(quantized), quantized)  # Q(Q(f)) = Q(f): a stored map stays what it is
+
+
+@pytest.mark.parametrize("kind", ["uniform", "power_of_two"])
+def test_a_map_in_bf16_is_quantized_by_the_exact_stride(kind: str) -> None:
+    """A stride of 0.3 is none of bf16's numbers; rounded, it would send one entry in fifty to another level."""
+    quantizer = Quantizer(QuantizerConfig(kind=kind), torch.tensor([0.3]))
+    values = torch.linspace(0, 30, 4000).bfloat16().view(4, 1, 10, 100)
+    assert torch.equal(quantizer(values), quantizer(values.float()).bfloat16())

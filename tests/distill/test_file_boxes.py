@@ -122,6 +122,47 @@ def test_rows_with_a_score_and_a_class(own: Any, kind: str, unit: str) -> None:
     same(config, {"all": tensor(rows[None])}, plain(boxes, scores))
 
 
+@settings(max_examples=20, deadline=None)
+@given(things(), FORMATS, UNITS)
+def test_rows_with_a_score_and_classes_beside_them(own: Any, kind: str, unit: str) -> None:
+    """MMDetection's `dets` and `labels`, filled up with rows of nothing."""
+    boxes, scores = own
+    rows = np.concatenate([as_format(boxes, kind, unit), scores.max(1)[:, None]], 1)
+    rows = np.concatenate([rows, np.zeros((2, 5))])
+    numbers = np.concatenate([scores.argmax(1), [-1, -1]])
+    config = TeacherFileConfig(
+        rows="dets", row_layout=("box", "score"), labels="labels", box_format=kind, box_unit=unit, suppress=1
+    )
+    same(config, {"dets": tensor(rows[None]), "labels": tensor(numbers[None])}, plain(boxes, scores))
+    with pytest.raises(InputError, match=r"'labels' has shape \[1, 1\]; class numbers of \d+ boxes are \[B, N\]"):
+        found_in(config, {"dets": tensor(rows[None]), "labels": tensor([[0]])}, 1, SIZE)
+
+
+def test_what_is_no_score_is_told_by_what_it_is() -> None:
+    boxes = [[1, 1, 9, 9], [20, 20, 40, 40]]
+    rows = tensor([[*box, *number, 0.8] for box, number in zip(boxes, ([1], [2]), strict=True)])[None]
+    for settings_, outputs, said in (
+        (
+            {"rows": "all", "row_layout": ("box", "score", "label")},
+            {"all": rows},
+            r"scores go from 1 to 2, .*whole numbers, as pixels or numbers of classes are: check teacher\.row_layout",
+        ),
+        (
+            {"boxes": "b", "scores": "s", "activation": "softmax"},
+            {"b": tensor([boxes]), "s": tensor([[[3.0], [-2.0]]])},
+            r"one score a box, whose softmax is always 1; set teacher\.activation=sigmoid",
+        ),
+        (
+            {"boxes": "b", "scores": "s", "labels": "n"},
+            {"b": tensor([boxes]), "s": tensor([[0.9, 0.8]]), "n": tensor([[0.95, 1]])},
+            r"the class number 0\.95, which is not whole; check teacher\.labels",
+        ),
+    ):
+        config = TeacherFileConfig(**settings_)
+        with pytest.raises(InputError, match=said):
+            detections(found_in(config, outputs, 1, SIZE), config, (0, 1, 2), SIZE)
+
+
 @settings(max_examples=40, deadline=None)
 @given(things(), FORMATS, UNITS, st.sampled_from(["none", "sigmoid", "softmax"]))
 def test_boxes_and_scores_apart(own: Any, kind: str, unit: str, activation: str) -> None:
@@ -197,7 +238,7 @@ def test_a_class_that_is_left_out_is_no_other_class_either() -> None:
         (
             ("cat", "zebra", "doog"),
             3,
-            "has classes that the data lack: zebra, doog; the data have cat, dog. Write null in",
+            r"that the data lack: zebra, doog \(did you mean dog by doog[?]\); the data have cat, dog. Write null in",
         ),
         (("cat", "doog"), 2, r"lack: doog \(did you mean dog by doog[?]\); the data"),
         (("cat",), 2, "have 2 scores of classes and teacher.classes names 1; write there"),
@@ -281,8 +322,10 @@ def test_scores_that_would_be_activated_twice_are_refused(activation: Any) -> No
 
 def test_numbers_of_boxes_that_are_read_as_scores_are_refused() -> None:
     config = TeacherFileConfig(rows="r", row_layout=("scores", "box"))
-    with pytest.raises(InputError, match=r"scores go from 0 to 90, .*; these are not scores; check teacher.row_layout"):
-        detections(found_in(config, {"r": tensor([[0, 90, 0.1, 0.2, 9, 9]])}, 1, SIZE), config, (0, 1), SIZE)
+    with pytest.raises(
+        InputError, match=r"scores go from 0 to 90.5, .*; these are not scores; check teacher.row_layout"
+    ):
+        detections(found_in(config, {"r": tensor([[0, 90.5, 0.1, 0.2, 9, 9]])}, 1, SIZE), config, (0, 1), SIZE)
 
 
 def test_pixels_that_are_read_as_shares_are_refused() -> None:

@@ -282,6 +282,19 @@ def test_what_a_bank_keeps_does_not_depend_on_how_the_student_is_computed() -> N
         assert torch.equal(mimic.teacher_side(maps(2), regions_of(3)), wanted)
 
 
+@pytest.mark.parametrize("pooling", ["align", "pool", "crop"])
+@pytest.mark.parametrize("order", ["pool_quantize", "quantize_pool"])
+def test_behind_the_adaptor_all_is_float32(pooling: str, order: str) -> None:
+    """A map that bf16 holds exactly, and an r that changes nothing: bf16 must not change the loss either."""
+    mimic = identity_mimic(mode="quantization", pooling=pooling, order=order, adaptor_relu=False)
+    student, teacher = maps(1).bfloat16(), maps(2)
+    given = mimic.teacher_side(teacher, regions_of(3))
+    wanted = mimic.loss_to(student.float(), given, regions_of(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = mimic.loss_to(student, given, regions_of(3))
+    torch.testing.assert_close(found, wanted, rtol=(2e-2 if order == "pool_quantize" else 1e-5), atol=0)
+
+
 def pair_of(teacher: Tensor, student: Tensor, valid: Tensor) -> RegionPair:
     """Regions whose values are their own levels."""
     return RegionPair(teacher, student, teacher, student, valid)

@@ -64,6 +64,18 @@ def test_processes_on_the_cpu_may_be_as_many_as_one_likes(machine: Callable[[int
     assert str(device.choose(RunConfig(device="cpu"))[1]) == "cpu"
 
 
+@pytest.mark.parametrize(("gpus", "taken"), [(0, []), (1, []), (3, [0, 1, 2, 0])])
+def test_jobs_take_the_gpus_in_turn(
+    machine: Callable[[int, int], None], monkeypatch: pytest.MonkeyPatch, gpus: int, taken: list[int]
+) -> None:
+    machine(gpus, 1)
+    found: list[int] = []
+    monkeypatch.setattr("torch.accelerator.set_device_index", found.append)
+    for turn in range(4):
+        device.take_turn(turn)
+    assert found == taken
+
+
 KINDS = {
     "two stages": [],
     "one stage": ["detector.architecture=one_stage"],

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 import qmimic
@@ -243,7 +244,9 @@ def test_a_teacher_s_labels_are_named_by_teacher_pictures_and_doubt_and_reach_th
         mixed_key(*one) for one in ((recipe, "data", "labels"), (recipe, "data", "other"), (shared, "data", "labels"))
     }
     assert len(mixed) == 3
-    assert found_key("labels") != found_key("other")
+    cpu, gpu = torch.device("cpu"), torch.device("cuda:1")
+    assert len({found_key("labels", cpu), found_key("other", cpu), found_key("labels", gpu)}) == 3
+    assert found_key("labels", gpu) == found_key("labels", torch.device("cuda:0"))
     # Arms with and without such pictures have one teacher; students differ.
     bare = recipe.changed({"data.unlabelled": None})
     jobs, others = job_keys(recipe), job_keys(bare)

@@ -62,7 +62,8 @@ class TeacherFileConfig(Section):
         None, description="onnx: output of numbers by which scores are multiplied, one a box"
     )
     labels: Advanced[Outputs | None] = Field(
-        None, description="onnx: output of class numbers, where scores has one a box"
+        None,
+        description="onnx: output of class numbers, where scores has one a box, or beside rows of a box and a score",
     )
     rows: Advanced[Outputs | None] = Field(None, description="onnx: one output of boxes and scores, in place of these")
     row_layout: Advanced[tuple[Column, ...]] = Field(
@@ -195,21 +196,23 @@ def check_outputs(teacher: TeacherFileConfig) -> None:
 
 
 def _check_rows(teacher: TeacherFileConfig) -> None:
-    if teacher.rows and any(getattr(teacher, name) for name in KINDS_OF_OUTPUTS if name != "rows"):
+    own = sorted(one for one in teacher.row_layout if one not in ("skip", "objectness"))
+    beside = ("rows", "labels") if own == ["box", "score"] else ("rows",)
+    if teacher.rows and any(getattr(teacher, name) for name in KINDS_OF_OUTPUTS if name not in beside):
         raise ValueError(
-            "teacher.rows holds boxes and scores in one output: leave out boxes, sizes, scores, objectness and labels"
+            "teacher.rows holds boxes and scores in one output: leave out boxes, sizes, scores, objectness and labels "
+            "(labels may stand beside rows of [box, score])"
         )
     if bool(teacher.rows) != bool(teacher.row_layout):
         raise ValueError(
             "teacher.rows and row_layout go together: name the output, and what stands in its rows, such as "
             "[box, scores]"
         )
-    own = sorted(one for one in teacher.row_layout if one not in ("skip", "objectness"))
-    whole = own in (["box", "scores"], ["box", "label", "score"]) and teacher.row_layout.count("objectness") < 2
-    if teacher.rows and not whole:
+    complete = [["box", "scores"], ["box", "label", "score"]] + ([["box", "score"]] if teacher.labels else [])
+    if teacher.rows and not (own in complete and teacher.row_layout.count("objectness") < 2):
         raise ValueError(
-            "teacher.row_layout needs box and scores (of one class too), or box, score and label, each once; "
-            "objectness at most once"
+            "teacher.row_layout needs box and scores (of one class too), or box, score and label, each once (the label "
+            "may be an output of its own, teacher.labels); objectness at most once"
         )
     if teacher.transposed and not (teacher.rows or teacher.grid_strides):
         raise ValueError(
@@ -223,6 +226,8 @@ def _check_boxes(teacher: TeacherFileConfig) -> None:
         raise ValueError(
             "teacher.objectness_activation needs an objectness: name its output, or its column in teacher.row_layout"
         )
+    if teacher.rows:
+        return
     if (teacher.scores or teacher.labels or teacher.objectness) and not teacher.boxes:
         raise ValueError("teacher.scores, objectness and labels are those of teacher.boxes: name that output too")
     if teacher.sizes and not (teacher.boxes and teacher.box_format in OF_CENTRES):

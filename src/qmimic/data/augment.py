@@ -60,6 +60,13 @@ def augment(images: Tensor, targets: Targets, config: AugmentConfig, source: Sou
     """
     if config == STILL:
         return Views(images, targets, torch.zeros(len(images), dtype=torch.int64, device=images.device))
+    # In bf16, where a network may be computed, places would be off by a pixel and colours by several levels.
+    with torch.autocast(images.device.type, enabled=False):
+        return _augment(images, targets, config, source)
+
+
+def _augment(images: Tensor, targets: Targets, config: AugmentConfig, source: Source) -> Views:
+    """The same, of views that are not all still. Args as `augment`."""
     batch, _, height, width = images.shape
     drawn = rand(source, batch, 8)
     low, high = config.scale

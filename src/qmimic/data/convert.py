@@ -54,6 +54,10 @@ def convert(dataset: Dataset, target: Path, to: str) -> str:
     flags = sum(int(sample.ignored.sum()) for sample in places.values())
     if flags and not writer.flags:
         remarks.append(f"{flags} of them no longer marked as difficult or crowd, which {to} cannot hold")
+    shown = {int(label) for sample in places.values() for label in sample.labels}
+    bare = [name for place, name in enumerate(dataset.classes) if place not in shown]
+    if bare and not writer.bare_classes:
+        remarks.append(f"without the classes that no box has, which {to} cannot hold: {', '.join(bare)}")
     if dataset.defects:
         remarks.append(f"{len(dataset.defects)} faulty or missing labels skipped; `qmimic data check` lists them")
     return "; ".join(remarks) + "."

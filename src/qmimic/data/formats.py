@@ -39,10 +39,12 @@ class Writer:
         write: all labels of a dataset into an empty folder; returns where each image belongs, a path relative to
             the folder without the suffix, which stays the image's own.
         flags: whether it can hold which boxes are difficult or crowd.
+        bare_classes: whether it can hold classes that no box has.
     """
 
     write: Callable[[Folder, Dataset], dict[Path, Sample]]
     flags: bool = True
+    bare_classes: bool = True
 
 
 # The first that fits is taken: a VOC folder often carries a COCO copy of its boxes.
@@ -53,7 +55,11 @@ READERS = {
     "yolo": Reader(yolo.sniff, yolo.read),
     "voc beside the pictures": Reader(voc.sniff_beside, voc.read),
 }
-WRITERS = {"voc": Writer(voc.write), "coco": Writer(coco.write), "yolo": Writer(yolo.write, flags=False)}
+WRITERS = {
+    "voc": Writer(voc.write, bare_classes=False),
+    "coco": Writer(coco.write),
+    "yolo": Writer(yolo.write, flags=False),
+}
 
 
 LOOKED_AT = 10_000  # files of a folder that no reader knows

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 import numpy as np
 
 from qmimic.data.columns import Columns, Store, in_columns
+from qmimic.data.labels import same_labels
 from qmimic.data.sample import Dataset, LabelDefect, Sample
 from qmimic.errors import InputError
 
@@ -19,7 +20,7 @@ def samples_of(dataset: Dataset, split: str) -> Sequence[Sample]:
     """The samples of a split, or of several joined by + (`train+val`), none of them twice; `valid` for a missing `val`.
 
     Raises:
-        InputError: the dataset has no such split.
+        InputError: the dataset has no such split, or a picture has other labels in one of them than in another.
     """
     if split in dataset.splits:
         return dataset.splits[split]
@@ -30,10 +31,28 @@ def samples_of(dataset: Dataset, split: str) -> Sequence[Sample]:
             raise InputError(f"{dataset.name} has no split {name!r}; its splits: {known}.{_next_step(dataset, name)}")
     parts = [part for name in names if isinstance(part := dataset.splits[name], Columns)]
     if len(parts) == len(names):  # of one store, then: no sample needs to be made
-        rows = {own: row for part in parts for own, row in zip(part.ids, part.rows.tolist(), strict=True)}
+        rows: dict[str, int] = {}
+        for part in parts:
+            for place, (own, row) in enumerate(zip(part.ids, part.rows.tolist(), strict=True)):
+                before = rows.setdefault(own, row)
+                if before != row:
+                    first = Columns(part.store, part.root, np.array([before], np.int64))[0]
+                    _require_same(dataset, split, first, part[place])
         return Columns(parts[0].store, parts[0].root, np.array(list(rows.values()), np.int64))
-    found = {sample.image_id: sample for name in names for sample in dataset.splits[name]}
+    found: dict[str, Sample] = {}
+    for name in names:
+        for sample in dataset.splits[name]:
+            _require_same(dataset, split, found.setdefault(sample.image_id, sample), sample)
     return tuple(found.values())
+
+
+def _require_same(dataset: Dataset, split: str, first: Sample, second: Sample) -> None:
+    """Raises: InputError: a picture of two splits has other labels in one of them."""
+    if first is not second and not same_labels(first, second):
+        raise InputError(
+            f"{first.image_id} has other labels in one of the splits {split.replace('+', ' and ')} of {dataset.name} "
+            "than in another; join them in one label file, or name one split."
+        )
 
 
 def names_of(dataset: Dataset, split: str) -> list[str]:

@@ -81,7 +81,7 @@ def read_annotation(
         defects, tally: get what is wrong and what is counted.
     """
     tally.labels += 1
-    count, image, kind = 0, next(iter(stems.get(path.stem, [])), None), "bad_label"
+    deleted, count, image, kind = 0, 0, next(iter(stems.get(path.stem, [])), None), "bad_label"
     try:
         tree = _tree(base, path)
         count = len(list(tree.iter("object")))
@@ -96,6 +96,9 @@ def read_annotation(
             raise InputError("A <bndbox> of it stands outside of an <object>; correct it.")
         annotation = Annotation(path, image, _size(tree), _text(tree, "origin") == "1")
         for thing in tree.iter("object"):
+            if _text(thing, "deleted").lower() in YES:  # LabelMe keeps what somebody has removed
+                deleted += 1
+                continue
             annotation.boxes.append(_box(thing))
             annotation.names.append(_name(thing))
             annotation.difficult.append(_text(thing, "difficult").lower() in YES)
@@ -106,6 +109,8 @@ def read_annotation(
         tally.drop("unreadable_label" if kind == "bad_label" else kind, count, image)
         return None
     tally.boxes += count
+    if deleted:
+        tally.boxes_out["deleted"] += deleted
     return annotation
 
 

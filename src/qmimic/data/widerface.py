@@ -124,6 +124,9 @@ def _text_images(path: Path, root: Path, defects: list[LabelDefect]) -> Iterator
                 defects.append(LabelDefect("bad_label", f"{FOLDER}/{path.name}", f"{name} has a face {line!r}."))
             else:
                 rows.append(values)
+        if place + count > len(lines):
+            text = f"The file ends within the faces of {name}; fetch the annotations again."
+            defects.append(LabelDefect("bad_label", f"{FOLDER}/{path.name}", text))
         # An image without faces is followed by a line of zeros.
         place += count if count else int(place < len(lines) and _numbers(lines[place]) is not None)
         table = np.array(rows, np.float64).reshape(-1, 4 + len(ATTRIBUTES))

@@ -116,7 +116,8 @@ def write(root: Folder, dataset: Dataset) -> dict[Path, Sample]:
         Where each image belongs: a path relative to `root`, without the suffix of the image's own name.
 
     Raises:
-        InputError: a split has a name that means something else, or an image cannot be read.
+        InputError: a split has a name that means something else, an image cannot be read, or a box lies so far outside
+            of its image that its numbers would be taken for pixels.
     """
     splits = dataset.splits
     reserved = next((split for split in splits if split in NO_SPLITS), None)
@@ -146,6 +147,11 @@ def write(root: Folder, dataset: Dataset) -> dict[Path, Sample]:
         lines = []
         for (x1, y1, x2, y2), label in zip(sample.boxes.tolist(), sample.labels.tolist(), strict=True):
             (x, w), (y, h) = _shares(x1, x2, width), _shares(y1, y2, height)
+            if max(abs(x1), abs(x2)) > MAX_SHARE * width or max(abs(y1), abs(y2)) > MAX_SHARE * height:
+                raise InputError(
+                    f"{sample.image_id} has a box far outside of its picture, x {x1:g} to {x2:g}, y {y1:g} to {y2:g} "
+                    f"of {width} x {height}; as shares its numbers would be taken for pixels. Correct or remove it."
+                )
             lines.append(f"{label} {x!r} {y!r} {w!r} {h!r}\n")
         below = Path("labels", *place.parts[1:])
         if len(below.parts) > 3:  # ids with folders tell images of equal names apart
@@ -287,10 +293,10 @@ def _sample(
         else:
             index, x1, y1, x2, y2 = row
             if max(map(abs, row[1:])) > MAX_SHARE:
-                text = (
+                fault = (
                     f"Line {number} has pixels; coordinates are shares of the picture, 0 to 1: {line.strip()[:80]!r}."
                 )
-                defects.append(LabelDefect("bad_label", str(label.relative_to(root)), text))
+                continue
             boxes.append((x1 * width, y1 * height, x2 * width, y2 * height))
             classes.append(index)
     if fault is not None:  # an object that cannot be read must not be taught as background

@@ -219,6 +219,9 @@ def _listed(root: Path, source: Path, defects: list[LabelDefect]) -> Iterator[Pa
             defects.append(LabelDefect("label_without_image", str(source.relative_to(root)), text))
         elif is_picture(path):
             yield root / path.resolve().relative_to(root.resolve()) if path.exists() else path
+        else:
+            text = f"It lists {line}, whose name is not that of a picture."
+            defects.append(LabelDefect("label_without_image", str(source.relative_to(root)), text))
 
 
 def class_names(root: Path, config: dict[str, Any]) -> tuple[str, ...]:

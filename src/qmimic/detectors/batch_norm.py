@@ -30,7 +30,8 @@ class BatchNorm2d(nn.BatchNorm2d):
         assert self.running_mean is not None
         assert self.running_var is not None
         wide = x.float().contiguous(memory_format=torch.channels_last)
-        out, mean, variance, count = _Rows.apply(wide, self.weight, self.bias, self.eps)
+        with torch.autocast(x.device.type, enabled=False):  # statistics are products, which bf16 would round
+            out, mean, variance, count = _Rows.apply(wide, self.weight, self.bias, self.eps)
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), self.momentum)
         if self.num_batches_tracked is not None:
@@ -113,8 +114,9 @@ class _Rows(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, mean, inverse, scale, count = ctx.saved_tensors
         rows, to_out = _rows(x), _rows(gradients[0].contiguous(memory_format=torch.channels_last))
+        ones = torch.ones_like(inverse)  # without a weight, CUDA gives no gradients by channel
         _, *to_lanes = torch.ops.aten.native_batch_norm_backward(
-            to_out, rows, None, None, None, mean, inverse, True, 0.0, [False, True, True]
+            to_out, rows, ones, None, None, mean, inverse, True, 0.0, [False, True, True]
         )
         repeats = rows.shape[1] // ctx.channels
         own = torch.stack(to_lanes).view(2, repeats, -1).sum(1)  # per channel, in this process

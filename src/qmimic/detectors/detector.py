@@ -281,4 +281,5 @@ def take_grey(backbone: Backbone) -> None:
 
 def _brightness(colours: Tensor) -> Tensor:
     """The brightness (ITU-R BT.601), float [B, 1, H, W], of RGB values [B, 3, H, W] of any dtype."""
-    return torch.einsum("bchw,c->bhw", colours.float(), colours.new_tensor(LUMA, dtype=torch.float32))[:, None]
+    red, green, blue = (colours[:, channel : channel + 1].float() * share for channel, share in enumerate(LUMA))
+    return red + green + blue  # no product of matrices, which bf16 would round to whole levels

@@ -78,7 +78,7 @@ def level_rms(levels: Callable[[Tensor], Features], loader: Loader, batches: int
     squares: list[Tensor] = []
     entries: list[int] = []
     for _, batch in zip(range(batches), loader.once(), strict=False):
-        maps = [one.double().cpu() for one in levels(batch.images).maps]
+        maps = [one.cpu().double() for one in levels(batch.images).maps]
         squares = squares or [torch.zeros(1)] * len(maps)
         entries = entries or [0] * len(maps)
         squares = [sum_ + own.square().sum((0, 2, 3)) for sum_, own in zip(squares, maps, strict=True)]

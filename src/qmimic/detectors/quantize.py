@@ -111,7 +111,8 @@ class Quantizer(nn.Module):
 
     def forward(self, f: Tensor) -> Tensor:
         """Q(f) for f [B, C, H, W], or any shape with channels at dim 1; dtype and gradient of f."""
-        quantized = self.values(self.levels(f))
+        # In bf16, s and the levels would be rounded, and the map would lie on another dictionary than it is scored on.
+        quantized = self.values(self.levels(f.float())).to(f.dtype)
         return _StraightThrough.apply(f, quantized) if torch.is_grad_enabled() else quantized
 
     def levels(self, f: Tensor) -> Tensor:

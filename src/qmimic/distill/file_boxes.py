@@ -76,6 +76,11 @@ def detections(
         best, numbers = scores[..., 0], found.labels.nan_to_num(0)
         strange = (numbers < 0) | (numbers >= len(places)) | (numbers != numbers.round())
         wrong = numbers[valid & (best >= LEAST_SCORE) & strange]  # what only fills up a list may have any number
+        if len(wrong) and wrong[0] != wrong[0].round():
+            where = "teacher.row_layout" if config.rows and not config.labels else "teacher.labels"
+            raise InputError(
+                f"A box of the teacher has the class number {float(wrong[0]):g}, which is not whole; check {where}."
+            )
         if len(wrong):
             raise InputError(
                 f"A box of the teacher has the class number {float(wrong[0]):g}, and teacher.classes names those from "
@@ -110,7 +115,12 @@ def regions(found: Found, config: TeacherFileConfig, size: tuple[int, int]) -> P
     if found.scores is not None:
         plain = config.activation == "none" and found.objectness is None and not config.peaks
         scores = found.scores if plain else _scores(found, config, valid, size)
-        if found.columns == len(config.classes):
+        if config.classes and found.columns is not None:
+            if found.columns != len(config.classes):
+                raise InputError(
+                    f"The teacher's boxes have {found.columns} score{'s' * (found.columns > 1)} of classes and "
+                    f"teacher.classes names {len(config.classes)}; name each, null for what the data lack, or none."
+                )
             scores = scores[..., [name is not None for name in config.classes]]
         best, kinds = scores.max(2)
         if found.labels is not None:
@@ -161,7 +171,7 @@ def suspicion(found: Sequence[Detections], config: TeacherFileConfig) -> str:
     if (boxes[:, 2:] - boxes[:, :2]).max() < TINY:
         return (
             f"None of its boxes is {TINY:g} pixels wide or high: are they shares (teacher.box_unit), or does it not "
-            "decode them (teacher.grid_strides)?"
+            f"decode them (teacher.grid_strides)? Check {pixels} too."
         )
     return (
         "Few of its boxes fit the labels: check teacher.box_format, box_unit, the order of teacher.classes, "

@@ -107,6 +107,14 @@ class Level:
         name = self.names[kind]
         return InputError(f"The teacher's output {name!r} has shape {list(self.given[name].shape)}; {wanted}.")
 
+    def one_a_box(self, kind: str, said: str, count: int) -> Tensor | None:
+        """An output [B, N] or [N] of one number for each of N boxes, as [B, N]; None where none is named."""
+        if kind not in self.names:
+            return None
+        if self.of(kind).numel() != self.batch * count:
+            raise self.misshapen(kind, f"{said} of {count} boxes are [B, N] or [N]")
+        return self.of(kind).reshape(self.batch, count)
+
     def batched(self, kind: str, values: Tensor) -> Tensor:
         """Values [B, N, ..] that a file of one picture may give as [N, ..]."""
         values = values[None] if values.ndim == 2 else values
@@ -173,17 +181,10 @@ def _of_boxes(level: Level) -> Found:
             raise level.misshapen("scores", f"scores of {count} boxes are [B, N], [B, N, K], [B, K, N] or [N]")
         scores = own.reshape(level.batch, count, columns)
 
-    def one_a_box(kind: str, said: str) -> Tensor | None:
-        if kind not in level.names:
-            return None
-        if level.of(kind).numel() != level.batch * count:
-            raise level.misshapen(kind, f"{said} of {count} boxes are [B, N] or [N]")
-        return level.of(kind).reshape(level.batch, count)
-
-    labels = one_a_box("labels", "class numbers")
+    labels = level.one_a_box("labels", "class numbers", count)
     if labels is not None and scores is not None and scores.shape[2] != 1:
         raise level.misshapen("scores", f"with class numbers, scores of {count} boxes are [B, N] or [N]")
-    return Found(boxes, scores, one_a_box("objectness", "numbers of objectness"), labels)
+    return Found(boxes, scores, level.one_a_box("objectness", "numbers of objectness", count), labels)
 
 
 def _of_halves(level: Level) -> Tensor:
@@ -246,4 +247,5 @@ def _of_rows(level: Level) -> Found:
     def one(column: Column) -> Tensor | None:
         return own[column][..., 0] if column in own else None
 
-    return Found(own["box"], own["scores"] if "scores" in own else own["score"], one("objectness"), one("label"))
+    labels = one("label") if "label" in own else level.one_a_box("labels", "class numbers", rows.shape[1])
+    return Found(own["box"], own["scores"] if "scores" in own else own["score"], one("objectness"), labels)

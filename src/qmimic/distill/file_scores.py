@@ -44,6 +44,11 @@ def _shares(values: Tensor, valid: Tensor, activation: str, what: str, setting: 
             f"file; set {setting}=none instead of {activation}."
         )
     found = values
+    if activation == "softmax" and values.shape[-1] == 1:
+        raise InputError(
+            f"The teacher has one score a box, whose softmax is always 1; set {setting}=sigmoid, or none if it goes "
+            "from 0 to 1 as it is."
+        )
     if activation != "none":
         found = values.softmax(-1) if activation == "softmax" else values.sigmoid()
     known = found[valid]
@@ -54,7 +59,9 @@ def _shares(values: Tensor, valid: Tensor, activation: str, what: str, setting: 
         )
     if len(known) and not (float(known.min()) >= -1.0001 and float(known.max()) <= 1.0001):
         mended = f"set {setting} to sigmoid or softmax" if what == "scores" else f"set {setting}=sigmoid"
-        if max(-float(known.min()), float(known.max())) > MOST_LOGIT:
+        if what == "scores" and float(known.min()) >= 0 and bool((known == known.round()).all()):
+            mended = f"these are whole numbers, as pixels or numbers of classes are: check {place}"
+        elif max(-float(known.min()), float(known.max())) > MOST_LOGIT:
             mended = (
                 f"these are not {what}; check {place}"
                 if what == "scores"
@@ -88,8 +95,8 @@ def class_places(config: TeacherFileConfig, columns: int | None, classes: Sequen
         )
     strange = [name for name in config.classes if name is not None and name not in classes]
     if strange and not config.drop_other_classes:
-        meant = near(strange[0], classes)
-        hint = f" (did you mean {meant} by {strange[0]}?)" if meant else ""
+        meant = {name: own for name in strange if (own := near(name, classes))}
+        hint = f" (did you mean {', '.join(f'{own} by {name}' for name, own in meant.items())}?)" if meant else ""
         raise InputError(
             f"The teacher has classes that the data lack: {', '.join(strange)}{hint}; the data have "
             f"{', '.join(classes)}. Write null in their places of teacher.classes, or set "

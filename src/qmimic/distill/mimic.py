@@ -157,12 +157,13 @@ class Mimic(AdaptedDistiller):
     def loss_to(self, student_map: Tensor, teacher: Tensor, regions: Proposals | None, place: int = 0) -> Tensor:
         """L_m of one level, scalar, from a student's map [B, C_s, H, W] to a side. Other args as `teacher_side`."""
         quantized = MODES[self.config.mode].student and not self.distance.to_cells
-        if self.config.order == "quantize_pool":
-            student = self._pooled(self._quantized(self.adapt(student_map, place).float(), quantized), regions, place)
-        else:
-            pooled = self._pooled(student_map, regions, place)
-            student = self._quantized(self.adapt(pooled, place).float(), quantized)
-        return self.distance_loss(teacher, student, regions, place)
+        pooled_first = self.config.order != "quantize_pool"
+        adapted = self.adapt(self._pooled(student_map, regions, place) if pooled_first else student_map, place)
+        # From r on in float32, as the teacher's side, however the student is computed.
+        with torch.autocast(student_map.device.type, enabled=False):
+            student = self._quantized(adapted.float(), quantized)
+            student = student if pooled_first else self._pooled(student, regions, place)
+            return self.distance_loss(teacher, student, regions, place)
 
     def distance_loss(self, teacher: Tensor, student: Tensor, regions: Proposals | None, place: int) -> Tensor:
         """L_m of two sides, [B, P, C_t, k, k] or [B, 1, C_t, H, W] each. Other args as `teacher_side`."""

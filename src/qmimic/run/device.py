@@ -1,14 +1,17 @@
 """Where a run computes: which processes, which device of this one, and sums on it that come out the same each time."""
 
 import os
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import is_initialized
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
 from qmimic.config import RunConfig
 from qmimic.errors import InputError
+
+PATIENCE = timedelta(hours=6)
 
 
 def choose(config: RunConfig) -> tuple[Accelerator, torch.device]:
@@ -31,10 +34,28 @@ def choose(config: RunConfig) -> tuple[Accelerator, torch.device]:
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     # Told that there is no GPU: otherwise, processes without one would not find each other.
     first = not is_initialized()
-    accelerator = Accelerator(cpu=cpu and first, device_placement=False, kwargs_handlers=[unused])
+    # One process labels pictures and prunes while the others wait: longer than the ten minutes that are usual.
+    patience = InitProcessGroupKwargs(timeout=PATIENCE)
+    accelerator = Accelerator(
+        cpu=cpu and first,
+        device_placement=False,
+        mixed_precision="no",  # ours is chosen for each network, not by the launcher
+        kwargs_handlers=[unused, patience],
+    )
+    if accelerator.num_processes > 1 and cpu != (accelerator.device.type == "cpu"):
+        raise InputError(
+            "Several processes stay on the device of their first run; start them anew to change run.device."
+        )
     device = accelerator.device if accelerator.num_processes > 1 else _alone(cpu)
     _repeat_sums(device)
     return accelerator, device
+
+
+def take_turn(turn: int) -> None:
+    """Let this process, which is the turn-th of many that compute apart, use one of this machine's GPUs."""
+    gpus = torch.accelerator.device_count()
+    if gpus > 1:
+        torch.accelerator.set_device_index(turn % gpus)
 
 
 def _alone(cpu: bool) -> torch.device:
@@ -46,6 +67,7 @@ def _alone(cpu: bool) -> torch.device:
 def _repeat_sums(device: torch.device) -> None:
     """Have a GPU take sums in one order: left alone, its threads add as they end, and one seed gives many results."""
     if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False  # float32 is to mean the same as on the CPU; bf16 is a setting
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS at its first product
     # What has no such form, as some layers of timm's networks, torch names in a warning and computes all the same.
     torch.use_deterministic_algorithms(device.type == "cuda", warn_only=True)

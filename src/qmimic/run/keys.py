@@ -180,9 +180,14 @@ def mixed_key(recipe: Recipe, data: str, labels: str) -> str:
     return fingerprint(data, labels, recipe.data.unlabelled_share)
 
 
-def found_key(labels: str) -> str:
-    """What a teacher finds in pictures, kept while it labels them; `labels` as in `mixed_key`."""
-    return fingerprint(labels, torch.get_num_threads(), torch.__version__)
+def found_key(labels: str, device: torch.device) -> str:
+    """What a teacher on a device finds in pictures, kept while it labels them; `labels` as in `mixed_key`."""
+    return fingerprint(labels, _arithmetic(device))
+
+
+def _arithmetic(device: torch.device) -> list[object]:
+    """What convolutions may round by: threads, torch's version, and another device than the CPU."""
+    return [torch.get_num_threads(), torch.__version__, *([device.type] if device.type != "cpu" else [])]
 
 
 def int8_key(recipe: Recipe, data: str, weights: list[float]) -> str:
@@ -198,7 +203,7 @@ def int8_key(recipe: Recipe, data: str, weights: list[float]) -> str:
     )
 
 
-def bank_key(recipe: Recipe, data: str, teacher: str, content: object, processes: int) -> str:
+def bank_key(recipe: Recipe, data: str, teacher: str, content: object, processes: int, device: torch.device) -> str:
     """A teacher bank.
 
     Args:
@@ -207,10 +212,10 @@ def bank_key(recipe: Recipe, data: str, teacher: str, content: object, processes
         teacher: key of the teacher's stage.
         content: plain values that say what a record holds.
         processes: that train together.
+        device: where the teacher computes.
     """
-    # Convolutions may round otherwise for other batches, threads or versions.
-    arithmetic = [recipe.student.batch_size, processes, torch.get_num_threads(), torch.__version__]
-    return fingerprint(BANK_VERSION, teacher, data, content, arithmetic)
+    batch = [recipe.student.batch_size, processes]  # for others, convolutions may round otherwise too
+    return fingerprint(BANK_VERSION, teacher, data, content, batch, _arithmetic(device))
 
 
 def costs_key(detector: DetectorConfig, classes: int) -> str:

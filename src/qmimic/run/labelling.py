@@ -169,7 +169,7 @@ def _kept(prepared: Prepared, key: str, pictures: int) -> RecordFile | None:
     if not recipe.run.bank_mib:
         return None
     length = 4 * (1 + ROW * max(MOST_BOXES, recipe.detector.max_detections))
-    path = recipe.folder / BANK / f"{found_key(key)}.bin"
+    path = recipe.folder / BANK / f"{found_key(key, prepared.device)}.bin"
     return RecordFile(path, pictures, length, "file of what the teacher finds", "run.bank_mib")
 
 

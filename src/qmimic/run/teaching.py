@@ -270,4 +270,4 @@ def _name(prepared: Prepared, distiller: Distiller, layout: Layout, key: str) ->
         {name: quantizer.stride.tolist() for name, quantizer in distiller.grids().items()},
         ways_to_flip(recipe.augment),  # which views there are, not only how many: they are numbered by these
     ]
-    return bank_key(recipe, prepared.key, key, content, prepared.accelerator.num_processes)
+    return bank_key(recipe, prepared.key, key, content, prepared.accelerator.num_processes, prepared.device)

@@ -1,6 +1,7 @@
 """Running a study's jobs side by side, each in its own process, one seed after another."""
 
 import contextlib
+import itertools
 import math
 import os
 import re
@@ -35,12 +36,14 @@ class Worker(Protocol):
 
 
 class Process:
-    """A job as a process on this machine."""
+    """A job as a process on this machine; of several GPUs, each takes one in turn."""
+
+    _turns = itertools.count()
 
     def __init__(self, folder: Path, job: str, log: Path) -> None:
         with appending(log) as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "qmimic.study.worker", str(folder), job],
+                [sys.executable, "-m", "qmimic.study.worker", str(folder), job, str(next(self._turns))],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -1,4 +1,4 @@
-"""One job of a study, wherever it runs; as a separate process: python -m qmimic.study.worker FOLDER JOB."""
+"""One job of a study, wherever it runs; as a separate process: python -m qmimic.study.worker FOLDER JOB TURN."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from pathlib import Path
 
 from qmimic.config import Recipe
 from qmimic.errors import InputError
+from qmimic.run.device import take_turn
 from qmimic.run.folder import StageResult
 from qmimic.run.lock import exclusive_lock
 from qmimic.run.prepare import Prepared, prepare
@@ -106,8 +107,9 @@ def work(kind: str, prepared: Prepared, watcher: Watcher) -> StageResult:
     return train_student(prepared, "student", teachers, watcher, labels_of(prepared, teachers, watcher)).result
 
 
-def main(folder: Path, job: str) -> int:
-    """Compute a job in this process and write its row; gives the exit code."""
+def main(folder: Path, job: str, turn: int = 0) -> int:
+    """Compute a job in this process, the turn-th of the study, and write its row; gives the exit code."""
+    take_turn(turn)
     kind, recipe = recipe_of(folder, job)
     watcher = Child(lambda step, steps: update(folder, job, step=step, steps=steps))
     update(folder, job, **outcome(folder, job, kind, recipe, watcher))
@@ -115,4 +117,4 @@ def main(folder: Path, job: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2]))
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))

@@ -128,6 +128,7 @@ def train_network(
             watcher.scored(now, score)
         if log and (now % schedule.checkpoint_every == 0 or last):
             save_checkpoint(job.folder / "checkpoints", now, job.key, objective, optimizer.optimizer, average)
+    accelerator.free_memory()  # it would keep what it prepared, a teacher of each stage, until the run ends
     return final.eval()
 
 

@@ -18,4 +18,4 @@ def bf16_by_default(backbone: str, device: torch.device) -> bool:
         return False
     if device.type == "cpu":
         return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-    return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.cuda.is_bf16_supported(including_emulation=False))
