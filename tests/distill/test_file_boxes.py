@@ -450,6 +450,11 @@ def test_scores_that_are_no_numbers_are_refused() -> None:
         ([[0, 0, 1, 1]], {}, "are they shares .* or does it not decode them"),
         ([[0, 0, 30, 30]], {}, "and whether it decodes its boxes"),
         ([[0, 0, 1, 1]], {"grid_strides": (8,)}, "grid_point, the order of grid_strides and of classes"),
+        (
+            [[0, 0, 9, 9]],
+            {"grid_strides": (8,), "anchors": (((10.0, 13.0),),), "box_format": "yolov5", "activation": "sigmoid"},
+            "grid_point, anchors and anchors_first, activation, the order of grid_strides",
+        ),
     ],
 )
 def test_what_may_be_wrong_is_said_by_what_is_found(boxes: list[list[int]], settings: Any, said: str) -> None:

@@ -10,7 +10,7 @@ from qmimic.boxes import suppress_by_label
 from qmimic.config import TeacherFileConfig
 from qmimic.contracts import Proposals
 from qmimic.detections import Detections
-from qmimic.distill.file_grids import at_peaks, decoded, grids_of
+from qmimic.distill.file_grids import decoded, grids_of, peaks
 from qmimic.distill.file_outputs import Found
 from qmimic.distill.file_scores import scores_of
 from qmimic.errors import InputError
@@ -138,7 +138,11 @@ def _scores(found: Found, config: TeacherFileConfig, valid: Tensor, size: tuple[
     """See `scores_of`; at peaks alone, where the recipe says so."""
     assert found.scores is not None, "the file has scores"
     scores = scores_of(found.scores, found.objectness, config, valid)
-    return at_peaks(scores, grids_of(config, size)) if config.peaks else scores
+    if not config.peaks:
+        return scores
+    # Logits where they rank alike: equal ones may differ after a sigmoid, by where they lie in a processor's vectors.
+    alike = found.objectness is None and config.activation != "softmax"
+    return scores * peaks(found.scores if alike else scores, grids_of(config, size))
 
 
 def _apart(boxes: Tensor, scores: Tensor, kinds: Tensor, valid: Tensor, most: float) -> Tensor:
@@ -164,8 +168,16 @@ def suspicion(found: Sequence[Detections], config: TeacherFileConfig) -> str:
             f"box_unit and activation, and {pixels}."
         )
     if config.grid_strides:
+        measured = {
+            "anchors and anchors_first": config.anchors,
+            "variances": config.variances != (1.0,) * 4,
+            "centre_scales": config.centre_scales,
+            "cell_boxes": config.cell_boxes > 1,
+            "activation": config.activation != "none",
+        }
+        also = "".join(f"{name}, " for name, said in measured.items() if said)
         return (
-            "Few of its boxes fit the labels: check teacher.box_format, box_unit, grid_point, the order of "
+            f"Few of its boxes fit the labels: check teacher.box_format, box_unit, grid_point, {also}the order of "
             f"grid_strides and of classes, and {pixels}."
         )
     if (boxes[:, 2:] - boxes[:, :2]).max() < TINY:

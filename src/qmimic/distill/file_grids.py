@@ -175,7 +175,8 @@ def _advice(values: Tensor, grids: Sequence[Grid], transposed: bool, batch: int)
         return f"it is of {values.shape[0]} pictures, not of {batch}: export it for one picture, or for any number"
     sides = set(values.shape[1:])
     others = tuple(values.shape[1:-1] if transposed else values.shape[2:])
-    if others in ((sum(grid.boxes for grid in grids),), *(grid.shape for grid in grids)):
+    turned = values.ndim > 1 and len(grids) == 1 and _of_map(values, grids[0], not transposed) is not None
+    if turned or others in ((sum(grid.boxes for grid in grids),), *(grid.shape for grid in grids)):
         return f"set teacher.transposed={str(not transposed).lower()}"
     if len(grids) > 1 and any({grid.boxes} & sides or set(grid.shape) <= sides for grid in grids):
         return "it holds one grid alone, so name a list of outputs, one for each grid"
@@ -239,11 +240,10 @@ def _points(config: TeacherFileConfig, size: tuple[int, int]) -> tuple[Tensor, T
     return middles + (point - 0.5) * strides, strides
 
 
-def at_peaks(scores: Tensor, grids: Sequence[Grid]) -> Tensor:
-    """Scores [B, N, K] of grids with one box a cell, 0 where one of the same class on the 8 cells around is higher."""
+def peaks(heights: Tensor, grids: Sequence[Grid]) -> Tensor:
+    """Where no cell of the 8 around is higher in the same class, bool [B, N, K]; grids have one box a cell."""
     found = []
-    for own, grid in zip(scores.split([grid.boxes for grid in grids], 1), grids, strict=True):
-        maps = own.nan_to_num(0).transpose(1, 2).unflatten(2, grid.shape)
-        peaks = maps == F.max_pool2d(maps, 3, stride=1, padding=1)
-        found.append(own * peaks.flatten(2).transpose(1, 2))
+    for own, grid in zip(heights.split([grid.boxes for grid in grids], 1), grids, strict=True):
+        maps = own.nan_to_num(-torch.inf).transpose(1, 2).unflatten(2, grid.shape)
+        found.append((maps == F.max_pool2d(maps, 3, stride=1, padding=1)).flatten(2).transpose(1, 2))
     return torch.cat(found, 1)

@@ -267,7 +267,9 @@ class OnnxTeacher:
         """Whether pictures are [B, H, W, 3]."""
         last = len(shape) == 4 and shape[3] == 3 and shape[1] != 3
         if len(shape) != 4 or (not last and shape[1] not in (3, None)):
-            raise InputError(f"{self.path} takes {self.input.shape}, which is not [B, 3, H, W] or [B, H, W, 3].")
+            sides = ", ".join("?" if side is None else str(side) for side in shape)
+            grey = " Export it so that it takes three colours." if 1 in shape[1:] else ""
+            raise InputError(f"{self.path} takes [{sides}], which is not [B, 3, H, W] or [B, H, W, 3].{grey}")
         height, width = shape[1:3] if last else shape[2:]
         if (height or self.size[0], width or self.size[1]) != self.size:
             key, other = ("teacher.size", "") if self.config.size else ("data.size", ", or without a map teacher.size")
