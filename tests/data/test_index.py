@@ -11,8 +11,9 @@ import pytest
 from cli_cases import RECIPE, Refused, coco, train
 from folders import picture, voc_list, voc_object, voc_xml
 from qmimic.cli import main
+from qmimic.config import DataConfig
 from qmimic.data import index
-from qmimic.data.chosen import dataset_fingerprint
+from qmimic.data.chosen import dataset_fingerprint, open_dataset, remarks
 from qmimic.data.formats import load_dataset, usable
 from qmimic.errors import InputError
 
@@ -210,3 +211,19 @@ def test_training_reads_it(tmp_path: Path) -> None:
     assert train(recipe, data, tmp_path / "with") == 0
     weights = [(tmp_path / run / "student.safetensors").read_bytes() for run in ("with", "without")]
     assert weights[0] == weights[1]
+
+
+def test_what_training_says_of_the_data_it_says_with_an_index_too(tmp_path: Path) -> None:
+    for k, name in enumerate("abcd"):
+        picture(tmp_path / "JPEGImages" / f"{name}.png", (90 + k, 70), k)
+        box = voc_object("cat", 0, 3, 40, 50)  # begins at 0: this folder does not count as VOC does
+        voc_xml(tmp_path, name, box, *([box] if name in "bcd" else []))
+    voc_list(tmp_path, "train", "a", "b", "c")
+    voc_list(tmp_path, "val", "d")
+    settings = DataConfig(root=str(tmp_path))
+    wanted = remarks(open_dataset(settings), {}, True)
+    index.write(load_dataset(tmp_path), drop_bad=False)
+    assert index.exists(tmp_path)
+    assert remarks(open_dataset(settings), {}, True) == wanted
+    assert any("2 more like it" in one for one in wanted)
+    assert sum("count" in one for one in wanted) >= 1

@@ -10,29 +10,31 @@ import os
 import re
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import quote, unquote_to_bytes
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from qmimic.config import explain
 from qmimic.data.accounts import Accounts
 from qmimic.data.columns import Columns, Store, in_columns
 from qmimic.data.formats import load_dataset, usable
 from qmimic.data.labels import is_file, read_text
-from qmimic.data.sample import Dataset
+from qmimic.data.sample import NOTES, Dataset, LabelDefect
 from qmimic.errors import InputError
 from qmimic.files import building, is_there, open_file
 
 FOLDER = "qmimic-index"
 TOP = "."
 DESCRIPTION = "index.json"
-VERSION = 4  # 1 had no times of the images, 2 not what tells equal images and no account, 3 no checksums
+VERSION = 5  # 1 had no times of the images, 2 not what tells equal images and no account, 3 no checksums, 4 no notes
+MOST_NOTES = 10**6  # of a kind; a stranger's index may state any number
 COLUMNS = {  # dtype and length: of N samples, their N + 1 starts, T boxes or bytes of text
     "id_bytes": (np.uint8, ""),
     "id_starts": (np.int64, "N+1"),
@@ -62,6 +64,7 @@ class _Description(BaseModel):
         drop_bad: bad boxes and images were left out.
         stamps: last change (ns) and size of the dataset's folders and of label files that stand beside few others.
         accounted: what became of pictures, labels and boxes.
+        notes: what is worth knowing and stops nothing: of each kind the first, and how many there are.
         sums: checksums of the arrays, by name of the file.
         sum: of all the rest of this.
     """
@@ -72,6 +75,7 @@ class _Description(BaseModel):
     drop_bad: bool
     stamps: dict[str, tuple[int, int]]
     accounted: Accounts | None = None
+    notes: list[tuple[str, str, str, Annotated[int, Field(ge=1, le=MOST_NOTES)]]] = []
     sums: dict[str, int]
     sum: str = ""
 
@@ -118,6 +122,7 @@ def write(dataset: Dataset, drop_bad: bool, stamps: dict[str, tuple[int, int]] |
             drop_bad=drop_bad,
             stamps=stamps,
             accounted=checked.accounted,
+            notes=_notes(checked.defects),
             sums={name: _sum(array) for name, array in arrays.items()},
         )
         whole = description.model_copy(update={"sum": description.own_sum()})
@@ -193,8 +198,16 @@ def read(root: Path, drop_bad: bool) -> Dataset:
     if damaged is not None:
         raise InputError(f"{folder} is damaged: the checksum of {damaged} does not fit; {again}.")
     splits = {split: Columns(store, root, own) for split, own in zip(description.splits, rows, strict=True)}
+    notes = tuple(one for *own, count in description.notes for one in (LabelDefect(*own),) * count)
     accounted = description.accounted
-    return Dataset(root.name, root, tuple(description.classes), splits, checked=True, accounted=accounted)
+    return Dataset(root.name, root, tuple(description.classes), splits, notes, checked=True, accounted=accounted)
+
+
+def _notes(defects: Sequence[LabelDefect]) -> list[tuple[str, str, str, int]]:
+    """Kind, file and detail of the first note of each kind, and how many there are."""
+    kinds = Counter(one.kind for one in defects if one.kind in NOTES)
+    first = {one.kind: one for one in reversed(defects)}
+    return [(kind, first[kind].file, first[kind].detail, min(count, MOST_NOTES)) for kind, count in kinds.items()]
 
 
 def _ours(name: str) -> bool:
