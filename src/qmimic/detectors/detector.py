@@ -281,5 +281,5 @@ def take_grey(backbone: Backbone) -> None:
 
 def _brightness(colours: Tensor) -> Tensor:
     """The brightness (ITU-R BT.601), float [B, 1, H, W], of RGB values [B, 3, H, W] of any dtype."""
-    red, green, blue = (colours[:, channel : channel + 1].float() * share for channel, share in enumerate(LUMA))
-    return red + green + blue  # no product of matrices, which bf16 would round to whole levels
+    shares = colours.new_tensor(LUMA, dtype=torch.float32).view(1, -1, 1, 1)
+    return (colours.float() * shares).sum(1, keepdim=True)  # a product of matrices would be rounded in bf16
