@@ -21,7 +21,7 @@ def choose(config: RunConfig) -> tuple[Accelerator, torch.device]:
     but a script may train on a GPU and then export on the CPU.
 
     Raises:
-        InputError: more processes than this machine has GPUs.
+        InputError: more processes than this machine has GPUs, or several processes of a run on another device.
     """
     cpu = config.device == "cpu" or not torch.accelerator.is_available()
     here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.accelerator.device_count()

@@ -105,8 +105,8 @@ def _trained(
     objective = DetectionObjective(detector, prepared.recipe.augment)
     loader = prepared.train.with_batch_size(config.batch_size)
     with trackers_of(prepared, "int8", key, folder, watcher) as trackers:
-        job = Job("int8", folder, key, prepared.recipe.seed, config.schedule, False, trackers)
-        found = train_network(job, objective, loader, validation, prepared.accelerator, prepared.device, watcher)
+        job = Job("int8", folder, key, prepared.recipe.seed, config.schedule, False, prepared.device, trackers)
+        found = train_network(job, objective, loader, validation, prepared.accelerator, watcher)
         after = validation.map50(found)
         trackers.end({"map50": after, "map50_float": before})
     return found, after

@@ -67,13 +67,12 @@ def run_stage(
     def work() -> None:
         objective = make()
         with trackers_of(prepared, name, key, folder, watcher) as trackers:
-            job = Job(name, folder, key, prepared.recipe.seed, schedule, prepared.bf16(backbone), trackers)
+            bf16, device = prepared.bf16(backbone), prepared.device
+            job = Job(name, folder, key, prepared.recipe.seed, schedule, bf16, device, trackers)
             trained, validation = objective.detector.eval(), Validation(prepared)
             if schedule.steps:
                 loader = prepared.train.with_batch_size(schedule.batch_size)
-                trained = train_network(
-                    job, objective, loader, validation, prepared.accelerator, prepared.device, watcher
-                )
+                trained = train_network(job, objective, loader, validation, prepared.accelerator, watcher)
             objective.eval()
             if prepared.accelerator.is_main_process:
                 with processes.apart():

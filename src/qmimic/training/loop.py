@@ -55,6 +55,7 @@ class Job:
         seed: of order, views and samples.
         schedule: how long and how fast.
         bf16: compute the network in bf16, in channels-last memory.
+        device: where this process computes it.
         trackers: sent what the log is sent.
     """
 
@@ -64,6 +65,7 @@ class Job:
     seed: int
     schedule: ScheduleConfig
     bf16: bool
+    device: torch.device
     trackers: Trackers
 
 
@@ -73,18 +75,16 @@ def train_network(
     loader: Loader,
     evaluate: Callable[[Detector], float],
     accelerator: Accelerator,
-    device: torch.device,
     watcher: Watcher,
 ) -> Detector:
     """Train an objective to the end of its schedule, from its last checkpoint if there is one.
 
     Args:
         job: what to train, and where.
-        objective: on any device; it is moved to this process's.
+        objective: on any device; it is moved to the job's.
         loader: of training images, with the schedule's batch size.
         evaluate: computes mAP@0.5 on val, 0..1, of a detector in evaluation mode.
         accelerator: the processes.
-        device: of this process.
         watcher: notified of every step.
 
     Returns:
@@ -94,7 +94,7 @@ def train_network(
         InputError: the loss is not finite, or the run folder cannot be written.
     """
     schedule = job.schedule
-    objective.to(device)
+    objective.to(job.device)
     average = None
     if schedule.ema:
         average = AveragedModel(objective.detector, multi_avg_fn=get_ema_multi_avg_fn(schedule.ema), use_buffers=True)
@@ -111,7 +111,7 @@ def train_network(
     log = Log(job.folder, done, job.trackers) if accelerator.is_main_process else None
     for step, batch in enumerate(loader.steps(job.seed, done, schedule.steps, rows), start=done):
         rate = learning_rate(schedule, step)
-        losses = _advance(job, wrapped, optimizer, batch, rows, step, rate, accelerator, device)
+        losses = _advance(job, wrapped, optimizer, batch, rows, step, rate, accelerator)
         value = sum(losses.values())
         if average is not None:
             average.update_parameters(objective.detector)
@@ -141,7 +141,6 @@ def _advance(
     step: int,
     rate: float,
     accelerator: Accelerator,
-    device: torch.device,
 ) -> dict[str, float]:
     """One optimizer step on a process's rows of the global batch; gives the loss terms before it.
 
@@ -150,6 +149,7 @@ def _advance(
     """
     for group in optimizer.param_groups:
         group["lr"] = rate
+    device = job.device
     images, targets, indices = batch.images.to(device), batch.targets.to(device), batch.indices.to(device)
     generators = step_generators(job.seed, step, device)
     if accelerator.num_processes > 1:
