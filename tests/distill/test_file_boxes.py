@@ -138,6 +138,54 @@ def test_rows_with_a_score_and_classes_beside_them(own: Any, kind: str, unit: st
         found_in(config, {"dets": tensor(rows[None]), "labels": tensor([[0]])}, 1, SIZE)
 
 
+@settings(max_examples=30, deadline=None)
+@given(things(), things(), st.sampled_from(["flat", "column"]))
+def test_what_stands_behind_the_count_of_a_picture_is_never_read(own: Any, junk: Any, lying: str) -> None:
+    """EfficientNMS has `num_dets` [B, 1] and leaves in its buffers what stood there before."""
+    boxes, scores = own
+    config = TeacherFileConfig(boxes="b", scores="s", labels="n", counts="num_dets", suppress=1)
+    both = {
+        "b": tensor(np.concatenate([boxes, junk[0]])[None]),
+        "s": tensor(np.concatenate([scores.max(1), junk[1].max(1)])[None]),
+        "n": tensor(np.concatenate([scores.argmax(1), junk[1].argmax(1)])[None]),
+    }
+    count = tensor([len(boxes)])
+    outputs = both | {"num_dets": count if lying == "flat" else count[None]}
+    same(config, outputs, plain(boxes, scores))
+    seen = regions(found_in(config, outputs, 1, SIZE), config, SIZE)
+    assert int(seen.valid.sum()) == len(boxes)
+    assert not detections(found_in(config, both | {"num_dets": tensor([0])}, 1, SIZE), config, range(KINDS), SIZE)[0]
+    for wrong, said in (
+        ([len(boxes) + len(junk[0]) + 1], "where a picture has 0 to"),
+        ([-1], r"says -1, where"),
+        ([0.5], r"says 0\.5, where"),
+        ([1, 1], r"has shape \[2\]; numbers of boxes are \[B\] or \[B, 1\]"),
+    ):
+        with pytest.raises(InputError, match=said):
+            found_in(config, both | {"num_dets": tensor(wrong)}, 1, SIZE)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"counts": "n"},
+        {"counts": "", "rows": "r", "row_layout": ("box", "scores")},
+        {"counts": "n", "rows": ("r", "q"), "row_layout": ("box", "scores")},
+        {
+            "counts": "n",
+            "boxes": "b",
+            "scores": "s",
+            "grid_strides": (8,),
+            "grid_point": 0.5,
+            "box_format": "distances",
+        },
+    ],
+)
+def test_counts_are_of_one_list(own: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"teacher\.counts"):
+        TeacherConfig(kind="onnx", file="a.onnx", **own)
+
+
 def test_what_is_no_score_is_told_by_what_it_is() -> None:
     boxes = [[1, 1, 9, 9], [20, 20, 40, 40]]
     rows = tensor([[*box, *number, 0.8] for box, number in zip(boxes, ([1], [2]), strict=True)])[None]

@@ -18,6 +18,7 @@ from qmimic.errors import InputError
 from qmimic.runtime import Detector
 
 SIZE = (64, 96)
+LAYOUTS = {False: "nchw", True: "nhwc"}
 BOXES = np.array([[4, 5, 30, 40], [10, 10, 200, 50], [8, 8, 8, 20]], np.float32)  # the last one has no width
 SCORES = np.array([[0.2, 0.1], [0.3, 0.9], [0.95, 0.99]], np.float32)
 
@@ -81,6 +82,19 @@ def test_it_sees_what_the_graph_computes(tmp_path: Path, last: bool, batch: int 
     by_hand = values.reshape(2, 3, 4, 16, 6, 16).mean((3, 5))
     np.testing.assert_allclose(seen.features.map.numpy(), by_hand, rtol=1e-4, atol=1e-3)
     assert seen.regions is None
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_a_shape_that_says_nothing_is_completed_by_the_recipe(tmp_path: Path, last: bool) -> None:
+    told = OnnxTeacher(config(a_file(tmp_path / "told.onnx", last)), SIZE).look(pictures(), False).features.map
+    model = onnx.load(a_file(tmp_path / "open.onnx", last))
+    for place, side in enumerate(model.graph.input[0].type.tensor_type.shape.dim):
+        side.dim_param = f"side_{place}"
+    onnx.save(model, tmp_path / "open.onnx")
+    teacher = OnnxTeacher(config(tmp_path / "open.onnx", layout=LAYOUTS[last]), SIZE)
+    assert torch.equal(teacher.look(pictures(), False).features.map, told)
+    with pytest.raises(InputError, match=rf"takes \[\?, .*as teacher\.layout={LAYOUTS[not last]} says"):
+        OnnxTeacher(config(a_file(tmp_path / "told.onnx", last), layout=LAYOUTS[not last]), SIZE)
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 9])

@@ -1,5 +1,6 @@
 """Runs whose teacher is a file that they do not train."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -107,3 +108,36 @@ def test_what_lies_below_0_is_said(make_recipe: MakeRecipe, tmp_path: Path, relu
 
     train(make_recipe(**changes).model_copy(update={"baselines": ()}), Heard())
     assert any("of the entries of it are below 0" in text for text in said) == relu
+
+
+@pytest.mark.parametrize("unit", ["pixels", "shares"])
+def test_regions_that_hold_no_object_of_val_are_refused(make_recipe: MakeRecipe, tmp_path: Path, unit: str) -> None:
+    """Boxes everywhere, in pixels; read as shares, all of them are the whole picture."""
+    sides = [(x, y, x + size, y + size) for size in (12, 20, 32) for x in range(0, 96, 6) for y in range(0, 96, 6)]
+    path = a_file(tmp_path / "teacher.onnx")
+    model = onnx.load(path)
+    model.graph.node.append(helper.make_node("Identity", ["constant"], ["boxes"]))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([sides], np.float32) + 1, "constant"))
+    model.graph.output.append(helper.make_tensor_value_info("boxes", TensorProto.FLOAT, [1, len(sides), 4]))
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(model, path)
+    changes = {
+        "teacher": {"kind": "onnx", "file": str(path), "maps": ["map"], "boxes": "boxes", "box_unit": unit},
+        "mimic": {"map_steps": 0, "last_step": 1, "region_count": len(sides)},
+    }
+    said: list[str] = []
+
+    class Heard(Silent):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    recipe = make_recipe(**changes).model_copy(update={"baselines": ()})
+    if unit == "shares":
+        with pytest.raises(InputError, match=r"hold 0 of \d+ objects of val, .*check teacher\.box_format, box_unit"):
+            train(recipe, Heard())
+        assert not list(recipe.folder.rglob("*.safetensors"))
+        return
+    train(recipe, Heard())
+    held = [re.search(r"hold (\d+) of (\d+) objects of val", text) for text in said]
+    (found,) = [one for one in held if one]
+    assert 0 < int(found[1]) <= int(found[2])

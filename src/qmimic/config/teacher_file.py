@@ -66,6 +66,9 @@ class TeacherFileConfig(Section):
         description="onnx: output of class numbers, where scores has one a box, or beside rows of a box and a score",
     )
     rows: Advanced[Outputs | None] = Field(None, description="onnx: one output of boxes and scores, in place of these")
+    counts: Advanced[Name | None] = Field(
+        None, description="onnx: output of how many boxes each picture has, where more than these stand in the file"
+    )
     row_layout: Advanced[tuple[Column, ...]] = Field(
         (),
         description="onnx: what stands in each of teacher.rows, in order: box, then scores (one a class), or score and "
@@ -155,11 +158,15 @@ class TeacherFileConfig(Section):
         (255, 255, 255), description="onnx: by which they are then divided"
     )
     bgr: Advanced[bool] = Field(False, description="onnx: whether it takes blue, green, red")
+    layout: Advanced[Literal["nchw", "nhwc"] | None] = Field(
+        None,
+        description="onnx: nchw: it takes pictures [B, 3, H, W]; nhwc: [B, H, W, 3]; null: as its input's shape says",
+    )
 
     @property
     def outputs(self) -> tuple[str, ...]:
         """Every output that is named for boxes."""
-        return tuple(name for kind in KINDS_OF_OUTPUTS for name in names_of(getattr(self, kind)))
+        return tuple(name for kind in (*KINDS_OF_OUTPUTS, "counts") for name in names_of(getattr(self, kind)))
 
     @property
     def has_objectness(self) -> bool:
@@ -191,7 +198,7 @@ def check_outputs(teacher: TeacherFileConfig) -> None:
     empty = next((name for name in KINDS_OF_OUTPUTS if getattr(teacher, name) in ((), "")), None)
     if empty:
         raise ValueError(f"teacher.{empty} names no output; name one, or leave it out")
-    for check in (_check_rows, _check_boxes, _check_grids, _check_anchors, _check_levels):
+    for check in (_check_rows, _check_boxes, _check_grids, _check_anchors, _check_levels, _check_counts):
         check(teacher)
 
 
@@ -240,6 +247,18 @@ def _check_boxes(teacher: TeacherFileConfig) -> None:
         raise ValueError(f"teacher.{of_scores} is for scores: name their output in teacher.scores, or in teacher.rows")
     if (teacher.labels or teacher.objectness) and not teacher.scores:
         raise ValueError("teacher.labels and objectness need the boxes' scores: name their output in teacher.scores")
+
+
+def _check_counts(teacher: TeacherFileConfig) -> None:
+    if teacher.counts is None:
+        return
+    if not teacher.counts:
+        raise ValueError("teacher.counts names no output; name one, or leave it out")
+    if teacher.grid_strides or len(names_of(teacher.rows or teacher.boxes)) != 1:
+        raise ValueError(
+            "teacher.counts says how many boxes of one list count: name that list in teacher.rows or boxes, without "
+            "teacher.grid_strides, or leave it out"
+        )
 
 
 def _check_levels(teacher: TeacherFileConfig) -> None:

@@ -5,7 +5,7 @@ what contradicts the file is refused.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,6 +39,11 @@ class Found:
     def columns(self) -> int | None:
         """For how many classes there are scores; None where boxes have numbers of classes, or no scores."""
         return None if self.scores is None or self.labels is not None else self.scores.shape[2]
+
+    def first_of_each(self, counts: Tensor) -> "Found":
+        """The same, boxes NaN from the count of each picture [B] on."""
+        spare = torch.arange(self.boxes.shape[1]) >= counts[:, None]
+        return replace(self, boxes=self.boxes.masked_fill(spare[..., None], torch.nan))
 
     @classmethod
     def joined(cls, parts: Sequence["Found"]) -> "Found":
@@ -158,7 +163,23 @@ def found_in(config: TeacherFileConfig, outputs: Mapping[str, Tensor], batch: in
             "The teacher's boxes are all NaN (not a number); check teacher.mean and teacher.std, which its pixels go "
             "through, or export it in float32."
         )
-    return found
+    return found.first_of_each(_counts(config.counts, given[config.counts], found)) if config.counts else found
+
+
+def _counts(name: str, given: Tensor, found: Found) -> Tensor:
+    """How many of its boxes each picture has, [B]."""
+    batch, most = found.boxes.shape[:2]
+    if given.numel() != batch:
+        raise InputError(
+            f"The teacher's output {name!r} has shape {list(given.shape)}; numbers of boxes are [B] or [B, 1]."
+        )
+    strange = (given != given.round()) | (given < 0) | (given > most)
+    if strange.any():
+        raise InputError(
+            f"The teacher's output {name!r} says {float(given[strange][0]):g}, where a picture has 0 to {most} boxes; "
+            "check teacher.counts."
+        )
+    return given.reshape(batch)
 
 
 def _of_boxes(level: Level) -> Found:

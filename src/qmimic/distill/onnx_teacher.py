@@ -207,6 +207,8 @@ class OnnxTeacher:
             reason = " ".join(str(error).split())
             sides = [MULTIPLE * max(1, round(side / MULTIPLE)) for side in self.size]
             advice = f"; try sides that are multiples of {MULTIPLE}, as {sides}" if sides != list(self.size) else ""
+            if config.layout is None and len(self.input.shape) == 4 and self.input.shape[1] is None:
+                advice += "; if it takes [B, H, W, 3], set teacher.layout=nhwc"
             raise InputError(
                 f"{self.path} cannot be run on pictures of {list(self.size)}{advice} ({_end_of(reason)})."
             ) from error
@@ -265,11 +267,14 @@ class OnnxTeacher:
 
     def _layout(self, shape: tuple[int | None, ...]) -> bool:
         """Whether pictures are [B, H, W, 3]."""
-        last = len(shape) == 4 and shape[3] == 3 and shape[1] != 3
-        if len(shape) != 4 or (not last and shape[1] not in (3, None)):
+        said = self.config.layout
+        last = said == "nhwc" if said else len(shape) == 4 and shape[3] == 3 and shape[1] != 3
+        if len(shape) != 4 or shape[3 if last else 1] not in (3, None):
             sides = ", ".join("?" if side is None else str(side) for side in shape)
             grey = " Export it so that it takes three colours." if 1 in shape[1:] else ""
-            raise InputError(f"{self.path} takes [{sides}], which is not [B, 3, H, W] or [B, H, W, 3].{grey}")
+            wanted = "[B, H, W, 3]" if last else "[B, 3, H, W]" if said else "[B, 3, H, W] or [B, H, W, 3]"
+            blame = f", as teacher.layout={said} says" if said else ""
+            raise InputError(f"{self.path} takes [{sides}], which is not {wanted}{blame}.{grey}")
         height, width = shape[1:3] if last else shape[2:]
         if (height or self.size[0], width or self.size[1]) != self.size:
             key, other = ("teacher.size", "") if self.config.size else ("data.size", ", or without a map teacher.size")

@@ -29,7 +29,7 @@ from qmimic.run.labelling import label
 from qmimic.run.prepare import Prepared
 from qmimic.run.stage import Stage, once, run_stage, write_detector
 from qmimic.run.teacher_labels import TeacherLabels
-from qmimic.run.teaching import Lesson, OpenedTeacher, open_teacher, remarks_on_maps, taught
+from qmimic.run.teaching import Lesson, OpenedTeacher, open_teacher, remarks_on_maps, remarks_on_regions, taught
 from qmimic.run.validation import Validation
 from qmimic.tables import MODES
 from qmimic.training.loop import Objective, Watcher, step_generators
@@ -220,9 +220,10 @@ def teachers_of(prepared: Prepared, on_grid: bool, watcher: Watcher) -> Teachers
     """
     kind = prepared.recipe.teacher.kind
     if not prepared.recipe.trains_teacher:
-        opened = open_teacher(prepared.for_teacher())
+        seen = prepared.for_teacher()
+        opened = open_teacher(seen)
         watcher.say(f"The teacher is {prepared.recipe.teacher.file}, as it is (teacher.kind={kind}).")
-        for remark in remarks_on_maps(prepared.for_teacher(), opened):
+        for remark in (*remarks_on_maps(seen, opened), *remarks_on_regions(seen, opened)):
             watcher.say(remark)
         return opened
     teacher = train_teacher(prepared, watcher)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from qmimic.boxes import iou
 from qmimic.config import Recipe
 from qmimic.data.augment import exact_views, ways_to_flip
 from qmimic.data.records import RecordFile
@@ -13,8 +14,10 @@ from qmimic.detectors.build import build
 from qmimic.detectors.detector import Detector
 from qmimic.detectors.evaluation import level_rms
 from qmimic.detectors.quantize import Quantizer, absolute_stride
+from qmimic.detectors.rpn import first
 from qmimic.distill.bank import Bank, Layout, channels_last, layout_of, record_bytes
 from qmimic.distill.distiller import Distiller, Sides, Target
+from qmimic.distill.regions import POSITIVE_IOU
 from qmimic.distill.scales import Enlarger, of_scale
 from qmimic.distill.teacher import DetectorTeacher, Teacher
 from qmimic.errors import InputError
@@ -27,6 +30,7 @@ from qmimic.training.step import DistillationObjective
 
 BATCHES_MEASURED = 4
 NOTABLE = 0.01  # share of a map's squares
+OBJECTS_MEASURED, FEW_OBJECTS = 200, 20  # of val, on which a file's regions are measured, and below which none tells
 
 
 @dataclass(frozen=True)
@@ -117,6 +121,41 @@ def remarks_on_maps(prepared: Prepared, opened: OpenedTeacher) -> list[str]:
                 "mimic.mode=mimic mimic.adaptor_relu=false."
             )
     return found
+
+
+@torch.no_grad()
+def remarks_on_regions(prepared: Prepared, opened: OpenedTeacher) -> list[str]:
+    """A sentence on how many of val's objects lie in the regions of a file, where a student is to imitate on these.
+
+    Raises:
+        InputError: none does, though there are enough to tell.
+    """
+    recipe = prepared.recipe
+    if not (recipe.teacher.maps and opened.teacher.has_regions) or recipe.mimic.mode == "none":
+        return []
+    if recipe.mimic.regions != "teacher":
+        return []
+    names = recipe.teacher.classes
+    known = [place for place, name in enumerate(prepared.dataset.classes) if not names or name in names]
+    objects = held = 0
+    for batch in prepared.val.once():
+        truth = batch.targets
+        own = torch.isin(truth.labels, torch.tensor(known))
+        seen = opened.teacher.look(batch.images, True).regions
+        assert seen is not None, "its boxes are named"
+        regions = first(seen.boxes, seen.valid, recipe.mimic.region_count)
+        overlap = iou(truth.boxes, regions.boxes) * regions.valid[:, None]
+        objects += int(own.sum())
+        held += int((own & (overlap.amax(2) >= POSITIVE_IOU)).sum())
+        if objects >= OBJECTS_MEASURED:
+            break
+    said = f"The first {recipe.mimic.region_count} regions of the teacher hold {held} of {objects} objects of val"
+    if objects >= FEW_OBJECTS and not held:
+        raise InputError(
+            f"{said}, so a student would imitate it where nothing is: check teacher.box_format, box_unit and the names "
+            "of its outputs, or set mimic.regions=ground_truth."
+        )
+    return [f"{said} (IoU {POSITIVE_IOU:g})."] if objects else []
 
 
 def require_teachable(prepared: Prepared, teacher: Teacher | None = None) -> None:
