@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,7 @@ LOST = (
     "Broken pipe",
 )  # gloo's messages; NCCL has an exception type
 _apart = False
+T = TypeVar("T")
 
 
 def count() -> int:
@@ -50,6 +52,19 @@ def mean_over(values: Tensor) -> Tensor:
     summed = values.detach().clone()
     dist.all_reduce(summed)
     return summed / processes
+
+
+def of_first(value: T, device: torch.device) -> T:
+    """What the first process has, in all of them.
+
+    Args:
+        value: anything that can be pickled, of the run's own processes.
+        device: of this process.
+    """
+    found = [value]
+    if count() > 1:
+        dist.broadcast_object_list(found, src=0, device=device if device.type != "cpu" else None)
+    return found[0]
 
 
 class _Sum(torch.autograd.Function):

@@ -108,11 +108,12 @@ def test_folding_batch_norm_changes_no_detection(backbone: str) -> None:
     torch.testing.assert_close(folded.boxes, ours.boxes, atol=2e-2, rtol=1e-3)
 
 
-def test_fresh_weights_depend_on_the_seed_alone() -> None:
+def test_fresh_weights_depend_on_the_seed_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(5)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a script's GPU is seeded anew"))
     first = build(tiny_spec(), 3).state_dict()
     after = torch.rand(1)
-    torch.manual_seed(5)
+    torch.default_generator.manual_seed(5)
     assert torch.equal(torch.rand(1), after)  # building drew nothing from the chance of others
     second, other = build(tiny_spec(), 3).state_dict(), build(tiny_spec(), 4).state_dict()
     for name, value in first.items():

@@ -101,6 +101,18 @@ def test_a_distiller_s_own_settings_are_checked_and_used() -> None:
 
 
 @pytest.mark.parametrize(("name", "sides"), CASES, ids=NAMED)
+def test_a_distiller_leaves_the_chance_of_others_alone(
+    name: str, sides: Sides, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(5)
+    after = torch.rand(1)
+    torch.manual_seed(5)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a script's GPU is seeded anew"))
+    made(name, sides)
+    assert torch.equal(torch.rand(1), after)
+
+
+@pytest.mark.parametrize(("name", "sides"), CASES, ids=NAMED)
 def test_a_distiller_gives_one_target_for_one_view_and_a_gradient_to_the_student(name: str, sides: Sides) -> None:
     for switches in ways(name, sides):
         distiller = made(name, sides, **switches)

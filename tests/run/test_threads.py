@@ -27,6 +27,18 @@ def test_idle_cores_are_taken(
     assert threads.choose(RunConfig(threads=3), tmp_path, load) == (3, "")
 
 
+@pytest.mark.parametrize(
+    ("most", "here", "load", "wanted"), [(2, 2, 0.0, 1), (8, 2, 0.0, 4), (8, 2, 4.0, 2), (8, 3, 0.0, 2), (2, 4, 9.0, 1)]
+)
+def test_processes_of_a_run_share_the_cores(
+    most: int, here: int, load: float, wanted: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "cores", lambda: most)
+    number, _ = threads.choose(RunConfig(), tmp_path, load, here)
+    assert number == wanted
+    assert number * here <= max(most, here)
+
+
 def test_a_run_that_goes_on_keeps_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "cores", lambda: 4)
     (tmp_path / ENVIRONMENT).write_text(json.dumps({"threads": 2}))

@@ -31,7 +31,7 @@ def build(spec: DetectorSpec, seed: int = 0) -> Detector:
         InputError: the architecture or the backbone is unknown, or the spec's channels do not fit the network.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         detector: Detector = ARCHITECTURES[spec.architecture].build(spec)
     if spec.channels:
         keep_channels(detector, {name: torch.arange(count) for name, count in spec.channels.items()})

@@ -107,7 +107,7 @@ class FocalGlobal(MapDistiller):
         chosen = {name: getattr(self.settings, name) for name in Weights._fields}
         self.weights = papers._replace(**{name: own for name, own in chosen.items() if own is not None})
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(sides.seed)  # one seed, one result
+            torch.default_generator.manual_seed(sides.seed)  # one seed, one result
             widths = [sides.teacher_channels[teacher] for _, teacher in self.pairs]
             self.teacher_contexts = nn.ModuleList(map(GlobalContext, widths))
             self.student_contexts = nn.ModuleList(map(GlobalContext, widths))

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from qmimic.config import MimicConfig
 from qmimic.data.targets import Targets
@@ -37,7 +38,8 @@ class AdaptedDistiller(Distiller):
         generator = torch.Generator().manual_seed(sides.seed)
         self.adaptors = nn.ModuleList()
         for student, teacher in self.pairs:
-            adaptor = nn.Conv2d(sides.student_channels[student], sides.teacher_channels[teacher], 1)
+            channels = sides.student_channels[student], sides.teacher_channels[teacher]
+            adaptor = skip_init(nn.Conv2d, *channels, 1)  # its own weights would be drawn from everybody's chance
             nn.init.kaiming_normal_(adaptor.weight, nonlinearity="relu", generator=generator)
             assert adaptor.bias is not None
             nn.init.zeros_(adaptor.bias)

@@ -35,7 +35,7 @@ class MaskedGenerative(MapDistiller):
         own = self.settings.masked
         self.masked = (ONE_STAGE if sides.dense[0] else TWO_STAGES) if own is None else own
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(sides.seed)  # one seed, one result
+            torch.default_generator.manual_seed(sides.seed)  # one seed, one result
             widths = [sides.teacher_channels[teacher] for _, teacher in self.pairs]
             self.generators = nn.ModuleList(
                 nn.Sequential(nn.Conv2d(w, w, 3, padding=1), nn.ReLU(), nn.Conv2d(w, w, 3, padding=1)) for w in widths

@@ -14,6 +14,11 @@ from qmimic.errors import InputError
 PATIENCE = timedelta(hours=6)
 
 
+def processes_here() -> int:
+    """Processes of the run on this machine, as the launcher says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def choose(config: RunConfig) -> tuple[Accelerator, torch.device]:
     """The processes of a run, and the device of this one.
 
@@ -24,7 +29,7 @@ def choose(config: RunConfig) -> tuple[Accelerator, torch.device]:
         InputError: more processes than this machine has GPUs, or several processes of a run on another device.
     """
     cpu = config.device == "cpu" or not torch.accelerator.is_available()
-    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.accelerator.device_count()
+    here, gpus = processes_here(), torch.accelerator.device_count()
     if not cpu and here > gpus:
         raise InputError(
             f"{here} processes were started on a machine with {gpus} GPU{'s' * (gpus > 1)}; start one process for "

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from pydantic import ValidationError
 
+from qmimic import processes
 from qmimic.config import DataConfig, DetectorConfig, Recipe, explain
 from qmimic.data import chosen
 from qmimic.data.chosen import box_sizes, dataset_fingerprint, open_with_unlabelled, scaled_boxes
@@ -105,9 +106,12 @@ def prepare(recipe: Recipe) -> Prepared:
         located(own.weights or "", TRAINED)  # nor that the zoo does not have a name
     require(recipe.run.trackers)
     keep_freed_memory()
-    number, about_threads = threads.choose(recipe.run, recipe.folder)
-    torch.set_num_threads(number)
     accelerator, computes_on = device.choose(recipe.run)
+    # One process decides: others may see another load, or the number that it has already written into the folder.
+    number, about_threads = processes.of_first(
+        threads.choose(recipe.run, recipe.folder, here=device.processes_here()), computes_on
+    )
+    torch.set_num_threads(number)
     for name in ("teacher", "quantized_teacher", "student"):
         if getattr(recipe, name).batch_size < accelerator.num_processes:
             raise InputError(

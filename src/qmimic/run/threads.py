@@ -14,8 +14,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def choose(config: RunConfig, folder: Path, load: float | None = None) -> tuple[int, str]:
-    """The number of threads, and a sentence where it is not what anybody would expect; empty otherwise.
+def choose(config: RunConfig, folder: Path, load: float | None = None, here: int = 1) -> tuple[int, str]:
+    """The number of threads of a process, and a sentence where it is not what anybody would expect; empty otherwise.
 
     With another number, sums are taken in another order, and the weights differ in the last digits. So a run that goes
     on keeps the number that it began with.
@@ -24,16 +24,17 @@ def choose(config: RunConfig, folder: Path, load: float | None = None) -> tuple[
         config: its `threads` are taken as they are, if there are any.
         folder: of the run.
         load: processes that want a core, on average over the last minute; None: the system's figure.
+        here: processes of the run on this machine, which share its cores.
     """
     if config.threads:
         return config.threads, ""
-    most, before = cores(), _kept(folder)
+    most, before = max(1, cores() // here), _kept(folder)
     if before:
         said = f"{before} of {most} threads, as before; another run.threads would give slightly other weights."
         return min(before, most), said if before < most else ""
     if load is None:
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    threads = min(most, max(1, int(most - load + 0.5)))
+    threads = min(most, max(1, int((cores() - load) / here + 0.5)))
     if threads == most:
         return most, ""
     return threads, (
