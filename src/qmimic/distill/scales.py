@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from qmimic.contracts import Features, Proposals
 from qmimic.data.augment import Views
@@ -124,7 +125,7 @@ class Enlarger(nn.Module):
 
 def bilinear(channels: int, times: int) -> nn.ConvTranspose2d:
     """A deconvolution that enlarges maps [B, C, H, W] by `times`, an even number; bilinear interpolation at first."""
-    layer = nn.ConvTranspose2d(channels, channels, 2 * times, times, times // 2, bias=False)
+    layer: nn.ConvTranspose2d = skip_init(nn.ConvTranspose2d, channels, channels, 2 * times, times, times // 2, bias=False)
     side = 1 - (torch.arange(2 * times) + 0.5 - times).abs() / times
     with torch.no_grad():
         layer.weight.zero_()
