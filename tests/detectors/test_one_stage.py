@@ -1,5 +1,6 @@
 """The one-stage detector: what it learns and finds, what its graph is made of, and what cannot be."""
 
+import math
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from qmimic.compress.cost import Cost, equal_share
 from qmimic.compress.integer_grids import calibrate, map_grids, prepare_qat
 from qmimic.config import DetectorConfig, QuantizerConfig
 from qmimic.data.targets import IGNORED, PADDING, Targets
+from qmimic.detectors.alignment import align
 from qmimic.detectors.architectures import map_strides, parse_spec, spec_for
 from qmimic.detectors.build import at_size, build, fold_batch_norm, mac_count, parameter_count
 from qmimic.detectors.channels import channel_groups, keep_channels, widths
@@ -166,6 +168,44 @@ def test_what_is_ignored_is_neither_learnt_nor_learnt_against() -> None:
     assert float(loss(IGNORED)["cls"].detach()) == 0
     assert float(loss(PADDING)["cls"].detach()) > 0
     assert float(loss(IGNORED)["box"].detach()) == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("weight", "labels", "frequency"),
+    [
+        (0.5, [[0, 2], [1, PADDING]], [2 / 6, 2 / 6, 2 / 6]),  # of each class one object, and one more
+        (2.0, [[2, 2], [1, IGNORED]], [1 / 6, 2 / 6, 3 / 6]),
+    ],
+)
+def test_the_classes_of_an_object_are_told_apart(
+    weight: float, labels: list[list[int]], frequency: list[float]
+) -> None:
+    """Cross entropy at the places of objects, the logits adjusted by frequency: by hand in float64."""
+    detector = one_stage(3, softmax_weight=weight).train()
+    features = detector.features(some_images(0))
+    boxes = torch.tensor([[[8.0, 8, 24, 30], [50, 40, 92, 90]], [[60, 10, 90, 26], [0, 0, 9, 9]]])
+    targets = Targets(boxes, torch.tensor(labels))
+    outputs = detector.place_outputs(features).transpose(1, 2)
+    places = align(outputs[..., :3].sigmoid(), boxes_at(detector.places, outputs[..., 3:]), detector.places, targets)
+    total, objects = 0.0, 0.0
+    for image, logits in enumerate(outputs[..., :3].double().numpy() + np.log(frequency)):
+        for place in places.share[image].nonzero()[:, 0].tolist():
+            share = float(places.share[image, place])
+            label = labels[image][places.index[image, place]]
+            total += share * (math.log(sum(math.exp(one) for one in logits[place])) - logits[place][label])
+            objects += share
+    losses = detector.losses(features, targets, torch.Generator()).losses
+    assert objects > 0
+    assert float(losses["softmax"]) == pytest.approx(weight * total / objects, rel=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", [{"softmax_weight": 0.0}, {"classes": ("face",)}])
+def test_without_rivals_no_softmax_is_learnt(settings: dict[str, object]) -> None:
+    detector = one_stage(**settings).train()
+    targets = Targets(torch.tensor([[[8.0, 8, 24, 30]]] * 2), torch.zeros(2, 1, dtype=torch.int64))
+    assert set(detector.losses(detector.features(some_images(0)), targets, torch.Generator()).losses) == {"cls", "box"}
 
 
 @pytest.mark.parametrize(("backbone", "suppression"), list(zip(BACKBONES, [True, False] * 2, strict=True)))

@@ -113,6 +113,7 @@ GRIDS = {"box_format": "distances", "box_unit": "strides", "grid_strides": [8], 
 ANCHORS = {"box_format": "deltas", "grid_strides": [8], "grid_point": 0, "anchors": [[[8, 8]]]}
 OUTPUTS: dict[str, dict[str, Any]] = {  # what has to be set beside a setting of a teacher that is a file
     "teacher.scores": {"boxes": "b"},
+    "teacher.counts": {"boxes": "b"},
     "teacher.labels": {"boxes": "b", "scores": "s"},
     "teacher.objectness": {"boxes": "b", "scores": "s"},
     "teacher.objectness_activation": {"boxes": "b", "scores": "s", "objectness": "o"},
@@ -201,6 +202,8 @@ def test_every_key_reaches_the_stages_that_it_can_change_and_no_others(key: str,
         base = {**BASE, "mimic": {**BASE["mimic"], "distiller": "channel_wise"}}
     if key == "detector.anchor_ratios":
         base = {**BASE, "detector": {"anchor_cells": [4, 8]}}
+    if key == "detector.softmax_weight":
+        base = {**BASE, "detector": {"architecture": "one_stage"}}
     if key.startswith("teacher.frozen"):  # what is kept has come from somewhere
         base = {**BASE, "teacher": {**BASE.get("teacher", {}), "weights": "pretrained"}}
     if key in ("data.unlabelled_share", "data.unlabelled_doubt"):
@@ -335,3 +338,18 @@ def test_an_open_output_stride_names_results_as_16_did() -> None:
     assert data_key("data", open_.data, open_.detector) == data_key("data", coarse.data, coarse.detector)
     assert len({job_keys(one)["teacher"] for one in (open_, coarse, fine)}) == 3
     assert job_keys(open_)["teacher"] == "db35af20e1a0"  # of 27 November 2026
+
+
+def test_a_loss_that_came_later_leaves_what_has_none_as_it_was() -> None:
+    """Weights and tables from before are those of weight 0, and two stages have no such loss."""
+    one = {"detector": {"architecture": "one_stage"}}
+    without = changed(one, "detector.softmax_weight", 0)
+    assert (stages(without)["student"], job_keys(without)["student"]) == ("0b3f14d87cf0", "9a4dad923a4e")
+    assert job_keys(without) != job_keys(changed(one, "seed", 0))
+    assert stages(changed({}, "detector.softmax_weight", 3)) == stages(changed({}, "seed", 0))
+    assert job_keys(changed({}, "detector.softmax_weight", 3)) == job_keys(changed({}, "seed", 0))
+    other = {"teacher": {"detector": "one_stage"}}  # whose student has two stages
+    assert (
+        stages(changed(other, "detector.softmax_weight", 3))["teacher"] != stages(changed(other, "seed", 0))["teacher"]
+    )
+    assert job_keys(changed(other, "detector.softmax_weight", 3)) != job_keys(changed(other, "seed", 0))

@@ -104,6 +104,12 @@ class DetectorConfig(Section):
         le=65536,
         description="units of the head's hidden layers; null: 1024 / width divisor, of one_stage 256 / width divisor",
     )
+    softmax_weight: Advanced[float] = Field(
+        1.0,
+        ge=0,
+        le=100,
+        description="one_stage: weight of the loss that tells the classes apart where an object is; 0: none",
+    )
     rpn_samples: Advanced[int] = Field(128, ge=2, description="anchors sampled for the RPN losses per image")
     roi_samples: Advanced[int] = Field(64, ge=4, description="regions sampled for the head's losses per image")
     ohem: bool = Field(False, description="the head learns from its roi_samples hardest regions, not from random ones")

@@ -100,8 +100,9 @@ def map_strides(
     return fitted.levels if own.stages == 1 and fitted.levels else (fitted.output_stride or COARSE,)
 
 
-FASTER_RCNN = Architecture(TwoStageSpec, "qmimic.detectors.two_stage:FasterRCNN", with_anchors, ignores=("levels",))
-R_FCN = Architecture(TwoStageSpec, "qmimic.detectors.two_stage:RFCN", with_anchors, ignores=("levels",))
+OF_ONE_STAGE = ("levels", "softmax_weight")
+FASTER_RCNN = Architecture(TwoStageSpec, "qmimic.detectors.two_stage:FasterRCNN", with_anchors, ignores=OF_ONE_STAGE)
+R_FCN = Architecture(TwoStageSpec, "qmimic.detectors.two_stage:RFCN", with_anchors, ignores=OF_ONE_STAGE)
 ONE_STAGE = Architecture(OneStageSpec, "qmimic.detectors.one_stage:OneStage", with_levels, stages=1)
 
 

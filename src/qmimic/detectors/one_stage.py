@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qmimic import boxes as box_ops
+from qmimic import processes
 from qmimic.contracts import (
     BatchDetections,
     ChannelGroup,
@@ -149,7 +150,7 @@ class OneStage(Detector):
         self.register_buffer("places", place_grid(spec.size, spec.levels), persistent=False)
 
     def losses(self, features: Features, targets: Targets, source: Source) -> TrainingOutput:
-        """The losses of classes and boxes.
+        """The losses of classes (`cls`, and among the classes of an object `softmax`) and of boxes (`box`).
 
         Args:
             features: what the heads see.
@@ -171,6 +172,13 @@ class OneStage(Detector):
         # By share, not by quality: the smallest objects fit worst at first and would otherwise be learnt least.
         distance = (1 - box_ops.giou(boxes, own)) * found.share
         losses = {"cls": (entropy.sum(-1) * found.counted).sum() / sure, "box": BOX_WEIGHT * distance.sum() / objects}
+        if self.spec.softmax_weight and logits.shape[2] > 1:
+            # The focal factor leaves a wrong class of middling score next to no gradient, so which class it is would be
+            # learnt last. Only differences of logits count here: the scores themselves still learn the IoU.
+            rivals = F.cross_entropy(
+                (logits + _frequency(targets, logits.shape[2]).log()).transpose(1, 2), label, reduction="none"
+            )
+            losses["softmax"] = self.spec.softmax_weight * (rivals * found.share).sum() / objects
         return TrainingOutput(losses, None, outputs)
 
     @property
@@ -216,6 +224,18 @@ class OneStage(Detector):
         """Logits [B, K, N] and logarithms of the distances to the sides [B, 4, N]."""
         classes = len(self.spec.classes)
         return outputs[:, :classes], outputs[:, classes:]
+
+
+def _frequency(targets: Targets, classes: int) -> Tensor:
+    """Share of each class among the objects of a batch, float32 [K]; every class counts one more than it has.
+
+    Added as logarithms to logits before a softmax, they keep rare classes from being learnt away (logit adjustment:
+    Menon et al., ICLR 2021, eq. 10; of a batch: Ren et al., NeurIPS 2020, eq. 4).
+    """
+    known = targets.labels >= 0
+    own = (F.one_hot(targets.labels.clamp(min=0), classes) * known[..., None]).sum((0, 1)).float()
+    counts = 1 + processes.count() * mean_over(own)
+    return counts / counts.sum()
 
 
 def quotient(index: Tensor, by: int) -> Tensor:

@@ -125,7 +125,9 @@ class Enlarger(nn.Module):
 
 def bilinear(channels: int, times: int) -> nn.ConvTranspose2d:
     """A deconvolution that enlarges maps [B, C, H, W] by `times`, an even number; bilinear interpolation at first."""
-    layer: nn.ConvTranspose2d = skip_init(nn.ConvTranspose2d, channels, channels, 2 * times, times, times // 2, bias=False)
+    layer: nn.ConvTranspose2d = skip_init(
+        nn.ConvTranspose2d, channels, channels, 2 * times, times, times // 2, bias=False
+    )
     side = 1 - (torch.arange(2 * times) + 0.5 - times).abs() / times
     with torch.no_grad():
         layer.weight.zero_()

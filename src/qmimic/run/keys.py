@@ -35,6 +35,7 @@ from qmimic.distill.inner_maps import files_beside
 from qmimic.errors import InputError
 from qmimic.extras import version_of
 from qmimic.files import MissingError, open_file
+from qmimic.tables import ARCHITECTURES
 from qmimic.zoo import DEPLOYED, TRAINED, located
 
 VERSION = 2  # raised when the same recipe would give other weights
@@ -101,7 +102,8 @@ def cache_key(dataset: str, data: DataConfig) -> str:
 
 def teacher_key(recipe: Recipe, data: str, bf16: bool) -> str:
     """The full-precision teacher. Args: as `student_key`."""
-    return fingerprint(VERSION, data, _schedule(recipe.teacher, "min_map"), _plain(recipe.augment), recipe.seed, bf16)
+    own = _schedule(recipe.teacher, "min_map"), _plain(recipe.augment), recipe.seed, bf16
+    return fingerprint(VERSION, data, *own, *_of_its_architecture(recipe))
 
 
 def opened_key(recipe: Recipe, data: str) -> str:
@@ -274,7 +276,8 @@ def job_keys(recipe: Recipe) -> dict[str, str]:
     if not recipe.trains_teacher:
         opened = [_job_schedule(recipe.teacher, "min_map"), recipe.quantizer, _distillation(recipe.mimic)]
         return {"student": fingerprint("student", *run, _job_schedule(recipe.student), *opened, *unlabelled)}
-    teacher = fingerprint("teacher", *run, _job_schedule(recipe.teacher, "min_map"))
+    own = _job_schedule(recipe.teacher, "min_map"), *_of_its_architecture(recipe)
+    teacher = fingerprint("teacher", *run, *own)
     quantized = fingerprint("quantized", teacher, _job_schedule(recipe.quantized_teacher), recipe.quantizer)
     pruning = _pruning(recipe) if recipe.pruning.method != "none" else []
     taught = _distillation(recipe.mimic) if recipe.mimic.mode != "none" else []
@@ -324,7 +327,21 @@ def _plain(config: Section, *left_out: str) -> dict[str, Any]:
         plain["output_stride"] = COARSE  # what it was before it could be open
     own = type(config).model_fields
     inert = {n for n in plain if f"{section}.{n}" in LATER and getattr(config, n) == own[n].default}
+    if isinstance(config, DetectorConfig) and not _softmax_of(config, config.architecture):
+        inert.add("softmax_weight")
     return {name: value for name, value in plain.items() if name not in inert}
+
+
+def _softmax_of(config: DetectorConfig, architecture: str) -> list[float]:
+    """The weight of a loss that came later, where there was none: with 0, and without it, nothing has changed."""
+    reads = "softmax_weight" in ARCHITECTURES[architecture].reads
+    return [config.softmax_weight] if reads and config.softmax_weight else []
+
+
+def _of_its_architecture(recipe: Recipe) -> list[float]:
+    """What decides a teacher of another architecture, and is no setting of the student's."""
+    detector = recipe.detector
+    return [] if _softmax_of(detector, detector.architecture) else _softmax_of(detector, recipe.teacher_architecture)
 
 
 def _pruning(recipe: Recipe) -> list[object]:
