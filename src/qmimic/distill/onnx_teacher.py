@@ -277,12 +277,8 @@ class OnnxTeacher:
             raise InputError(f"{self.path} takes [{sides}], which is not {wanted}{blame}.{grey}")
         height, width = shape[1:3] if last else shape[2:]
         if (height or self.size[0], width or self.size[1]) != self.size:
-            key, other = (
-                "data.size",
-                "; divide it by teacher.scale if you set that, or, without a map, set teacher.size",
-            )
-            if self.config.size:
-                key, other = "teacher.size", ""
+            other = "; divide it by teacher.scale if you set that, or, without a map, set teacher.size"
+            key, other = ("teacher.size", "") if self.config.size else ("data.size", other)
             raise InputError(
                 f"{self.path} takes pictures of {height} x {width} pixels; set {key}=[{height},{width}] "
                 f"(it is {list(self.size)}){other}."

@@ -183,7 +183,7 @@ def judge(
         networks[title] = Judged(scores[title], errors, costs(errors), threshold, shown, gain, own)
     said = tuple(
         f"{result.title} has {100 * networks[result.title].scores.map_area:.1f} mAP@0.5 on the data as they are now, "
-        f"but {100 * result.map50:.1f} in the run's table: the data, the device or a version have changed since."
+        f"but {100 * result.map50:.1f} in the run's table: the data, the device or a version has changed since."
         for result in run.results
         if abs(networks[result.title].scores.map_area - result.map50) > SAME
     )
