@@ -160,7 +160,8 @@ class TeacherFileConfig(Section):
     bgr: Advanced[bool] = Field(False, description="onnx: whether it takes blue, green, red")
     layout: Advanced[Literal["nchw", "nhwc"] | None] = Field(
         None,
-        description="onnx: nchw: it takes pictures [B, 3, H, W]; nhwc: [B, H, W, 3]; null: as its input's shape says",
+        description="onnx: whether its pictures have colours before rows and columns or after them; null: as the shape "
+        "of its input says",
     )
 
     @property
