@@ -10,7 +10,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from qmimic import processes
+from qmimic.data.targets import PADDING, Targets
 from qmimic.detectors.batch_norm import BatchNorm2d
+from tiny_detectors import one_stage, some_images
 
 
 def _joined(rank: int, port: int, work: Callable[[int], None]) -> None:
@@ -69,7 +71,29 @@ def test_batch_norm_has_the_statistics_of_the_whole_batch() -> None:
     two_processes(_batch_norm)
 
 
+def _one_stage(rank: int) -> None:
+    """Its losses weigh classes by their frequency in the whole batch, and objects by their number there."""
+    detector, images = one_stage(1).train(), some_images(0)
+    boxes = torch.tensor([[[8.0, 8, 24, 30], [50, 40, 92, 90]], [[60, 10, 90, 26], [0, 0, 0, 0]]])
+    labels = torch.tensor([[2, 2], [1, PADDING]])
+    with torch.no_grad(), processes.apart():
+        whole = detector.losses(detector.features(images), Targets(boxes, labels), torch.Generator()).losses
+    rows = slice(rank, rank + 1)
+    with torch.no_grad():
+        part = detector.losses(
+            detector.features(images[rows]), Targets(boxes[rows], labels[rows]), torch.Generator()
+        ).losses
+    assert set(part) == {"cls", "box", "softmax"}
+    for name, own in part.items():
+        torch.testing.assert_close(processes.mean_over(own), whole[name], rtol=1e-4, atol=1e-5)
+
+
+def test_one_stage_s_losses_are_those_of_the_whole_batch() -> None:
+    two_processes(_one_stage)
+
+
 def _counts(rank: int) -> None:
+    assert processes.of_first((rank, "own"), torch.device("cpu")) == (0, "own")
     assert processes.count() == 2
     assert float(processes.mean_over(torch.tensor(2.0 + 4 * rank))) == 4
     with processes.apart():
