@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,7 +14,6 @@ LOST = (
     "Broken pipe",
 )  # gloo's messages; NCCL has an exception type
 _apart = False
-T = TypeVar("T")
 
 
 def count() -> int:
@@ -54,17 +52,12 @@ def mean_over(values: Tensor) -> Tensor:
     return summed / processes
 
 
-def of_first(value: T, device: torch.device) -> T:
-    """What the first process has, in all of them.
-
-    Args:
-        value: anything that can be pickled, of the run's own processes.
-        device: of this process.
-    """
-    found = [value]
+def least(number: int, device: torch.device) -> int:
+    """The least number that one of the processes has, in all of them. Args: `device` of this process."""
+    found = torch.tensor(number, device=device)
     if count() > 1:
-        dist.broadcast_object_list(found, src=0, device=device if device.type != "cpu" else None)
-    return found[0]
+        dist.all_reduce(found, dist.ReduceOp.MIN)
+    return int(found)
 
 
 class _Sum(torch.autograd.Function):

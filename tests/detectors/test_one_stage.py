@@ -208,6 +208,21 @@ def test_without_rivals_no_softmax_is_learnt(settings: dict[str, object]) -> Non
     assert set(detector.losses(detector.features(some_images(0)), targets, torch.Generator()).losses) == {"cls", "box"}
 
 
+def test_a_description_that_does_not_name_the_loss_has_none() -> None:
+    """A file from before it is trained on (int8, quantized, pruned) as it was trained."""
+    old = {
+        "architecture": "one_stage",
+        "backbone": "resnet18/16",
+        "classes": ("a", "b"),
+        "size": (96, 96),
+        "levels": (8,),
+    }
+    assert parse_spec(old).softmax_weight == 0
+    assert spec_for(
+        DetectorConfig(architecture="one_stage", levels=(8,)), "resnet18/16", ("a", "b"), (96, 96)
+    ).softmax_weight
+
+
 @pytest.mark.parametrize(("backbone", "suppression"), list(zip(BACKBONES, [True, False] * 2, strict=True)))
 def test_its_file_detects_as_it_does(backbone: str, suppression: bool, tmp_path: Path) -> None:
     detector = one_stage(backbone=backbone).eval()

@@ -155,6 +155,16 @@ def test_what_stands_behind_the_count_of_a_picture_is_never_read(own: Any, junk:
     seen = regions(found_in(config, outputs, 1, SIZE), config, SIZE)
     assert int(seen.valid.sum()) == len(boxes)
     assert not detections(found_in(config, both | {"num_dets": tensor([0])}, 1, SIZE), config, range(KINDS), SIZE)[0]
+    # Not even to find that everything is broken.
+    spoilt = {name: values.clone() for name, values in both.items()}
+    spoilt["b"][:, len(boxes) :], spoilt["s"][:, len(boxes) :] = torch.nan, torch.inf
+    same(config, spoilt | {"num_dets": count}, plain(boxes, scores))
+    none = {name: torch.full_like(values, torch.nan) for name, values in both.items()}
+    assert not detections(found_in(config, none | {"num_dets": tensor([0])}, 1, SIZE), config, range(KINDS), SIZE)[0]
+    broken = both | {"b": both["b"].clone(), "num_dets": count}
+    broken["b"][:, : len(boxes)] = torch.nan
+    with pytest.raises(InputError, match="boxes are all NaN"):
+        found_in(config, broken, 1, SIZE)
     for wrong, said in (
         ([len(boxes) + len(junk[0]) + 1], "where a picture has 0 to"),
         ([-1], r"says -1, where"),

@@ -91,6 +91,8 @@ def test_a_shape_that_says_nothing_is_completed_by_the_recipe(tmp_path: Path, la
     for place, side in enumerate(model.graph.input[0].type.tensor_type.shape.dim):
         side.dim_param = f"side_{place}"
     onnx.save(model, tmp_path / "open.onnx")
+    with pytest.raises(InputError, match=r"does not say how its pictures lie; set teacher\.layout=nchw"):
+        OnnxTeacher(config(tmp_path / "open.onnx"), SIZE)
     teacher = OnnxTeacher(config(tmp_path / "open.onnx", layout=LAYOUTS[last]), SIZE)
     assert torch.equal(teacher.look(pictures(), False).features.map, told)
     with pytest.raises(InputError, match=rf"takes \[\?, .*as teacher\.layout={LAYOUTS[not last]} says"):
@@ -143,7 +145,7 @@ def test_its_boxes_are_regions_the_best_first(tmp_path: Path) -> None:
         ({"scores": "score"}, SIZE, "has no output 'score'; did you mean scores"),
         ({"maps": ()}, SIZE, "needs teacher.file, and the output with its map in teacher.maps"),
         ({"file": None}, SIZE, "needs teacher.file"),
-        ({}, (96, 96), r"takes pictures of 64 x 96 pixels; set data.size=\[64,96\] \(it is \[96, 96\]\)"),
+        ({}, (96, 96), r"takes pictures of 64 x 96 pixels; set data.size=\[64,96\] \(.* is \[96, 96\]\), or"),
         ({"size": (96, 96)}, SIZE, r"64 x 96 pixels; set teacher.size=\[64,96\] \(it is \[96, 96\]\)\."),
         ({"maps": ("boxes",)}, SIZE, r"'boxes' of .* has shape \[3, 4\]; a map is"),
     ],

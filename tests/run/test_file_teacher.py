@@ -111,7 +111,10 @@ def test_what_lies_below_0_is_said(make_recipe: MakeRecipe, tmp_path: Path, relu
 
 
 @pytest.mark.parametrize("unit", ["pixels", "shares"])
-def test_regions_that_hold_no_object_of_val_are_refused(make_recipe: MakeRecipe, tmp_path: Path, unit: str) -> None:
+@pytest.mark.parametrize("with_truth", [False, True])
+def test_regions_that_hold_no_object_of_val_are_told(
+    make_recipe: MakeRecipe, tmp_path: Path, unit: str, with_truth: bool
+) -> None:
     """Boxes everywhere, in pixels; read as shares, all of them are the whole picture."""
     sides = [(x, y, x + size, y + size) for size in (12, 20, 32) for x in range(0, 96, 6) for y in range(0, 96, 6)]
     path = a_file(tmp_path / "teacher.onnx")
@@ -123,7 +126,7 @@ def test_regions_that_hold_no_object_of_val_are_refused(make_recipe: MakeRecipe,
     onnx.save(model, path)
     changes = {
         "teacher": {"kind": "onnx", "file": str(path), "maps": ["map"], "boxes": "boxes", "box_unit": unit},
-        "mimic": {"map_steps": 0, "last_step": 1, "region_count": len(sides)},
+        "mimic": {"map_steps": 0, "last_step": 1, "region_count": len(sides), "with_truth": with_truth},
     }
     said: list[str] = []
 
@@ -132,12 +135,13 @@ def test_regions_that_hold_no_object_of_val_are_refused(make_recipe: MakeRecipe,
             said.append(text)
 
     recipe = make_recipe(**changes).model_copy(update={"baselines": ()})
-    if unit == "shares":
-        with pytest.raises(InputError, match=r"hold 0 of \d+ objects of val, .*check teacher\.box_format, box_unit"):
+    if unit == "shares" and not with_truth:
+        with pytest.raises(InputError, match=r"hold 0 of \d+ objects of val .*check teacher\.box_format, box_unit"):
             train(recipe, Heard())
         assert not list(recipe.folder.rglob("*.safetensors"))
         return
     train(recipe, Heard())
     held = [re.search(r"hold (\d+) of (\d+) objects of val", text) for text in said]
     (found,) = [one for one in held if one]
-    assert 0 < int(found[1]) <= int(found[2])
+    assert (int(found[1]) > 0) == (unit == "pixels")
+    assert int(found[1]) <= int(found[2]) > 20

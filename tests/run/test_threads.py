@@ -42,6 +42,9 @@ def test_processes_of_a_run_share_the_cores(
 def test_a_run_that_goes_on_keeps_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "cores", lambda: 4)
     (tmp_path / ENVIRONMENT).write_text(json.dumps({"threads": 2}))
+    assert threads.choose(RunConfig(), tmp_path, 0.0, here=4) == (
+        1, "1 of the 2 threads that the run began with: its weights will be slightly other ones."
+    )  # fmt: skip
     number, said = threads.choose(RunConfig(), tmp_path, 0.0)
     assert number == 2
     assert said.startswith("2 of 4 threads, as before")

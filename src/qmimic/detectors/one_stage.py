@@ -230,7 +230,7 @@ def _frequency(targets: Targets, classes: int) -> Tensor:
     """Share of each class among the objects of a batch, float32 [K]; every class counts one more than it has.
 
     Added as logarithms to logits before a softmax, they keep rare classes from being learnt away (logit adjustment:
-    Menon et al., ICLR 2021, eq. 10; of a batch: Ren et al., NeurIPS 2020, eq. 4).
+    Menon et al., ICLR 2021, eq. 10, whose shares are those of the training set).
     """
     known = targets.labels >= 0
     own = (F.one_hot(targets.labels.clamp(min=0), classes) * known[..., None]).sum((0, 1)).float()

@@ -44,7 +44,8 @@ class OneStageSpec(DetectorSpec):
 
     levels: Levels = Field(description="strides of the maps, pixels")
     head_width: int | None = Field(None, ge=1, le=65536, description="channels of neck and heads; null: 256 / divisor")
-    softmax_weight: float = Field(0.25, ge=0, le=100, description="of the loss that tells the classes apart")
+    # Of a file that says nothing of it, none: it was trained before there was that loss.
+    softmax_weight: float = Field(0.0, ge=0, le=100, description="of the loss that tells the classes apart")
 
     @model_validator(mode="after")
     def _whole_places(self) -> "OneStageSpec":

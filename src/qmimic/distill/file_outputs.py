@@ -40,10 +40,9 @@ class Found:
         """For how many classes there are scores; None where boxes have numbers of classes, or no scores."""
         return None if self.scores is None or self.labels is not None else self.scores.shape[2]
 
-    def first_of_each(self, counts: Tensor) -> "Found":
-        """The same, boxes NaN from the count of each picture [B] on."""
-        spare = torch.arange(self.boxes.shape[1]) >= counts[:, None]
-        return replace(self, boxes=self.boxes.masked_fill(spare[..., None], torch.nan))
+    def of(self, counted: Tensor) -> "Found":
+        """The same, boxes NaN where `counted`, bool [B, N], is not."""
+        return replace(self, boxes=self.boxes.masked_fill(~counted[..., None], torch.nan))
 
     @classmethod
     def joined(cls, parts: Sequence["Found"]) -> "Found":
@@ -158,12 +157,16 @@ def found_in(config: TeacherFileConfig, outputs: Mapping[str, Tensor], batch: in
         level = Level(config, names, given, laid, batch)
         levels.append(_of_rows(level) if config.rows else _of_boxes(level))
     found = Found.beside(levels)
-    if found.boxes.numel() and found.boxes.isnan().all():
+    counted = torch.ones(found.boxes.shape[:2], dtype=torch.bool)
+    if config.counts:
+        counted = torch.arange(counted.shape[1]) < _counts(config.counts, given[config.counts], found)[:, None]
+    known = found.boxes[counted]
+    if known.numel() and known.isnan().all():
         raise InputError(
             "The teacher's boxes are all NaN (not a number); check teacher.mean and teacher.std, which its pixels go "
             "through, or export it in float32."
         )
-    return found.first_of_each(_counts(config.counts, given[config.counts], found)) if config.counts else found
+    return found.of(counted)
 
 
 def _counts(name: str, given: Tensor, found: Found) -> Tensor:

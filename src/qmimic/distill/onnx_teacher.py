@@ -207,8 +207,6 @@ class OnnxTeacher:
             reason = " ".join(str(error).split())
             sides = [MULTIPLE * max(1, round(side / MULTIPLE)) for side in self.size]
             advice = f"; try sides that are multiples of {MULTIPLE}, as {sides}" if sides != list(self.size) else ""
-            if config.layout is None and len(self.input.shape) == 4 and self.input.shape[1] is None:
-                advice += "; if it takes [B, H, W, 3], set teacher.layout=nhwc"
             raise InputError(
                 f"{self.path} cannot be run on pictures of {list(self.size)}{advice} ({_end_of(reason)})."
             ) from error
@@ -268,6 +266,11 @@ class OnnxTeacher:
     def _layout(self, shape: tuple[int | None, ...]) -> bool:
         """Whether pictures are [B, H, W, 3]."""
         said = self.config.layout
+        if not said and len(shape) == 4 and shape[1] != 3 and shape[3] is None:
+            raise InputError(
+                f"The shape of {self.path}'s input does not say how its pictures lie; set teacher.layout=nchw for "
+                "[B, 3, H, W], or nhwc for [B, H, W, 3]."
+            )
         last = said == "nhwc" if said else len(shape) == 4 and shape[3] == 3 and shape[1] != 3
         if len(shape) != 4 or shape[3 if last else 1] not in (3, None):
             sides = ", ".join("?" if side is None else str(side) for side in shape)
@@ -277,12 +280,14 @@ class OnnxTeacher:
             raise InputError(f"{self.path} takes [{sides}], which is not {wanted}{blame}.{grey}")
         height, width = shape[1:3] if last else shape[2:]
         if (height or self.size[0], width or self.size[1]) != self.size:
-            other = "; divide it by teacher.scale if you set that, or, without a map, set teacher.size"
-            key, other = ("teacher.size", "") if self.config.size else ("data.size", other)
-            raise InputError(
-                f"{self.path} takes pictures of {height} x {width} pixels; set {key}=[{height},{width}] "
-                f"(it is {list(self.size)}){other}."
-            )
+            if self.config.size:
+                advice = f"set teacher.size=[{height},{width}] (it is {list(self.size)})"
+            else:
+                advice = (
+                    f"set data.size=[{height},{width}] (data.size times teacher.scale is {list(self.size)}), or "
+                    "without a map teacher.size"
+                )
+            raise InputError(f"{self.path} takes pictures of {height} x {width} pixels; {advice}.")
         return last
 
     def _lacks(self, name: str, seen: Mapping[str, NDArray[np.generic]]) -> str:

@@ -224,7 +224,11 @@ def costs_key(detector: DetectorConfig, classes: int) -> str:
     """What networks with these settings cost as files, on this machine, in the engines that are installed."""
     machine = platform.node(), platform.processor(), os.cpu_count()
     return fingerprint(
-        COSTS_VERSION, _plain(detector), classes, machine, [version_of(name) for name in ENGINE_PACKAGES]
+        COSTS_VERSION,
+        _plain(detector, "softmax_weight"),  # a loss alone
+        classes,
+        machine,
+        [version_of(name) for name in ENGINE_PACKAGES],
     )
 
 

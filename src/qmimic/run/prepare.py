@@ -107,11 +107,11 @@ def prepare(recipe: Recipe) -> Prepared:
     require(recipe.run.trackers)
     keep_freed_memory()
     accelerator, computes_on = device.choose(recipe.run)
-    # One process decides: others may see another load, or the number that it has already written into the folder.
-    number, about_threads = processes.of_first(
-        threads.choose(recipe.run, recipe.folder, here=device.processes_here()), computes_on
-    )
+    mine, about_threads = threads.choose(recipe.run, recipe.folder, here=device.processes_here())
+    number = processes.least(mine, computes_on)  # others may see another load, or stand on a smaller machine
     torch.set_num_threads(number)
+    if number < mine:
+        about_threads = f"Each process computes on {number} thread{'s' * (number > 1)}, as the busiest of them has."
     for name in ("teacher", "quantized_teacher", "student"):
         if getattr(recipe, name).batch_size < accelerator.num_processes:
             raise InputError(
@@ -144,6 +144,8 @@ def _at_its_size(recipe: Recipe, dataset: Dataset) -> tuple[Loader, Loader, Dete
             f"No image of the split {data.train!r} of {data.root} has a box to learn from; label some objects first."
         )
     detector = fitted_to(recipe.detector, recipe.teacher.detector, sizes, data.size)
+    if len(dataset.classes) == 1:  # which has no rivals
+        detector = detector.model_copy(update={"softmax_weight": 0.0})
     networks = {detector.architecture: recipe.student.backbone, recipe.teacher_architecture: recipe.teacher.backbone}
     for name, backbone in networks.items():  # what an architecture refuses must not wait for a stage
         own = detector.model_copy(update={"architecture": name})

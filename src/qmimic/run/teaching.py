@@ -125,37 +125,49 @@ def remarks_on_maps(prepared: Prepared, opened: OpenedTeacher) -> list[str]:
 
 @torch.no_grad()
 def remarks_on_regions(prepared: Prepared, opened: OpenedTeacher) -> list[str]:
-    """A sentence on how many of val's objects lie in the regions of a file, where a student is to imitate on these.
+    """A sentence on how many of val's objects lie in the regions of a file, where a student imitates it on these.
 
     Raises:
-        InputError: none does, though there are enough to tell.
+        InputError: none does, though there are enough to tell, and no labelled box is added to them.
     """
     recipe = prepared.recipe
-    if not (recipe.teacher.maps and opened.teacher.has_regions) or recipe.mimic.mode == "none":
-        return []
-    if recipe.mimic.regions != "teacher":
-        return []
+    on_regions = [
+        own.mimic
+        for own in recipe.students.values()
+        if own.mimic.mode != "none"
+        and own.mimic.regions == "teacher"
+        and "regions" in DISTILLERS[own.mimic.distiller].reads
+    ]
     names = recipe.teacher.classes
     known = [place for place, name in enumerate(prepared.dataset.classes) if not names or name in names]
+    if not (recipe.teacher.maps and opened.teacher.has_regions and on_regions and known):
+        return []
+    most = max(own.region_count for own in on_regions)
     objects = held = 0
     for batch in prepared.val.once():
         truth = batch.targets
         own = torch.isin(truth.labels, torch.tensor(known))
         seen = opened.teacher.look(batch.images, True).regions
         assert seen is not None, "its boxes are named"
-        regions = first(seen.boxes, seen.valid, recipe.mimic.region_count)
+        regions = first(seen.boxes, seen.valid, most)
         overlap = iou(truth.boxes, regions.boxes) * regions.valid[:, None]
         objects += int(own.sum())
         held += int((own & (overlap.amax(2) >= POSITIVE_IOU)).sum())
         if objects >= OBJECTS_MEASURED:
             break
-    said = f"The first {recipe.mimic.region_count} regions of the teacher hold {held} of {objects} objects of val"
-    if objects >= FEW_OBJECTS and not held:
-        raise InputError(
-            f"{said}, so a student would imitate it where nothing is: check teacher.box_format, box_unit and the names "
-            "of its outputs, or set mimic.regions=ground_truth."
-        )
-    return [f"{said} (IoU {POSITIVE_IOU:g})."] if objects else []
+    said = (
+        f"The teacher's regions, the first {most} of each picture, hold {held} of {objects} objects of val (IoU "
+        f"{POSITIVE_IOU:g})"
+    )
+    if held or objects < FEW_OBJECTS:
+        return [f"{said}."]
+    said += (
+        ": check teacher.box_format, box_unit, mean, std and bgr and the names of its outputs, or set "
+        "mimic.regions=ground_truth."
+    )
+    if all(own.with_truth for own in on_regions):
+        return [said]
+    raise InputError(said)
 
 
 def require_teachable(prepared: Prepared, teacher: Teacher | None = None) -> None:

@@ -31,7 +31,9 @@ def choose(config: RunConfig, folder: Path, load: float | None = None, here: int
     most, before = max(1, cores() // here), _kept(folder)
     if before:
         said = f"{before} of {most} threads, as before; another run.threads would give slightly other weights."
-        return min(before, most), said if before < most else ""
+        if before > most:
+            said = f"{most} of the {before} threads that the run began with: its weights will be slightly other ones."
+        return min(before, most), said if before != most else ""
     if load is None:
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     threads = min(most, max(1, int((cores() - load) / here + 0.5)))
