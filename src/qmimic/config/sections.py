@@ -105,7 +105,7 @@ class DetectorConfig(Section):
         description="units of the head's hidden layers; null: 1024 / width divisor, of one_stage 256 / width divisor",
     )
     softmax_weight: Advanced[float] = Field(
-        0.25,
+        0.5,
         ge=0,
         le=100,
         description="one_stage: weight of the loss that tells the classes apart where an object is; 0: none",
