@@ -185,7 +185,10 @@ ONLY_WITH: dict[str, tuple[Any, dict[str, Any]]] = {
     "teacher.mean": ([1, 1, 1], BOX_FILE),
     "teacher.std": ([1, 1, 1], BOX_FILE),
     "teacher.bgr": (True, BOX_FILE),
+    "teacher.layout": ("nhwc", BOX_FILE),
+    "teacher.counts": ("n", BOX_FILE),
     "detector.levels": ([16], {"detector.architecture": "one_stage"}),
+    "detector.softmax_weight": (0.1, {"detector.architecture": "one_stage"}),
 }
 # The same of what every recipe reads unless it says otherwise.
 UNLESS: dict[str, tuple[Any, dict[str, Any]]] = {
