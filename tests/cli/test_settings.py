@@ -186,7 +186,7 @@ ONLY_WITH: dict[str, tuple[Any, dict[str, Any]]] = {
     "teacher.std": ([1, 1, 1], BOX_FILE),
     "teacher.bgr": (True, BOX_FILE),
     "teacher.layout": ("nhwc", BOX_FILE),
-    "teacher.counts": ("n", BOX_FILE),
+    "teacher.counts": ("n", {**BOX_FILE, "teacher.boxes": "b"}),
     "detector.levels": ([16], {"detector.architecture": "one_stage"}),
     "detector.softmax_weight": (0.1, {"detector.architecture": "one_stage"}),
 }
