@@ -1,5 +1,7 @@
 """A whole run of one-stage detectors: taught, pruned, resumed, and what is said before it begins."""
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,6 +71,34 @@ def test_a_run_teaches_prunes_and_resumes_to_the_same_weights(
     again, _ = load_detector(train(elsewhere, Heard()).student)
     for ours, theirs in zip(student.state_dict().values(), again.state_dict().values(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_a_single_class_has_no_rivals_to_be_told_from(
+    make_recipe: Callable[..., Recipe], shapes: Path, tmp_path: Path
+) -> None:
+    """So whatever the weight of that loss, it is the same run."""
+    single = tmp_path / "single"
+    shutil.copytree(shapes, single)
+    for file in single.glob("*.json"):
+        tree = json.loads(file.read_text())
+        tree["categories"] = [{"id": 0, "name": "thing"}]
+        tree["annotations"] = [{**one, "category_id": 0} for one in tree["annotations"]]
+        file.write_text(json.dumps(tree))
+    keys = {
+        (prepared.detector.softmax_weight, prepared.key)
+        for weight in (0, 3)
+        for prepared in [
+            prepare(
+                make_recipe(
+                    data={"root": str(single)}, detector={"architecture": "one_stage", "softmax_weight": weight}
+                )
+            )
+        ]
+    }
+    assert len(keys) == 1
+    two = [prepare(make_recipe(detector={"architecture": "one_stage", "softmax_weight": weight})) for weight in (0, 3)]
+    assert two[0].key != two[1].key
+    assert two[1].spec("resnet18/32").softmax_weight == 3
 
 
 def test_a_teacher_of_two_stages_teaches_on_the_level_that_both_have(make_recipe: Callable[..., Recipe]) -> None:
