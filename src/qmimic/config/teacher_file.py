@@ -24,6 +24,7 @@ def _whole(value: float) -> float:
 Name = Annotated[str, BeforeValidator(_as_text)]
 Outputs = Name | tuple[Name, ...]  # of an ONNX file: one for all boxes, or one for each level
 KINDS_OF_OUTPUTS = ("rows", "boxes", "sizes", "scores", "objectness", "labels")
+NAMED = (*KINDS_OF_OUTPUTS, "counts")  # of which each level has its own, and one of all
 Anchor = tuple[Annotated[float, Field(gt=0, le=65536)], Annotated[float, Field(gt=0, le=65536)]]
 Stride = Annotated[int | float, Field(ge=1, le=1024), AfterValidator(_whole)]
 Variance = Annotated[float, Field(gt=0, le=100)]
@@ -167,7 +168,7 @@ class TeacherFileConfig(Section):
     @property
     def outputs(self) -> tuple[str, ...]:
         """Every output that is named for boxes."""
-        return tuple(name for kind in (*KINDS_OF_OUTPUTS, "counts") for name in names_of(getattr(self, kind)))
+        return tuple(name for kind in NAMED for name in names_of(getattr(self, kind)))
 
     @property
     def has_objectness(self) -> bool:
@@ -196,7 +197,7 @@ def check_outputs(teacher: TeacherFileConfig) -> None:
     Raises:
         ValueError: it does not; a sentence without its stop.
     """
-    empty = next((name for name in KINDS_OF_OUTPUTS if getattr(teacher, name) in ((), "")), None)
+    empty = next((name for name in NAMED if getattr(teacher, name) in ((), "")), None)
     if empty:
         raise ValueError(f"teacher.{empty} names no output; name one, or leave it out")
     for check in (_check_rows, _check_boxes, _check_grids, _check_anchors, _check_levels, _check_counts):
@@ -251,11 +252,7 @@ def _check_boxes(teacher: TeacherFileConfig) -> None:
 
 
 def _check_counts(teacher: TeacherFileConfig) -> None:
-    if teacher.counts is None:
-        return
-    if not teacher.counts:
-        raise ValueError("teacher.counts names no output; name one, or leave it out")
-    if teacher.grid_strides or len(names_of(teacher.rows or teacher.boxes)) != 1:
+    if teacher.counts and (teacher.grid_strides or teacher.level_count != 1):
         raise ValueError(
             "teacher.counts says how many boxes of one list count: name that list in teacher.rows or boxes, without "
             "teacher.grid_strides, or leave it out"
