@@ -17,6 +17,7 @@ from qmimic.detectors.batch_norm import BatchNormAct2d, ScaleShift
 from qmimic.detectors.channels import keep_channels
 from qmimic.detectors.convolution import Reparameterised
 from qmimic.detectors.detector import Detector
+from qmimic.detectors.seeded import seeded
 from qmimic.detectors.spec import DetectorSpec
 from qmimic.errors import InputError
 from qmimic.tables import ARCHITECTURES
@@ -30,8 +31,7 @@ def build(spec: DetectorSpec, seed: int = 0) -> Detector:
     Raises:
         InputError: the architecture or the backbone is unknown, or the spec's channels do not fit the network.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         detector: Detector = ARCHITECTURES[spec.architecture].build(spec)
     if spec.channels:
         keep_channels(detector, {name: torch.arange(count) for name, count in spec.channels.items()})

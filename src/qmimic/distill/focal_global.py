@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from qmimic.config import MimicConfig, Section
 from qmimic.data.targets import Targets
+from qmimic.detectors.seeded import seeded
 from qmimic.distill.distiller import Sides, StudentView, Target
 from qmimic.distill.map_distiller import MapDistiller
 
@@ -106,8 +107,7 @@ class FocalGlobal(MapDistiller):
         papers = ONE_STAGE if sides.dense[0] else TWO_STAGES
         chosen = {name: getattr(self.settings, name) for name in Weights._fields}
         self.weights = papers._replace(**{name: own for name, own in chosen.items() if own is not None})
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(sides.seed)  # one seed, one result
+        with seeded(sides.seed):
             widths = [sides.teacher_channels[teacher] for _, teacher in self.pairs]
             self.teacher_contexts = nn.ModuleList(map(GlobalContext, widths))
             self.student_contexts = nn.ModuleList(map(GlobalContext, widths))

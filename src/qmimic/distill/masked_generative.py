@@ -5,6 +5,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from qmimic.config import MimicConfig, Section
+from qmimic.detectors.seeded import seeded
 from qmimic.distill.distiller import Sides, StudentView, Target
 from qmimic.distill.map_distiller import MapDistiller
 from qmimic.processes import rand
@@ -34,8 +35,7 @@ class MaskedGenerative(MapDistiller):
         super().__init__(config, sides)
         own = self.settings.masked
         self.masked = (ONE_STAGE if sides.dense[0] else TWO_STAGES) if own is None else own
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(sides.seed)  # one seed, one result
+        with seeded(sides.seed):
             widths = [sides.teacher_channels[teacher] for _, teacher in self.pairs]
             self.generators = nn.ModuleList(
                 nn.Sequential(nn.Conv2d(w, w, 3, padding=1), nn.ReLU(), nn.Conv2d(w, w, 3, padding=1)) for w in widths

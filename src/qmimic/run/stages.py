@@ -26,10 +26,11 @@ from qmimic.errors import InputError
 from qmimic.run.folder import stage_folder
 from qmimic.run.keys import Parents, pruned_key, quantized_key, student_key, teacher_key
 from qmimic.run.labelling import label
+from qmimic.run.opened_teacher import OpenedTeacher, open_teacher, remarks_on_maps, remarks_on_regions
 from qmimic.run.prepare import Prepared
 from qmimic.run.stage import Stage, once, run_stage, write_detector
 from qmimic.run.teacher_labels import TeacherLabels
-from qmimic.run.teaching import Lesson, OpenedTeacher, open_teacher, remarks_on_maps, remarks_on_regions, taught
+from qmimic.run.teaching import Lesson, taught
 from qmimic.run.validation import Validation
 from qmimic.tables import MODES
 from qmimic.training.loop import Objective, Watcher, step_generators

@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from qmimic.config import Recipe
 from qmimic.errors import InputError
 from qmimic.run.lock import exclusive_lock
+from qmimic.run.opened_teacher import OpenedTeacher
 from qmimic.run.prepare import prepare
 from qmimic.run.stages import labels_of, macs_to_prune_to, require_networks, teachers_of, train_student
-from qmimic.run.teaching import OpenedTeacher, require_teachable
+from qmimic.run.teaching import require_teachable
 from qmimic.training.loop import Watcher
 
 SHORTER = 4  # times; than the student's training
