@@ -101,6 +101,19 @@ def test_a_second_configuration_is_said(tmp_path: Path) -> None:
     assert "is not read; data.yaml is" in said["unused_label_file"]
 
 
+@pytest.mark.parametrize("place", ["images/train/more", "more"])
+def test_a_linked_folder_in_which_nothing_is_read_is_said(tmp_path: Path, place: str) -> None:
+    root = yolo(tmp_path / "data")
+    (tmp_path / "elsewhere").mkdir()
+    (root / place).symlink_to(tmp_path / "elsewhere")
+    (root / "within").symlink_to(root / "images")  # within the folder, and read once as what it is
+    dataset, report, said = looked(root)
+    assert boxes_of(dataset) == EXPECTED
+    assert report.exit_code == 0
+    assert f"{place} is a link out of {root}, and nothing outside that folder is read" in said["linked_folder"]
+    assert sum(one.kind == "linked_folder" for one in report.defects) == 1
+
+
 def test_two_labels_for_one_picture_are_named_as_that(tmp_path: Path) -> None:
     root = yolo(tmp_path)
     write(root, "images/train/a.txt", "1 0.5 0.5 0.1 0.1\n")

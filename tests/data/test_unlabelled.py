@@ -94,6 +94,16 @@ def test_pictures_of_val_that_were_saved_again_are_left_out(tmp_path: Path) -> N
     assert "18 found, 2 used, 16 left out (looks like one of val)" in said
 
 
+@pytest.mark.parametrize("how", list(Image.Transpose))
+def test_mirrored_and_turned_pictures_of_val_are_left_out(tmp_path: Path, how: Image.Transpose) -> None:
+    """A student's own views are mirrored and turned: it would see the picture of val itself."""
+    config = DataConfig(root=str(coco(tmp_path / "cats", suffix=".jpg")), unlabelled=str(tmp_path / "frames"))
+    picture(tmp_path / "frames" / "new.png", (64, 48), seed=100)
+    with Image.open(tmp_path / "cats" / "val" / "val1.jpg") as own:
+        own.transpose(how).save(tmp_path / "frames" / "turned.jpg", quality=80)
+    assert used(config)[0] == ["new.png"]
+
+
 def test_a_jpeg_of_val_is_known_at_any_size(tmp_path: Path) -> None:
     """JPEGs are looked at as drafts, whose size depends on the picture's."""
     config = DataConfig(root=str(coco(tmp_path / "cats", suffix=".jpg")), unlabelled=str(tmp_path / "frames"))
@@ -154,7 +164,12 @@ def test_no_link_leads_out_of_the_folder(data: DataConfig, tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"file.png"):
         used(data)
     (tmp_path / "frames" / "file.png").unlink()
-    assert used(data)[0] == ["own.png"]
+    names, said = used(data)
+    assert names == ["own.png"]
+    assert f"folder is a link out of {tmp_path / 'frames'}, and nothing outside that folder is read" in said
+    (tmp_path / "frames" / "own.png").unlink()
+    with pytest.raises(InputError, match=r"holds no picture .*folder is a link out of"):
+        used(data)
 
 
 def test_a_labelled_folder_is_taken_for_its_pictures_and_that_is_said(data: DataConfig, tmp_path: Path) -> None:

@@ -203,7 +203,7 @@ def test_what_is_no_score_is_told_by_what_it_is() -> None:
         (
             {"rows": "all", "row_layout": ("box", "score", "label")},
             {"all": rows},
-            r"scores go from 1 to 2, .*whole numbers, as pixels or numbers of classes are: check teacher\.row_layout",
+            r"scores go from 1 to 2, .*whole numbers, as pixels, class .* are: check teacher\.row_layout",
         ),
         (
             {"boxes": "b", "scores": "s", "activation": "softmax"},
@@ -366,6 +366,26 @@ def test_numbers_that_are_no_scores_or_no_classes_are_refused() -> None:
     config = TeacherFileConfig(rows="r", row_layout=("box", "score", "label"))
     with pytest.raises(InputError, match=r"has the class number 2, and teacher.classes names those from 0 to 1"):
         detections(found_in(config, {"r": tensor([[0, 0, 9, 9, 0.9, 2]])}, 1, SIZE), config, (0, 1), SIZE)
+
+
+def test_scores_that_integers_round_above_1_are_1() -> None:
+    config = TeacherFileConfig(rows="r", row_layout=("box", "scores"))
+    rows = tensor([[0, 0, 9, 9, 255 * 0.003937, 0], [20, 0, 29, 9, 0, 0.5]])
+    (found,) = detections(found_in(config, {"r": rows}, 1, SIZE), config, (0, 1), SIZE)
+    assert found.scores.tolist() == [1, 0.5]
+    rows[0, 4] = 1.03
+    with pytest.raises(InputError, match=r"scores go from 0 to 1\.03, not from 0 to 1"):
+        detections(found_in(config, {"r": rows}, 1, SIZE), config, (0, 1), SIZE)
+
+
+@pytest.mark.parametrize("name", ["boxes", "scores", "labels", "objectness", "rows"])
+def test_an_output_of_one_number_is_refused_by_its_name(name: str) -> None:
+    named = {"boxes": "b", "scores": "s"} if name != "rows" else {"row_layout": ("box", "scores")}
+    own = {"boxes": "b", "scores": "s"}.get(name, "x")
+    config = TeacherFileConfig(**{**named, name: own})
+    outputs = {"b": torch.zeros(1, 2, 4), "s": torch.zeros(1, 2), **{own: torch.tensor(3.0)}}
+    with pytest.raises(InputError, match=rf"output '{own}' has shape \[\]"):
+        found_in(config, outputs, 1, SIZE)
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "softmax"])

@@ -10,7 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch.nn import functional as F
 
 from qmimic.config import TeacherConfig
-from qmimic.distill.inner_maps import branching_maps
+from qmimic.distill.inner_maps import branching_maps, files_beside
 from qmimic.distill.onnx_teacher import OnnxTeacher
 from qmimic.errors import InputError
 
@@ -172,6 +172,32 @@ def test_weights_that_are_missing_or_cut_short_are_named(tmp_path: Path, kept: i
     )
     with pytest.raises(InputError, match=said):
         teacher_of(path, "/neck/act")
+
+
+def test_weights_beside_a_file_are_known_wherever_its_graph_holds_them(tmp_path: Path) -> None:
+    """A constant node's too, and those of a branch: what lies there decides what the teacher sees."""
+
+    def outside(name: str) -> onnx.TensorProto:
+        own = onnx.TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[1])
+        own.data_location = TensorProto.EXTERNAL
+        own.external_data.add(key="location", value=f"{name}.bin")
+        (tmp_path / f"{name}.bin").write_bytes(bytes(4))
+        return own
+
+    inner = helper.make_graph(
+        [helper.make_node("Constant", [], ["d"], value=outside("deep"))],
+        "branch",
+        [],
+        [helper.make_tensor_value_info("d", TensorProto.FLOAT, None)],
+    )
+    path = tmp_path / "strange.onnx"
+    nodes = [
+        helper.make_node("Constant", [], ["c"], value=outside("constant")),
+        helper.make_node("If", ["yes"], ["chosen"], then_branch=inner, else_branch=branch("other")),
+    ]
+    graph = helper.make_graph(nodes, "g", [], [], [outside("initializer")])
+    path.write_bytes(helper.make_model(graph).SerializeToString())
+    assert [own.name for own in files_beside(path)] == ["constant.bin", "deep.bin", "initializer.bin"]
 
 
 def test_weights_of_another_folder_are_not_read(tmp_path: Path) -> None:

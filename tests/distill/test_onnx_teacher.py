@@ -1,6 +1,7 @@
 """A teacher that is an ONNX file: what it sees is what the graph says, computed here by numpy."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -13,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from qmimic.config import DataConfig, TeacherConfig
 from qmimic.data.chosen import open_dataset
+from qmimic.distill import onnx_teacher as module
 from qmimic.distill.onnx_teacher import OnnxTeacher
 from qmimic.errors import InputError
 from qmimic.runtime import Detector
@@ -97,6 +99,65 @@ def test_a_shape_that_says_nothing_is_completed_by_the_recipe(tmp_path: Path, la
     assert torch.equal(teacher.look(pictures(), False).features.map, told)
     with pytest.raises(InputError, match=rf"takes \[\?, .*as teacher\.layout={LAYOUTS[not last]} says"):
         OnnxTeacher(config(a_file(tmp_path / "told.onnx", last), layout=LAYOUTS[not last]), SIZE)
+
+
+def test_of_any_number_of_pictures_no_more_are_looked_at_than_large_networks_bear(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = OnnxTeacher(config(a_file(tmp_path / "teacher.onnx")), SIZE).look(pictures(9), False).features.map
+    monkeypatch.setattr(module, "MOST_LOOKED_AT", 4 * SIZE[0] * SIZE[1] + 1)
+    teacher = OnnxTeacher(config(a_file(tmp_path / "teacher.onnx")), SIZE)
+    calls: list[int] = []
+    run = teacher.engine.run
+
+    def counted(feeds: Mapping[str, NDArray[np.float32]]) -> Mapping[str, NDArray[np.float32]]:
+        calls.append(len(feeds["picture"]))
+        return run(feeds)
+
+    monkeypatch.setattr(teacher, "engine", replace(teacher.engine, run=counted))
+    assert torch.equal(teacher.look(pictures(9), False).features.map, whole)
+    assert calls == [4, 4, 1]
+
+
+def test_a_file_that_divides_by_a_picture_s_contrast_is_taken(tmp_path: Path) -> None:
+    """A black picture would be 0 / 0."""
+    model = onnx.load(a_file(tmp_path / "teacher.onnx"))
+    nodes = [
+        helper.make_node(kind, ["picture"], [name], axes=[1, 2, 3])
+        for kind, name in (("ReduceMax", "high"), ("ReduceMin", "low"))
+    ]
+    nodes += [
+        helper.make_node("Sub", ["high", "low"], ["span"]),
+        helper.make_node("Div", ["picture", "span"], ["even"]),
+    ]
+    model.graph.node[0].input[0] = "even"
+    for place, node in enumerate(nodes):
+        model.graph.node.insert(place, node)
+    onnx.save(model, tmp_path / "teacher.onnx")
+    seen = OnnxTeacher(config(tmp_path / "teacher.onnx", boxes="boxes", scores="scores"), SIZE).look(pictures(), True)
+    assert seen.features.map.isfinite().all()
+
+
+@pytest.mark.parametrize("boxes", [2, 3, 5])
+def test_the_shape_in_the_file_says_how_scores_of_any_number_of_boxes_lie(tmp_path: Path, boxes: int) -> None:
+    """With as many boxes as classes the numbers alone do not tell."""
+    scores = np.linspace(0.1, 0.9, 3 * boxes, dtype=np.float32).reshape(1, 3, boxes)
+    corners = np.tile(np.array([0, 0, 9, 9], np.float32), (1, boxes, 1)) + 10 * np.arange(boxes).reshape(1, -1, 1)
+    constants = {"boxes": corners.astype(np.float32), "scores": scores}
+    path = a_file(tmp_path / "teacher.onnx", batch=1, constants=constants)
+    model = onnx.load(path)
+    model.graph.initializer.append(numpy_helper.from_array(np.ones(boxes, np.bool_), "taken"))
+    for output, axis in zip(model.graph.output[1:], (1, 2), strict=True):
+        (node,) = (own for own in model.graph.node if own.output == [output.name])
+        node.op_type = "Compress"  # how many boxes there are is known when it runs
+        node.input.append("taken")
+        node.attribute.append(helper.make_attribute("axis", axis))
+        output.type.tensor_type.shape.dim[axis].dim_param = "any"
+    onnx.save(model, path)
+    named = {"boxes": "boxes", "scores": "scores", "classes": ("a", "b", "c"), "suppress": 1}
+    (found,) = OnnxTeacher(config(path, **named), SIZE).labeller(("a", "b", "c"))(pictures(1))
+    assert set(found.labels) == {2}  # the last row has the highest scores of all boxes
+    np.testing.assert_allclose(np.sort(found.scores), np.sort(scores[0, 2]))
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 9])
@@ -391,3 +452,32 @@ def test_a_file_of_ours_finds_what_it_ships_to_find() -> None:
         np.testing.assert_allclose(found.scores, wanted.scores, atol=1e-6)
         assert found.labels.tolist() == wanted.labels.tolist()
         np.testing.assert_allclose(found.boxes, wanted.boxes, atol=1e-3)
+
+
+def test_a_file_that_is_newer_than_its_engine_says_so(tmp_path: Path) -> None:
+    """ONNX Runtime says last what is wrong, after the places in its own code."""
+    model = onnx.load(a_file(tmp_path / "teacher.onnx"))
+    model.ir_version = 99
+    onnx.save(model, tmp_path / "teacher.onnx")
+    with pytest.raises(InputError, match=r"IR version: 99, max supported IR version: .* or upgrade onnxruntime"):
+        OnnxTeacher(config(tmp_path / "teacher.onnx"), SIZE)
+
+
+@pytest.mark.parametrize("domain", ["TRT", ""])
+def test_an_operator_of_another_engine_is_named(tmp_path: Path, domain: str) -> None:
+    model = onnx.load(a_file(tmp_path / "teacher.onnx"))
+    said = {
+        "background_class": -1,
+        "box_coding": 0,
+        "iou_threshold": 0.5,
+        "max_output_boxes": 9,
+        "score_threshold": 0.1,
+    }
+    said |= {"plugin_version": "1", "score_activation": 0}
+    kept = list("nbsc")
+    model.graph.node.append(helper.make_node("EfficientNMS_TRT", ["map", "map"], kept, domain=domain, **said))
+    if domain:
+        model.opset_import.append(helper.make_opsetid(domain, 1))
+    onnx.save(model, tmp_path / "teacher.onnx")
+    with pytest.raises(InputError, match=r"EfficientNMS_TRT.*; it has an operator that ONNX Runtime .* does not know"):
+        OnnxTeacher(config(tmp_path / "teacher.onnx"), SIZE)

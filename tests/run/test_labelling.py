@@ -34,6 +34,16 @@ TOOL = Path(__file__).parents[2] / "tools" / "kill_and_resume.py"
 Make = Callable[..., Recipe]
 
 
+class Listener(Silent):
+    """It keeps what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
 @pytest.fixture(scope="session")
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Labelled squares, frames without labels, and a file that finds them."""
@@ -181,22 +191,15 @@ def test_what_is_in_doubt_counts_for_nothing_and_other_pictures_are_not_drawn(ma
 
 
 def test_classes_that_the_file_does_not_know_are_named(make: Make, tmp_path: Path) -> None:
-    said: list[str] = []
-
-    class Listener(Silent):
-        """It keeps what is said."""
-
-        def say(self, text: str) -> None:
-            said.append(text)
-
-    recipe = make(teacher={"classes": ["red", None]})
+    recipe, heard = make(teacher={"classes": ["red", None]}), Listener()
     prepared = prepare(recipe)
-    labels = label(prepared, labelling_teacher(recipe), "teacher", Listener())
+    labels = label(prepared, labelling_teacher(recipe), "teacher", heard)
     assert {name: [kind for kind, _ in own] for name, own in taken(labels).items() if own} == {
         name: ["red"] for name, own in WANTED.items() if own and own[0][0] == "red"
     }
     assert any(
-        text.startswith("The teacher does not know blue: objects of this kind in data.unlabelled") for text in said
+        text.startswith("The teacher does not know blue: objects of this kind in data.unlabelled")
+        for text in heard.lines
     )
     assert "blue none, since there it is found wrongly or not at all" in labels.facts.said()
 
@@ -212,7 +215,7 @@ def test_labels_that_somebody_changed_are_made_again(make: Make) -> None:
 
 def test_there_is_room_for_all_that_a_file_says_of_a_picture(make: Make) -> None:
     recipe = make(detector={"max_detections": 5})
-    kept = labelling._kept(prepare(recipe), "key", 1)
+    kept = labelling._kept(prepare(recipe), "key", 1, Silent())
     assert kept is not None
     most, numbers = labelling.MOST_BOXES, np.random.default_rng(0)
     found = Detections(
@@ -226,6 +229,17 @@ def test_there_is_room_for_all_that_a_file_says_of_a_picture(make: Make) -> None
     again = labelling._of_record(record)
     for own, other in ((found.boxes, again.boxes), (found.scores, again.scores), (found.labels, again.labels)):
         np.testing.assert_array_equal(own, other)
+
+
+def test_what_a_teacher_finds_takes_no_more_of_the_disk_than_its_limit(make: Make) -> None:
+    recipe = make(run={"bank_mib": 1})
+    prepared, said = prepare(recipe), Listener()
+    assert labelling._kept(prepared, "key", 10, said) is not None
+    assert labelling._kept(prepared, "key", 1000, said) is None
+    assert said.lines == [
+        "What the teacher finds is not kept while it labels: it would take 7 MB, above run.bank_mib=1. If the run is "
+        "killed before it is done, it labels all pictures again."
+    ]
 
 
 def test_pictures_with_as_many_boxes_as_are_kept_are_counted(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:

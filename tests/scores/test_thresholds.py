@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -89,15 +90,16 @@ def test_a_threshold_does_not_rest_on_a_detection_or_two(tmp_path: Path) -> None
         assert own.score == score
 
 
-def test_a_class_of_few_boxes_that_is_confused_with_another_is_not_taught(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pictures", [1, 3, 10])
+def test_a_class_of_few_boxes_that_is_confused_with_another_is_not_taught(tmp_path: Path, pictures: int) -> None:
     """Classes 1 and 2 are taken for each other; class 0 alone would carry the threshold that all share."""
     samples, found = [], {}
-    for place in range(10):
+    for place in range(pictures):
         path = tmp_path / f"{place}.png"
         corners = [(0, 0, 10, 10), (20, 0, 30, 10), (40, 0, 50, 10), (60, 0, 70, 10)]
         samples.append(sample_of(path, corners, [0, 0, 1, 2]))
         found[samples[-1].image_id] = detections((0, 0.9, 0), (20, 0.9, 0), (40, 0.9, 2), (60, 0.9, 1))
     chosen = thresholds(match(samples, found, 3), 0.5)
-    assert [one.boxes for one in chosen] == [20, 10, 10]
+    assert [one.boxes for one in chosen] == [2 * pictures, pictures, pictures]
     assert chosen[0].score is not None
     assert [one.score for one in chosen[1:]] == [None, None]

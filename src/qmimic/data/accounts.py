@@ -9,6 +9,7 @@ from typing import Any
 
 from qmimic.data.labels import NOT_READ
 from qmimic.data.sample import Sample
+from qmimic.errors import single_line
 
 INDEX = "qmimic-index"  # a folder of ours, never data
 
@@ -126,7 +127,30 @@ def combined(parts: Sequence[Accounts]) -> Accounts:
 
 
 def data_files(root: Path) -> Iterator[Path]:
-    """The files below a folder, in order of name; names that begin with a dot and our own index are skipped."""
+    """The files below a folder, in order of name; names that begin with a dot and our own index are skipped.
+
+    Folders that are links out of it are not followed, see `links_not_followed`.
+    """
+    for name, files in _walked(root, []):
+        yield from (Path(name, file) for file in sorted(files) if not file.startswith("."))
+
+
+def links_not_followed(root: Path) -> list[str]:
+    """Sentences on the linked folders below a folder that lead out of it, so that nothing in them is read."""
+    left: list[Path] = []
+    for _ in _walked(root, left):
+        pass
+    return [
+        single_line(
+            f"{place.relative_to(root)} is a link out of {root}, and nothing outside that folder is read; copy what it "
+            "shows there."
+        )
+        for place in {own.parent.resolve() / own.name: own for own in reversed(left)}.values()  # each once
+    ]
+
+
+def _walked(root: Path, left: list[Path]) -> Iterator[tuple[str, list[str]]]:
+    """Folders below a folder with the names of their files; `left` gets the linked ones that lead out of it."""
     real = root.resolve()
     seen = {real}
     for name, folders, files in os.walk(root, followlinks=True):
@@ -135,11 +159,13 @@ def data_files(root: Path) -> Iterator[Path]:
             place = Path(name, own)
             if own.startswith(".") or own in (INDEX, "__MACOSX"):
                 continue
-            if place.is_symlink():  # once, and never out of the root
+            if place.is_symlink():  # each place once
                 target = place.resolve()
+                if not target.is_relative_to(real):
+                    left.append(place)
                 if target in seen or not target.is_relative_to(real) or real.is_relative_to(target):
                     continue
                 seen.add(target)
             kept.append(own)
         folders[:] = kept
-        yield from (Path(name, file) for file in sorted(files) if not file.startswith("."))
+        yield name, files

@@ -28,6 +28,7 @@ SAID = (
     "duplicate_box",
     "another_layout",
     "unused_label_file",
+    "linked_folder",
 )  # notes that training repeats
 
 

@@ -9,7 +9,7 @@ from itertools import islice, repeat
 from pathlib import Path
 
 from qmimic.data import coco, synthetic, voc, widerface, yolo
-from qmimic.data.accounts import data_files
+from qmimic.data.accounts import data_files, links_not_followed
 from qmimic.data.columns import in_columns
 from qmimic.data.faults import once, sift
 from qmimic.data.images import Look, look
@@ -106,8 +106,8 @@ def _near(root: Path) -> str:
 
 
 def _noted(root: Path, name: str, dataset: Dataset) -> Dataset:
-    """The dataset, with a note where its folder also holds labels of another layout, which are not read."""
-    notes = []
+    """The dataset, with notes on what its folder also holds and is not read: other labels, linked folders."""
+    notes = [LabelDefect("linked_folder", root.name, text) for text in links_not_followed(root)]
     for other, known in READERS.items():
         with contextlib.suppress(InputError):  # a layout that is not read need not be in order
             if other != name and known.sniff(root):

@@ -243,7 +243,7 @@ def _but(path: Source) -> str:
     """What a file that is not read is instead, a clause; empty where nobody knows."""
     kind = what_is(path) if isinstance(path, Path) else OTHER_KIND
     if kind.rpartition(" ")[0].rpartition(" ")[2].upper() in FORMATS:
-        return f", but {kind} of a kind that is not read, such as floats in colour"
+        return f", but {kind} that is cut short, or of a kind that is not read, such as floats in colour"
     return "" if kind == OTHER_KIND else f", but {kind}"
 
 

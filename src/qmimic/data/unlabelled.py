@@ -2,7 +2,7 @@
 
 A picture of val that was saved again, smaller, in grey or at another quality, has other pixels. It is known by its
 thumbnail, of which those of different photographs are far apart: over 5 grey levels (root mean square) between any two
-of animals, bccd and deeppcb, and below 1.3 of one stored at a quality of 40.
+of animals, bccd and deeppcb, mirrored and turned ones too, and below 1.3 of one stored at a quality of 40.
 """
 
 from collections import Counter
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qmimic.config import DataConfig
-from qmimic.data.accounts import Account, data_files
+from qmimic.data.accounts import Account, data_files, links_not_followed
 from qmimic.data.columns import Columns, in_columns
 from qmimic.data.faults import kept
 from qmimic.data.formats import READERS, looks
@@ -104,7 +104,7 @@ def pictures_of(root: Path, labelled: Dataset, config: DataConfig) -> Unlabelled
     said = [single_line(account.as_text(f"unlabelled pictures of {root}"))]
     if not samples:
         raise InputError(f"{root} has no picture to learn from ({said[0]}); set data.unlabelled to other pictures.")
-    said += _not_read(root)
+    said += [*_not_read(root), *links_not_followed(root)]
     return Unlabelled(_dataset(root.name, root, tuple(samples.values()), labelled), tuple(said))
 
 
@@ -115,8 +115,9 @@ def _files(root: Path) -> tuple[list[Path], Counter[str]]:
     files, copies = apart(path for path in data_files(root) if is_picture(path))
     read = [path for path in files if path.suffix.lower() not in NOT_READ]
     if not read:
+        links = "".join(f" {one}" for one in links_not_followed(root))
         raise InputError(
-            f"{root} holds no picture ({', '.join(FORMATS)}); name a folder of pictures in data.unlabelled."
+            f"{root} holds no picture ({', '.join(FORMATS)}); name a folder of pictures in data.unlabelled.{links}"
         )
     return read, Counter({"copy_in_a_format_not_read": len(copies), "format_not_read": len(files) - len(read)})
 
@@ -162,13 +163,16 @@ def _look(dataset: Dataset, sample: Sample, seen: Mapping[Path, Look | InputErro
 
 
 def _alike(pictures: Sequence[Look], others: Sequence[Look]) -> NDArray[np.bool_]:
-    """Which pictures look like one of some others, bool [N]."""
-    own, theirs = _thumbnails(pictures), _thumbnails(others)
+    """Which pictures look like one of some others, as it is, mirrored or in quarter turns, bool [N]."""
+    own, theirs = _thumbnails(pictures), _thumbnails(others).reshape(-1, THUMB, THUMB)
+    turned = [np.rot90(side, turns, (1, 2)) for side in (theirs, theirs[:, :, ::-1]) for turns in range(4)]
     found = np.zeros(len(own), np.bool_)
     for first in range(0, len(own), AT_ONCE):
         part = own[first : first + AT_ONCE]
-        squares = (part**2).mean(1)[:, None] + (theirs**2).mean(1) - 2 * part @ theirs.T / THUMB**2
-        found[first : first + AT_ONCE] = (squares < ALIKE**2).any(1) & (part.std(1) > PLAIN)
+        for view in turned:
+            seen = view.reshape(len(view), -1)
+            squares = (part**2).mean(1)[:, None] + (seen**2).mean(1) - 2 * part @ seen.T / THUMB**2
+            found[first : first + AT_ONCE] |= (squares < ALIKE**2).any(1) & (part.std(1) > PLAIN)
     return found
 
 

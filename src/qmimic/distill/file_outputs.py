@@ -192,7 +192,7 @@ def _of_boxes(level: Level) -> Found:
     if not level.config.grid_strides and boxes.ndim == 3 and boxes.shape[1] == wide != boxes.shape[2]:
         boxes = boxes.transpose(1, 2)  # [B, 4, N]
     if boxes.ndim not in (2, 3) or boxes.shape[-1] != wide:
-        raise level.misshapen("boxes", _width_of_boxes(level.config, boxes.shape[-1]))
+        raise level.misshapen("boxes", _width_of_boxes(level.config, boxes.shape[-1] if boxes.ndim else 0))
     boxes = level.batched("boxes", boxes)
     count = boxes.shape[1]
     scores = None

@@ -9,6 +9,7 @@ from qmimic.errors import InputError
 from qmimic.tables import near
 
 MOST_LOGIT = 60.0  # of numbers that can be logits
+ROUNDING = 0.02  # above 1, of scores that were integers: 255 steps of 0.00394 are 1.004
 SEVERAL = 16  # scores, which are not between 0 and 1 by chance
 
 
@@ -57,10 +58,10 @@ def _shares(values: Tensor, valid: Tensor, activation: str, what: str, setting: 
             f"The teacher's {what} {hold} NaN (not a number); check teacher.mean and teacher.std, which its pixels go "
             "through, or export it in float32."
         )
-    if len(known) and not (float(known.min()) >= -1.0001 and float(known.max()) <= 1.0001):
+    if len(known) and not (float(known.min()) >= -1.0001 and float(known.max()) <= 1 + ROUNDING):
         mended = f"set {setting} to sigmoid or softmax" if what == "scores" else f"set {setting}=sigmoid"
         if what == "scores" and float(known.min()) >= 0 and bool((known == known.round()).all()):
-            mended = f"these are whole numbers, as pixels or numbers of classes are: check {place}"
+            mended = f"these are whole numbers, as pixels, class numbers and percents are: check {place}"
         elif max(-float(known.min()), float(known.max())) > MOST_LOGIT:
             mended = (
                 f"these are not {what}; check {place}"
@@ -68,10 +69,10 @@ def _shares(values: Tensor, valid: Tensor, activation: str, what: str, setting: 
                 else f"this is not an objectness; check {place}"
             )
         raise InputError(
-            f"The teacher's {what} {verb} from {float(known.min()):.3g} to {float(known.max()):.3g}, not from 0 to 1; "
+            f"The teacher's {what} {verb} from {float(known.min()):.4g} to {float(known.max()):.4g}, not from 0 to 1; "
             f"{mended}."
         )
-    return found
+    return found.clamp(max=1)
 
 
 def class_places(config: TeacherFileConfig, columns: int | None, classes: Sequence[str]) -> tuple[int, ...]:

@@ -6,7 +6,7 @@ in memory gets it as one; the file stays as it is.
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -74,8 +74,17 @@ def files_beside(path: Path) -> tuple[Path, ...]:
 
 def _weights_beside(model: onnx.ModelProto) -> list[dict[str, str]]:
     """Where weights lie that are not within a model: location, offset and length, as far as they are said."""
-    known = ({entry.key: entry.value for entry in value.external_data} for value in model.graph.initializer)
+    known = ({entry.key: entry.value for entry in value.external_data} for value in _tensors(model.graph))
     return [own for own in known if "location" in own]
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """All constants of a graph: its own, those that stand in its nodes, and those of its branches and loops."""
+    yield from graph.initializer
+    for attribute in (own for node in graph.node for own in node.attribute):
+        yield from (attribute.t, *attribute.tensors)
+        for inner in (attribute.g, *attribute.graphs):
+            yield from _tensors(inner)
 
 
 def _no_model(path: Path) -> InputError:

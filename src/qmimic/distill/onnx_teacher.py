@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from qmimic.config import TeacherConfig
+from qmimic.config.teacher_file import names_of
 from qmimic.contracts import Features, Proposals
 from qmimic.detections import Detections
 from qmimic.distill.distiller import Heads, TeacherView
@@ -27,8 +28,11 @@ from qmimic.zoo import DEPLOYED, located
 
 MULTIPLE = 32  # pixels; what most detectors want of an input's sides
 MOST_AT_ONCE = 1 << 26  # pixels that a file may demand: some 160 pictures of 640 x 640
+MOST_LOOKED_AT = 1 << 21  # pixels of a call where the file takes any number: five pictures of 640 x 640
 MOST_SAID = 200  # characters of an engine's message, whose end says what is wrong
 MOST_NUMBERS = 1 << 24  # a picture, of an input beside it: more than the largest picture has
+
+Outputs = dict[str, NDArray[np.generic]]
 
 
 class OnnxTeacher:
@@ -66,17 +70,20 @@ class OnnxTeacher:
         self.name, self.input = self._picture()
         whole = self.input.dtype == np.uint8
         if self.input.dtype is None or not (whole or self.input.dtype.kind == "f"):
-            raise InputError(f"{self.path} takes {self.input.dtype}; a teacher takes uint8 or float pictures.")
+            kind = self.input.dtype or "numbers of a type that is not read, such as bfloat16"
+            raise InputError(f"{self.path} takes {kind}; a teacher takes uint8 or float pictures.")
         if whole and (config.mean, config.std) != ((0, 0, 0), (255, 255, 255)):
             raise InputError(f"{self.path} takes uint8 pixels as they are; leave out teacher.mean and teacher.std.")
         self.single = len(self.input.shape) == 3  # as torchvision's detectors
         self.channels_last = self._layout((1, *self.input.shape) if self.single else self.input.shape)
-        at_once = None if self.single else self.input.shape[0]
+        at_once = self.input.shape[0] if len(self.input.shape) == 4 else None
         if at_once and at_once * math.prod(self.size) > MOST_AT_ONCE:
             raise InputError(f"{self.path} takes {at_once:,} pictures at once; export it for 1, or for any number.")
         self._at_once = 1 if self.single else at_once  # pictures of a call; None: any number
-        # Two pictures, where it takes them, show what belongs to a picture.
-        self._probe = np.zeros((self._at_once or 2, 3, *self.size), np.float32)
+        # Two pictures, where it takes them, show what belongs to a picture; of many greys, because there are files that
+        # divide by a picture's contrast.
+        greys = np.linspace(0, 255, math.prod(self.size), dtype=np.float32).reshape(self.size)
+        self._probe = np.tile(greys, (self._at_once or 2, 3, 1, 1))
         try:
             seen = self._run(self._probe)
         except InputError:
@@ -102,16 +109,16 @@ class OnnxTeacher:
                 "no object: write in teacher.classes the data's name of each, null for no object."
             )
 
-    def _columns_of(self, seen: dict[str, NDArray[np.generic]]) -> int | None:
+    def _columns_of(self, seen: Outputs) -> int | None:
         """For how many classes the probe's boxes have scores, see `Found.columns`. Raises: as `_found`."""
         try:
-            return self._found([seen], len(self._probe)).columns
+            return self._found([(len(self._probe), seen)]).columns
         except InputError as error:
             if self._at_once:
                 raise
             # Some put the boxes of all pictures into one list, or find them in the first picture alone.
             try:
-                columns = self._found([self._run(self._probe[:1])], 1).columns
+                columns = self._found([(1, self._run(self._probe[:1]))]).columns
             except InputError:
                 raise error from None
             self._at_once = 1
@@ -148,12 +155,12 @@ class OnnxTeacher:
             )
         parts = self._seen(images)
         maps = [
-            torch.from_numpy(np.concatenate([part[name] for part in parts])[: len(images)].astype(np.float32)).to(
+            torch.from_numpy(np.concatenate([part[name] for _, part in parts])[: len(images)].astype(np.float32)).to(
                 images.device
             )
             for name in self.config.maps
         ]
-        found = file_regions(self._found(parts, len(images)), self.config, self.size) if regions else None
+        found = file_regions(self._found(parts).first(len(images)), self.config, self.size) if regions else None
         if found is not None:
             found = Proposals(found.boxes.to(images.device), found.valid.to(images.device))
         return TeacherView(Features.of(maps, self._strides), found)
@@ -177,19 +184,24 @@ class OnnxTeacher:
         places = class_places(config, self._columns, classes)
 
         def find(images: Tensor) -> list[Detections]:
-            return detections(self._found(self._seen(images), len(images)), config, places, self.size)
+            return detections(self._found(self._seen(images)).first(len(images)), config, places, self.size)
 
         return find
 
-    def _seen(self, images: Tensor) -> list[dict[str, NDArray[np.generic]]]:
-        """The outputs on a batch, in parts where the file takes a number of pictures; the last is filled up."""
-        pixels = images.detach().float().cpu().numpy()
-        count = self._at_once or len(pixels)
-        missing = -len(pixels) % count
-        pixels = np.concatenate([pixels, np.repeat(pixels[-1:], missing, 0)])
-        return [self._run(part) for part in np.split(pixels, len(pixels) // count)]
+    def _seen(self, images: Tensor) -> list[tuple[int, Outputs]]:
+        """A batch in parts, each its number of pictures and the outputs on them.
 
-    def _run(self, pixels: NDArray[np.float32]) -> dict[str, NDArray[np.generic]]:
+        Where the file takes a number of pictures, the last part is filled up; where it takes any, parts are small
+        enough for large networks.
+        """
+        pixels = images.detach().float().cpu().numpy()
+        count = self._at_once or max(1, MOST_LOOKED_AT // math.prod(self.size))
+        if self._at_once:
+            pixels = np.concatenate([pixels, np.repeat(pixels[-1:], -len(pixels) % count, 0)])
+        parts = [pixels[first : first + count] for first in range(0, len(pixels), count)]
+        return [(len(part), self._run(part)) for part in parts]
+
+    def _run(self, pixels: NDArray[np.float32]) -> Outputs:
         config = self.config
         pixels = pixels[:, ::-1] if config.bgr else pixels
         if self.input.dtype == np.uint8:
@@ -218,6 +230,8 @@ class OnnxTeacher:
             raise InputError(f"{self.path} has no input {strange[0]!r}; it has: {', '.join(inputs)}.")
         pictures = [(name, one) for name, one in inputs.items() if name not in self.config.inputs]
         if len(pictures) != 1:
+            if not inputs:
+                raise InputError(f"{self.path} takes no input; name a detector's file.")
             if not pictures:
                 raise InputError(
                     f"teacher.inputs names every input of {self.path} ({', '.join(inputs)}); leave out the picture's."
@@ -265,6 +279,7 @@ class OnnxTeacher:
 
     def _layout(self, shape: tuple[int | None, ...]) -> bool:
         """Whether pictures are [B, H, W, 3]."""
+        shape = shape or (None,) * 4  # the file says nothing of it
         said = self.config.layout
         if not said and len(shape) == 4 and shape[1] != 3 and shape[3] is None:
             raise InputError(
@@ -336,14 +351,26 @@ class OnnxTeacher:
             "these."
         )
 
-    def _found(self, parts: list[dict[str, NDArray[np.generic]]], batch: int) -> Found:
-        """Boxes of a batch that was looked at in parts."""
-        names, each = self.config.outputs, self._at_once or batch
-        tensors = [{name: torch.from_numpy(part[name].astype(np.float32)) for name in names} for part in parts]
+    def _found(self, parts: list[tuple[int, Outputs]]) -> Found:
+        """Boxes of a batch that was looked at in parts, see `_seen`."""
+        names = self.config.outputs
+        tensors = [(count, {name: self._by_rows(name, part[name]) for name in names}) for count, part in parts]
         try:
-            return Found.joined([found_in(self.config, one, each, self.size) for one in tensors]).first(batch)
+            return Found.joined([found_in(self.config, one, count, self.size) for count, one in tensors])
         except InputError as error:
             raise InputError(f"{self.path}: {error}") from error
+
+    def _by_rows(self, name: str, values: NDArray[np.generic]) -> Tensor:
+        """An output, float32; [B, N, K] where the file says [B, K, N] of any number N of boxes.
+
+        What is not said is seen by its numbers (`file_outputs`); where N is free, it may be K in some pictures.
+        """
+        config = self.config
+        tensor = torch.from_numpy(values.astype(np.float32))
+        said = self.engine.shapes.get(name, ())
+        free = len(said) == values.ndim == 3 and said[1] is not None and said[2] is None
+        apart = name in (*names_of(config.boxes), *names_of(config.scores)) and not config.grid_strides
+        return tensor.transpose(1, 2) if free and apart else tensor
 
 
 def _end_of(reason: str) -> str:

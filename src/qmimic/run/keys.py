@@ -43,7 +43,7 @@ TAUGHT_VERSION = 1  # the same for students that are taught
 # And where a share is held, regions are balanced, channels go several at a time, or LASSO refits. No id of a study's
 # job counts these: unfinished tables go on.
 DOSE_VERSION, BALANCED_VERSION, MULTIPLE_VERSION, LASSO_VERSION = 2, 2, 2, 2
-FILE_VERSION = 1  # for teachers that are a file
+FILE_VERSION = 2  # for teachers that are a file
 TAYLOR_VERSION = 1  # and for teachers pruned by Taylor expansion
 INT8_VERSION = 1  # when the same detector would get other grids
 OF_UNLABELLED = ("unlabelled", "unlabelled_share", "unlabelled_doubt")  # that students alone see
@@ -57,7 +57,7 @@ LATER = {
     *("mimic.region_size", "pruning.multiple"),
     *("augment.transpose", "augment.mosaic", "teacher.closing_steps", "student.closing_steps"),
 }
-LABELS_VERSION = 2  # when a teacher would label the same pictures otherwise
+LABELS_VERSION = 3  # when a teacher would label the same pictures otherwise
 BANK_VERSION = 5  # when a bank's records change
 COSTS_VERSION = 1  # when the same candidate of a search would cost something else
 REPORT_VERSION = 3  # when a report would show something else of the same networks

@@ -80,10 +80,26 @@ def label(prepared: Prepared, teacher: Teacher, key: str, watcher: Watcher) -> T
         done = read_labels(own, folder, pictures)
     if done is None:
         raise InputError(f"{folder} lacks what the main process wrote; put run.dir on a disk that all processes share.")
-    for sentence in (done.facts.said(), _unknown(prepared)):
+    for sentence in (done.facts.said(), _confused(prepared, done), _unknown(prepared)):
         if sentence:
             watcher.say(sentence)
     return done
+
+
+def _confused(prepared: Prepared, labels: TeacherLabels) -> str:
+    """Which classes a teacher's file names and yet finds wrongly, a sentence; empty if there are none."""
+    recipe = prepared.recipe
+    wrong = [
+        own.name
+        for own in labels.facts.classes
+        if own.threshold.score is None and own.threshold.boxes and own.name in recipe.teacher.classes
+    ]
+    if recipe.trains_teacher or not wrong:
+        return ""
+    return (
+        f"If this teacher knows {', '.join(wrong)} well, check the order of teacher.classes, and what its pixels are "
+        "made into (teacher.mean, std, bgr)."
+    )
 
 
 def _unknown(prepared: Prepared) -> str:
@@ -124,7 +140,7 @@ def _make(
     doubted = np.array([one.doubt for one in own], np.float32)
     found = [
         one.keep(has_area(one.boxes) & (one.scores >= doubted[one.labels]))
-        for one in _found(loader, find, _kept(prepared, key, len(loader.samples)), watcher)
+        for one in _found(loader, find, _kept(prepared, key, len(loader.samples), watcher), watcher)
     ]
     taken = [_one_an_object(one, one.scores >= lowest[one.labels]) for one in found]
     if not any(keep.any() for keep in taken):
@@ -163,12 +179,19 @@ def _one_an_object(found: Detections, taken: NDArray[np.bool_]) -> NDArray[np.bo
     return kept
 
 
-def _kept(prepared: Prepared, key: str, pictures: int) -> RecordFile | None:
+def _kept(prepared: Prepared, key: str, pictures: int, watcher: Watcher) -> RecordFile | None:
     """Where the detections in each picture are kept until all are labelled: a killed run goes on from there."""
     recipe = prepared.recipe
-    if not recipe.run.bank_mib:
-        return None
     length = 4 * (1 + ROW * max(MOST_BOXES, recipe.detector.max_detections))
+    size, limit = RecordFile.size(pictures, length), recipe.run.bank_mib << 20
+    if not limit:
+        return None
+    if size > limit:
+        watcher.say(
+            f"What the teacher finds is not kept while it labels: it would take {size / 1e6:.0f} MB, above "
+            f"run.bank_mib={recipe.run.bank_mib}. If the run is killed before it is done, it labels all pictures again."
+        )
+        return None
     path = recipe.folder / BANK / f"{found_key(key, prepared.device)}.bin"
     return RecordFile(path, pictures, length, "file of what the teacher finds", "run.bank_mib")
 

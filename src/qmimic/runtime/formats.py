@@ -18,7 +18,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,6 +36,12 @@ from qmimic.zoo import is_of_zoo
 
 Arrays = Mapping[str, NDArray[Any]]
 TRIAL_SECONDS = 30  # for a separate process to run a file that may crash it
+SAID = 150  # characters of the beginning and of the end of an engine's message
+UNKNOWN_OPERATOR = (  # ONNX Runtime's words
+    "is not a registered function/op",
+    "No Op registered for",
+    "Could not find an implementation for",
+)
 ALIVE = "alive"  # the last word of such a process
 _SURVIVED: set[bytes] = set()  # contents of files that crashed none
 
@@ -61,12 +67,14 @@ class Session:
         inputs: by name.
         properties: that the file holds, as text.
         engine: what runs it, in words, where there is a choice.
+        shapes: of its outputs, by name, as far as the file says them; empty where its engine does not tell.
     """
 
     run: Callable[[Arrays], Arrays]
     inputs: Mapping[str, Input]
     properties: Mapping[str, str]
     engine: str = ""
+    shapes: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -301,5 +309,10 @@ def require_survival(path: Path, engine: str, script: str, arguments: Sequence[s
 def cannot_run(path: Path, engine: str, package: str, error: Exception) -> InputError:
     """The error for a file that an engine refuses. Raises: as `refuse_other_kinds`."""
     refuse_other_kinds(path)
-    reason = " ".join(str(error).split())[:200]
-    return InputError(f"{path} cannot be run by {engine} ({reason}); copy or export it again, or upgrade {package}.")
+    reason = " ".join(str(error).split())
+    # Engines name the file and the operator first and say last what is wrong with it.
+    said = reason if len(reason) <= 2 * SAID else f"{reason[:SAID]} .. {reason[-SAID:]}"
+    advice = f"copy or export it again, or upgrade {package}"
+    if any(sign in reason for sign in UNKNOWN_OPERATOR):
+        advice = f"it has an operator that {engine} does not know: export it without those of other engines"
+    return InputError(f"{path} cannot be run by {engine} ({said}); {advice}.")

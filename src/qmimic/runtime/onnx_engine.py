@@ -1,7 +1,7 @@
 """ONNX files by ONNX Runtime on the CPU."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,14 +48,15 @@ def open_model(path: Path, model: str | bytes, threads: int, spin: bool, folder:
     def run(feeds: Arrays) -> Arrays:
         return dict(zip(names, session.run(names, dict(feeds)), strict=True))
 
-    inputs = {
-        value.name: Input(
-            tuple(side if isinstance(side, int) else None for side in value.shape), _numpy_type(value.type)
-        )
-        for value in session.get_inputs()
-    }
+    inputs = {value.name: Input(_sides(value.shape), _numpy_type(value.type)) for value in session.get_inputs()}
+    shapes = {value.name: _sides(value.shape) for value in session.get_outputs()}
     engine = f"ONNX Runtime {onnxruntime.__version__}"
-    return Session(run, inputs, session.get_modelmeta().custom_metadata_map, engine)
+    return Session(run, inputs, session.get_modelmeta().custom_metadata_map, engine, shapes)
+
+
+def _sides(shape: Sequence[int | str | None]) -> tuple[int | None, ...]:
+    """Of a shape whose open sides may have names."""
+    return tuple(side if isinstance(side, int) else None for side in shape)
 
 
 def _numpy_type(kind: str) -> "np.dtype[np.generic] | None":

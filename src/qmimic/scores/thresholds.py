@@ -37,8 +37,8 @@ def thresholds(matches: Matches, doubt: float) -> tuple[Threshold, ...]:
     """The threshold with the best F1 for each class, among those at which at least half of the detections are right.
 
     Five of them must be right, or a quarter of the boxes where these are fewer than 20. Classes with fewer than
-    `LEAST_BOXES` boxes share one threshold of all classes together, but for one whose own detections above it, five or
-    more, are mostly wrong: it has none.
+    `LEAST_BOXES` boxes share one threshold of all classes together, but for one whose own detections above it are
+    mostly wrong: it has none, for what is known of it speaks against it.
 
     Args:
         matches: of a split whose truth is known.
@@ -61,7 +61,7 @@ def thresholds(matches: Matches, doubt: float) -> tuple[Threshold, ...]:
         usual = score or cut(which, positives, 0.0) or 1.0
         taken = mine & (matches.score >= (np.inf if score is None else score))
         hits, count = int(matches.hit[taken].sum()), int(taken.sum())
-        if not own and count >= MOST_HITS and hits < LEAST_PRECISION * count:  # not the others' fault: confused classes
+        if not own and hits < LEAST_PRECISION * count:  # not the others' fault: confused classes
             score, hits, count = None, 0, 0
         precision, recall = hits / count if count else None, hits / boxes if boxes else None
         found.append(Threshold(score, doubt * usual, own, boxes, precision, recall))
