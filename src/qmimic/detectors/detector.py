@@ -160,12 +160,13 @@ class Detector(nn.Module):
         """
         raise NotImplementedError
 
-    def placed_boxes(self) -> Tensor | None:
-        """Constant boxes [A, H, W, 4]: A boxes repeated at every place of a map; None if the detector has none.
+    def placed(self) -> tuple[Tensor, ...]:
+        """What its graph holds of every place of a map, float32 [A, H, W, C] for each of its levels, such as anchors.
 
-        A file is smaller if the exporter writes them as the sum of one place's boxes and the places' positions.
+        Each is the sum of what one place has and of the places' positions, and an exporter may write it so: a file is
+        smaller then. Levels follow one another in one constant [sum of A H W, C]. Empty of a detector without.
         """
-        return None
+        return ()
 
     def raw_features(self, images: Tensor) -> Features:
         """The backbone's levels before any quantizer: what is distilled, banked and measured.

@@ -220,6 +220,12 @@ class OneStage(Detector):
         outputs: Tensor = self.head(features.maps)
         return outputs
 
+    def placed(self) -> tuple[Tensor, ...]:
+        """See `Detector.placed`: middles and strides."""
+        shapes = [tuple(side // stride for side in self.spec.size) for stride in self.spec.levels]
+        levels = self.places.split([height * width for height, width in shapes])
+        return tuple(own.view(1, *shape, 3) for own, shape in zip(levels, shapes, strict=True))
+
     def _split(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B, K, N] and logarithms of the distances to the sides [B, 4, N]."""
         classes = len(self.spec.classes)

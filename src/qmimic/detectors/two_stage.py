@@ -116,10 +116,10 @@ class TwoStage(Detector):
         self.head.check_export()
         return ExportParts(self.candidates, self.classify_regions, self.region_count)
 
-    def placed_boxes(self) -> Tensor:
-        """See `Detector.placed_boxes`: the anchors."""
+    def placed(self) -> tuple[Tensor, ...]:
+        """See `Detector.placed`: the anchors."""
         height, width = (side // self.spec.output_stride for side in self.spec.size)
-        return self.anchors.view(-1, height, width, 4)
+        return (self.anchors.view(-1, height, width, 4),)
 
     @property
     def region_count(self) -> int:

@@ -58,7 +58,7 @@ def build_graph(exported: Exported) -> onnx.ModelProto:
     """
     model = _traced(exported)
     _integer_weights(model.graph)
-    _anchors_by_place(model.graph, exported.detector)
+    _placed_as_sums(model.graph, exported.detector)
     _without_idle_relus(model.graph)
     _in_few_words(model.graph)
     if exported.opset != OPSET:
@@ -120,34 +120,43 @@ def _integer_weights(graph: onnx.GraphProto) -> None:
     _without_unused(graph)
 
 
-def _anchors_by_place(graph: onnx.GraphProto, detector: Detector) -> None:
-    """Write all anchors as a sum of those of one place and of the places; engines add them up when they load a file."""
-    boxes = detector.placed_boxes()
-    if boxes is None:
+def _placed_as_sums(graph: onnx.GraphProto, detector: Detector) -> None:
+    """Write what stands at every place as a sum (see `Detector.placed`); engines add up when they load a file."""
+    levels = [own.cpu().numpy() for own in detector.placed()]
+    if not levels:
         return
-    placed = boxes.cpu().numpy()
-    anchors = placed.reshape(-1, 4)
-    parts = {
-        "anchors.first": placed[:, :1, :1],
-        "anchors.down": placed[:1, :, :1] - placed[:1, :1, :1],
-        "anchors.across": placed[:1, :1] - placed[:1, :1, :1],
-        "anchors.shape": np.array(anchors.shape),
-    }
-    summed = parts["anchors.first"] + parts["anchors.down"] + parts["anchors.across"]
-    found = [one for one in graph.initializer if tuple(one.dims) == anchors.shape]
-    for whole in found:
-        if np.array_equal(onnx.numpy_helper.to_array(whole), anchors) and np.allclose(summed, placed, atol=1e-4):
-            graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in parts.items())
-            make = onnx.helper.make_node
-            for place, node in enumerate(
-                (
-                    make("Add", ["anchors.first", "anchors.down"], ["anchors.rows"]),
-                    make("Add", ["anchors.rows", "anchors.across"], ["anchors.places"]),
-                    make("Reshape", ["anchors.places", "anchors.shape"], [whole.name]),
-                )
-            ):
-                graph.node.insert(place, node)
-            graph.initializer.remove(whole)
+    whole = np.concatenate([own.reshape(-1, own.shape[-1]) for own in levels])
+    parts = [
+        {"first": own[:, :1, :1], "down": own[:1, :, :1] - own[:1, :1, :1], "across": own[:1, :1] - own[:1, :1, :1]}
+        for own in levels
+    ]
+    summed = [own["first"] + own["down"] + own["across"] for own in parts]
+    if not all(np.allclose(own, level, atol=1e-4) for own, level in zip(summed, levels, strict=True)):
+        return
+    for stored in [one for one in graph.initializer if one.dims[:1] == [len(whole)] and len(one.dims) == 2]:
+        value = onnx.numpy_helper.to_array(stored)
+        width = value.shape[1]
+        starts = range(whole.shape[1] - width + 1)
+        start = next((one for one in starts if np.array_equal(value, whole[:, one : one + width])), None)
+        if start is None:
+            continue
+        names = [f"{stored.name}.{level}" for level in range(len(levels))]
+        made = []
+        for name, own in zip(names, parts, strict=True):
+            constants = {part: values[..., start : start + width] for part, values in own.items()}
+            constants["shape"] = np.array([-1, width])
+            graph.initializer.extend(
+                onnx.numpy_helper.from_array(values, f"{name}.{part}") for part, values in constants.items()
+            )
+            made += [
+                onnx.helper.make_node("Add", [f"{name}.first", f"{name}.down"], [f"{name}.rows"]),
+                onnx.helper.make_node("Add", [f"{name}.rows", f"{name}.across"], [f"{name}.grid"]),
+                onnx.helper.make_node("Reshape", [f"{name}.grid", f"{name}.shape"], [name]),
+            ]
+        made.append(onnx.helper.make_node("Concat", names, [stored.name], axis=0))
+        for place, node in enumerate(made):
+            graph.node.insert(place, node)
+        graph.initializer.remove(stored)
 
 
 def _without_idle_relus(graph: onnx.GraphProto) -> None:
