@@ -185,7 +185,7 @@ def test_a_teacher_that_cannot_teach_is_refused_before_it_is_trained(
     [
         ({"student": {"weights": "zoo:digits", "backbone": "yunet/16"}}, "zoo:digits has the backbone"),
         (
-            {"student": {"weights": "zoo:pcb", "backbone": "repvgg/16"}},
+            {"student": {"weights": "zoo:pcb", "backbone": "repvgg/15"}},
             r"trained with data.grey=true; the network here",
         ),
         ({"student": {"weights": "x" * 300}}, "there is no such file"),
