@@ -159,6 +159,12 @@ def test_predict_and_zoo_print_what_they_found(
     assert main(["predict", "zoo:pcb", "picture.png", "--out", "out", "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["faults"] == []
     assert len(list(Path("out").iterdir())) == 1
+    assert main(["predict", "zoo:pcb", "picture.png", "--out", "out"]) == 0  # its own drawing it may replace
+    shutil.copyfile("picture.png", "out/picture.png")
+    before = Path("out/picture.png").read_bytes()
+    assert main(["predict", "zoo:pcb", "picture.png", "--out", "out"]) == 2
+    assert "out/picture.png was not drawn by qmimic" in capsys.readouterr().err
+    assert Path("out/picture.png").read_bytes() == before
     assert main(["zoo", "--json"]) == 0
     students = json.loads(capsys.readouterr().out.splitlines()[-1])["students"]
     assert list(students) == list(zoo.cards())
@@ -170,8 +176,10 @@ def test_predict_and_zoo_print_what_they_found(
 def test_exporting_needs_a_folder_of_ones_own(tmp_path: Path) -> None:
     before = sorted(zoo.FOLDER.iterdir())
     assert main(["export", "zoo:pcb", "--data", "synthetic:digits"]) == 2
+    assert main(["export", "zoo:pcb", "--out", str(tmp_path)]) == 2  # without pictures to prove it on
+    assert not list(tmp_path.iterdir())
     assert main(["export", "zoo:pcb", "--data", "synthetic:digits", "--out", str(tmp_path)]) == 0
-    assert {path.name for path in tmp_path.iterdir()} >= {"pcb.safetensors", "pcb.onnx"}
+    assert {path.name for path in tmp_path.iterdir()} == {"pcb.onnx", "parity.json"}
     assert sorted(zoo.FOLDER.iterdir()) == before
 
 

@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from cli_cases import RECIPE, Refused, coco, train
 from qmimic.cli import main
+from qmimic.run.folder import WRITTEN
+from qmimic.serve.models import detector_files
 
 
 def state(folder: Path) -> dict[str, bytes]:
@@ -80,6 +82,26 @@ def test_a_recipe_is_not_replaced_by_its_own_run(recipe: Path, tmp_path: Path, r
     # The recipe that a run wrote is there to run again.
     assert train(recipe, data, tmp_path / "run") == 0
     assert train(tmp_path / "run" / "recipe.yaml", data, tmp_path / "run") == 0
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_a_run_overwrites_nothing_that_no_run_wrote(name: str, recipe: Path, tmp_path: Path, refused: Refused) -> None:
+    data, run = coco(tmp_path / "data"), tmp_path / "run"
+    run.mkdir()
+    (run / name).write_text("{}")
+    assert f"holds a {name} that no run wrote" in refused("train", recipe, f"data.root={data}", f"run.dir={run}")
+    assert [path.name for path in run.iterdir()] == [name]
+    assert (run / name).read_text() == "{}"
+
+
+def test_networks_of_an_earlier_run_are_neither_lost_nor_shown_as_this_one_s(recipe: Path, tmp_path: Path) -> None:
+    data, run = coco(tmp_path / "data"), tmp_path / "run"
+    assert train(recipe, data, run, "baselines=[scratch]") == 0
+    before = (run / "scratch.safetensors").read_bytes()
+    assert [path.stem for path in detector_files(run)][-2:] == ["scratch", "student"]
+    assert train(recipe, data, run) == 0
+    assert (run / "scratch.safetensors").read_bytes() == before
+    assert "scratch" not in [path.stem for path in detector_files(run)]
 
 
 def test_detectors_of_another_kind(trained: Path, tmp_path: Path, refused: Refused) -> None:

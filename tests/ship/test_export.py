@@ -151,6 +151,21 @@ def test_the_command_writes_a_file_that_describes_itself(
     assert json.loads(properties[KEY])["format"] == FORMAT
 
 
+@pytest.mark.parametrize("name", ["student.onnx", "student-int8.xml", "student-int8.bin"])
+def test_what_it_did_not_write_is_not_overwritten(
+    name: str, trained: Path, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = trained / "run" / "student.safetensors"
+    export = ["export", str(file), "--data", str(trained / "cats"), "--out", str(tmp_path), "--to", "onnx,openvino"]
+    (tmp_path / name).write_text("precious")
+    assert f"{name} was not written by qmimic" in refused(*export, "--int8")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_text() == "precious"
+    (tmp_path / name).unlink()
+    assert main([*export[:-2]]) == 0
+    assert main([*export[:-2]]) == 0  # its own
+
+
 def test_bad_input(trained: Path, tmp_path: Path, refused: Refused) -> None:
     alone = tmp_path / "student.safetensors"
     alone.write_bytes((trained / "run" / "student.safetensors").read_bytes())

@@ -1,16 +1,17 @@
 """`qmimic export`: files to ship."""
 
 import argparse
+import contextlib
 import re
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 from qmimic.cli.completion import complete, detectors, keys
 from qmimic.cli.grammar import OVERRIDES, Commands, add_json, targets
 from qmimic.errors import InputError
-from qmimic.files import replacing
 from qmimic.zoo import TRAINED, is_of_zoo, located
 
 
@@ -60,14 +61,20 @@ def _report_again(run: Path, folder: Path, say: Callable[[str], None]) -> None:
             say(f"Report: {page}")
 
 
-def _copied(name: Path, out: Path | None) -> Path:
-    """A copy of a zoo student in the folder of the exported files; other files as they are."""
+@contextlib.contextmanager
+def _beside_its_work(options: argparse.Namespace) -> Iterator[Path]:
+    """The detector's file where its integer stage may work: a zoo student's copy in a folder that goes afterwards."""
+    name = options.detector
+    if not is_of_zoo(name):
+        yield name
+        return
     source = located(name, TRAINED)
-    if out is None:
+    if options.out is None:
         raise InputError(f"{name} is part of the package, where qmimic does not write; name a folder with --out.")
-    with replacing(out / source.name) as temporary:
-        shutil.copyfile(source, temporary)
-    return out / source.name
+    if options.data is None:
+        raise InputError(f"The pictures of {name} are not in the package; name a dataset of its classes with --data.")
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(shutil.copyfile(source, Path(folder) / source.name))
 
 
 def _camera(text: str | None) -> tuple[int, int] | None:
@@ -101,12 +108,10 @@ def _export(options: argparse.Namespace) -> int:
     if options.opset is not None and "onnx" not in names:
         raise InputError("--opset is only for ONNX files; add onnx to --to, or leave it out.")
     out = Output(options)
-    if is_of_zoo(options.detector):
-        options.detector = _copied(options.detector, options.out)
-    with out.watching() as watcher:
+    with _beside_its_work(options) as detector, out.watching() as watcher:
         batch = options.batch or None
         inside = options.nms == "inside"
-        given = options.detector, options.out, options.data, options.overrides
+        given = detector, options.out, options.data, options.overrides
         files = deploy(*given, batch, inside, names, options.int8, watcher, options.opset or OPSET)
         sources = [
             source
@@ -114,7 +119,7 @@ def _export(options: argparse.Namespace) -> int:
             if options.c is not None and (one.target, one.precision) == ("litert", "int8")
             for source in write_c(one.path, camera)
         ]
-        _report_again(options.detector.parent, files[0].path.parent, watcher.say)
+        _report_again(detector.parent, files[0].path.parent, watcher.say)
     times = ["-" if FORMATS[one.target].elsewhere else f"{one.milliseconds:.2f}" for one in files]
     rows = [
         (one.path.name, proved(one.proof), f"{one.bytes / 1000:.0f}", own)

@@ -26,14 +26,13 @@ from qmimic.report.mistakes import confused, data_uri, lost_by_kind
 from qmimic.report.networks import TWIN, Judged, Scored
 from qmimic.report.panels import Panel, Style, styles, swatch
 from qmimic.report.template import NONE, environment, gain, percent
-from qmimic.run.folder import LABELS_PICTURE, OURS, RESULTS, TRACKERS, FinishedRun, ranked, read_run
+from qmimic.run.folder import LABELS_PICTURE, OURS, REPORT, RESULTS, TRACKERS, FinishedRun, ranked, read_run
 from qmimic.scores.bootstrap import RESAMPLES, Interval
 from qmimic.scores.coco import coco_ap
 from qmimic.scores.curves import precision_recall
 from qmimic.scores.error_types import KINDS
 from qmimic.ship.write import proved
 
-FILE = "report.html"
 MOST_CLASSES = 12  # classes with a panel of their own
 MOST_DEFECTS = 50
 
@@ -74,7 +73,7 @@ def write_report(folder: Path, out: Path | None = None, say: Callable[[str], Non
             made says so in its place.
     """
     refuse_links(folder, OURS, TRACKERS)
-    path, run = out or folder / FILE, read_run(folder)
+    path, run = out or folder / REPORT, read_run(folder)
     check_writable(path)
     save(path, page(collect(run, say)))
     return path

@@ -27,7 +27,7 @@ from qmimic.ship.accuracy import Accuracy, map50_of_file
 from qmimic.ship.onnx_file import Exported
 from qmimic.ship.opset import OPSET
 from qmimic.ship.parity import pictures, require
-from qmimic.ship.write import Proof, describe, ship
+from qmimic.ship.write import Proof, describe, refuse_strangers, ship
 from qmimic.training.loop import Watcher
 
 # Settings of a trained detector that no weight depends on.
@@ -112,6 +112,9 @@ def deploy(
         detector = with_settings(detector, {name: getattr(recipe.detector, name) for name in applied})
     folder = out or path.parent / DEPLOY
     check_writable(folder / path.stem)
+    for target in targets:
+        for name in (path.stem, *([f"{path.stem}-int8"] if int8 and FORMATS[target].integers else [])):
+            refuse_strangers(FORMATS[target], folder / name)
     dataset = load_dataset(recipe.data.root)
     if not any(len(samples) for samples in dataset.splits.values()):
         raise InputError(f"{dataset.name} has no images to compare on; name another dataset with --data.")

@@ -6,6 +6,7 @@ A run folder may come from a stranger: what is read is checked, and no name in i
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import AliasChoices, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as checked_dataclass
 
-from qmimic.arms import STUDENT, TEACHER_STAGES
+from qmimic.arms import ARMS, STUDENT, TEACHER_STAGES
 from qmimic.config import Recipe, explain, load_recipe
 from qmimic.errors import InputError
 from qmimic.files import MissingError, is_there, read_json, write_text
@@ -26,6 +27,7 @@ BANK = "bank"  # what teachers see, kept as long as students want it
 AGAIN = "begun again"  # in the results of a run that was started once more
 RECIPE, RESULTS, STAGES, STAGE_RESULT = "recipe.yaml", "results.json", "stages", "result.json"
 ENVIRONMENT, FAILURE, DATA = "environment.json", "failed.txt", "data.json"
+TABLE, CURVES, EXAMPLES, REPORT = "results.md", "curves.png", "examples.png", "report.html"
 # What a teacher labelled: a folder, and which of its labels the students learnt from.
 LABELS, LABELS_FACTS, LABELS_PICTURE = "unlabelled", "unlabelled.json", "labels.png"
 # What a run, a fit or a study makes in its folder, and what trackers make there. None of it may be a link.
@@ -34,6 +36,9 @@ OURS = frozenset(
     | {f"study.sqlite-{kind}" for kind in ("journal", "wal", "shm")}
 )
 TRACKERS = frozenset({"wandb", "mlruns", "mlartifacts", "trackio"})
+
+NETWORKS = tuple(f"{name}.safetensors" for name in (*TEACHER_STAGES, *ARMS, STUDENT))  # that it publishes
+WRITTEN = (RECIPE, RESULTS, TABLE, ENVIRONMENT, FAILURE, DATA, LABELS_FACTS, CURVES, EXAMPLES, REPORT, *NETWORKS)
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 Share = Annotated[float, Field(ge=0, le=1.0001)]  # a sum of parts may round above 1
@@ -122,6 +127,31 @@ class FinishedRun:
 
 _RESULTS = TypeAdapter(tuple[StageResult, ...])
 _REMARKS = TypeAdapter(tuple[str, ...])
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a run has begun in a folder: its first file says with which versions."""
+    try:
+        environment = read_json(folder / ENVIRONMENT)
+    except InputError:
+        return False
+    return isinstance(environment, dict) and {"qmimic", "torch"} <= environment.keys()
+
+
+def refuse_strangers(folder: Path) -> None:
+    """Check that a run can begin in a folder without overwriting what is not a run's.
+
+    Raises:
+        InputError: the folder is no run's, and holds a file of a name that a run writes.
+    """
+    if is_run(folder):
+        return
+    found = next((name for name in WRITTEN if os.path.lexists(folder / name)), None)
+    if found:
+        raise InputError(
+            f"The run folder {folder} holds a {found} that no run wrote, and this run would overwrite it; set run.dir "
+            "to another folder."
+        )
 
 
 def stage_folder(run: Path, name: str, key: str) -> Path:

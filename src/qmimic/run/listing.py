@@ -16,7 +16,7 @@ from pathlib import Path
 from qmimic.arms import is_teacher
 from qmimic.config import load_recipe
 from qmimic.errors import InputError
-from qmimic.files import is_there, parse_json, read_bytes, read_json
+from qmimic.files import is_there, parse_json, read_bytes
 from qmimic.run.folder import (
     BANK,
     ENVIRONMENT,
@@ -26,6 +26,7 @@ from qmimic.run.folder import (
     STAGES,
     StageResult,
     is_at_its_end,
+    is_run,
     read_run,
     read_stage,
 )
@@ -98,13 +99,8 @@ def kind_of(folder: Path) -> str:
         return "study"
     if _is_file(folder / COSTS) and (folder / STAGES).is_dir():
         return "fit"
-    if _is_file(folder / RECIPE) and _is_file(folder / ENVIRONMENT):
-        try:
-            environment = read_json(folder / ENVIRONMENT)
-        except InputError:
-            return ""
-        return "run" if isinstance(environment, dict) and {"qmimic", "torch"} <= environment.keys() else ""
-    return ""
+    begun = _is_file(folder / RECIPE) and _is_file(folder / ENVIRONMENT)
+    return "run" if begun and is_run(folder) else ""
 
 
 def look(folder: Path, name: str) -> Found:

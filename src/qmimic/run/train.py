@@ -16,7 +16,21 @@ from qmimic.detectors.prediction import predict
 from qmimic.draw import contact_sheet, draw
 from qmimic.errors import InputError
 from qmimic.files import replacing, write_text
-from qmimic.run.folder import DATA, ENVIRONMENT, FAILURE, RECIPE, StageResult, mark_begun, ranked, write_results
+from qmimic.run.folder import (
+    CURVES,
+    DATA,
+    ENVIRONMENT,
+    EXAMPLES,
+    FAILURE,
+    NETWORKS,
+    RECIPE,
+    TABLE,
+    StageResult,
+    mark_begun,
+    ranked,
+    refuse_strangers,
+    write_results,
+)
 from qmimic.run.lock import exclusive_lock
 from qmimic.run.prepare import Prepared, environment, prepare
 from qmimic.run.stage import Stage
@@ -79,11 +93,7 @@ def train(recipe: Recipe, watcher: Watcher) -> RunResult:
         return _train(prepared, Silent())
     resolved, where = recipe.folder / RECIPE, recipe.folder / ENVIRONMENT
     with exclusive_lock(recipe.folder):
-        if resolved.exists() and not where.exists():
-            raise InputError(
-                f"The run folder {recipe.folder} holds a recipe.yaml that no run wrote, and this run would overwrite "
-                "it; set run.dir to another folder."
-            )
+        refuse_strangers(recipe.folder)
         write_text(where, json.dumps(environment(prepared), indent=1))  # first: it marks the folder as ours
         save_recipe(recipe, resolved)
         _write_data(prepared)
@@ -123,6 +133,9 @@ def _train(prepared: Prepared, watcher: Watcher) -> RunResult:
         if labels:
             write_facts(recipe.folder, labels)
         _write_results(prepared, stages, said)
+        for name in NETWORKS:
+            if (recipe.folder / name).exists() and name not in {f"{one.name}.safetensors" for one in results}:
+                watcher.say(f"{recipe.folder / name} stays, and is not of this run: an earlier one had other arms.")
     student, best = (recipe.folder / f"{one.name}.safetensors" for one in (results[-1], ranked(results)[0]))
     return RunResult(recipe.folder, results, student, best, said)
 
@@ -133,11 +146,11 @@ def _write_results(prepared: Prepared, stages: list[Stage], said: tuple[str, ...
     results = tuple(stage.result for stage in stages)
     for stage in stages:
         _publish(stage.file, folder / f"{stage.result.name}.safetensors")
-    draw_curves({s.result.name: read_log(s.folder / LOG) for s in stages}, folder / "curves.png")
-    _draw_examples(prepared, stages[-1], folder / "examples.png")
+    draw_curves({s.result.name: read_log(s.folder / LOG) for s in stages}, folder / CURVES)
+    _draw_examples(prepared, stages[-1], folder / EXAMPLES)
     write_results(folder, results, said)
     table = markdown(results, prepared.recipe.published)
-    write_text(folder / "results.md", table + "\n" + "".join(f"\n{remark}\n" for remark in said))
+    write_text(folder / TABLE, table + "\n" + "".join(f"\n{remark}\n" for remark in said))
 
 
 def _write_data(prepared: Prepared) -> None:

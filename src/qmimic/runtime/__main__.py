@@ -12,9 +12,8 @@ from PIL import Image
 from qmimic.detections import Detections
 from qmimic.draw import draw
 from qmimic.errors import InputError, notices_said
-from qmimic.files import replacing
 from qmimic.runtime.detector import Detector
-from qmimic.runtime.drawing import Fault, looked_at, pictures_of
+from qmimic.runtime.drawing import Fault, looked_at, pictures_of, save_drawing
 from qmimic.runtime.formats import suffixes
 from qmimic.runtime.video import frames
 
@@ -109,8 +108,8 @@ def _looked_at(detector: Detector, options: argparse.Namespace, fault: Fault) ->
     for number, frame in frames(options.video, fault):
         found = detector(frame, options.min_score)
         if options.out:
-            with replacing(options.out / f"{number:06}.png") as temporary:
-                draw(Image.fromarray(frame), found, detector.classes, options.min_score).save(temporary)
+            drawing = draw(Image.fromarray(frame), found, detector.classes, options.min_score)
+            save_drawing(drawing, options.out / f"{number:06}.png")
         yield f"{number:06}", found
 
 

@@ -1,18 +1,23 @@
 """What a detector finds in files, one after the other, listed and drawn. Files that cannot be read are named."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
 from qmimic.data.images import read_image
 from qmimic.data.labels import READ
 from qmimic.detections import Detections
 from qmimic.draw import draw
 from qmimic.errors import InputError
-from qmimic.files import replacing
+from qmimic.files import open_file, replacing
 
+MARK = "Software", "qmimic"  # in every drawing
 NAMED = 5  # most files that a sentence names
 BESIDE = (".txt", ".xml", ".json", ".yaml", ".yml", ".csv", ".md")  # files that often lie beside pictures
 
@@ -111,13 +116,38 @@ def looked_at(
             continue
         drawing = out / f"{path.stem}.png" if out else None
         if drawing:
-            with replacing(drawing) as temporary:
-                draw(read_image(path), found, finder.classes, min_score).save(temporary)
+            save_drawing(draw(read_image(path), found, finder.classes, min_score), drawing)
         yield Found(path, found, drawing)
     if failed and len(failed) == len(pictures):
         raise failed[0] if len(failed) == 1 else InputError(f"None of the {len(failed)} pictures could be read.")
     if failed:
         fault(f"{len(failed)} of {len(pictures)} pictures could not be read.")
+
+
+def save_drawing(picture: Image.Image, path: Path) -> None:
+    """Write a drawing as a PNG that says who drew it, so that a later one may take its place.
+
+    Raises:
+        InputError: something else lies there, or it cannot be written.
+    """
+    _refuse_strangers(path)
+    with replacing(path) as temporary:
+        mark = PngInfo()
+        mark.add_text(*MARK)
+        picture.save(temporary, format="PNG", pnginfo=mark)
+
+
+def _refuse_strangers(path: Path) -> None:
+    """Raises: InputError: a file lies there that is no drawing."""
+    if not os.path.lexists(path):
+        return
+    try:
+        with open_file(path, path.parent) as file, Image.open(file, formats=["PNG"]) as picture:
+            own = picture.info.get(MARK[0]) == MARK[1]
+    except (InputError, OSError, ValueError, SyntaxError):
+        own = False
+    if not own:
+        raise InputError(f"{path} was not drawn by qmimic, and a drawing would overwrite it; choose another --out.")
 
 
 def _check_names(pictures: Sequence[Path], out: Path) -> None:
@@ -131,3 +161,5 @@ def _check_names(pictures: Sequence[Path], out: Path) -> None:
         raise InputError(
             f"--out {out} is a folder of the pictures, where a drawing could replace one; name another folder."
         )
+    for path in pictures:
+        _refuse_strangers(out / f"{path.stem}.png")

@@ -1,5 +1,6 @@
 """What is served: the detectors of run folders and single files, each as a function from pixels to detections."""
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -125,8 +126,17 @@ def collect(given: Sequence[Path]) -> Shelf:
 
 
 def detector_files(folder: Path) -> list[Path]:
-    """A folder's detectors and those in its `deploy/`: stages in the order of the table, then the files that ship."""
+    """A folder's detectors and those in its `deploy/`: stages in the order of the table, then the files that ship.
+
+    Of a finished run's networks, those that its table names: others are of an earlier run with other arms.
+    """
     trained = {path.stem: path for path in sorted(folder.glob(f"*{TRAINED}"))}
+    # It may be no run's folder, or an unfinished run's; and where only files are served, what reads runs is not there.
+    with contextlib.suppress(InputError, ModuleNotFoundError):
+        from qmimic.run.folder import NETWORKS, read_run
+
+        own = {one.name for one in read_run(folder).results}
+        trained = {name: path for name, path in trained.items() if name in own or path.name not in NETWORKS}
     stages = [trained.pop(stage) for stage in order() if stage in trained]
     files = [path for own in (folder, folder / "deploy") for path in own.glob("*") if can_be_opened(path)]
     shipped = sorted(files, key=lambda path: (path.stem, path.suffix))  # a float file before its int8 version

@@ -1,6 +1,7 @@
 """From a detector to deployed files that were proved before they took their place."""
 
 import json
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -20,6 +21,8 @@ from qmimic.runtime.detector import Detector as ShippedDetector
 from qmimic.runtime.formats import Format
 from qmimic.runtime.metadata import GRAPH_SUM, Metadata, as_properties
 from qmimic.ship.onnx_file import Exported
+
+PARITY = "parity.json"  # the proofs of a folder's files, by name
 
 Proof = Callable[[ShippedDetector, str], Mapping[str, Any]]
 
@@ -60,8 +63,27 @@ def ship(exported: Exported, metadata: Metadata, kind: Format, path: Path, prove
     except OSError as error:
         reason = error.strerror or str(error)
         raise InputError(f"Cannot write {first}: {reason}; free some space or choose another folder.") from error
-    _note(path.parent / "parity.json", first.name, figures)
+    _note(path.parent / PARITY, first.name, figures)
     return first
+
+
+def refuse_strangers(kind: Format, path: Path) -> None:
+    """Check that a file can be written without overwriting one that `ship` did not write.
+
+    Args:
+        kind: the format.
+        path: of the file, without suffix.
+
+    Raises:
+        InputError: there is one that the folder's proofs do not name.
+    """
+    names = [path.name + suffix for suffix in kind.suffixes]
+    found = next((name for name in names if os.path.lexists(path.parent / name)), None)
+    if found and names[0] not in _proofs(path.parent / PARITY):
+        raise InputError(
+            f"{path.parent / found} was not written by qmimic ({PARITY} beside it does not name {names[0]}), and would "
+            "be overwritten; choose another folder with --out, or move it."
+        )
 
 
 def label(path: Path, kind: Format, metadata: Metadata) -> None:
@@ -110,9 +132,13 @@ def proved(proof: Mapping[str, Any]) -> str:
 
 
 def _note(path: Path, name: str, figures: Mapping[str, Any]) -> None:
+    write_text(path, json.dumps({**_proofs(path), name: figures}, indent=1))
+
+
+def _proofs(path: Path) -> dict[str, Any]:
+    """What a folder's file of proofs holds; nothing where it is not there, or damaged: it is written anew."""
     try:
-        before = read_json(path)
-    except InputError:  # not there, or damaged: written anew
-        before = {}
-    others = before if isinstance(before, dict) else {}
-    write_text(path, json.dumps({**others, name: figures}, indent=1))
+        found = read_json(path)
+    except InputError:
+        return {}
+    return found if isinstance(found, dict) else {}
