@@ -332,7 +332,7 @@ def test_a_tag_gives_a_plain_value_or_one_sentence(tag: str, value: str) -> None
 
 @pytest.mark.parametrize("text", ["a: " + "9" * 4000, "a: 0x" + "f" * 5000, "a: " + "1:" * 9000 + "1", "[" * 3000])
 def test_yaml_of_unbounded_cost_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match="is not valid YAML"):
+    with pytest.raises(InputError, match=r"is not valid YAML|a has a whole number of more than 64 bits; correct it"):
         parse_yaml(text, "a")
 
 
@@ -457,6 +457,6 @@ def test_a_folder_that_cannot_be_written_is_told_before_slow_work(
     assert not (tmp_path / "not").exists()
     asked: list[object] = []
     monkeypatch.setattr(os, "access", lambda path, _: asked.append(path))
-    with pytest.raises(InputError, match=r"Cannot write .*file: Permission denied; free some space or choose another"):
+    with pytest.raises(InputError, match=r"Cannot write .*file: Permission denied; choose another"):
         check_writable(tmp_path / "not" / "there" / "file")
     assert asked == [tmp_path]

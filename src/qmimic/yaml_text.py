@@ -71,17 +71,24 @@ def parse_yaml(text: str, source: str, texts: bool = False) -> Any:
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise InputError(f"{source} is not valid YAML ({line}{error.problem}); correct it.") from error
+    except _TooLargeError as error:
+        raise InputError(f"{source} has {error}; correct it.") from error
     # PyYAML lets Python's own errors through for a tag whose value does not fit, such as `!!int x` or `!!set [a]`.
     except Exception as error:
         raise InputError(f"{source} is not valid YAML; correct it.") from error
     return value
 
 
+class _TooLargeError(ValueError):
+    """A number that no setting can hold."""
+
+
 def _check_plain(value: Any) -> None:
     """Check that a value, itself of bounded depth, holds only what a recipe or a label file can mean.
 
     Raises:
-        ValueError: a tag made it a set or bytes, or an integer has more than 64 bits.
+        ValueError: a tag made it a set or bytes.
+        _TooLargeError: an integer has more than 64 bits.
     """
     if isinstance(value, dict):
         for key, own in value.items():
@@ -93,4 +100,4 @@ def _check_plain(value: Any) -> None:
     elif not isinstance(value, PLAIN):
         raise ValueError(f"{type(value).__name__} is not a plain value")
     elif isinstance(value, int) and not -(1 << 63) <= value < 1 << 63:
-        raise ValueError("an integer has more than 64 bits")
+        raise _TooLargeError("a whole number of more than 64 bits")

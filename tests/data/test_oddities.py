@@ -1,6 +1,7 @@
 """Oddities of labels as people and programs leave them: each is read rightly or is named; none is passed over."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from test_layouts import BOXES, NAMES, SIZE, YOLO, coco_text, photos, write, xml
 
 from folders import picture
@@ -112,6 +114,36 @@ def test_a_linked_folder_in_which_nothing_is_read_is_said(tmp_path: Path, place:
     assert report.exit_code == 0
     assert f"{place} is a link out of {root}, and nothing outside that folder is read" in said["linked_folder"]
     assert sum(one.kind == "linked_folder" for one in report.defects) == 1
+
+
+@pytest.mark.parametrize("used", [1, 2])
+def test_two_categories_of_one_name_are_refused_where_both_have_boxes(tmp_path: Path, used: int) -> None:
+    """Exporters list the data set's own name as a category of no box beside a class that is called so."""
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    boxes = [{"id": k, "image_id": 1, "category_id": k, "bbox": [1, 1, 9, 9]} for k in range(1, used + 1)]
+    categories = [{"id": k, "name": "cat"} for k in (1, 2)]
+    images = [{"id": 1, "file_name": "a.png", "width": 20, "height": 20}]
+    content = {"images": images, "annotations": boxes, "categories": categories}
+    write(tmp_path, "train.json", json.dumps(content))
+    dataset, _, said = looked(tmp_path)
+    assert dataset.classes == ("cat",)
+    assert ("The categories 1 and 2 are both 'cat'" in " ".join(said.values())) == (used == 2)
+
+
+@pytest.mark.parametrize("other", [False, True])
+def test_a_picture_twice_in_a_split_is_said_where_its_labels_differ(tmp_path: Path, other: bool) -> None:
+    root = yolo(tmp_path)
+    shutil.copyfile(root / f"images/train/{NAMES[0]}.jpg", root / "images/train/again.jpg")
+    write(root, "labels/train/again.txt", "1 0.5 0.5 0.1 0.1\n" if other else YOLO)
+    _, report, said = looked(root)
+    assert report.exit_code == 0
+    assert ("same_image_other_labels" in said) == other
+
+
+def test_labelme_s_own_format_is_called_so(tmp_path: Path) -> None:
+    write(tmp_path, "a.json", json.dumps({"version": "5", "shapes": [{"label": "cat", "points": [[0, 0], [9, 9]]}]}))
+    with pytest.raises(InputError, match=r"a\.json is LabelMe's own format; export as COCO, Pascal VOC or YOLO"):
+        load_dataset(tmp_path)
 
 
 def test_two_labels_for_one_picture_are_named_as_that(tmp_path: Path) -> None:

@@ -386,10 +386,11 @@ def test_an_input_of_any_length_is_as_long_as_what_is_given(tmp_path: Path) -> N
     [
         (
             1,
-            10,
+            64,
             False,
-            r"\[2, 3, 7, 10\]; a map is .*: the picture's border cuts its cells; take sides that are mult.* of 10",
+            r"\[2, 3, 1, 2\]; a map is .*: the picture's border cuts its cells; take sides .* multiples of 64",
         ),
+        (1, 10, False, r"\[2, 3, 7, 10\]; a map is .*: if the file resizes its pictures"),
         (16, 16, True, r"\[2, 4, 6, 3\]; a map is .*: its channels come last; name what it is before it is transposed"),
     ],
 )

@@ -23,7 +23,7 @@ def test_idle_cores_are_taken(
     assert number == wanted
     assert bool(said) == (wanted < most)
     if said:
-        assert said.startswith(f"{wanted} of {most} threads: others keep {load:.1f} cores busy")
+        assert said.startswith(f"{wanted} of {most} threads: others want {load:.1f} of {most} cores")
     assert threads.choose(RunConfig(threads=3), tmp_path, load) == (3, "")
 
 

@@ -56,7 +56,7 @@ def _serve(options: argparse.Namespace) -> int:
         address = f"http://{name}:{listening.getsockname()[1]}"
 
         def ready() -> None:
-            print(f"{len(shelf.models)} models: {', '.join(shelf.models)}")
+            print(f"{len(shelf.models)} model{'' if len(shelf.models) == 1 else 's'}: {', '.join(shelf.models)}")
             print(f"Open {f'{public.origin}{public.path}/' if public else address} (Ctrl-C to stop)", flush=True)
 
         serve(shelf, limits, listening, options.host, public, ready)

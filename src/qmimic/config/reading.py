@@ -180,8 +180,8 @@ def explain(error: ValidationError) -> str:
     if first["type"] == "missing" and last.isdigit():
         return f"{parent}: needs more values than the {last} given."
     if first["type"] in ("tuple_type", "list_type"):
-        message, given = f"{message}, such as [{given}, ...]", None
-    plain = isinstance(given, str | int | float | bool | dict | list) and first["type"] != "missing"
+        message, given = message if given is None else f"{message}, such as [{given}, ...]", None
+    plain = isinstance(given, str | int | float | bool | list) and first["type"] != "missing"
     shown = f" (given: {given!r})" if plain and len(repr(given)) < 200 else ""
     return f"{key}: {message}{shown}." if key and not message.startswith(key) else f"{message}."
 

@@ -13,6 +13,7 @@ from qmimic.config import Recipe
 from qmimic.data.accounts import Accounts
 from qmimic.data.faults import crowds, limits, sift
 from qmimic.data.images import FLAT, Look, look, look_at
+from qmimic.data.labels import same_labels
 from qmimic.data.letterbox import fit
 from qmimic.data.sample import NOTES, Dataset, LabelDefect, Sample
 from qmimic.detections import Detections
@@ -112,7 +113,7 @@ def check(
     """
     unions = dataset.unions
     sides: list[np.ndarray[Any, np.dtype[np.float32]]] = []
-    first_shown: dict[int, tuple[str, str]] = {}
+    first_shown: dict[int, tuple[str, Sample]] = {}
     counts: Counter[int] = Counter()
     attributes: dict[str, Counter[int]] = {}
     shown: dict[str, set[int]] = {}
@@ -137,10 +138,13 @@ def check(
                     twice.append(LabelDefect("nearly_constant_image", sample.image_id, text))
                 boxes = sample.boxes * fit(*found.size, size).scale
                 sides.append(boxes[:, 2:] - boxes[:, :2])
-                first = first_shown.setdefault(found.pixels, (split, sample.image_id))
-                if first[0] != split:
-                    text = f"The same image is {first[1]} of {first[0]}."
+                first_split, first = first_shown.setdefault(found.pixels, (split, sample))
+                if first_split != split:
+                    text = f"The same image is {first.image_id} of {first_split}."
                     twice.append(LabelDefect("duplicate_across_splits", sample.image_id, text))
+                elif not same_labels(first, sample):
+                    text = f"The same image is {first.image_id}, with other labels; correct one, or remove it."
+                    twice.append(LabelDefect("same_image_other_labels", sample.image_id, text))
     sifted = sift(replace(dataset, splits={s: own for s, own in dataset.splits.items() if s not in unions}), seen)
     sizes, small = _by_size(sides)
     recipe = recipe or Recipe()

@@ -77,6 +77,16 @@ def _mend_ids(read: dict[str, list[Any]], faults: list[str], broken: set[int | s
                 f"The category {category_id} is {' and '.join(map(repr, sorted(own)))}; give each its own id."
             )
     read["categories"] = [one for one in read["categories"] if len(names[one.id]) == 1]
+    # A category without a box may share a name: exporters list the data set's own beside a class that is called so.
+    used = {annotation.category_id for annotation in read["annotations"]}
+    ids: dict[str, list[int]] = {}
+    for category in read["categories"]:
+        if category.id in used and category.id not in ids.setdefault(category.name, []):
+            ids[category.name].append(category.id)
+    for name, several in ids.items():
+        if len(several) > 1:
+            numbers = " and ".join(map(str, several))
+            faults.append(f"The categories {numbers} are both {name!r}; give each its own name, or their boxes one id.")
     listed = {image.id for image in read["images"]}
     texts = {str(number): number for number in listed}
     for annotation in read["annotations"]:

@@ -97,6 +97,8 @@ def _near(root: Path) -> str:
         with contextlib.suppress(InputError):
             if suffix == ".xml" and b"<annotations" in read_bytes(path, root)[:4096]:
                 return f" {path.name} is CVAT's own format; export as COCO, Pascal VOC or YOLO."
+            if suffix == ".json" and b'"shapes"' in (head := read_bytes(path, root)[:65536]) and b'"points"' in head:
+                return f" {path.name} is LabelMe's own format; export as COCO, Pascal VOC or YOLO."
             if suffix == ".json":
                 return f" {path.name} is not of COCO's layout; export as COCO, Pascal VOC or YOLO."
         if suffix in (".csv", ".tfrecord", ".parquet", ".ndjson", ".jsonl"):

@@ -78,7 +78,7 @@ def leaves(boxes: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.bool
 NOTES = (
     *("image_without_label", "empty_class", "turned_by_exif", "missing_test", "counted_from_zero", "duplicate_box"),
     *("another_layout", "unused_label_file", "nearly_constant_image", "split_stands_in"),
-    "linked_folder",
+    *("linked_folder", "same_image_other_labels"),
     *("allowed_crowd", "similar_classes"),
 )
 

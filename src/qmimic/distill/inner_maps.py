@@ -170,7 +170,7 @@ def advice_on_map(value: NDArray[np.generic], size: tuple[int, int]) -> str:
         for stride in range(2, min(size) + 1)
         if all(-(-side // stride) == cells for side, cells in zip(size, value.shape[2:], strict=True))
     ]
-    if cut:
-        stride = next((one for one in cut if one & (one - 1) == 0), cut[0])  # detectors halve their maps
+    stride = next((one for one in cut if one & (one - 1) == 0), None)  # detectors halve their maps
+    if stride:
         return f": the picture's border cuts its cells; take sides that are multiples of {stride}"
     return ": if the file resizes its pictures, take those of the size that it uses (teacher.size or data.size)"

@@ -268,7 +268,8 @@ def _in_the_way(path: Path, mode: int) -> InputError:
 
 
 def _unwritable(path: Path, error: OSError) -> InputError:
-    return InputError(f"Cannot write {path}: {error.strerror or error}; free some space or choose another folder.")
+    space = "free some space or " if error.errno in (errno.ENOSPC, errno.EDQUOT, None) else ""
+    return InputError(f"Cannot write {path}: {error.strerror or error}; {space}choose another folder.")
 
 
 def _beside(path: Path) -> Path:

@@ -40,8 +40,8 @@ def choose(config: RunConfig, folder: Path, load: float | None = None, here: int
     if threads == most:
         return most, ""
     return threads, (
-        f"{threads} of {most} threads: others keep {load:.1f} cores busy, and threads that wait for each other are "
-        f"slower than one; run.threads={most} uses them anyway."
+        f"{threads} of {most} threads: others want {load:.1f} of {cores()} cores, and threads that wait for each other "
+        f"are slower than one; run.threads={most} uses them anyway."
     )
 
 
