@@ -47,9 +47,9 @@ def shipped(request: pytest.FixtureRequest, folder: Path) -> Path:
     """A trained detector in each format whose engine is installed; its name is that of the `.safetensors` beside it."""
     pytest.importorskip(PACKAGES[request.param])
     kind = FORMATS[request.param]
-    path = folder / f"{'m' if kind.two_stages else 'one'}{kind.suffixes[0]}"
+    path = folder / f"{'one' if kind.by_places else 'm'}{kind.suffixes[0]}"
     if not path.exists():
-        detector = (lively(tiny_spec()) if kind.two_stages else one_stage()).eval()
+        detector = (lively(tiny_spec()) if not kind.by_places else one_stage()).eval()
         write_described(Exported(detector), kind, describe(detector, {}), path)
     return path
 

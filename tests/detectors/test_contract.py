@@ -9,19 +9,22 @@ import onnxruntime
 import pytest
 import torch
 from anchor_free import AnchorFree, AnchorFreeSpec, Pyramid
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from qmimic.compress.cost import Cost, equal_share
 from qmimic.compress.integer_grids import calibrate, map_grids, prepare_qat
-from qmimic.config import QuantizerConfig
+from qmimic.config import DetectorConfig, QuantizerConfig
 from qmimic.contracts import Backbone, ChannelGroup, Features, FusedPair, QuantizationPoint
-from qmimic.detectors.architectures import Architecture, parse_spec
+from qmimic.detectors.architectures import Architecture, fitted_to, map_strides, parse_spec
 from qmimic.detectors.batch_norm import BatchNorm2d
 from qmimic.detectors.build import at_size, build, fold_batch_norm, mac_count
 from qmimic.detectors.channels import channel_groups, keep_channels, widths
 from qmimic.detectors.files import load_detector, save_detector
 from qmimic.detectors.quantize import Quantizer
+from qmimic.detectors.spec import DetectorSpec
 from qmimic.errors import InputError
+from qmimic.run.candidates import Candidate
 from qmimic.ship.onnx_file import Exported, build_graph
 from qmimic.tables import ARCHITECTURES, BACKBONES
 from tiny_detectors import as_targets, some_images, some_truth, tiny_spec
@@ -70,6 +73,33 @@ def test_it_is_built_from_its_own_description_and_looked_up_in_the_table() -> No
         parse_spec({**SETTINGS, "architecture": "rfcm"})
     with pytest.raises(ValueError, match="anchors"):
         parse_spec({**SETTINGS, "anchors": [[3, 4]]})
+
+
+def of_one_map(config: DetectorConfig, boxes: NDArray[np.float32], size: tuple[int, int]) -> DetectorConfig:
+    """Chooses a stride where none is given."""
+    return config if config.output_stride else config.model_copy(update={"output_stride": 8})
+
+
+@pytest.mark.parametrize("by_places", [False, True])
+def test_a_detector_of_one_stage_and_one_map_chooses_its_own_stride(
+    by_places: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither the number of stages nor what it says at its places tells which settings a detector reads."""
+
+    class OfOneMap(DetectorSpec):
+        output_stride: int = 16
+
+    kind = Architecture(OfOneMap, AnchorFree, of_one_map, by_places=by_places)
+    monkeypatch.setitem(ARCHITECTURES, "of_one_map", kind)
+    config, boxes = DetectorConfig(architecture="of_one_map"), np.full((9, 2), 20, np.float32)
+    assert fitted_to(config, None, boxes, (96, 96)).output_stride == 8
+    assert map_strides(config, None, boxes, (96, 96)) == (8,)
+    beside = DetectorConfig(architecture="one_stage")
+    fitted = fitted_to(beside, "of_one_map", boxes, (96, 96))
+    assert fitted.output_stride == 8
+    assert fitted.levels is not None
+    assert 8 in fitted.levels
+    assert Candidate("resnet18/16", "of_one_map", (96, 96), (8,)).maps == {"detector.output_stride": 8}
 
 
 def test_it_learns_and_detects_in_fixed_shapes() -> None:

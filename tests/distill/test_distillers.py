@@ -172,6 +172,16 @@ def test_pearson_is_one_minus_the_correlation_of_each_channel() -> None:
     assert loss == pytest.approx(1 - sum(correlations) / 5, rel=1e-3)
 
 
+@pytest.mark.parametrize("mode", ["mimic", "quantization"])
+def test_pearson_s_gradient_is_bounded_where_a_channel_does_not_vary(mode: str) -> None:
+    """Behind Q a channel may be constant whose map is not: its gradient must not be divided by next to nothing."""
+    distiller = made("pearson", mode=mode)
+    teacher, student = maps(1, 5), (0.01 * maps(2, 2)).requires_grad_()
+    distiller.loss(view_of(distiller, student), target_of(distiller, teacher)).backward()
+    assert student.grad is not None
+    assert student.grad.abs().max() < 100
+
+
 def test_pearson_does_not_depend_on_the_scale_of_the_maps() -> None:
     distiller = made("pearson", mode="mimic")
     teacher, student = maps(2, 5), maps(3, 5)

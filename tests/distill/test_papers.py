@@ -365,7 +365,7 @@ FILE = dataclasses.replace(ONE_STAGE, dense=(True, False), heads=Heads())
 @pytest.mark.parametrize(
     ("name", "sides", "switches", "sentence"),
     [
-        ("cross_head", FILE, {}, "a teacher that is a file has none to lend"),
+        ("cross_head", FILE, {}, "this teacher has none to lend"),
         ("cross_head", dataclasses.replace(ONE_STAGE, teacher_strides=(8, 16), teacher_channels=(5, 5)), {},
          "need maps of output strides 8, 16; the student's are 16"),
         ("cross_head", ONE_STAGE, {"map_steps": 0.1}, "no phase of maps alone; set mimic.map_steps=0"),

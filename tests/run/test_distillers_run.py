@@ -100,7 +100,7 @@ def test_what_two_networks_cannot_do_is_refused_before_either_is_trained(
     ("mimic", "said"),
     [
         ({}, "needs to know where the teacher sees objects, and teacher.kind=onnx shows no regions"),
-        ({"distiller": "cross_head"}, "a teacher that is a file has none to lend"),
+        ({"distiller": "cross_head"}, "this teacher has none to lend"),
         ({"distiller": "two_stage_mimic"}, "and the teacher has none that can be asked"),
     ],
 )

@@ -40,7 +40,7 @@ THREADS = 4
 
 def any_detector(kind: Format, seed: int = 0) -> TrainedDetector:
     """One that the format can hold."""
-    return (lively(tiny_spec(), seed) if kind.two_stages else one_stage(seed)).eval()
+    return (lively(tiny_spec(), seed) if not kind.by_places else one_stage(seed)).eval()
 
 
 @pytest.fixture(scope="module", params=list(FORMATS))

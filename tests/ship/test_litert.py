@@ -198,7 +198,7 @@ def test_places_are_decoded_as_in_training(levels: tuple[int, ...], seed: int) -
 def test_two_stages_and_batches_are_refused(tmp_path: Path) -> None:
     two = lively(tiny_spec()).eval()
     with pytest.raises(
-        InputError, match=r"LiteRT's \.tflite holds detectors of one stage only.*architecture=one_stage"
+        InputError, match=r"LiteRT's \.tflite holds detectors that say at every place .*architecture=one_stage"
     ):
         write_described(Exported(two), FORMATS["litert"], describe(two, {}), tmp_path / "a.tflite")
     one = one_stage().eval()

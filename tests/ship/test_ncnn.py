@@ -168,13 +168,13 @@ def test_parts_in_float_stay_so(tmp_path: Path) -> None:
 def test_two_stages_are_refused_before_any_file_is_written(trained: Path, tmp_path: Path, refused: Refused) -> None:
     student = trained / "run" / "student.safetensors"
     said = refused("export", student, "--to", "onnx,ncnn", "--out", tmp_path / "files")
-    assert "holds detectors of one stage only" in said
+    assert "holds detectors that say at every place of their maps what lies there, and faster_rcnn is none" in said
     assert not (tmp_path / "files").exists()
 
 
 def test_two_stages_are_refused(tmp_path: Path) -> None:
     detector = lively(tiny_spec()).eval()
-    with pytest.raises(InputError, match=r"holds detectors of one stage only.*detector\.architecture=one_stage"):
+    with pytest.raises(InputError, match=r"holds detectors that say at every place .*detector\.architecture=one_stage"):
         ship(Exported(detector), describe(detector, {}), KIND, tmp_path / "a", lambda *_: {})
     assert list(tmp_path.iterdir()) == []
 

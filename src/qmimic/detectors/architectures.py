@@ -31,14 +31,15 @@ class Architecture:
         spec: the class of its description, with those settings of a recipe's `detector` that this kind knows.
         detector: its class, or "module:class", which is imported when one is built.
         fitted: chooses what a recipe leaves open, from the sizes of the training boxes [N, 2] and of the input.
-        stages: 1 or 2; not every deployment format can hold two.
+        by_places: whether it says at every place what lies there (`Detector.place_outputs`), which is all that some
+            deployment formats can hold.
         ignores: settings in `spec` that it inherits but does not read.
     """
 
     spec: type[DetectorSpec]
     detector: "Callable[[Any], Detector] | str"
     fitted: Callable[[DetectorConfig, Sizes, tuple[int, int]], DetectorConfig] = lambda config, _, __: config
-    stages: int = 2
+    by_places: bool = False
     ignores: tuple[str, ...] = ()
 
     def build(self, spec: DetectorSpec) -> "Detector":
@@ -80,14 +81,14 @@ def fitted_to(config: DetectorConfig, teacher: str | None, box_sizes: Sizes, siz
         teacher: the teacher's architecture; None: the student's.
     """
     names = {config.architecture, teacher or config.architecture}
-    # Two stages first: levels hold the stride of their one map, where there is one.
-    kinds = [ARCHITECTURES[name] for name in sorted(names, key=lambda name: (-ARCHITECTURES[name].stages, name))]
-    given = config.output_stride
-    if kinds[0].stages == 1:
+    # Those of one map first: levels hold its stride, where there is one.
+    kinds = sorted((ARCHITECTURES[name] for name in sorted(names)), key=lambda kind: "levels" in kind.reads)
+    given, of_one_map = config.output_stride, any("output_stride" in kind.reads for kind in kinds)
+    if not of_one_map:
         config = config.model_copy(update={"output_stride": None})
     for kind in kinds:
         config = kind.fitted(config, box_sizes, size)
-    return config.model_copy(update={"output_stride": given}) if kinds[0].stages == 1 else config
+    return config if of_one_map else config.model_copy(update={"output_stride": given})
 
 
 def map_strides(
@@ -97,13 +98,13 @@ def map_strides(
     own = ARCHITECTURES[config.architecture]
     without_anchors = config.model_copy(update={"anchors": ((1.0, 1.0),), "anchor_cells": None})
     fitted = fitted_to(without_anchors, teacher, box_sizes, size)
-    return fitted.levels if own.stages == 1 and fitted.levels else (fitted.output_stride or COARSE,)
+    return fitted.levels if "levels" in own.reads and fitted.levels else (fitted.output_stride or COARSE,)
 
 
 OF_ONE_STAGE = ("levels", "softmax_weight")
 FASTER_RCNN = Architecture(TwoStageSpec, "qmimic.detectors.two_stage:FasterRCNN", with_anchors, ignores=OF_ONE_STAGE)
 R_FCN = Architecture(TwoStageSpec, "qmimic.detectors.two_stage:RFCN", with_anchors, ignores=OF_ONE_STAGE)
-ONE_STAGE = Architecture(OneStageSpec, "qmimic.detectors.one_stage:OneStage", with_levels, stages=1)
+ONE_STAGE = Architecture(OneStageSpec, "qmimic.detectors.one_stage:OneStage", with_levels, by_places=True)
 
 
 def parse_spec(values: object) -> DetectorSpec:

@@ -85,7 +85,7 @@ def with_settings(detector: Detector, settings: Mapping[str, object], called: st
         InputError: the detector does not have the setting, or refuses the value.
     """
     kind = type(detector.spec)
-    lacking = next((name for name in settings if name not in kind.model_fields), None)
+    lacking = next((name for name in settings if name not in ARCHITECTURES[detector.spec.architecture].reads), None)
     if lacking:
         raise InputError(f"A detector of architecture {detector.spec.architecture} has no {lacking}; leave it out.")
     try:

@@ -76,8 +76,8 @@ class CrossHead(AdaptedDistiller):
         heads, name = sides.heads, "mimic.distiller=cross_head"
         if heads.places is None and heads.regions is None:
             raise InputError(
-                f"{name} lends the student the teacher's heads, and a teacher that is a file has none to lend: set "
-                "teacher.kind=detector, or take another distiller."
+                f"{name} lends the student the teacher's heads, and this teacher has none to lend (a file never has): "
+                "set teacher.kind=detector with another teacher.detector, or take another distiller."
             )
         if set(sides.teacher_strides) - set(sides.student_strides):
             own, others = (", ".join(map(str, one)) for one in (sides.student_strides, sides.teacher_strides))

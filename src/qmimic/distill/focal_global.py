@@ -104,7 +104,7 @@ class FocalGlobal(MapDistiller):
 
     def __init__(self, config: MimicConfig, sides: Sides) -> None:
         super().__init__(config, sides)
-        papers = ONE_STAGE if sides.dense[0] else TWO_STAGES
+        papers = TWO_STAGES if sides.second_stage else ONE_STAGE
         chosen = {name: getattr(self.settings, name) for name in Weights._fields}
         self.weights = papers._replace(**{name: own for name, own in chosen.items() if own is not None})
         with seeded(sides.seed):

@@ -34,7 +34,7 @@ class MaskedGenerative(MapDistiller):
     def __init__(self, config: MimicConfig, sides: Sides) -> None:
         super().__init__(config, sides)
         own = self.settings.masked
-        self.masked = (ONE_STAGE if sides.dense[0] else TWO_STAGES) if own is None else own
+        self.masked = (TWO_STAGES if sides.second_stage else ONE_STAGE) if own is None else own
         with seeded(sides.seed):
             widths = [sides.teacher_channels[teacher] for _, teacher in self.pairs]
             self.generators = nn.ModuleList(

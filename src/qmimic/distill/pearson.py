@@ -5,14 +5,16 @@ from torch import Tensor
 from qmimic.data.targets import Targets
 from qmimic.distill.map_distiller import MapDistiller
 
-EPSILON = 1e-6  # of a channel that does not vary
+EPSILON = 1e-6  # of a channel that hardly varies
 
 
 def standardized(maps: Tensor) -> Tensor:
     """Maps [B, C, H, W] with each channel's mean over images and places 0 and its variance 1."""
     centred = maps - maps.mean((0, 2, 3), keepdim=True)
-    # Within the root: outside of it, the gradient of a channel that does not vary would be 0 times infinity.
-    return centred / (centred.square().mean((0, 2, 3), keepdim=True) + EPSILON**2).sqrt()
+    variance = centred.square().mean((0, 2, 3), keepdim=True)
+    # Within the root: outside of it, the gradient of a channel that does not vary would be 0 times infinity. Such a
+    # channel is not divided: behind Q its gradient goes on to a map that varies, and would be a million times as large.
+    return centred / (variance + EPSILON**2).where(variance > EPSILON**2, 1.0).sqrt()
 
 
 class Pearson(MapDistiller):

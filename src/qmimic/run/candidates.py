@@ -63,7 +63,7 @@ class Candidate:
     @property
     def maps(self) -> dict[str, object]:
         """The setting of its maps' strides, as its architecture has it."""
-        if ARCHITECTURES[self.architecture].stages == 1:
+        if "levels" in ARCHITECTURES[self.architecture].reads:
             return {"detector.levels": self.strides}
         return {"detector.output_stride": self.strides[0]}
 

@@ -105,14 +105,14 @@ def _fit(
 ) -> Fit:
     prepared = prepare(recipe)
     images = in_columns({TRAIN: prepared.train.samples}, prepared.dataset.root)[TRAIN]
-    both = all(FORMATS[target].two_stages for target in targets)
+    by_places = any(FORMATS[target].by_places for target in targets)
 
     def strides_of(architecture: str, size: tuple[int, int]) -> tuple[int, ...]:
         own = recipe.detector.model_copy(update={"architecture": architecture})
         return map_strides(own, recipe.teacher.detector, box_sizes(images, size), size)
 
     known = candidates(images.image_sizes, strides_of)
-    tried = [one for one in known if both or ARCHITECTURES[one.architecture].stages == 1]
+    tried = [one for one in known if ARCHITECTURES[one.architecture].by_places or not by_places]
     if not recipe.trains_teacher:
         imitates = recipe.mimic.mode != "none" and any(key in SEARCHED for key in named)
         tried = _of_file(recipe, prepared.dataset.classes, tried, imitates, watcher)

@@ -87,7 +87,7 @@ class Format:
             their files can lie in one folder; the longest matching suffix decides a file's format.
         runs, writes: names of the modules of its two halves.
         integers: whether it can hold a detector on integer grids.
-        two_stages: whether it can hold a two-stage detector.
+        by_places: it holds no more than a detector's outputs at every place (`Detector.place_outputs`).
         one_picture: whether its files take one picture at a time.
         needs: "module:function" that raises InputError if something to write a detector (`Exported`) is not there.
         elsewhere: its files do not run in this machine's Python: they are proved here by an engine with the same
@@ -101,7 +101,7 @@ class Format:
     runs: str
     writes: str
     integers: bool = True
-    two_stages: bool = True
+    by_places: bool = False
     one_picture: bool = False
     needs: str = ""
     elsewhere: bool = False
@@ -122,10 +122,11 @@ class Format:
         Raises:
             InputError: the format cannot hold it, or something that writing it needs is not there.
         """
-        if not self.two_stages and not exported.detector.place_strides:
+        if self.by_places and not exported.detector.place_strides:
             raise InputError(
-                f"{self.engine}'s {self.suffixes[0]} holds detectors of one stage only, and this one has two; train "
-                "one with detector.architecture=one_stage, or export to another format."
+                f"{self.engine}'s {self.suffixes[0]} holds detectors that say at every place of their maps what lies "
+                f"there, and {exported.detector.spec.architecture} is none; train one with "
+                "detector.architecture=one_stage, or export to another format."
             )
         if self.one_picture and exported.batch != 1:
             raise InputError(f"A {self.suffixes[0]} file takes one picture at a time; leave --batch at 1.")
@@ -196,7 +197,7 @@ FORMATS: Table[Format] = Table(
             (".tflite",),
             "qmimic.runtime.litert_engine",
             "qmimic.ship.litert_file",
-            two_stages=False,
+            by_places=True,
             one_picture=True,
             content="a TensorFlow Lite model",
             package="ai_edge_litert",
@@ -206,7 +207,7 @@ FORMATS: Table[Format] = Table(
             (".ncnn.param", ".ncnn.bin", ".ncnn.json"),
             "qmimic.runtime.ncnn_engine",
             "qmimic.ship.ncnn_file",
-            two_stages=False,
+            by_places=True,
             one_picture=True,
             package="ncnn",
         ),
