@@ -226,7 +226,7 @@ def test_outputs_is_its_equation() -> None:
     view = StudentView(
         Features.of([maps(1, 2)], [STRIDE]), None, TRUTH, torch.Generator().manual_seed(0), dense=student
     )
-    classes = boxes = total = 0.0
+    classes = boxes = rivals = total = 0.0
     columns = SIZE[1] // STRIDE
 
     def box(sides: list[float], place: int) -> list[float]:
@@ -252,8 +252,10 @@ def test_outputs_is_its_equation() -> None:
                 classes += (q - p) ** 2 * -(q * math.log(p) + (1 - q) * math.log(1 - p))
                 best = max(best, q)
             total += best
+            shares = [[math.exp(z) / sum(map(math.exp, side[:2])) for z in side[:2]] for side in (own, theirs)]
+            rivals += best * sum(q * math.log(q / p) for p, q in zip(*shares, strict=True))
             boxes += best * (1 - giou(box(own[2:], place), box(theirs[2:], place)))
-    assert distiller.loss(view, target).item() == pytest.approx((classes + 2 * boxes) / total, rel=1e-4)
+    assert distiller.loss(view, target).item() == pytest.approx((classes + 2 * boxes + rivals / 2) / total, rel=1e-4)
 
 
 def test_outputs_of_common_levels_are_compared_and_two_stages_have_none() -> None:

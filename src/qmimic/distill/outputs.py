@@ -3,9 +3,11 @@
 With t the teacher's scores, s the student's, and w the teacher's best score of a place:
 
     sum |t - s|^2 BCE(s, t) / sum w   +   BOX_WEIGHT sum w (1 - GIoU(student's box, teacher's box)) / sum w
+                                      +   RIVALS_WEIGHT sum w KL(softmax of t's logits, softmax of s's) / sum w
 
 So the first term is the quality focal loss (Li et al., NeurIPS 2020) with the teacher's scores in place of labels, and
-boxes count where the teacher sees something.
+boxes count where the teacher sees something. The last term tells the classes of an object apart, as the detector's own
+loss does (`detector.softmax_weight`): the focal factor leaves a wrong class of middling score next to no gradient.
 """
 
 import torch
@@ -19,6 +21,8 @@ from qmimic.detectors.one_stage import BOX_WEIGHT, boxes_at, place_grid
 from qmimic.distill.distiller import Distiller, Sides, StudentView, Target, TeacherView
 from qmimic.errors import InputError
 from qmimic.processes import mean_over
+
+RIVALS_WEIGHT = 0.5  # as `detector.softmax_weight` by default
 
 
 class Outputs(Distiller):
@@ -72,7 +76,8 @@ class Outputs(Distiller):
         off = (logits.sigmoid() - wanted).square()
         classes = (off * F.binary_cross_entropy_with_logits(logits, wanted, reduction="none")).sum()
         distance = (1 - box_ops.giou(boxes, target["boxes"])) * weight
-        return (classes + BOX_WEIGHT * distance.sum()) / total
+        rivals = F.kl_div(logits.log_softmax(2), wanted.logit(eps=1e-6).softmax(2), reduction="none").sum(2) * weight
+        return (classes + BOX_WEIGHT * distance.sum() + RIVALS_WEIGHT * rivals.sum()) / total
 
     def _read(self, dense: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Logits [B, N, K] and boxes [B, N, 4] of some places, from outputs [B, K + 4, all places]."""

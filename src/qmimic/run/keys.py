@@ -40,9 +40,10 @@ from qmimic.zoo import DEPLOYED, TRAINED, located
 
 VERSION = 2  # raised when the same recipe would give other weights
 TAUGHT_VERSION = 1  # the same for students that are taught
-# And where a share is held, regions are balanced, channels go several at a time, LASSO refits, or maps are compared by
-# their correlation. No id of a study's job counts these: unfinished tables go on.
-DOSE_VERSION, BALANCED_VERSION, MULTIPLE_VERSION, LASSO_VERSION, PEARSON_VERSION = 2, 2, 2, 2, 2
+# And where a share is held, regions are balanced, channels go several at a time, or LASSO refits. No id of a study's
+# job counts these: unfinished tables go on.
+DOSE_VERSION, BALANCED_VERSION, MULTIPLE_VERSION, LASSO_VERSION = 2, 2, 2, 2
+OF_DISTILLERS = {"pearson": 2, "outputs": 2}  # and where one of these compares
 FILE_VERSION = 2  # for teachers that are a file
 TAYLOR_VERSION = 1  # and for teachers pruned by Taylor expansion
 INT8_VERSION = 1  # when the same detector would get other grids
@@ -362,7 +363,7 @@ def _since(config: MimicConfig) -> list[object]:
     return [
         *([f"dose {DOSE_VERSION}"] if config.holds_share else []),
         *([f"balanced {BALANCED_VERSION}"] if config.sampling == "balanced" else []),
-        *([f"pearson {PEARSON_VERSION}"] if config.distiller == "pearson" else []),
+        *([f"{config.distiller} {OF_DISTILLERS[config.distiller]}"] if config.distiller in OF_DISTILLERS else []),
     ]
 
 
