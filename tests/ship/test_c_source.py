@@ -127,6 +127,17 @@ def test_without_a_camera_pictures_are_the_input_s(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.astype(np.int16) + 128, pixels)
 
 
+def test_its_own_source_is_replaced_and_nobody_else_s(tmp_path: Path) -> None:
+    path = tmp_path / "m.tflite"
+    written(on_grids(backbone="yunet/32"), path)
+    before = [one.read_bytes() for one in write_c(path)]
+    assert [one.read_bytes() for one in write_c(path)] == before
+    (tmp_path / "m_detect.c").write_text("int main(void) { return 0; }\n")
+    with pytest.raises(InputError, match=r"m_detect\.c was not written by qmimic"):
+        write_c(path)
+    assert (tmp_path / "m_detect.c").read_text() == "int main(void) { return 0; }\n"
+
+
 def test_what_has_no_c_source(tmp_path: Path) -> None:
     written(one_stage().eval(), tmp_path / "a.tflite")
     with pytest.raises(InputError, match=r"is not an int8 \.tflite"):

@@ -16,7 +16,7 @@ import numpy as np
 
 from qmimic.data.letterbox import FILL, fit
 from qmimic.errors import InputError
-from qmimic.files import replacing
+from qmimic.files import LARGE, is_there, read_text, replacing
 from qmimic.runtime.detector import Detector
 from qmimic.runtime.metadata import Metadata
 from qmimic.runtime.places import PIXEL_STEPS, distance_table, place_count, score_table
@@ -24,6 +24,7 @@ from qmimic.runtime.suppression import CANDIDATES
 
 BITS = 22  # behind the point of a weight of a pixel, as in Pillow
 SCORE_ONE = 65535
+MARK = "/* Written by qmimic export. */"
 MOST_TIMES = 6  # that a camera's picture may be wider than what is seen of it; above, Pillow averages blocks first
 
 
@@ -38,7 +39,8 @@ def write_c(path: Path, camera: tuple[int, int] | None = None) -> list[Path]:
         The files.
 
     Raises:
-        InputError: the file is not on integers, the camera's pictures are too large, or the files cannot be written.
+        InputError: the file is not on integers, the camera's pictures are too large, or the files cannot be written or
+            would overwrite others.
     """
     metadata = Detector(path).metadata
     if metadata.precision != "int8" or path.suffix != ".tflite":
@@ -55,9 +57,13 @@ def write_c(path: Path, camera: tuple[int, int] | None = None) -> list[Path]:
     header, data = _header_and_data(name, path.read_bytes(), metadata, (height, width), placed.inner)
     code = files("qmimic.ship").joinpath("c/detect.c").read_text(encoding="utf-8")
     named = {f"{name}.h": header, f"{name}_data.c": data, f"{name}_detect.c": _named(code, name)}
+    for file in named:
+        own = path.parent / file
+        if is_there(own) and MARK not in read_text(own, LARGE)[: 2 * len(MARK)]:
+            raise InputError(f"{own} was not written by qmimic, and would be overwritten; choose another folder.")
     for file, text in named.items():
         with replacing(path.parent / file) as place:
-            place.write_text(text, encoding="utf-8")
+            place.write_text(f"{MARK}\n{text}", encoding="utf-8")
     return [path.parent / file for file in named]
 
 
