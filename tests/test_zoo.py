@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import struct
+import zlib
 from dataclasses import asdict
 from pathlib import Path
 
@@ -163,8 +165,11 @@ def test_predict_and_zoo_print_what_they_found(
     shutil.copyfile("picture.png", "out/picture.png")
     before = Path("out/picture.png").read_bytes()
     assert main(["predict", "zoo:pcb", "picture.png", "--out", "out"]) == 2
-    assert "out/picture.png was not drawn by qmimic" in capsys.readouterr().err
+    assert "out/picture.png does not say that qmimic drew it" in capsys.readouterr().err
     assert Path("out/picture.png").read_bytes() == before
+    huge = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBB", 13, b"IHDR", 20000, 20000, 8, 2, 0, 0, 0)
+    Path("out/picture.png").write_bytes(huge + struct.pack(">I", zlib.crc32(huge[12:])))
+    assert main(["predict", "zoo:pcb", "picture.png", "--out", "out"]) == 2
     assert main(["zoo", "--json"]) == 0
     students = json.loads(capsys.readouterr().out.splitlines()[-1])["students"]
     assert list(students) == list(zoo.cards())

@@ -16,13 +16,13 @@ from qmimic.compress.cost import Cost, equal_share
 from qmimic.compress.integer_grids import calibrate, map_grids, prepare_qat
 from qmimic.config import DetectorConfig, QuantizerConfig
 from qmimic.contracts import Backbone, ChannelGroup, Features, FusedPair, QuantizationPoint
-from qmimic.detectors.architectures import Architecture, fitted_to, map_strides, parse_spec
+from qmimic.detectors.architectures import Architecture, fitted_to, map_strides, parse_spec, with_anchors
 from qmimic.detectors.batch_norm import BatchNorm2d
 from qmimic.detectors.build import at_size, build, fold_batch_norm, mac_count
 from qmimic.detectors.channels import channel_groups, keep_channels, widths
 from qmimic.detectors.files import load_detector, save_detector
 from qmimic.detectors.quantize import Quantizer
-from qmimic.detectors.spec import DetectorSpec
+from qmimic.detectors.spec import DetectorSpec, TwoStageSpec
 from qmimic.errors import InputError
 from qmimic.run.candidates import Candidate
 from qmimic.ship.onnx_file import Exported, build_graph
@@ -100,6 +100,15 @@ def test_a_detector_of_one_stage_and_one_map_chooses_its_own_stride(
     assert fitted.levels is not None
     assert 8 in fitted.levels
     assert Candidate("resnet18/16", "of_one_map", (96, 96), (8,)).maps == {"detector.output_stride": 8}
+    # One that inherits a setting that it does not read, and does not say so, is of one map all the same.
+    monkeypatch.setitem(ARCHITECTURES, "z_rcnn", Architecture(TwoStageSpec, AnchorFree, with_anchors))
+    own, known = (
+        map_strides(DetectorConfig(architecture=name), "one_stage", boxes, (96, 96))
+        for name in ("z_rcnn", "faster_rcnn")
+    )
+    assert own == known
+    assert len(own) == 1
+    assert Candidate("resnet18/16", "z_rcnn", (96, 96), (16,)).maps == {"detector.output_stride": 16}
 
 
 def test_it_learns_and_detects_in_fixed_shapes() -> None:

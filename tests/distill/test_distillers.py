@@ -20,11 +20,14 @@ from distill_cases import (
     target_of,
     view_of,
 )
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qmimic.config import MimicConfig, recipe_from
 from qmimic.contracts import Features
 from qmimic.distill.bank import Bank, layout_of
 from qmimic.distill.distiller import Sides, StudentView, TeacherView
+from qmimic.distill.pearson import standardized
 from qmimic.errors import InputError
 from qmimic.tables import DISTILLERS, MODES
 
@@ -180,6 +183,15 @@ def test_pearson_s_gradient_is_bounded_where_a_channel_does_not_vary(mode: str) 
     distiller.loss(view_of(distiller, student), target_of(distiller, teacher)).backward()
     assert student.grad is not None
     assert student.grad.abs().max() < 100
+
+
+@given(st.floats(-100, 100), st.integers(1, 40))
+def test_pearson_does_not_divide_the_rounding_of_a_mean(value: float, side: int) -> None:
+    constant = torch.full((4, 1, side, side + 1), value, requires_grad=True)
+    (standardized(constant) * torch.rand(4, 1, side, side + 1)).sum().backward()
+    assert standardized(constant).abs().max() < 1e-3
+    assert constant.grad is not None
+    assert constant.grad.abs().max() < 2
 
 
 def test_pearson_does_not_depend_on_the_scale_of_the_maps() -> None:

@@ -133,7 +133,7 @@ def test_its_own_source_is_replaced_and_nobody_else_s(tmp_path: Path) -> None:
     before = [one.read_bytes() for one in write_c(path)]
     assert [one.read_bytes() for one in write_c(path)] == before
     (tmp_path / "m_detect.c").write_text("int main(void) { return 0; }\n")
-    with pytest.raises(InputError, match=r"m_detect\.c was not written by qmimic"):
+    with pytest.raises(InputError, match=r"m_detect\.c does not say that qmimic wrote it"):
         write_c(path)
     assert (tmp_path / "m_detect.c").read_text() == "int main(void) { return 0; }\n"
 

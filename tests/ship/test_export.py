@@ -158,12 +158,17 @@ def test_what_it_did_not_write_is_not_overwritten(
     file = trained / "run" / "student.safetensors"
     export = ["export", str(file), "--data", str(trained / "cats"), "--out", str(tmp_path), "--to", "onnx,openvino"]
     (tmp_path / name).write_text("precious")
-    assert f"{name} was not written by qmimic" in refused(*export, "--int8")
+    assert f"{name} is no detector that qmimic wrote" in refused(*export, "--int8")
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (tmp_path / name).read_text() == "precious"
     (tmp_path / name).unlink()
-    assert main([*export[:-2]]) == 0
-    assert main([*export[:-2]]) == 0  # its own
+    assert main(export) == 0
+    assert main(export) == 0  # its own, of one file and of two
+    (tmp_path / "parity.json").unlink()
+    assert main(export[:-2]) == 0  # which says so of itself
+    (tmp_path / "parity.json").write_text('["mine"]')
+    assert "parity.json is not qmimic's list of proofs" in refused(*export)
+    assert (tmp_path / "parity.json").read_text() == '["mine"]'
 
 
 def test_bad_input(trained: Path, tmp_path: Path, refused: Refused) -> None:

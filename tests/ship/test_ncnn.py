@@ -168,7 +168,7 @@ def test_parts_in_float_stay_so(tmp_path: Path) -> None:
 def test_two_stages_are_refused_before_any_file_is_written(trained: Path, tmp_path: Path, refused: Refused) -> None:
     student = trained / "run" / "student.safetensors"
     said = refused("export", student, "--to", "onnx,ncnn", "--out", tmp_path / "files")
-    assert "holds detectors that say at every place of their maps what lies there, and faster_rcnn is none" in said
+    assert "holds detectors that say at every place of their maps what lies there, and faster_rcnn does not" in said
     assert not (tmp_path / "files").exists()
 
 

@@ -92,8 +92,9 @@ def _camera(text: str | None) -> tuple[int, int] | None:
 def _export(options: argparse.Namespace) -> int:
     from qmimic.cli.output import Output, table
     from qmimic.run.deploy import advice, deploy
+    from qmimic.run.folder import DEPLOY
     from qmimic.runtime.formats import FORMATS
-    from qmimic.ship.c_source import write_c
+    from qmimic.ship.c_source import refuse_strangers, write_c
     from qmimic.ship.opset import OLDEST, OPSET
     from qmimic.ship.write import proved
 
@@ -109,6 +110,8 @@ def _export(options: argparse.Namespace) -> int:
         raise InputError("--opset is only for ONNX files; add onnx to --to, or leave it out.")
     out = Output(options)
     with _beside_its_work(options) as detector, out.watching() as watcher:
+        if options.c is not None:  # before the minutes that integers take
+            refuse_strangers((options.out or detector.parent / DEPLOY) / f"{detector.stem}-int8.tflite")
         batch = options.batch or None
         inside = options.nms == "inside"
         given = detector, options.out, options.data, options.overrides

@@ -161,7 +161,7 @@ def _walked(root: Path, left: list[Path]) -> Iterator[tuple[str, list[str]]]:
                 continue
             if place.is_symlink():  # each place once
                 target = place.resolve()
-                if not target.is_relative_to(real):
+                if not (target.is_relative_to(real) or real.is_relative_to(target)):
                     left.append(place)
                 if target in seen or not target.is_relative_to(real) or real.is_relative_to(target):
                     continue

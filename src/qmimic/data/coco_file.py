@@ -86,7 +86,7 @@ def _mend_ids(read: dict[str, list[Any]], faults: list[str], broken: set[int | s
     for name, several in ids.items():
         if len(several) > 1:
             numbers = " and ".join(map(str, several))
-            faults.append(f"The categories {numbers} are both {name!r}; give each its own name, or their boxes one id.")
+            faults.append(f"The categories {numbers} are all {name!r}; give each its own name, or their boxes one id.")
     listed = {image.id for image in read["images"]}
     texts = {str(number): number for number in listed}
     for annotation in read["annotations"]:

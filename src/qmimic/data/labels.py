@@ -193,9 +193,13 @@ def image_name(sample: Sample) -> str:
 
 
 def same_labels(first: Sample, second: Sample) -> bool:
-    """Whether two samples of one picture have the same boxes, classes and flags."""
-    pairs = ((getattr(first, name), getattr(second, name)) for name in ("boxes", "labels", "difficult", "crowd"))
-    return all(np.array_equal(a, b) for a, b in pairs)
+    """Whether two samples of one picture have the same boxes, classes and flags, in any order."""
+
+    def rows(own: Sample) -> NDArray[np.float64]:
+        found = np.column_stack([own.boxes, own.labels, own.difficult, own.crowd]).astype(np.float64)
+        return found[np.lexsort(found.T)]
+
+    return np.array_equal(rows(first), rows(second))
 
 
 def reserve(taken: dict[Path, Sample], folder: Path, sample: Sample, alike: bool = True) -> Path:

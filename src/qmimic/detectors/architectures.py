@@ -53,6 +53,11 @@ class Architecture:
         """Settings of a recipe's `detector` that have an effect."""
         return frozenset(self.spec.model_fields) - {*self.ignores}
 
+    @property
+    def of_one_map(self) -> bool:
+        """Whether it has one map, of `detector.output_stride`; others have `detector.levels`, or their own."""
+        return "output_stride" in self.reads
+
 
 def with_anchors(config: DetectorConfig, box_sizes: Sizes, size: tuple[int, int]) -> DetectorConfig:
     """With an output stride, and with anchors in pixels. Args as `Architecture.fitted`."""
@@ -82,8 +87,8 @@ def fitted_to(config: DetectorConfig, teacher: str | None, box_sizes: Sizes, siz
     """
     names = {config.architecture, teacher or config.architecture}
     # Those of one map first: levels hold its stride, where there is one.
-    kinds = sorted((ARCHITECTURES[name] for name in sorted(names)), key=lambda kind: "levels" in kind.reads)
-    given, of_one_map = config.output_stride, any("output_stride" in kind.reads for kind in kinds)
+    kinds = sorted((ARCHITECTURES[name] for name in sorted(names)), key=lambda kind: not kind.of_one_map)
+    given, of_one_map = config.output_stride, any(kind.of_one_map for kind in kinds)
     if not of_one_map:
         config = config.model_copy(update={"output_stride": None})
     for kind in kinds:
@@ -98,7 +103,7 @@ def map_strides(
     own = ARCHITECTURES[config.architecture]
     without_anchors = config.model_copy(update={"anchors": ((1.0, 1.0),), "anchor_cells": None})
     fitted = fitted_to(without_anchors, teacher, box_sizes, size)
-    return fitted.levels if "levels" in own.reads and fitted.levels else (fitted.output_stride or COARSE,)
+    return fitted.levels if fitted.levels and not own.of_one_map else (fitted.output_stride or COARSE,)
 
 
 OF_ONE_STAGE = ("levels", "softmax_weight")

@@ -5,7 +5,7 @@ from torch import Tensor
 from qmimic.data.targets import Targets
 from qmimic.distill.map_distiller import MapDistiller
 
-EPSILON = 1e-6  # of a channel that hardly varies
+EPSILON = 1e-6  # deviation of a channel that does not vary, relative to its values: their mean is rounded
 
 
 def standardized(maps: Tensor) -> Tensor:
@@ -14,7 +14,8 @@ def standardized(maps: Tensor) -> Tensor:
     variance = centred.square().mean((0, 2, 3), keepdim=True)
     # Within the root: outside of it, the gradient of a channel that does not vary would be 0 times infinity. Such a
     # channel is not divided: behind Q its gradient goes on to a map that varies, and would be a million times as large.
-    return centred / (variance + EPSILON**2).where(variance > EPSILON**2, 1.0).sqrt()
+    least = (EPSILON * (1 + maps.detach().abs().amax((0, 2, 3), keepdim=True))).square()
+    return centred / (variance + EPSILON**2).where(variance > least, 1.0).sqrt()
 
 
 class Pearson(MapDistiller):

@@ -63,9 +63,9 @@ class Candidate:
     @property
     def maps(self) -> dict[str, object]:
         """The setting of its maps' strides, as its architecture has it."""
-        if "levels" in ARCHITECTURES[self.architecture].reads:
-            return {"detector.levels": self.strides}
-        return {"detector.output_stride": self.strides[0]}
+        if ARCHITECTURES[self.architecture].of_one_map:
+            return {"detector.output_stride": self.strides[0]}
+        return {"detector.levels": self.strides}
 
     def of(self, recipe: Recipe) -> Recipe:
         """A recipe with this network as its student."""

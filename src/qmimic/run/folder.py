@@ -130,11 +130,13 @@ _REMARKS = TypeAdapter(tuple[str, ...])
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a run has begun in a folder: its first file says with which versions."""
+    """Whether a run has begun in a folder: its first file says with which versions, or was damaged since."""
     try:
         environment = read_json(folder / ENVIRONMENT)
-    except InputError:
+    except MissingError:
         return False
+    except InputError:
+        return (folder / STAGES).is_dir() and is_there(folder / RECIPE)
     return isinstance(environment, dict) and {"qmimic", "torch"} <= environment.keys()
 
 

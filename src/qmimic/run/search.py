@@ -118,7 +118,10 @@ def _fit(
         tried = _of_file(recipe, prepared.dataset.classes, tried, imitates, watcher)
     else:
         require_networks(prepared, [recipe])  # that the teacher cannot start must not wait for the search
-    watcher.say(f"Measuring what {len(tried)} networks cost on this machine, once for this folder; that takes minutes.")
+    if not (folder / TABLE).exists():
+        watcher.say(
+            f"Measuring what {len(tried)} networks cost on this machine, once for this folder; that takes minutes."
+        )
     watcher.start("costs", len(tried), 0)
     classes = prepared.dataset.classes
     table = cost_table(tried, recipe, classes, targets, budget, folder / TABLE, lambda done: watcher.step(done, 1, 0.0))

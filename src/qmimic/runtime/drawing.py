@@ -1,6 +1,7 @@
 """What a detector finds in files, one after the other, listed and drawn. Files that cannot be read are named."""
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -130,24 +131,28 @@ def save_drawing(picture: Image.Image, path: Path) -> None:
     Raises:
         InputError: something else lies there, or it cannot be written.
     """
-    _refuse_strangers(path)
+    refuse_strangers(path)
     with replacing(path) as temporary:
         mark = PngInfo()
         mark.add_text(*MARK)
         picture.save(temporary, format="PNG", pnginfo=mark)
 
 
-def _refuse_strangers(path: Path) -> None:
+def refuse_strangers(path: Path) -> None:
     """Raises: InputError: a file lies there that is no drawing."""
     if not os.path.lexists(path):
         return
     try:
-        with open_file(path, path.parent) as file, Image.open(file, formats=["PNG"]) as picture:
-            own = picture.info.get(MARK[0]) == MARK[1]
-    except (InputError, OSError, ValueError, SyntaxError):
+        with warnings.catch_warnings(), open_file(path, path.parent) as file:
+            warnings.simplefilter("ignore")  # of large pictures; only the head is read
+            with Image.open(file, formats=["PNG"]) as picture:
+                own = picture.info.get(MARK[0]) == MARK[1]
+    except Exception:  # Pillow's have no common type
         own = False
     if not own:
-        raise InputError(f"{path} was not drawn by qmimic, and a drawing would overwrite it; choose another --out.")
+        raise InputError(
+            f"{path} does not say that qmimic drew it, and would be overwritten; choose another --out, or move it."
+        )
 
 
 def _check_names(pictures: Sequence[Path], out: Path) -> None:
@@ -162,4 +167,4 @@ def _check_names(pictures: Sequence[Path], out: Path) -> None:
             f"--out {out} is a folder of the pictures, where a drawing could replace one; name another folder."
         )
     for path in pictures:
-        _refuse_strangers(out / f"{path.stem}.png")
+        refuse_strangers(out / f"{path.stem}.png")

@@ -125,7 +125,7 @@ class Format:
         if self.by_places and not exported.detector.place_strides:
             raise InputError(
                 f"{self.engine}'s {self.suffixes[0]} holds detectors that say at every place of their maps what lies "
-                f"there, and {exported.detector.spec.architecture} is none; train one with "
+                f"there, and {exported.detector.spec.architecture} does not; train one with "
                 "detector.architecture=one_stage, or export to another format."
             )
         if self.one_picture and exported.batch != 1:
@@ -315,5 +315,8 @@ def cannot_run(path: Path, engine: str, package: str, error: Exception) -> Input
     said = reason if len(reason) <= 2 * SAID else f"{reason[:SAID]} .. {reason[-SAID:]}"
     advice = f"copy or export it again, or upgrade {package}"
     if any(sign in reason for sign in UNKNOWN_OPERATOR):
-        advice = f"it has an operator that {engine} does not know: export it without those of other engines"
+        advice = (
+            f"{engine} lacks one of its operators, or has it for other types: export it in float32, without those of "
+            f"other engines, or upgrade {package}"
+        )
     return InputError(f"{path} cannot be run by {engine} ({said}); {advice}.")

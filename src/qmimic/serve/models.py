@@ -131,14 +131,16 @@ def detector_files(folder: Path) -> list[Path]:
     Of a finished run's networks, those that its table names: others are of an earlier run with other arms.
     """
     trained = {path.stem: path for path in sorted(folder.glob(f"*{TRAINED}"))}
+    earlier: set[str] = set()
     # It may be no run's folder, or an unfinished run's; and where only files are served, what reads runs is not there.
     with contextlib.suppress(InputError, ModuleNotFoundError):
         from qmimic.run.folder import NETWORKS, read_run
 
-        own = {one.name for one in read_run(folder).results}
-        trained = {name: path for name, path in trained.items() if name in own or path.name not in NETWORKS}
+        earlier = {name.removesuffix(TRAINED) for name in NETWORKS} - {one.name for one in read_run(folder).results}
+        trained = {name: path for name, path in trained.items() if name not in earlier}
     stages = [trained.pop(stage) for stage in order() if stage in trained]
     files = [path for own in (folder, folder / "deploy") for path in own.glob("*") if can_be_opened(path)]
+    files = [path for path in files if path.stem.removesuffix("-int8") not in earlier]
     shipped = sorted(files, key=lambda path: (path.stem, path.suffix))  # a float file before its int8 version
     return [*stages, *trained.values(), *shipped]
 

@@ -52,19 +52,38 @@ def write_c(path: Path, camera: tuple[int, int] | None = None) -> list[Path]:
             f"A camera's picture of {width} x {height} pixels cannot be fitted into an input of {metadata.size[1]} x "
             f"{metadata.size[0]}: choose a camera size below {MOST_TIMES} times the input's sides."
         )
-    name = re.sub(r"\W", "_", path.stem, flags=re.ASCII)
-    name = f"d_{name}" if not name[0].isalpha() else name
+    name = _name(path)
     header, data = _header_and_data(name, path.read_bytes(), metadata, (height, width), placed.inner)
     code = files("qmimic.ship").joinpath("c/detect.c").read_text(encoding="utf-8")
-    named = {f"{name}.h": header, f"{name}_data.c": data, f"{name}_detect.c": _named(code, name)}
-    for file in named:
-        own = path.parent / file
-        if is_there(own) and MARK not in read_text(own, LARGE)[: 2 * len(MARK)]:
-            raise InputError(f"{own} was not written by qmimic, and would be overwritten; choose another folder.")
-    for file, text in named.items():
-        with replacing(path.parent / file) as place:
-            place.write_text(f"{MARK}\n{text}", encoding="utf-8")
-    return [path.parent / file for file in named]
+    places = _files(path)
+    refuse_strangers(path)
+    for place, text in zip(places, (header, data, _named(code, name)), strict=True):
+        with replacing(place) as temporary:
+            temporary.write_text(f"{MARK}\n{text}", encoding="utf-8")
+    return places
+
+
+def refuse_strangers(path: Path) -> None:
+    """Check that C source beside a file, which need not be there yet, would overwrite none but our own.
+
+    Raises:
+        InputError: a file of such a name does not begin as ours do.
+    """
+    for own in _files(path):
+        if is_there(own) and not read_text(own, LARGE).startswith(MARK):
+            raise InputError(
+                f"{own} does not say that qmimic wrote it, and would be overwritten; choose another folder, or move it."
+            )
+
+
+def _name(path: Path) -> str:
+    """What a file's model is called in C."""
+    name = re.sub(r"\W", "_", path.stem, flags=re.ASCII)
+    return name if name[0].isalpha() else f"d_{name}"
+
+
+def _files(path: Path) -> list[Path]:
+    return [path.parent / f"{_name(path)}{end}" for end in (".h", "_data.c", "_detect.c")]
 
 
 def resampling(source: int, target: int) -> tuple[list[int], list[list[int]]]:

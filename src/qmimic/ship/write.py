@@ -75,15 +75,29 @@ def refuse_strangers(kind: Format, path: Path) -> None:
         path: of the file, without suffix.
 
     Raises:
-        InputError: there is one that the folder's proofs do not name.
+        InputError: there is one that neither the folder's proofs name nor says of itself that it is a detector of ours;
+            or the file of proofs is something else.
     """
-    names = [path.name + suffix for suffix in kind.suffixes]
+    proofs, names = path.parent / PARITY, [path.name + suffix for suffix in kind.suffixes]
     found = next((name for name in names if os.path.lexists(path.parent / name)), None)
-    if found and names[0] not in _proofs(path.parent / PARITY):
+    if found and names[0] not in _proofs(proofs) and not _is_ours(path.parent / names[0]):
         raise InputError(
-            f"{path.parent / found} was not written by qmimic ({PARITY} beside it does not name {names[0]}), and would "
-            "be overwritten; choose another folder with --out, or move it."
+            f"{path.parent / found} is no detector that qmimic wrote, and would be overwritten; choose another folder "
+            "with --out, or move it."
         )
+    if os.path.lexists(proofs) and not _proofs(proofs):
+        raise InputError(
+            f"{proofs} is not qmimic's list of proofs, and would be overwritten; choose another folder with --out, or "
+            "move it."
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        ShippedDetector(path)
+    except InputError:
+        return False
+    return True
 
 
 def label(path: Path, kind: Format, metadata: Metadata) -> None:
@@ -136,9 +150,9 @@ def _note(path: Path, name: str, figures: Mapping[str, Any]) -> None:
 
 
 def _proofs(path: Path) -> dict[str, Any]:
-    """What a folder's file of proofs holds; nothing where it is not there, or damaged: it is written anew."""
+    """What a folder's file of proofs holds; nothing where it is not there, or is something else."""
     try:
         found = read_json(path)
     except InputError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return found if isinstance(found, dict) and all(isinstance(own, dict) for own in found.values()) else {}
