@@ -178,6 +178,13 @@ def test_predict_and_zoo_print_what_they_found(
     assert card == {"name": "pcb", **json.loads(json.dumps(asdict(zoo.cards()["pcb"])))}
 
 
+def test_the_page_shows_the_cards_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["zoo"]) == 0
+    shown = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    table = shown[: next(place for place, line in enumerate(shown) if line.startswith("int8 files"))]
+    assert "\n".join(table) in (Path(__file__).parents[1] / "docs" / "one-stage.md").read_text()
+
+
 def test_exporting_needs_a_folder_of_ones_own(tmp_path: Path) -> None:
     before = sorted(zoo.FOLDER.iterdir())
     assert main(["export", "zoo:pcb", "--data", "synthetic:digits"]) == 2
