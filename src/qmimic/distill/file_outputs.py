@@ -4,7 +4,7 @@ Nothing is guessed: which output is what and how it lies stands in the recipe's 
 what contradicts the file is refused.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -92,7 +92,7 @@ class Level:
         config: which output is what.
         names: of the outputs, by what they hold.
         given: the outputs by name, as they came.
-        laid: the same; those on grids as [B, N, C].
+        laid: the same; those on grids, and those of which the file says that they are [B, C, N], as [B, N, C].
         batch: B, pictures.
     """
 
@@ -130,7 +130,13 @@ class Level:
         return values
 
 
-def found_in(config: TeacherFileConfig, outputs: Mapping[str, Tensor], batch: int, size: tuple[int, int]) -> Found:
+def found_in(
+    config: TeacherFileConfig,
+    outputs: Mapping[str, Tensor],
+    batch: int,
+    size: tuple[int, int],
+    transposed: Collection[str] = (),
+) -> Found:
     """The boxes of one call of the file.
 
     Args:
@@ -139,6 +145,7 @@ def found_in(config: TeacherFileConfig, outputs: Mapping[str, Tensor], batch: in
             and [B, K, N]; on grids also maps.
         batch: B, pictures of this call.
         size: height and width of its input, pixels.
+        transposed: outputs apart of which the file itself says that they are [B, K, N].
 
     Raises:
         InputError: an output has another shape than the recipe says, or no box is a number.
@@ -149,7 +156,9 @@ def found_in(config: TeacherFileConfig, outputs: Mapping[str, Tensor], batch: in
     for place in range(config.level_count):
         named = {kind: names_of(getattr(config, kind))[place : place + 1] for kind in KINDS_OF_OUTPUTS}
         names = {kind: one[0] for kind, one in named.items() if one}
-        laid = given
+        laid: Mapping[str, Tensor] = {
+            name: own.transpose(1, 2) if name in transposed and own.ndim == 3 else own for name, own in given.items()
+        }
         if grids:
             own = grids[place : place + 1] if config.level_count > 1 else grids
             lies = config.transposed, batch, config.anchors_first

@@ -353,24 +353,24 @@ class OnnxTeacher:
 
     def _found(self, parts: list[tuple[int, Outputs]]) -> Found:
         """Boxes of a batch that was looked at in parts, see `_seen`."""
-        names = self.config.outputs
-        tensors = [(count, {name: self._by_rows(name, part[name]) for name in names}) for count, part in parts]
+        names, transposed = self.config.outputs, self._transposed()
+        tensors = [
+            (count, {name: torch.from_numpy(part[name].astype(np.float32)) for name in names}) for count, part in parts
+        ]
         try:
-            return Found.joined([found_in(self.config, one, count, self.size) for count, one in tensors])
+            return Found.joined([found_in(self.config, one, count, self.size, transposed) for count, one in tensors])
         except InputError as error:
             raise InputError(f"{self.path}: {error}") from error
 
-    def _by_rows(self, name: str, values: NDArray[np.generic]) -> Tensor:
-        """An output, float32; [B, N, K] where the file says [B, K, N] of any number N of boxes.
+    def _transposed(self) -> list[str]:
+        """Outputs of boxes and scores apart that are [B, K, N] for any number N of boxes, as the file says.
 
-        What is not said is seen by its numbers (`file_outputs`); where N is free, it may be K in some pictures.
+        What is not said is seen by the numbers (`file_outputs`); where N is free, it may be K in some pictures.
         """
-        config = self.config
-        tensor = torch.from_numpy(values.astype(np.float32))
-        said = self.engine.shapes.get(name, ())
-        free = len(said) == values.ndim == 3 and said[1] is not None and said[2] is None
-        apart = name in (*names_of(config.boxes), *names_of(config.scores)) and not config.grid_strides
-        return tensor.transpose(1, 2) if free and apart else tensor
+        config, shapes = self.config, self.engine.shapes
+        apart = (*names_of(config.boxes), *names_of(config.scores)) if not config.grid_strides else ()
+        said = {name: shapes[name] for name in apart if len(shapes.get(name, ())) == 3}
+        return [name for name, (_, columns, boxes) in said.items() if columns is not None and boxes is None]
 
 
 def _end_of(reason: str) -> str:
