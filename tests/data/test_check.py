@@ -247,4 +247,7 @@ def test_real_folders_and_their_known_faults(real_data: Path, capsys: pytest.Cap
     assert defects.pop(0)[0] == "another_layout"  # a COCO copy of the same boxes
     assert sorted(defects) == [("box_without_area", "BloodImage_00338"), ("box_without_area", "BloodImage_00343")]
     code, defects = found(real_data / "raccoon", capsys)
-    assert (code, {kind for kind, _ in defects}) == (1, {"another_layout", "duplicate_across_splits"})
+    assert (code, {kind for kind, _ in defects}) == (
+        1,
+        {"another_layout", "duplicate_across_splits", "same_image_other_labels"},
+    )
