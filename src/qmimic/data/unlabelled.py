@@ -1,8 +1,8 @@
 """Pictures without labels, which a teacher is to label: read as strictly as those with labels; none is val's.
 
 A picture of val that was saved again, smaller, in grey or at another quality, has other pixels. It is known by its
-thumbnail, of which those of different photographs are far apart: over 5 grey levels (root mean square) between any two
-of animals, bccd and deeppcb, mirrored and turned ones too, and below 1.3 of one stored at a quality of 40.
+thumbnail. Those of different photographs are far apart: over 3.6 grey levels (root mean square) between any two of
+animals and deeppcb, also where one is mirrored or turned, and below 1.3 of one stored at a quality of 40.
 """
 
 from collections import Counter
