@@ -51,20 +51,20 @@ def draw_curves(logs: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """
     from matplotlib.figure import Figure  # here: jobs of a study draw nothing
 
-    figure = Figure(figsize=(10, 4))
-    figure.subplots_adjust(left=0.08, right=0.99, bottom=0.12, top=0.92, wspace=0.12)
+    figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for name, lines in logs.items():
+    for place, (name, lines) in enumerate(logs.items()):
         losses = [(line["step"], line["loss"]) for line in lines if "loss" in line]
         scores = [(line["step"], 100 * line["map50"]) for line in lines if "map50" in line]
-        left.plot(*zip(*losses, strict=True), label=name) if losses else None
-        right.plot(*zip(*scores, strict=True), marker="o", label=name) if scores else None
+        colour = f"C{place}"  # of a stage in both
+        left.plot(*zip(*losses, strict=True), color=colour, label=name) if losses else None
+        right.plot(*zip(*scores, strict=True), color=colour, marker="o") if scores else None
     for axes, title in ((left, "training loss"), (right, "mAP@0.5 on val, %")):
         axes.set(title=title, xlabel="step")
         axes.grid(alpha=0.3)
-        if axes.lines:
-            axes.legend(frameon=False)
     left.set_yscale("log")
+    if left.lines:
+        figure.legend(frameon=False, loc="outside upper center", ncols=len(left.lines))
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120)
 
