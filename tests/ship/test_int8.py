@@ -229,7 +229,7 @@ def test_one_engine_s_refusal_leaves_the_other_s_file(
     assert not (tmp_path / "student-int8.xml").exists()
 
 
-def test_the_advice_names_the_fastest_and_says_where_int8_does_not_pay() -> None:
+def test_the_advice_names_the_fastest_and_says_where_int8_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     one = deploy.Deployed(Path("a.onnx"), "onnx", "fp32", 400, 2.0, {})
     slower = replace(one, path=Path("a-int8.onnx"), precision="int8", bytes=100, milliseconds=3.0)
     other = replace(one, path=Path("a-int8.xml"), target="openvino", precision="int8", bytes=200, milliseconds=1.5)
@@ -240,6 +240,9 @@ def test_the_advice_names_the_fastest_and_says_where_int8_does_not_pay() -> None
     assert "With openvino" not in said
     near = replace(slower, milliseconds=2.02)
     assert deploy.advice([one, near]).startswith("Take a-int8.onnx")  # as fast, and smaller
+    for load, busy in ((0.0, False), (1e6, True)):
+        monkeypatch.setattr("os.getloadavg", lambda load=load: (load, load, load))
+        assert ("Other programs keep this machine busy" in deploy.advice([one])) == busy
 
 
 def test_bad_input(trained: Path, tmp_path: Path, refused: Refused) -> None:

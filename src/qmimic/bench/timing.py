@@ -1,5 +1,6 @@
 """Times of several things in one alternating run, so that whatever slows the machine slows all of them alike."""
 
+import os
 import time
 from collections.abc import Callable, Mapping
 
@@ -7,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 WARM_UP = 5
+BUSY = 1.5  # processes per core that want to run; what has just ended here counts as one
 
 
 def alternate(
@@ -29,3 +31,8 @@ def alternate(
                 seconds[name][number] = time.perf_counter() - start
         watch(max(0, number + 1))
     return seconds
+
+
+def is_busy() -> bool:
+    """Whether other programs have kept the machine busy for the last minute, so that times are too long."""
+    return hasattr(os, "getloadavg") and os.getloadavg()[0] > BUSY * (os.cpu_count() or 1)

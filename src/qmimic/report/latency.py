@@ -1,6 +1,5 @@
 """Times of a run's networks on equal terms: their float ONNX files and all deployed files, in one alternating run."""
 
-import os
 import platform
 import tempfile
 from collections.abc import Callable, Sequence
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qmimic.bench.measure import measure
+from qmimic.bench.timing import is_busy
 from qmimic.errors import InputError
 from qmimic.report.kept import FOLDER, kept_value
 from qmimic.report.networks import DeployedFile, detector_of
@@ -18,7 +18,6 @@ from qmimic.ship.onnx_file import Exported
 from qmimic.ship.write import describe, write_described
 
 ROUNDS = 60
-BUSY = 1.5  # running processes per core; the training that has just ended counts as one
 FILE = "latency.json"
 
 
@@ -56,7 +55,7 @@ def timing(run: FinishedRun, deployed: Sequence[DeployedFile], say: Callable[[st
 
 def _measure(run: FinishedRun, deployed: Sequence[DeployedFile], say: Callable[[str], None]) -> Timing:
     say("The report times every network.")
-    busy = os.getloadavg()[0] > BUSY * (os.cpu_count() or 1)
+    busy = is_busy()
     files: dict[str, Path] = {}
     reasons: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from qmimic.bench.timing import alternate
+from qmimic.bench.timing import alternate, is_busy
 from qmimic.config import Recipe, load_recipe
 from qmimic.config.reading import named_keys, refuse_keys
 from qmimic.data.formats import load_dataset
@@ -151,6 +151,8 @@ def advice(files: Sequence[Deployed]) -> str:
                 f"With {target}, int8 is not faster here ({times['int8']:.2f} against {times['fp32']:.2f} ms): "
                 "it saves space only."
             )
+    if timed and is_busy():
+        said.append("Other programs keep this machine busy, so its times say little: `qmimic bench` takes them anew.")
     return " ".join(said)
 
 
