@@ -94,7 +94,7 @@ def _export(options: argparse.Namespace) -> int:
     from qmimic.run.deploy import advice, deploy
     from qmimic.run.folder import DEPLOY
     from qmimic.runtime.formats import FORMATS
-    from qmimic.ship.c_source import refuse_strangers, write_c
+    from qmimic.ship.c_source import require_own_source, write_c
     from qmimic.ship.opset import OLDEST, OPSET
     from qmimic.ship.write import proved
 
@@ -111,7 +111,7 @@ def _export(options: argparse.Namespace) -> int:
     out = Output(options)
     with _beside_its_work(options) as detector, out.watching() as watcher:
         if options.c is not None:  # before the minutes that integers take
-            refuse_strangers((options.out or detector.parent / DEPLOY) / f"{detector.stem}-int8.tflite")
+            require_own_source((options.out or detector.parent / DEPLOY) / f"{detector.stem}-int8.tflite")
         batch = options.batch or None
         inside = options.nms == "inside"
         given = detector, options.out, options.data, options.overrides

@@ -138,13 +138,7 @@ def check(
                     twice.append(LabelDefect("nearly_constant_image", sample.image_id, text))
                 boxes = sample.boxes * fit(*found.size, size).scale
                 sides.append(boxes[:, 2:] - boxes[:, :2])
-                first_split, first = first_shown.setdefault(found.pixels, (split, sample))
-                if first_split != split:
-                    text = f"The same image is {first.image_id} of {first_split}."
-                    twice.append(LabelDefect("duplicate_across_splits", sample.image_id, text))
-                elif not same_labels(first, sample):
-                    text = f"The same image is {first.image_id}, with other labels; correct one, or remove it."
-                    twice.append(LabelDefect("same_image_other_labels", sample.image_id, text))
+                twice += _shown_before(split, sample, *first_shown.setdefault(found.pixels, (split, sample)))
     sifted = sift(replace(dataset, splits={s: own for s, own in dataset.splits.items() if s not in unions}), seen)
     sizes, small = _by_size(sides)
     recipe = recipe or Recipe()
@@ -193,6 +187,17 @@ def defects_drawn(dataset: Dataset, defects: Sequence[LabelDefect]) -> Image.Ima
         drawn = draw(picture, boxes, dataset.classes, 0)
         cells[defect.file] = captioned(drawn, f"{defect.file}: {defect.kind.replace('_', ' ')}")
     return contact_sheet(list(cells.values()), columns=min(4, len(cells))) if cells else None
+
+
+def _shown_before(split: str, sample: Sample, first_split: str, first: Sample) -> list[LabelDefect]:
+    """What is wrong with a picture whose pixels were first shown by a sample, which may be itself; at most one."""
+    if first_split != split:
+        text = f"The same image is {first.image_id} of {first_split}."
+        return [LabelDefect("duplicate_across_splits", sample.image_id, text)]
+    if not same_labels(first, sample):
+        text = f"The same image is {first.image_id}, with other labels; correct one, or remove it."
+        return [LabelDefect("same_image_other_labels", sample.image_id, text)]
+    return []
 
 
 def _look(dataset: Dataset, sample: Sample) -> Look | InputError:

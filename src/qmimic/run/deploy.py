@@ -27,7 +27,7 @@ from qmimic.ship.accuracy import Accuracy, map50_of_file
 from qmimic.ship.onnx_file import Exported
 from qmimic.ship.opset import OPSET
 from qmimic.ship.parity import pictures, require
-from qmimic.ship.write import Proof, describe, refuse_strangers, ship
+from qmimic.ship.write import Proof, describe, require_own_file, ship
 from qmimic.training.loop import Watcher
 
 # Settings of a trained detector that no weight depends on.
@@ -112,9 +112,7 @@ def deploy(
         detector = with_settings(detector, {name: getattr(recipe.detector, name) for name in applied})
     folder = out or path.parent / DEPLOY
     check_writable(folder / path.stem)
-    for target in targets:
-        for name in (path.stem, *([f"{path.stem}-int8"] if int8 and FORMATS[target].integers else [])):
-            refuse_strangers(FORMATS[target], folder / name)
+    _require_own_files(folder / path.stem, targets, int8)
     dataset = load_dataset(recipe.data.root)
     if not any(len(samples) for samples in dataset.splits.values()):
         raise InputError(f"{dataset.name} has no images to compare on; name another dataset with --data.")
@@ -132,6 +130,14 @@ def deploy(
     if int8 and able:
         written |= _on_integers(exported, _prepared(recipe, detector), notes, path, folder, able, watcher)
     return _timed(written)
+
+
+def _require_own_files(path: Path, targets: Sequence[str], int8: bool) -> None:
+    """`require_own_file` for all that would be written; `path` is without suffix."""
+    for kind in map(FORMATS.__getitem__, targets):
+        require_own_file(kind, path)
+        if int8 and kind.integers:
+            require_own_file(kind, path.with_name(f"{path.name}-int8"))
 
 
 def advice(files: Sequence[Deployed]) -> str:

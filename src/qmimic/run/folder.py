@@ -140,7 +140,7 @@ def is_run(folder: Path) -> bool:
     return isinstance(environment, dict) and {"qmimic", "torch"} <= environment.keys()
 
 
-def refuse_strangers(folder: Path) -> None:
+def require_run_folder(folder: Path) -> None:
     """Check that a run can begin in a folder without overwriting what is not a run's.
 
     Raises:

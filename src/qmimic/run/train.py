@@ -28,7 +28,7 @@ from qmimic.run.folder import (
     StageResult,
     mark_begun,
     ranked,
-    refuse_strangers,
+    require_run_folder,
     write_results,
 )
 from qmimic.run.lock import exclusive_lock
@@ -93,7 +93,7 @@ def train(recipe: Recipe, watcher: Watcher) -> RunResult:
         return _train(prepared, Silent())
     resolved, where = recipe.folder / RECIPE, recipe.folder / ENVIRONMENT
     with exclusive_lock(recipe.folder):
-        refuse_strangers(recipe.folder)
+        require_run_folder(recipe.folder)
         write_text(where, json.dumps(environment(prepared), indent=1))  # first: it marks the folder as ours
         save_recipe(recipe, resolved)
         _write_data(prepared)
@@ -133,8 +133,8 @@ def _train(prepared: Prepared, watcher: Watcher) -> RunResult:
         if labels:
             write_facts(recipe.folder, labels)
         _write_results(prepared, stages, said)
-        for name in NETWORKS:
-            if (recipe.folder / name).exists() and name not in {f"{one.name}.safetensors" for one in results}:
+        for name in sorted({*NETWORKS} - {f"{one.name}.safetensors" for one in results}):
+            if (recipe.folder / name).exists():
                 watcher.say(f"{recipe.folder / name} stays, and is not of this run: an earlier one had other arms.")
     student, best = (recipe.folder / f"{one.name}.safetensors" for one in (results[-1], ranked(results)[0]))
     return RunResult(recipe.folder, results, student, best, said)

@@ -13,7 +13,7 @@ from qmimic.detections import Detections
 from qmimic.draw import draw
 from qmimic.errors import InputError, notices_said
 from qmimic.runtime.detector import Detector
-from qmimic.runtime.drawing import Fault, looked_at, pictures_of, refuse_strangers, save_drawing
+from qmimic.runtime.drawing import Fault, looked_at, pictures_of, require_own_drawing, save_drawing
 from qmimic.runtime.formats import suffixes
 from qmimic.runtime.video import frames
 
@@ -106,7 +106,7 @@ def _looked_at(detector: Detector, options: argparse.Namespace, fault: Fault) ->
             yield str(one.picture), one.detections
         return
     for path in sorted(options.out.glob(f"{'[0-9]' * 6}.png")) if options.out else ():
-        refuse_strangers(path)  # before the first frame
+        require_own_drawing(path)  # before the first frame
     for number, frame in frames(options.video, fault):
         found = detector(frame, options.min_score)
         if options.out:

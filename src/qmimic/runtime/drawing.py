@@ -131,15 +131,15 @@ def save_drawing(picture: Image.Image, path: Path) -> None:
     Raises:
         InputError: something else lies there, or it cannot be written.
     """
-    refuse_strangers(path)
+    require_own_drawing(path)
     with replacing(path) as temporary:
         mark = PngInfo()
         mark.add_text(*MARK)
         picture.save(temporary, format="PNG", pnginfo=mark)
 
 
-def refuse_strangers(path: Path) -> None:
-    """Raises: InputError: a file lies there that is no drawing."""
+def require_own_drawing(path: Path) -> None:
+    """Check that a drawing there would replace nothing but one of ours. Raises: InputError: it would."""
     if not os.path.lexists(path):
         return
     try:
@@ -165,4 +165,4 @@ def _check_names(pictures: Sequence[Path], out: Path) -> None:
             f"--out {out} is a folder of the pictures, where a drawing could replace one; name another folder."
         )
     for path in pictures:
-        refuse_strangers(out / f"{path.stem}.png")
+        require_own_drawing(out / f"{path.stem}.png")

@@ -56,14 +56,14 @@ def write_c(path: Path, camera: tuple[int, int] | None = None) -> list[Path]:
     header, data = _header_and_data(name, path.read_bytes(), metadata, (height, width), placed.inner)
     code = files("qmimic.ship").joinpath("c/detect.c").read_text(encoding="utf-8")
     places = _files(path)
-    refuse_strangers(path)
+    require_own_source(path)
     for place, text in zip(places, (header, data, _named(code, name)), strict=True):
         with replacing(place) as temporary:
             temporary.write_text(f"{MARK}\n{text}", encoding="utf-8")
     return places
 
 
-def refuse_strangers(path: Path) -> None:
+def require_own_source(path: Path) -> None:
     """Check that C source beside a file, which need not be there yet, would overwrite none but our own.
 
     Raises:

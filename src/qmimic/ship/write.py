@@ -67,7 +67,7 @@ def ship(exported: Exported, metadata: Metadata, kind: Format, path: Path, prove
     return first
 
 
-def refuse_strangers(kind: Format, path: Path) -> None:
+def require_own_file(kind: Format, path: Path) -> None:
     """Check that a file can be written without overwriting one that `ship` did not write.
 
     Args:
