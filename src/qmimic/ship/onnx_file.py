@@ -3,7 +3,7 @@
 import contextlib
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -140,23 +140,26 @@ def _placed_as_sums(graph: onnx.GraphProto, detector: Detector) -> None:
         start = next((one for one in starts if np.array_equal(value, whole[:, one : one + width])), None)
         if start is None:
             continue
-        names = [f"{stored.name}.{level}" for level in range(len(levels))]
-        made = []
-        for name, own in zip(names, parts, strict=True):
-            constants = {part: values[..., start : start + width] for part, values in own.items()}
-            constants["shape"] = np.array([-1, width])
-            graph.initializer.extend(
-                onnx.numpy_helper.from_array(values, f"{name}.{part}") for part, values in constants.items()
-            )
-            made += [
-                onnx.helper.make_node("Add", [f"{name}.first", f"{name}.down"], [f"{name}.rows"]),
-                onnx.helper.make_node("Add", [f"{name}.rows", f"{name}.across"], [f"{name}.grid"]),
-                onnx.helper.make_node("Reshape", [f"{name}.grid", f"{name}.shape"], [name]),
-            ]
-        made.append(onnx.helper.make_node("Concat", names, [stored.name], axis=0))
-        for place, node in enumerate(made):
-            graph.node.insert(place, node)
+        columns = slice(start, start + width)
+        own = [{part: values[..., columns] for part, values in level.items()} for level in parts]
         graph.initializer.remove(stored)
+        for place, node in enumerate(_summed(graph, stored.name, own)):
+            graph.node.insert(place, node)
+
+
+def _summed(graph: onnx.GraphProto, name: str, levels: Sequence[Mapping[str, NDArray[Any]]]) -> list[onnx.NodeProto]:
+    """Nodes that make a constant of its levels' parts `first`, `down` and `across`, which the graph gets."""
+    make, made = onnx.helper.make_node, []
+    names = [f"{name}.{level}" for level in range(len(levels))]
+    for own, parts in zip(names, levels, strict=True):
+        constants = {**parts, "shape": np.array([-1, parts["first"].shape[-1]])}
+        graph.initializer.extend(onnx.numpy_helper.from_array(one, f"{own}.{part}") for part, one in constants.items())
+        made += [
+            make("Add", [f"{own}.first", f"{own}.down"], [f"{own}.rows"]),
+            make("Add", [f"{own}.rows", f"{own}.across"], [f"{own}.grid"]),
+            make("Reshape", [f"{own}.grid", f"{own}.shape"], [own]),
+        ]
+    return [*made, make("Concat", names, [name], axis=0)]
 
 
 def _without_idle_relus(graph: onnx.GraphProto) -> None:
